@@ -1,0 +1,153 @@
+"""The wire between supervisor and gateway: frame layout, control messages, start-up settings.
+
+Shared by both ends, so standard library only. It does not connect anything and keeps no state. docs/protocol.md has the
+whole conversation.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+SUBPROTOCOL = "v1.kernel.websocket.jupyter.org"
+"""Jupyter's own WebSocket framing: https://jupyter-server.readthedocs.io/en/latest/developers/websocket-protocols.html"""
+
+PROTOCOL_VERSION = 1
+
+SOCKET_NAME = "s"
+"""File name of the gateway's listening socket in the mounted directory; short, since socket paths are."""
+
+UNIX_PATH_MAX_BYTES = 107
+"""sizeof(sockaddr_un.sun_path) less its NUL, on Linux."""
+
+SETTINGS_VARIABLE = "CELLBLOCK_SUPERVISOR"
+"""Environment variable with the supervisor's settings as JSON, credential included; scrubbed as it is read."""
+
+ARTIFACT_CHANNEL = "artifact"
+"""Our own channel name: frames that carry a piece of a file, in Jupyter's framing."""
+
+MESSAGE_CHANNELS = ("shell", "control", "stdin", "iopub")
+
+_U64 = struct.Struct("<Q")
+_MAX_PARTS = 64
+
+
+class FrameError(ValueError):
+    """A frame does not have the layout that the protocol gives it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisorSettings:
+    """What a supervisor is told at start. Sizes in bytes, times in seconds.
+
+    `gateway` is `unix:<path>`, or a `ws://`/`wss://` URL. `threads` is what linear algebra libraries may use.
+    `relay_bytes` bounds the output of one run that is passed on at all; the gateway's own limits are tighter.
+    """
+
+    kernel_id: str
+    credential: str
+    gateway: str
+    work_dir: str
+    ipc_dir: str
+    home_dir: str
+    kernel_name: str = "python3"
+    preload: tuple[str, ...] = ()
+    threads: int = 1
+    orphan_timeout_s: float = 300.0
+    spool_bytes: int = 32 << 20
+    max_message_bytes: int = 16 << 20
+    relay_bytes: int = 64 << 20
+    image_bytes: int = 10 << 20
+    image_count: int = 50
+    file_bytes: int = 10 << 20
+    file_count: int = 50
+    scan_entries: int = 20_000
+
+    def to_json(self) -> str:
+        """The value of `SETTINGS_VARIABLE`."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> SupervisorSettings:
+        """The inverse of `to_json`. Raises ValueError or TypeError when `text` is not that."""
+        fields = json.loads(text)
+        fields["preload"] = tuple(fields.get("preload", ()))
+        return cls(**fields)
+
+
+def encode_message(channel: str, parts: Sequence[bytes]) -> bytes:
+    """Frame a Jupyter message: `parts` are header, parent_header, metadata, content and buffers, already serialized."""
+    name = channel.encode()
+    count = len(parts) + 2
+    offset = 8 * (1 + count)
+    offsets = [offset]
+    offset += len(name)
+    for part in parts:
+        offsets.append(offset)
+        offset += len(part)
+    offsets.append(offset)
+    return b"".join([struct.pack(f"<{count + 1}Q", count, *offsets), name, *parts])
+
+
+def decode_message(frame: bytes | memoryview) -> tuple[str, list[bytes]]:
+    """Take a framed Jupyter message apart: channel, then at least header, parent_header, metadata and content.
+
+    Raises FrameError for every frame that `encode_message` could not have made, before copying any of it.
+    """
+    view = memoryview(frame)
+    if len(view) < 8:
+        raise FrameError("frame is shorter than its own length field")
+    (count,) = _U64.unpack_from(view)
+    if not 6 <= count <= _MAX_PARTS or len(view) < 8 * (1 + count):
+        raise FrameError("frame has an impossible number of parts")
+    offsets = struct.unpack_from(f"<{count}Q", view, 8)
+    if (
+        offsets[0] != 8 * (1 + count)
+        or offsets[-1] != len(view)
+        or any(a > b for a, b in zip(offsets, offsets[1:], strict=False))
+    ):
+        raise FrameError("frame has offsets that are out of order")
+    if offsets[1] - offsets[0] > 16:
+        raise FrameError("frame has an overlong channel name")
+    try:
+        channel = bytes(view[offsets[0] : offsets[1]]).decode("ascii")
+    except UnicodeDecodeError as error:
+        raise FrameError("frame has a channel name that is not ASCII") from error
+    return channel, [bytes(view[a:b]) for a, b in zip(offsets[1:], offsets[2:], strict=False)]
+
+
+def number_frame(seq: int, frame: bytes) -> bytes:
+    """Put the u64 little-endian `seq` in front of a frame."""
+    return _U64.pack(seq) + frame
+
+
+def split_number(frame: bytes) -> tuple[int, memoryview]:
+    """The inverse of `number_frame`. Raises FrameError."""
+    if len(frame) < 8:
+        raise FrameError("frame is shorter than its sequence number")
+    return _U64.unpack_from(frame)[0], memoryview(frame)[8:]
+
+
+def encode_control(op: str, **fields: Any) -> str:
+    """A control message, as one JSON text frame."""
+    return json.dumps({"op": op, **fields})
+
+
+# Control messages. Those marked * are numbered: they carry `seq` and stay in the spool until acknowledged.
+#
+# supervisor -> gateway
+HELLO = "hello"  # protocol, kernel_id, credential, boot_id, state, oldest_seq, next_seq, running, finished, limits
+STATE = "state"  # * state: starting | idle | dead; pid
+DONE = "done"  # * msg_id, usage {wall_ms, cpu_ms, memory_peak_bytes}, oom_kills, skipped [{path, bytes, why}]
+DIED = "died"  # * msg_id or null, exit_code, signal, cause: oom | exited | signal | interrupt_ignored | restart
+GAP = "gap"  # * msg_id or null, dropped_bytes, dropped_frames, what: output | spool | message
+# gateway -> supervisor
+WELCOME = "welcome"  # acknowledged: the last seq of this boot that the gateway needs no more
+REFUSED = "refused"  # reason; the connection is closed after it
+ACK = "ack"  # seq
+INTERRUPT = "interrupt"  # msg_id or null, grace_s: SIGINT now, kill and fork anew when it is still running then
+RESTART = "restart"  # kill the kernel and fork anew
+SHUTDOWN = "shutdown"  # end the supervisor

@@ -1,0 +1,262 @@
+"""The records everything else speaks in: runs, events, artifacts, limits and settings of the engine.
+
+Plain frozen dataclasses and enums; no behaviour beyond questions about themselves, no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
+from typing import Any, NewType
+
+KernelId = NewType("KernelId", str)
+"""UUID (canonical text form) of one kernel, and so of the one container that holds it."""
+
+RunId = NewType("RunId", str)
+"""UUID (canonical text form) of one run."""
+
+ArtifactId = NewType("ArtifactId", str)
+"""Random UUID (canonical text form); unguessable, since it is all that protects an image URL."""
+
+GatewayId = NewType("GatewayId", str)
+"""Names one gateway's data directory; containers and running runs carry it."""
+
+TenantId = NewType("TenantId", str)
+SessionId = NewType("SessionId", str)
+
+ANONYMOUS = TenantId("anonymous")
+"""The tenant of requests without a token, where none is required."""
+
+
+class RunStatus(StrEnum):
+    """`queued` and `running` while the run lives; every other value is final."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    OK = "ok"
+    ERROR = "error"
+    TIMEOUT = "timeout"
+    OOM = "oom"
+    KERNEL_DIED = "kernel_died"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+
+    def is_final(self) -> bool:
+        """Whether nothing can follow this status."""
+        return self not in (RunStatus.QUEUED, RunStatus.RUNNING)
+
+
+class EventType(StrEnum):
+    """What one event says; the fields of each are listed in docs/events.md."""
+
+    STARTED = "started"
+    STDOUT = "stdout"
+    STDERR = "stderr"
+    RESULT = "result"
+    UPDATE = "update"
+    CLEAR = "clear"
+    IMAGE = "image"
+    FILE = "file"
+    ERROR = "error"
+    INPUT_REQUEST = "input_request"
+    TRUNCATED = "truncated"
+    END = "end"
+
+
+class ArtifactKind(StrEnum):
+    """An image is an artifact that a browser can show; every other file is a file."""
+
+    IMAGE = "image"
+    FILE = "file"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing a run produced. `seq` counts from 1 without gaps; `fields` is JSON-ready."""
+
+    seq: int
+    type: EventType
+    fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactRef:
+    """An artifact without its bytes. `name` is the path relative to the working directory."""
+
+    id: ArtifactId
+    kind: ArtifactKind
+    name: str
+    content_type: str
+    size_bytes: int
+
+    @property
+    def url_name(self) -> str:
+        """The last URL segment, `<uuid>_<file name>`, not yet percent-encoded."""
+        return f"{self.id}_{PurePosixPath(self.name).name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A file that a run made, with its bytes."""
+
+    ref: ArtifactRef
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one run cost, as the supervisor read it from the container's cgroup."""
+
+    wall_ms: float
+    cpu_ms: float
+    memory_peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExceptionInfo:
+    """The exception that ended a run. `traceback` has no ANSI codes; `line` counts from 1 in the run's own code."""
+
+    name: str
+    value: str
+    traceback: tuple[str, ...]
+    line: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """What a caller asks for, already validated: a configured language, identifier names, a finite timeout."""
+
+    tenant: TenantId
+    code: str
+    language: str
+    variables: Mapping[str, Any]
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One execution of one piece of code, as it is recorded before it starts.
+
+    `kernel_id` is set when a kernel has been claimed for it. `code` and `variables` may hold NUL and lone surrogates.
+    """
+
+    run_id: RunId
+    tenant: TenantId
+    gateway_id: GatewayId
+    language: str
+    code: str
+    variables: Mapping[str, Any]
+    timeout_s: float
+    created_at: datetime
+    kernel_id: KernelId | None = None
+    session_id: SessionId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A run's final answer. `results` are MIME bundles in order, with images already moved to `images`."""
+
+    run_id: RunId
+    status: RunStatus
+    output: str
+    stderr: str = ""
+    error: str | None = None
+    exception: ExceptionInfo | None = None
+    results: tuple[Mapping[str, Any], ...] = ()
+    images: Mapping[str, ArtifactRef] = field(default_factory=dict)
+    files: Mapping[str, ArtifactRef] = field(default_factory=dict)
+    execution_count: int | None = None
+    truncated: bool = False
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Events and artifacts that are committed together. Artifacts come with their `image` or `file` events."""
+
+    events: tuple[Event, ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one run, and the container around it, may use. Sizes in bytes, times in seconds."""
+
+    timeout_s: float = 30.0
+    max_timeout_s: float = 600.0
+    memory_bytes: int = 1 << 30
+    cpus: float = 1.0
+    pids: int = 256
+    disk_bytes: int = 256 << 20
+    inodes: int = 16_384
+    nofile: int = 1024
+    output_bytes: int = 1 << 20
+    image_bytes: int = 10 << 20
+    image_count: int = 50
+    image_pixels: int = 50_000_000
+    file_bytes: int = 10 << 20
+    file_count: int = 50
+    request_bytes: int = 10 << 20
+    queue: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How containers run. `network` is a Docker network name or `none`; `runtime` is e.g. `runc` or `runsc`."""
+
+    name: str = "auto"
+    kernel_image: str = ""
+    network: str = "none"
+    runtime: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSettings:
+    """How the kernel image is made. `base` is an image name or `debian`; empty strings mean "find out"."""
+
+    base: str = "python:3.13-slim"
+    dependencies: tuple[str, ...] = ()
+    preload: tuple[str, ...] = ()
+    proxy: str = ""
+    ca_bundle: str = ""
+    network: str = "host"
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchSpec:
+    """All that a provisioner needs to start one supervisor.
+
+    `socket_dir` is a host directory that holds the listening socket named `kernel_image.protocol.SOCKET_NAME`; the
+    sandbox may read it and must not be able to write to it. `credential` goes into the supervisor's environment only.
+    `kernel_name` is a Jupyter kernelspec name.
+    """
+
+    kernel_id: KernelId
+    gateway_id: GatewayId
+    credential: str = field(repr=False)
+    socket_dir: Path
+    limits: Limits
+    kernel_name: str = "python3"
+    preload: tuple[str, ...] = ()
+    session_id: SessionId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """A launched supervisor as the engine lists it. `engine_ref` is a container id or a process id."""
+
+    kernel_id: KernelId
+    gateway_id: GatewayId
+    engine_ref: str
+    session_id: SessionId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """How a sandbox ended, in the engine's words. `exit_code` is None where the engine cannot tell."""
+
+    exit_code: int | None
+    oom: bool
