@@ -1,0 +1,1 @@
+"""The faces of Cellblock: HTTP, command line, configuration, and the database adapter."""

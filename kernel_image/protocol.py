@@ -10,6 +10,7 @@ import json
 import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 SUBPROTOCOL = "v1.kernel.websocket.jupyter.org"
@@ -32,7 +33,10 @@ ARTIFACT_CHANNEL = "artifact"
 MESSAGE_CHANNELS = ("shell", "control", "stdin", "iopub")
 
 _U64 = struct.Struct("<Q")
-_MAX_PARTS = 64
+_U64_BYTES = 8
+_MIN_OFFSETS = 6
+_MAX_OFFSETS = 64
+_MAX_CHANNEL_BYTES = 16
 
 
 class FrameError(ValueError):
@@ -82,7 +86,7 @@ def encode_message(channel: str, parts: Sequence[bytes]) -> bytes:
     """Frame a Jupyter message: `parts` are header, parent_header, metadata, content and buffers, already serialized."""
     name = channel.encode()
     count = len(parts) + 2
-    offset = 8 * (1 + count)
+    offset = _U64_BYTES * (1 + count)
     offsets = [offset]
     offset += len(name)
     for part in parts:
@@ -98,25 +102,21 @@ def decode_message(frame: bytes | memoryview) -> tuple[str, list[bytes]]:
     Raises FrameError for every frame that `encode_message` could not have made, before copying any of it.
     """
     view = memoryview(frame)
-    if len(view) < 8:
+    if len(view) < _U64_BYTES:
         raise FrameError("frame is shorter than its own length field")
     (count,) = _U64.unpack_from(view)
-    if not 6 <= count <= _MAX_PARTS or len(view) < 8 * (1 + count):
+    if not _MIN_OFFSETS <= count <= _MAX_OFFSETS or len(view) < _U64_BYTES * (1 + count):
         raise FrameError("frame has an impossible number of parts")
-    offsets = struct.unpack_from(f"<{count}Q", view, 8)
-    if (
-        offsets[0] != 8 * (1 + count)
-        or offsets[-1] != len(view)
-        or any(a > b for a, b in zip(offsets, offsets[1:], strict=False))
-    ):
+    offsets = struct.unpack_from(f"<{count}Q", view, _U64_BYTES)
+    if offsets[0] != _U64_BYTES * (1 + count) or offsets[-1] != len(view) or any(a > b for a, b in pairwise(offsets)):
         raise FrameError("frame has offsets that are out of order")
-    if offsets[1] - offsets[0] > 16:
+    if offsets[1] - offsets[0] > _MAX_CHANNEL_BYTES:
         raise FrameError("frame has an overlong channel name")
     try:
         channel = bytes(view[offsets[0] : offsets[1]]).decode("ascii")
     except UnicodeDecodeError as error:
         raise FrameError("frame has a channel name that is not ASCII") from error
-    return channel, [bytes(view[a:b]) for a, b in zip(offsets[1:], offsets[2:], strict=False)]
+    return channel, [bytes(view[a:b]) for a, b in pairwise(offsets[1:])]
 
 
 def number_frame(seq: int, frame: bytes) -> bytes:
@@ -126,9 +126,9 @@ def number_frame(seq: int, frame: bytes) -> bytes:
 
 def split_number(frame: bytes) -> tuple[int, memoryview]:
     """The inverse of `number_frame`. Raises FrameError."""
-    if len(frame) < 8:
+    if len(frame) < _U64_BYTES:
         raise FrameError("frame is shorter than its sequence number")
-    return _U64.unpack_from(frame)[0], memoryview(frame)[8:]
+    return _U64.unpack_from(frame)[0], memoryview(frame)[_U64_BYTES:]
 
 
 def encode_control(op: str, **fields: Any) -> str:

@@ -69,7 +69,7 @@ class Store(Protocol):
         ...
 
     async def append(self, run_id: RunId, batch: Batch) -> None:
-        """Add events and artifacts to a run that goes on. Repeating a batch whose outcome was unknown changes nothing."""
+        """Add events and artifacts to a run that goes on. Repeating a batch is harmless."""
         ...
 
     async def finish_run(self, result: Result, batch: Batch, finished_at: datetime) -> None:
@@ -114,7 +114,7 @@ class Link(Protocol):
 
 
 class LinkListener(Protocol):
-    """What receives a link's frames. The next frame is read only once the returned awaitable is done (backpressure)."""
+    """What receives a link's frames. The next frame waits for the returned awaitable (backpressure)."""
 
     def on_binary(self, data: bytes) -> Awaitable[None] | None:
         """Take one binary frame."""

@@ -1,0 +1,1 @@
+"""Engines: each module starts, lists and ends sandboxes in one way."""
