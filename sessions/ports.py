@@ -1,4 +1,4 @@
-"""What the engine needs from the outside world, as Protocols. Adapters live elsewhere; only `gateway.app` names them."""
+"""What the engine needs from the outside world, as Protocols. Only `gateway.app` names the adapters."""
 
 from __future__ import annotations
 
