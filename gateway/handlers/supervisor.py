@@ -1,0 +1,170 @@
+"""Where supervisors dial in: one directory, one listening unix socket and one tiny WebSocket server per kernel.
+
+It carries frames, bounded in size and number of connections, and believes nothing: who is speaking, and what is said,
+is judged by the `LinkListener` that `sessions` supplies.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tornado.httpserver import HTTPServer
+from tornado.web import Application
+from tornado.websocket import WebSocketClosedError, WebSocketHandler
+
+from kernel_image import protocol
+from sessions.errors import SetUpFailed
+from sessions.model import KernelId
+from sessions.ports import Link, LinkListener
+
+MAX_FRAME_BYTES = 24 << 20
+"""Above what an honest supervisor sends (`max_message_bytes` and a little); a larger frame closes the connection."""
+
+_BACKLOG = 4
+_MAX_LINKS = 4
+_HEADER_TIMEOUT_S = 10.0
+
+Accept = Callable[[Link], LinkListener]
+
+
+class SupervisorSocket(WebSocketHandler):
+    """One connection from inside a sandbox, of whoever in there has opened it."""
+
+    def initialize(self, port: _Port) -> None:
+        """Belong to the port that was dialled."""
+        self._port = port
+        self._listener: LinkListener | None = None
+
+    def check_origin(self, origin: str) -> bool:
+        """No browser can reach a unix socket; whatever claims to be one is not a supervisor."""
+        del origin
+        return False
+
+    def select_subprotocol(self, subprotocols: list[str]) -> str | None:
+        """Speak Jupyter's framing, or nothing."""
+        return protocol.SUBPROTOCOL if protocol.SUBPROTOCOL in subprotocols else None
+
+    def open(self, *args: str, **kwargs: str) -> None:
+        """Take the connection, unless this sandbox holds too many already."""
+        del args, kwargs
+        if len(self._port.links) >= _MAX_LINKS or self.selected_subprotocol is None:
+            self.close(1008, "not welcome")
+            return
+        self.set_nodelay(True)
+        self._port.links.add(self)
+        self._listener = self._port.accept(_SocketLink(self))
+
+    def on_message(self, message: str | bytes) -> Awaitable[None] | None:
+        """Hand a frame on; tornado reads the next one when this is done."""
+        if self._listener is None:
+            return None
+        return self._listener.on_text(message) if isinstance(message, str) else self._listener.on_binary(message)
+
+    def on_close(self) -> None:
+        """Tell that the connection is gone."""
+        self._port.links.discard(self)
+        if self._listener is not None:
+            listener, self._listener = self._listener, None
+            listener.on_closed()
+
+    def log_exception(self, *args: Any) -> None:
+        """Let the listener's own log tell it; tornado's would print what came out of a sandbox."""
+        super().log_exception(*args)
+
+
+class _SocketLink:
+    """`sessions.ports.Link` over a tornado WebSocket."""
+
+    def __init__(self, handler: SupervisorSocket) -> None:
+        self._handler = handler
+
+    def send_binary(self, data: bytes) -> None:
+        self._send(data, binary=True)
+
+    def send_text(self, text: str) -> None:
+        self._send(text, binary=False)
+
+    def close(self, reason: str) -> None:
+        self._handler.close(1000, reason[:120])
+
+    def _send(self, data: bytes | str, *, binary: bool) -> None:
+        try:
+            self._handler.write_message(data, binary=binary)
+        except WebSocketClosedError:
+            return
+
+
+@dataclass(slots=True)
+class _Port:
+    """What one kernel's supervisor dials."""
+
+    directory: Path
+    accept: Accept
+    server: HTTPServer | None = None
+    links: set[SupervisorSocket] = field(default_factory=set)
+
+
+class SupervisorSwitchboard:
+    """`sessions.ports.Switchboard` on unix sockets below `root`, which nobody else on this host may enter.
+
+    Its state: the open ports by kernel.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._ports: dict[KernelId, _Port] = {}
+
+    def open(self, kernel_id: KernelId, accept: Accept) -> Path:
+        """Listen for this kernel's supervisor; returns the directory to mount.
+
+        The directory and the socket are open to all uids, since the sandbox has one of its own; `root` is not.
+        """
+        directory = self._root / kernel_id[:13]
+        path = directory / protocol.SOCKET_NAME
+        if len(os.fsencode(path)) > protocol.UNIX_PATH_MAX_BYTES:
+            raise SetUpFailed(f"The socket path {path} is too long: set server.data_dir to a shorter directory.")
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.mkdir()
+        directory.chmod(0o755)
+        listening = socket.socket(socket.AF_UNIX)
+        listening.setblocking(False)
+        listening.bind(str(path))
+        path.chmod(0o666)
+        listening.listen(_BACKLOG)
+        port = _Port(directory, accept)
+        application = Application(
+            [("/supervisor", SupervisorSocket, {"port": port})], websocket_max_message_size=MAX_FRAME_BYTES
+        )
+        port.server = HTTPServer(
+            application,
+            max_header_size=8192,
+            max_body_size=0,
+            idle_connection_timeout=_HEADER_TIMEOUT_S,
+            max_buffer_size=2 * MAX_FRAME_BYTES,
+        )
+        port.server.add_socket(listening)
+        self._ports[kernel_id] = port
+        return directory
+
+    def close(self, kernel_id: KernelId) -> None:
+        """Stop listening, drop this kernel's links and remove its directory. Unknown ids are no error."""
+        port = self._ports.pop(kernel_id, None)
+        if port is None:
+            return
+        if port.server is not None:
+            port.server.stop()
+        for link in list(port.links):
+            link.close(1001, "closed")
+        shutil.rmtree(port.directory, ignore_errors=True)
+
+    def remove_leftovers(self) -> None:
+        """Remove the directories of an earlier gateway on the same data directory."""
+        for directory in self._root.glob("*"):
+            if directory.is_dir():
+                shutil.rmtree(directory, ignore_errors=True)

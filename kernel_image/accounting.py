@@ -1,0 +1,197 @@
+"""What the container has used, read from its own cgroup (version 1 or 2), or from /proc where it has none.
+
+It reads; it decides nothing. The peak of one run inside a long-lived container is exact when the run set a new record
+(the cgroup keeps the record), and the largest of the samples taken during the run otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+_CGROUP = Path("/sys/fs/cgroup")
+_CLOCK_TICKS_HZ = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A moment's counters: monotonic time, CPU time used so far, memory now and at most so far, OOM kills so far."""
+
+    at_s: float
+    cpu_s: float
+    memory_bytes: int
+    memory_record_bytes: int
+    oom_kills: int
+
+
+class Meter(Protocol):
+    """Something that can be read."""
+
+    def read(self) -> Reading:
+        """Read all counters."""
+        ...
+
+
+class _Counter:
+    """A small /proc or cgroup file, kept open since it is read around every run."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def text(self) -> str:
+        return os.pread(self._descriptor, 4096, 0).decode("ascii", "replace")
+
+    def number(self) -> int:
+        return int(self.text())
+
+    def field(self, name: str) -> int:
+        """The value of a line `name value`; 0 when there is no such line."""
+        for line in self.text().splitlines():
+            key, _, value = line.partition(" ")
+            if key == name:
+                return int(value)
+        return 0
+
+
+class CgroupV2:
+    """The unified hierarchy, as a container with a cgroup namespace of its own sees it."""
+
+    def __init__(self, root: Path = _CGROUP) -> None:
+        self._cpu = _Counter(root / "cpu.stat")
+        self._memory = _Counter(root / "memory.current")
+        self._record = _Counter(root / "memory.peak") if (root / "memory.peak").exists() else self._memory
+        self._events = _Counter(root / "memory.events")
+
+    def read(self) -> Reading:
+        """Read all counters."""
+        return Reading(
+            at_s=time.monotonic(),
+            cpu_s=self._cpu.field("usage_usec") / 1e6,
+            memory_bytes=self._memory.number(),
+            memory_record_bytes=self._record.number(),
+            oom_kills=self._events.field("oom_kill"),
+        )
+
+
+class CgroupV1:
+    """The old hierarchies, mounted by Docker with the container's own group as their root."""
+
+    def __init__(self, root: Path = _CGROUP) -> None:
+        self._cpu = _Counter(root / "cpuacct" / "cpuacct.usage")
+        self._memory = _Counter(root / "memory" / "memory.usage_in_bytes")
+        self._record = _Counter(root / "memory" / "memory.max_usage_in_bytes")
+        self._oom = _Counter(root / "memory" / "memory.oom_control")
+
+    def read(self) -> Reading:
+        """Read all counters."""
+        return Reading(
+            at_s=time.monotonic(),
+            cpu_s=self._cpu.number() / 1e9,
+            memory_bytes=self._memory.number(),
+            memory_record_bytes=self._record.number(),
+            oom_kills=self._oom.field("oom_kill"),
+        )
+
+
+class ProcessTree:
+    """The descendants of this process, from /proc: for the `process` engine, and for runtimes without a cgroup file.
+
+    CPU time of processes that have ended counts as far as this process has waited for them. There is no record of the
+    memory, and no count of OOM kills.
+    """
+
+    def read(self) -> Reading:
+        """Read all counters."""
+        own = os.times()
+        cpu_s = own.children_user + own.children_system
+        memory_bytes = 0
+        for pid in descendants(os.getpid()):
+            try:
+                stat = Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
+                resident = Path(f"/proc/{pid}/statm").read_text("ascii").split()[1]
+            except (OSError, IndexError):
+                continue
+            fields = stat.rpartition(")")[2].split()
+            cpu_s += (int(fields[11]) + int(fields[12]) + int(fields[13]) + int(fields[14])) / _CLOCK_TICKS_HZ
+            memory_bytes += int(resident) * _PAGE_BYTES
+        return Reading(time.monotonic(), cpu_s, memory_bytes, memory_bytes, 0)
+
+
+def find_meter(*, own_container: bool) -> Meter:
+    """The best meter here. Without a container of its own, a process's cgroup says nothing about it."""
+    if own_container:
+        for meter in (CgroupV2, CgroupV1):
+            try:
+                found = meter()
+                found.read()
+            except (OSError, ValueError):
+                continue
+            return found
+    return ProcessTree()
+
+
+@dataclass(slots=True)
+class Meterage:
+    """What is used from a first reading on; `sample` in between, `finish` at the end."""
+
+    first: Reading
+    peak_bytes: int
+
+    @classmethod
+    def start(cls, first: Reading) -> Meterage:
+        """Begin at this reading."""
+        return cls(first, first.memory_bytes)
+
+    def sample(self, reading: Reading) -> None:
+        """Take note of a reading in between."""
+        self.peak_bytes = max(self.peak_bytes, reading.memory_bytes)
+
+    def finish(self, last: Reading) -> dict[str, float | int]:
+        """The `usage` object of a `done` message: wall_ms, cpu_ms, memory_peak_bytes."""
+        self.sample(last)
+        new_record = last.memory_record_bytes > self.first.memory_record_bytes
+        return {
+            "wall_ms": round((last.at_s - self.first.at_s) * 1e3, 3),
+            "cpu_ms": round(max(0.0, last.cpu_s - self.first.cpu_s) * 1e3, 3),
+            "memory_peak_bytes": max(last.memory_record_bytes, self.peak_bytes) if new_record else self.peak_bytes,
+        }
+
+
+def descendants(root: int) -> list[int]:
+    """The process ids of all live descendants of `root`, parents before children. See proc(5), /proc/pid/task."""
+    found: list[int] = []
+    queue = [root]
+    while queue:
+        for children in Path(f"/proc/{queue.pop()}/task").glob("*/children"):
+            try:
+                pids = [int(pid) for pid in children.read_text("ascii").split()]
+            except OSError:
+                continue
+            found += pids
+            queue += pids
+    return found
+
+
+def applied_limits(root: Path = _CGROUP) -> dict[str, int | None]:
+    """What the container's cgroup says its limits are: memory_bytes, pids, cpu_us per 100,000; None where it is silent.
+
+    The gateway compares this with what it asked for: an engine may accept a limit that the machine does not apply.
+    """
+    return {
+        "memory_bytes": _limit(root / "memory.max", root / "memory" / "memory.limit_in_bytes"),
+        "pids": _limit(root / "pids.max", root / "pids" / "pids.max"),
+        "cpu_us": _limit(root / "cpu.max", root / "cpu" / "cpu.cfs_quota_us"),
+    }
+
+
+def _limit(*paths: Path) -> int | None:
+    for path in paths:
+        try:
+            return int(path.read_text("ascii").split()[0])
+        except (OSError, ValueError, IndexError):
+            continue
+    return None

@@ -1,0 +1,125 @@
+"""The supervisor's end of a kernel's ZMQ channels: connecting, signing, checking, and nothing about their meaning.
+
+Wire format: https://jupyter-client.readthedocs.io/en/stable/messaging.html#the-wire-protocol
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import zmq
+from zmq.eventloop.zmqstream import ZMQStream
+
+from kernel_image.protocol import UNIX_PATH_MAX_BYTES
+
+_DELIMITER = b"<IDS|MSG>"
+_PORTS = {"shell": 1, "iopub": 2, "stdin": 3, "control": 4, "hb": 5}
+_SOCKET_TYPES = {"shell": zmq.DEALER, "control": zmq.DEALER, "stdin": zmq.DEALER, "iopub": zmq.SUB}
+_PARTS = 4
+
+Listener = Callable[[str, list[bytes]], None]
+"""Gets the channel's name and header, parent_header, metadata, content and buffers, as bytes."""
+
+
+class KernelChannels:
+    """The four message channels of one kernel process, over unix sockets `<prefix>-<n>`."""
+
+    def __init__(self, context: zmq.Context[Any], prefix: Path, listener: Listener) -> None:
+        if len(os.fsencode(f"{prefix}-9")) > UNIX_PATH_MAX_BYTES:
+            raise ValueError(f"the kernel's socket path {prefix} is longer than {UNIX_PATH_MAX_BYTES} bytes")
+        self._prefix = prefix
+        self._listener = listener
+        self._key = secrets.token_hex(32)
+        self._mac = hmac.new(self._key.encode(), digestmod=hashlib.sha256)
+        self._client_session = secrets.token_hex(16)
+        self._streams: dict[str, ZMQStream] = {}
+        identity = secrets.token_bytes(16)
+        for channel, kind in _SOCKET_TYPES.items():
+            socket = context.socket(kind)
+            socket.linger = 0
+            if kind == zmq.SUB:
+                socket.rcvhwm = 0
+                socket.subscribe(b"")
+            else:
+                # stdin replies are routed by the identity that asked on shell.
+                socket.identity = identity
+            socket.connect(f"ipc://{prefix}-{_PORTS[channel]}")
+            stream = ZMQStream(socket)
+            stream.on_recv(partial(self._receive, channel))
+            self._streams[channel] = stream
+
+    def connection_info(self) -> dict[str, Any]:
+        """The content of the kernel's connection file."""
+        ports = {f"{channel}_port": port for channel, port in _PORTS.items()}
+        return {
+            "transport": "ipc",
+            "ip": str(self._prefix),
+            "key": self._key,
+            "signature_scheme": "hmac-sha256",
+            "kernel_name": "",
+            **ports,
+        }
+
+    def send(self, channel: str, parts: Sequence[bytes]) -> None:
+        """Sign and send header, parent_header, metadata, content and buffers."""
+        self._streams[channel].socket.send_multipart([_DELIMITER, self._sign(parts[:_PARTS]), *parts], copy=True)
+
+    def request(self, channel: str, msg_type: str, content: dict[str, Any]) -> str:
+        """Send a request of the supervisor's own; returns its msg_id."""
+        msg_id = secrets.token_hex(16)
+        header = {
+            "msg_id": msg_id,
+            "msg_type": msg_type,
+            "session": self._client_session,
+            "username": "supervisor",
+            "date": datetime.now(UTC).isoformat(),
+            "version": "5.4",
+        }
+        self.send(channel, [json.dumps(header).encode(), b"{}", b"{}", json.dumps(content).encode()])
+        return msg_id
+
+    def drain(self) -> int:
+        """Take all that has arrived without waiting; returns how many messages that were."""
+        count = 0
+        for channel, stream in self._streams.items():
+            while True:
+                try:
+                    frames = stream.socket.recv_multipart(zmq.NOBLOCK)
+                except zmq.Again:
+                    break
+                count += 1
+                self._receive(channel, frames)
+        return count
+
+    def close(self) -> None:
+        """Close all channels and remove what is left of their socket files."""
+        for stream in self._streams.values():
+            stream.close(linger=0)
+        self._streams.clear()
+        for port in _PORTS.values():
+            Path(f"{self._prefix}-{port}").unlink(missing_ok=True)
+
+    def _sign(self, parts: Sequence[bytes]) -> bytes:
+        mac = self._mac.copy()
+        for part in parts:
+            mac.update(part)
+        return mac.hexdigest().encode()
+
+    def _receive(self, channel: str, frames: list[bytes]) -> None:
+        """Check and pass on. What is malformed or wrongly signed is dropped: user code can reach these sockets too."""
+        try:
+            start = frames.index(_DELIMITER) + 1
+        except ValueError:
+            return
+        signature, parts = frames[start], frames[start + 1 :]
+        if len(parts) >= _PARTS and hmac.compare_digest(signature, self._sign(parts[:_PARTS])):
+            self._listener(channel, parts)

@@ -1,0 +1,163 @@
+"""The fork server: a pristine process with everything imported, from which kernels are forked in milliseconds.
+
+It never runs user code and never starts a thread itself. It reads one JSON line per kernel to fork from the socket on
+its standard input and answers with the kernel's process id. The kernel is forked twice, so that it becomes a child of
+the supervisor, which alone waits for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import random
+import signal
+import site
+import socket
+import sys
+import time
+import warnings
+from typing import Any, NoReturn
+
+from kernel_image import hardening, streams
+
+KERNEL_MODULES = (
+    "ipykernel.kernelapp",
+    "ipykernel.ipkernel",
+    "ipykernel.debugger",
+    "IPython.core.completer",
+    "IPython.core.interactiveshell",
+    "kernel_image.streams",
+    "matplotlib_inline.config",
+    "uuid",
+)
+"""What every kernel imports anyway."""
+
+OOM_SCORE_ADJUSTMENT = 500
+"""When memory runs out, the kernel goes before the supervisor. See proc(5), /proc/pid/oom_score_adj."""
+
+
+def _preload(modules: list[str]) -> dict[str, str]:
+    """Import `modules`; returns the reasons of those that failed. A module that cannot be imported stops nothing."""
+    failed = {}
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # noqa: BLE001 - whatever an import of the operator's choosing raises
+            failed[module] = f"{type(error).__name__}: {error}"
+    return failed
+
+
+def _reseed() -> None:
+    """Give the kernel random numbers of its own. Python's `random` reseeds itself after a fork, these do not."""
+    random.seed()
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed()
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.seed()
+
+
+def _become_child_of(supervisor: int) -> None:
+    """Wait until the process between has ended, so that the parent's death is the supervisor's."""
+    while os.getppid() != supervisor:
+        time.sleep(0.0005)
+    hardening.die_with_parent()
+    if os.getppid() != supervisor:
+        os._exit(1)
+
+
+def _prepare(request: dict[str, Any], supervisor: int) -> None:
+    """Undo in the forked process what was the fork server's, and take on what is the kernel's."""
+    os.setsid()
+    hardening.allow_tracing()
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:  # noqa: PTH123
+        file.write(str(OOM_SCORE_ADJUSTMENT))
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _become_child_of(supervisor)
+    os.chdir(request["work_dir"])
+    os.environ[streams.TAIL_VARIABLE] = request["tail"]
+    with contextlib.suppress(OSError):
+        if os.path.isdir(user_site := site.getusersitepackages()):  # noqa: PTH112 - the fork server runs isolated
+            site.addsitedir(user_site)
+    _reseed()
+
+
+def _run_kernel(connection_file: str) -> None:
+    """Be an ipykernel, as `python -m ipykernel_launcher -f <connection_file>` would be, until it ends."""
+    from ipykernel.kernelapp import IPKernelApp  # noqa: PLC0415 - imported before the fork, by _preload
+    from traitlets.config import Config  # noqa: PLC0415
+
+    sys.argv = ["ipykernel_launcher.py", "-f", connection_file]
+    config = Config()
+    config.IPKernelApp.connection_file = connection_file
+    config.IPKernelApp.outstream_class = "kernel_image.streams.KernelStream"
+    # The history database would be written on the way to every answer, and nobody can read it afterwards.
+    config.HistoryManager.hist_file = ":memory:"
+    app = IPKernelApp.instance(config=config)
+    app.initialize([])
+    os.environ.pop(streams.TAIL_VARIABLE, None)
+    # Rather wait than drop when the supervisor reads more slowly than the kernel writes (zmq_setsockopt(3)).
+    import zmq  # noqa: PLC0415
+
+    app.iopub_thread.socket.setsockopt(zmq.XPUB_NODROP, 1)
+    gc.unfreeze()
+    app.start()
+
+
+def _fork_kernel(request: dict[str, Any], supervisor: int) -> int:
+    """Fork a kernel; returns its process id. Does not return in the kernel."""
+    reader, writer = os.pipe()
+    between = os.fork()
+    if between == 0:
+        _fork_again(request, supervisor, writer)
+    os.close(writer)
+    os.waitpid(between, 0)
+    with os.fdopen(reader, "rb") as file:
+        return int(file.read() or b"0")
+
+
+def _fork_again(request: dict[str, Any], supervisor: int, writer: int) -> NoReturn:
+    """Fork the kernel proper, say its process id, and end; the kernel is an orphan then, and the supervisor's."""
+    status = 1
+    try:
+        kernel = os.fork()
+        if kernel:
+            os.write(writer, str(kernel).encode())
+            status = 0
+        else:
+            os.close(writer)
+            _prepare(request, supervisor)
+            _run_kernel(request["connection_file"])
+            sys.stdout.flush()
+            sys.stderr.flush()
+            status = 0
+            sys.exit(0)
+    finally:
+        os._exit(status)
+
+
+def main() -> None:
+    """Serve until the supervisor closes the socket."""
+    hardening.forbid_tracing()
+    supervisor = os.getppid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
+    channel = socket.socket(fileno=0)
+    lines = channel.makefile("rw", encoding="utf-8", newline="\n")
+    failed = _preload([*KERNEL_MODULES, *sys.argv[1:]])
+    gc.collect()
+    gc.freeze()
+    print(json.dumps({"ready": True, "failed": failed}), file=lines, flush=True)
+    for line in lines:
+        print(json.dumps({"pid": _fork_kernel(json.loads(line), supervisor)}), file=lines, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""What the supervisor does to itself before the first kernel starts: no tracing, no secrets lying about, all orphans.
+
+Linux system calls through ctypes; nothing here keeps state.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+
+# <sys/prctl.h>
+_PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def _prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl({option}): {os.strerror(number)}")
+
+
+def forbid_tracing() -> None:
+    """Make this process non-dumpable: the same uid can then neither trace it nor read its memory, environment or fds.
+
+    See prctl(2) PR_SET_DUMPABLE and ptrace(2) "Ptrace access mode checking". Forked children inherit it, an exec of
+    a readable program undoes it.
+    """
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def allow_tracing() -> None:
+    """Undo `forbid_tracing`, for a forked kernel: debuggers and /proc/self belong to the user there."""
+    _prctl(_PR_SET_DUMPABLE, 1)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of all descendants whose own parent ends, as PID 1 is by nature."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def take_secret(variable: str) -> str:
+    """Take a variable out of the environment and overwrite the memory where the kernel had put it.
+
+    Raises KeyError when it is not set. Without the overwriting, /proc/<pid>/environ would show it for ever.
+    """
+    value = os.environ[variable]
+    libc = ctypes.CDLL(None)
+    libc.getenv.restype = ctypes.c_void_p
+    address = libc.getenv(variable.encode())
+    if address:
+        ctypes.memset(address, ord("x"), len(os.fsencode(value)))
+    del os.environ[variable]
+    return value

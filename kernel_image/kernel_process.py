@@ -1,0 +1,205 @@
+"""Starting, signalling and reaping kernel processes. What they say is not this module's business.
+
+Python kernels are forked by the fork server; other kernels are started from their kernelspec's argv. Either way the
+kernel is a direct child of this process in a session of its own, and its end is what waitpid says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jupyter_client.kernelspec import KernelSpecManager
+
+from kernel_image import accounting
+
+FORKED_KERNEL = "python3"
+"""The kernelspec name that stands for a fork of the fork server."""
+
+_KILL_ROUNDS = 50
+_KILL_PAUSE_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a process ended; exactly one of the two is set."""
+
+    exit_code: int | None
+    signal: int | None
+
+
+class Reaper:
+    """Waits for every child of this process, adopted orphans included. Its state: exits that nobody has asked for yet.
+
+    The kernel may be forked and gone before its process id is known here, so the last exits are remembered.
+    """
+
+    def __init__(self) -> None:
+        self._watched: dict[int, Callable[[Exit], None]] = {}
+        self._recent: dict[int, Exit] = {}
+
+    def start(self) -> None:
+        """Reap from now on; needs a running event loop."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.reap)
+
+    def watch(self, pid: int, ended: Callable[[Exit], None]) -> None:
+        """Call `ended` once, soon, when the process has ended (or had already)."""
+        if (known := self._recent.pop(pid, None)) is not None:
+            asyncio.get_running_loop().call_soon(ended, known)
+        else:
+            self._watched[pid] = ended
+
+    def reap(self) -> None:
+        """Collect whatever has ended."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            code = os.waitstatus_to_exitcode(status)
+            end = Exit(None, -code) if code < 0 else Exit(code, None)
+            if (ended := self._watched.pop(pid, None)) is not None:
+                ended(end)
+            else:
+                self._recent[pid] = end
+                while len(self._recent) > 1024:  # noqa: PLR2004 - more than a burst of orphans between two looks
+                    del self._recent[next(iter(self._recent))]
+
+
+class ForkServer:
+    """The fork server's process and the socket it listens to. Started anew when it has gone."""
+
+    def __init__(self, preload: Sequence[str], environment: dict[str, str], work_dir: str) -> None:
+        self._preload = tuple(preload)
+        self._environment = environment
+        self._work_dir = work_dir
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self.failed_preloads: dict[str, str] = {}
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id while it runs."""
+        return self._process.pid if self._process else None
+
+    async def start(self) -> None:
+        """Start it and wait until everything is imported. Raises OSError when it ends before that."""
+        self.stop()
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-I", "-m", "kernel_image.forkserver", *self._preload]
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: ASYNC220, S603 - a fork and an exec; its output is awaited below
+                command,
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                env=self._environment,
+                cwd="/",
+                start_new_session=True,
+            )
+        self._reader, self._writer = await asyncio.open_connection(sock=ours)
+        self.failed_preloads = (await self._answer())["failed"]
+
+    async def fork(self, connection_file: Path, tail: Path) -> int:
+        """Fork a kernel; returns its process id. Starts the fork server anew when it has died."""
+        request = {"connection_file": str(connection_file), "tail": str(tail), "work_dir": self._work_dir}
+        for attempt in range(2):
+            if self._writer is None:
+                await self.start()
+            try:
+                assert self._writer is not None  # noqa: S101 - start() has set it
+                self._writer.write(json.dumps(request).encode() + b"\n")
+                pid: int = (await self._answer())["pid"]
+            except (OSError, ValueError):
+                self.stop()
+                if attempt:
+                    raise
+            else:
+                return pid
+        raise AssertionError("unreachable")
+
+    def stop(self) -> None:
+        """End it. The reaper collects it."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = self._reader = None
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGKILL)
+            self._process.returncode = -signal.SIGKILL
+            self._process = None
+
+    async def _answer(self) -> Any:
+        assert self._reader is not None  # noqa: S101 - only called between start and stop
+        line = await self._reader.readline()
+        if not line:
+            raise OSError("the fork server has ended")
+        return json.loads(line)
+
+
+def spawn_kernel(kernel_name: str, connection_file: Path, environment: dict[str, str], work_dir: str) -> int:
+    """Start a kernel of another language from its kernelspec; returns its process id.
+
+    Raises `jupyter_client.kernelspec.NoSuchKernel`, or OSError when its program cannot be started.
+    """
+    spec = KernelSpecManager().get_kernel_spec(kernel_name)
+    values = {"{connection_file}": str(connection_file), "{resource_dir}": spec.resource_dir}
+    argv = list(spec.argv)
+    for placeholder, value in values.items():
+        argv = [argument.replace(placeholder, value) for argument in argv]
+    process = subprocess.Popen(  # noqa: S603 - the kernelspec is the operator's
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        env={**environment, **spec.env},
+        cwd=work_dir,
+        start_new_session=True,
+    )
+    # The reaper collects it; Popen must not try to, and need not warn that it did not.
+    process.returncode = 0
+    return process.pid
+
+
+def interrupt(pid: int) -> None:
+    """SIGINT to the kernel's whole process group, so that the child process it waits for stops as well."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGINT)
+
+
+def kill_all_but(spared: int | None) -> bool:
+    """SIGKILL every descendant of this process except `spared`; returns whether none is left.
+
+    Processes are stopped first, so that a fork bomb cannot outrun the killing.
+    """
+    own = os.getpid()
+    for _ in range(_KILL_ROUNDS):
+        victims = [pid for pid in accounting.descendants(own) if pid != spared and not _is_zombie(pid)]
+        if not victims:
+            return True
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in victims:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, number)
+        time.sleep(_KILL_PAUSE_S)  # a few rounds at most, while nothing else is left to do in here
+    return False
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
+    except OSError:
+        return True
+    return stat.rpartition(")")[2].split()[0] in ("Z", "X")

@@ -1,0 +1,276 @@
+"""What the kernel has been asked and has not finished: the boundary of each run, what it cost and which files it made.
+
+A request is finished when its execute_reply and its `idle` have both passed. Kernel messages go through here on their
+way to the relay. The mutable state is the outstanding requests in order, and the ids of the last finished ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from kernel_image import protocol
+from kernel_image.accounting import Meter, Meterage
+from kernel_image.artifacts import Found, WorkingDirectory
+from kernel_image.relay import Relay
+from kernel_image.streams import TAIL_METADATA
+
+_REMEMBERED = 256
+_SAMPLE_S = 0.2
+_CHUNK_BYTES = 1 << 20
+_JSON_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+_OUTPUT_TYPES = frozenset({"stream", "display_data", "update_display_data", "execute_result", "execute_input", "error"})
+
+
+@dataclass(slots=True)
+class _Request:
+    """One execute_request under way."""
+
+    msg_id: str
+    header: bytes
+    wants_artifacts: bool
+    meterage: Meterage | None = None
+    replied: bool = False
+    idle: bool = False
+    relayed_bytes: int = 0
+    dropped_bytes: int = 0
+    dropped_frames: int = 0
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+
+class OutstandingRequests:
+    """The outstanding requests of the kernel, and the way of its messages to the relay."""
+
+    def __init__(self, settings: protocol.SupervisorSettings, relay: Relay, meter: Meter) -> None:
+        self._settings = settings
+        self._relay = relay
+        self._meter = meter
+        self._files = WorkingDirectory(settings.work_dir, settings.scan_entries)
+        self._outstanding: dict[str, _Request] = {}
+        self._sampler: asyncio.TimerHandle | None = None
+        self._finishing: set[asyncio.Task[None]] = set()
+        self.finished: deque[str] = deque(maxlen=_REMEMBERED)
+
+    def __contains__(self, msg_id: object) -> bool:
+        return msg_id in self._outstanding
+
+    @property
+    def running(self) -> str | None:
+        """The msg_id of the oldest outstanding request."""
+        return next(iter(self._outstanding), None)
+
+    def accept(self, parts: list[bytes]) -> bool:
+        """Note a shell request from the gateway. False when it must not go to the kernel (again)."""
+        try:
+            header = json.loads(parts[0])
+            msg_id, msg_type = header["msg_id"], header["msg_type"]
+            options = json.loads(parts[2]).get("cellblock", {}) if parts[2] != b"{}" else {}
+        except _JSON_ERRORS:
+            return False
+        if msg_type != "execute_request":
+            return True
+        if msg_id in self._outstanding or msg_id in self.finished:
+            return False
+        request = _Request(msg_id, parts[0], wants_artifacts=options.get("artifacts", True))
+        if not self._outstanding:
+            request.meterage = Meterage.start(self._meter.read())
+        self._outstanding[msg_id] = request
+        if self._sampler is None:
+            self._schedule_sample()
+        return True
+
+    def relay(self, channel: str, parts: list[bytes], tail_sent: dict[str, int]) -> None:
+        """Pass a kernel's message on, within bounds; `tail_sent` learns how much of each stream is out."""
+        try:
+            msg_type = json.loads(parts[0])["msg_type"]
+            parent = json.loads(parts[1]).get("msg_id", "") if parts[1] != b"{}" else ""
+        except _JSON_ERRORS:
+            return
+        request = self._outstanding.get(parent)
+        if msg_type == "stream" and parts[2] != b"{}":
+            with suppress(*_JSON_ERRORS):
+                stream, sent_bytes = json.loads(parts[2])[TAIL_METADATA]
+                tail_sent[str(stream)] = int(sent_bytes)
+        self._put(channel, parts, msg_type, request)
+        if request is None:
+            return
+        if channel == "shell" and msg_type == "execute_reply":
+            request.replied = True
+        elif channel == "iopub" and msg_type == "status" and _is_idle(parts[3]):
+            request.idle = True
+        if request.replied and request.idle:
+            self._finish(request)
+
+    def put_lost_output(self, lost: dict[str, tuple[str, int]]) -> None:
+        """Give the running request the output that its kernel took to the grave."""
+        request = self._outstanding.get(self.running or "")
+        if request is None:
+            return
+        for stream, (text, gone_bytes) in lost.items():
+            header = json.dumps(
+                {"msg_id": f"{request.msg_id}-{stream}", "msg_type": "stream", "version": "5.4"}
+            ).encode()
+            content = json.dumps({"name": stream, "text": text}).encode()
+            request.dropped_bytes += gone_bytes
+            self._put("iopub", [header, request.header, b"{}", content], "stream", request)
+
+    async def fail_all(self, cause: str, *, exit_code: int | None, signal_number: int | None) -> None:
+        """Tell that the kernel has died, with what the running request made and used until then."""
+        running = self._outstanding.get(self.running or "")
+        usage = None
+        skipped: list[dict[str, Any]] = []
+        if running is not None:
+            usage = self._usage(running)
+            if running.wants_artifacts:
+                skipped = await self._put_artifacts(running)
+            self._put_gap(running)
+        waiting = [msg_id for msg_id in self._outstanding if running is None or msg_id != running.msg_id]
+        self.finished.extend(self._outstanding)
+        self._outstanding.clear()
+        self._relay.put_control(
+            protocol.DIED,
+            msg_id=running.msg_id if running else None,
+            never_run=waiting,
+            cause=cause,
+            exit_code=exit_code,
+            signal=signal_number,
+            usage=usage,
+            skipped=skipped,
+        )
+
+    def _put(self, channel: str, parts: list[bytes], msg_type: str, request: _Request | None) -> None:
+        """Hand a message to the relay unless it is too large or its run has said more than enough."""
+        size_bytes = sum(map(len, parts))
+        is_output = msg_type in _OUTPUT_TYPES
+        settings = self._settings
+        if is_output and size_bytes > settings.max_message_bytes and msg_type == "stream":
+            parts = _cut_stream(parts, settings.max_message_bytes // 8)
+            if request is not None:
+                request.dropped_bytes += size_bytes - sum(map(len, parts))
+            size_bytes = sum(map(len, parts))
+        relayed_bytes = request.relayed_bytes if request is not None else 0
+        fits = size_bytes <= settings.max_message_bytes and (
+            not is_output or relayed_bytes + size_bytes <= settings.relay_bytes
+        )
+        if fits:
+            self._relay.put_message(channel, parts, droppable=is_output)
+        if request is not None:
+            if fits:
+                request.relayed_bytes += size_bytes
+            else:
+                request.dropped_bytes += size_bytes
+                request.dropped_frames += 1
+
+    def _finish(self, request: _Request) -> None:
+        """The request has ended: send what it cost and what it made, then `done`."""
+        usage = self._usage(request)
+        del self._outstanding[request.msg_id]
+        self.finished.append(request.msg_id)
+        following = self._outstanding.get(self.running or "")
+        if following is not None and following.meterage is None:
+            following.meterage = Meterage.start(self._meter.read())
+        self._put_gap(request)
+        found, complete = self._files.changes() if request.wants_artifacts else ([], True)
+        if not found:
+            self._put_done(request, usage, [] if complete else [_TOO_MANY])
+            return
+        task = asyncio.ensure_future(self._put_artifacts_and_done(request, usage, found, complete=complete))
+        self._finishing.add(task)
+        task.add_done_callback(self._finishing.discard)
+
+    async def _put_artifacts_and_done(
+        self, request: _Request, usage: dict[str, Any], found: list[Found], *, complete: bool
+    ) -> None:
+        skipped = await self._put_files(request, found)
+        self._put_done(request, usage, skipped if complete else [*skipped, _TOO_MANY])
+
+    async def _put_artifacts(self, request: _Request) -> list[dict[str, Any]]:
+        found, complete = self._files.changes()
+        skipped = await self._put_files(request, found)
+        return skipped if complete else [*skipped, _TOO_MANY]
+
+    async def _put_files(self, request: _Request, found: list[Found]) -> list[dict[str, Any]]:
+        """Send the content of files in pieces, as the gateway takes them; returns what was skipped."""
+        skipped: list[dict[str, Any]] = []
+        counts = {True: 0, False: 0}
+        for file in found:
+            limit_bytes, limit_count = (
+                (self._settings.image_bytes, self._settings.image_count)
+                if file.is_image
+                else (self._settings.file_bytes, self._settings.file_count)
+            )
+            why = None
+            if file.size_bytes > limit_bytes:
+                why = "bytes"
+            elif counts[file.is_image] >= limit_count:
+                why = "count"
+            elif (data := self._files.read(file.path, limit_bytes)) is None:
+                why = "changed"
+            else:
+                counts[file.is_image] += 1
+                await self._put_file(request, file.path, data)
+            if why and len(skipped) < _REMEMBERED:
+                skipped.append({"path": file.path, "bytes": file.size_bytes, "why": why})
+        return skipped
+
+    async def _put_file(self, request: _Request, path: str, data: bytes) -> None:
+        header = json.dumps({"msg_id": "", "msg_type": "artifact"}).encode()
+        for offset in range(0, len(data) or 1, _CHUNK_BYTES):
+            await self._relay.wait_for_room()
+            content = json.dumps({"path": path, "bytes": len(data), "offset": offset}).encode()
+            piece = data[offset : offset + _CHUNK_BYTES]
+            parts = [header, request.header, b"{}", content, piece]
+            self._relay.put_message(protocol.ARTIFACT_CHANNEL, parts, droppable=False)
+
+    def _put_done(self, request: _Request, usage: dict[str, Any], skipped: list[dict[str, Any]]) -> None:
+        self._relay.put_control(protocol.DONE, msg_id=request.msg_id, usage=usage, skipped=skipped)
+
+    def _put_gap(self, request: _Request) -> None:
+        if request.dropped_bytes:
+            self._relay.put_control(
+                protocol.GAP,
+                what="output",
+                msg_id=request.msg_id,
+                dropped_bytes=request.dropped_bytes,
+                dropped_frames=request.dropped_frames,
+            )
+
+    def _usage(self, request: _Request) -> dict[str, Any]:
+        last = self._meter.read()
+        first = request.meterage or Meterage.start(last)
+        return {**first.finish(last), "oom_kills": last.oom_kills - first.first.oom_kills}
+
+    def _schedule_sample(self) -> None:
+        self._sampler = asyncio.get_running_loop().call_later(_SAMPLE_S, self._sample)
+
+    def _sample(self) -> None:
+        """Look at the memory while something runs; stops by itself when nothing does."""
+        self._sampler = None
+        request = self._outstanding.get(self.running or "")
+        if request is not None:
+            if request.meterage is not None:
+                request.meterage.sample(self._meter.read())
+            self._schedule_sample()
+
+
+_TOO_MANY = {"path": "", "bytes": 0, "why": "entries"}
+
+
+def _is_idle(content: bytes) -> bool:
+    with suppress(*_JSON_ERRORS):
+        return bool(json.loads(content)["execution_state"] == "idle")
+    return False
+
+
+def _cut_stream(parts: list[bytes], limit_bytes: int) -> list[bytes]:
+    """A `stream` message cut to about `limit_bytes` of text."""
+    try:
+        content = json.loads(parts[3])
+        content["text"] = content["text"][:limit_bytes]
+        return [*parts[:3], json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")]
+    except _JSON_ERRORS:
+        return [*parts[:3], json.dumps({"name": "stdout", "text": ""}).encode()]

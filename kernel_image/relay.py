@@ -1,0 +1,189 @@
+"""The supervisor's WebSocket to the gateway: dialling, greeting, sending the spool, dialling again.
+
+It moves frames and keeps them until they are acknowledged; what they mean is the supervisor's business. Its state: the
+connection, and the last `seq` sent on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+import socket
+import time
+from functools import partial
+from typing import Any, Protocol
+
+from tornado.httpclient import HTTPRequest
+from tornado.netutil import Resolver
+from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, websocket_connect
+
+from kernel_image import protocol
+from kernel_image.spool import Frame, Gap, Spool
+
+_MAX_REQUEST_BYTES = 256 << 20
+_FIRST_PAUSE_S = 0.02
+_LONGEST_PAUSE_S = 1.0
+_CONNECT_TIMEOUT_S = 10.0
+_UNFLUSHED_LIMIT_BYTES = 1 << 20
+
+
+class RelayListener(Protocol):
+    """What the relay tells the supervisor."""
+
+    def hello(self) -> dict[str, Any]:
+        """The fields of `hello` that are the supervisor's to fill."""
+        ...
+
+    def on_message(self, channel: str, parts: list[bytes]) -> None:
+        """A Jupyter message from the gateway."""
+        ...
+
+    def on_control(self, op: str, fields: dict[str, Any]) -> None:
+        """A control message from the gateway, other than those about the connection itself."""
+        ...
+
+
+class _UnixResolver(Resolver):
+    """Resolves every name to one unix socket, so that tornado's client can dial it."""
+
+    def initialize(self, path: str) -> None:
+        self._path = path
+
+    async def resolve(self, host: str, port: int, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[Any]:
+        del host, port, family
+        return [(socket.AF_UNIX, self._path)]
+
+
+class Relay:
+    """Keeps one WebSocket to the gateway alive and everything numbered until it is acknowledged."""
+
+    def __init__(self, settings: protocol.SupervisorSettings, listener: RelayListener) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._boot_id = secrets.token_hex(16)
+        self._spool = Spool(settings.spool_bytes, self._render_gap)
+        self._connection: WebSocketClientConnection | None = None
+        self._welcomed = False
+        self._sent_seq = 0
+        self._unflushed_bytes = 0
+        self._acknowledged = asyncio.Event()
+
+    def put_message(self, channel: str, parts: list[bytes], *, droppable: bool) -> bool:
+        """Send a Jupyter message as soon as possible, and keep it until then. Returns False when it was dropped."""
+        frame = protocol.encode_message(channel, parts)
+        kept = self._spool.add(lambda seq: protocol.number_frame(seq, frame), len(frame), droppable=droppable)
+        self._send_unsent()
+        return kept
+
+    def put_control(self, op: str, **fields: Any) -> None:
+        """Send a numbered control message; it is never dropped."""
+        self._spool.add(lambda seq: protocol.encode_control(op, seq=seq, **fields), 256, droppable=False)
+        self._send_unsent()
+
+    async def wait_for_room(self) -> None:
+        """Return once half of the spool is free, so that what comes next does not overflow it."""
+        while self._spool.size_bytes > self._settings.spool_bytes // 2:
+            self._acknowledged.clear()
+            await self._acknowledged.wait()
+
+    async def run(self) -> None:
+        """Stay connected. Returns once no gateway has been there for `orphan_timeout_s`."""
+        last_seen_s = time.monotonic()
+        pause_s = _FIRST_PAUSE_S
+        while time.monotonic() - last_seen_s < self._settings.orphan_timeout_s:
+            if await self._converse():
+                last_seen_s = time.monotonic()
+                pause_s = _FIRST_PAUSE_S
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+    async def _converse(self) -> bool:
+        """Dial, greet, and take what comes until the connection ends. Returns whether the gateway welcomed us."""
+        try:
+            connection = await self._dial()
+        except Exception:  # noqa: BLE001 - resolver, socket, HTTP and WebSocket errors alike: there is no gateway now
+            return False
+        with contextlib.suppress(Exception):  # whatever breaks the conversation, the answer is to dial again
+            hello = {
+                "protocol": protocol.PROTOCOL_VERSION,
+                "kernel_id": self._settings.kernel_id,
+                "credential": self._settings.credential,
+                "boot_id": self._boot_id,
+                "oldest_seq": self._spool.oldest_seq,
+                "next_seq": self._spool.next_seq,
+                **self._listener.hello(),
+            }
+            self._connection = connection
+            self._unflushed_bytes = 0
+            await connection.write_message(protocol.encode_control(protocol.HELLO, **hello))
+            while (frame := await connection.read_message()) is not None:
+                self._take(frame)
+        welcomed, self._welcomed = self._welcomed, False
+        self._connection = None
+        connection.close()
+        return welcomed
+
+    async def _dial(self) -> WebSocketClientConnection:
+        gateway = self._settings.gateway
+        resolver = None
+        if gateway.startswith("unix:"):
+            resolver = _UnixResolver(path=gateway.removeprefix("unix:"))
+            gateway = "ws://gateway/supervisor"
+        return await websocket_connect(
+            HTTPRequest(gateway, connect_timeout=_CONNECT_TIMEOUT_S),
+            subprotocols=[protocol.SUBPROTOCOL],
+            max_message_size=_MAX_REQUEST_BYTES,
+            resolver=resolver,
+        )
+
+    def _take(self, frame: str | bytes) -> None:
+        if isinstance(frame, bytes):
+            self._listener.on_message(*protocol.decode_message(frame))
+            return
+        fields = json.loads(frame)
+        match op := fields.pop("op"):
+            case protocol.WELCOME:
+                self._welcomed = True
+                self._acknowledge(fields["acknowledged"])
+                self._sent_seq = max(fields["acknowledged"], self._spool.oldest_seq - 1)
+                self._spool.close_gap()
+                self._send_unsent()
+            case protocol.ACK:
+                self._acknowledge(fields["seq"])
+            case _:
+                self._listener.on_control(op, fields)
+
+    def _acknowledge(self, seq: int) -> None:
+        self._spool.acknowledge(seq)
+        self._acknowledged.set()
+
+    def _send_unsent(self) -> None:
+        """Send from the spool until it is all sent or the socket is full enough; what drains it goes on with it."""
+        connection = self._connection
+        if not self._welcomed or connection is None:
+            return
+        while self._unflushed_bytes < _UNFLUSHED_LIMIT_BYTES:
+            frame = self._spool.get(self._sent_seq + 1)
+            if frame is None:
+                return
+            self._sent_seq += 1
+            try:
+                flushed = connection.write_message(frame, binary=isinstance(frame, bytes))
+            except WebSocketClosedError:
+                return  # the reader notices too and dials again; the frame is still kept
+            self._unflushed_bytes += len(frame)
+            asyncio.ensure_future(flushed).add_done_callback(partial(self._flushed, connection, len(frame)))
+
+    def _flushed(self, connection: WebSocketClientConnection, size_bytes: int, flushed: asyncio.Future[None]) -> None:
+        failed = flushed.cancelled() or flushed.exception() is not None
+        if connection is self._connection:
+            self._unflushed_bytes -= size_bytes
+            if not failed:
+                self._send_unsent()
+
+    def _render_gap(self, seq: int, gap: Gap) -> Frame:
+        return protocol.encode_control(
+            protocol.GAP, seq=seq, what="spool", dropped_bytes=gap.size_bytes, dropped_frames=gap.frames, msg_id=None
+        )

@@ -1,0 +1,107 @@
+"""stdout and stderr inside the kernel: ipykernel's OutStream, made to lose nothing.
+
+Three things differ from it. Every write is copied to the tail that the supervisor reads after a crash. What child
+processes write to the file descriptor is read out before a flush returns, so that it belongs to the run that made it,
+and is decoded across reads, so that multi-byte characters stay whole. A flush of an empty stream costs nothing.
+"""
+
+from __future__ import annotations
+
+import array
+import codecs
+import fcntl
+import os
+import select
+import termios
+import threading
+from pathlib import Path
+from typing import Any
+
+from ipykernel.iostream import OutStream
+
+from kernel_image import tail
+
+TAIL_VARIABLE = "CELLBLOCK_TAIL"
+"""Environment variable with the path of the tail's file; taken out as the kernel starts."""
+
+TAIL_METADATA = "cellblock_sent"
+"""Metadata field of `stream` messages: the stream's name, and how many of its bytes are out once this message is."""
+
+_READ_BYTES = 65_536
+
+
+def _available_bytes(descriptor: int) -> int:
+    count = array.array("i", [0])
+    fcntl.ioctl(descriptor, termios.FIONREAD, count)
+    return count[0]
+
+
+class KernelStream(OutStream):  # type: ignore[misc]
+    """One of the kernel's two output streams. Its own state: the tail, the sent count and the pipe's decoder."""
+
+    def __init__(self, session: Any, pub_thread: Any, name: str, **options: Any) -> None:
+        path = os.environ.get(TAIL_VARIABLE)
+        self._tail = tail.Tail(Path(path), name) if path else None
+        self._sent_bytes = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._pipe_lock = threading.RLock()
+        super().__init__(session, pub_thread, name, **options)
+
+    def write(self, string: str) -> int | None:
+        """Write, and copy to the tail unless this is a forked child (whose output the parent's pipe brings)."""
+        if self._tail is not None and self._is_master_process():
+            self._tail.write(tail.encode(str(string)))
+        count: int | None = super().write(string)
+        return count
+
+    def flush(self) -> None:
+        """Send all that was written, by this process or through the file descriptor, before returning."""
+        if not self._is_master_process():
+            super().flush()
+            return
+        self._drain_pipe()
+        if self._buffers or self._flush_pending:
+            super().flush()
+
+    def _flush(self) -> None:
+        """Send what is buffered; runs in the IOPub thread. Each message says how far the stream is out with it."""
+        if not self._is_master_process():
+            super()._flush()
+            return
+        self._flush_pending = False
+        for parent, text in self._flush_buffers():
+            if not text:
+                continue
+            self._sent_bytes += len(tail.encode(text))
+            self.session.pid = os.getpid()
+            message = self.session.msg(
+                "stream",
+                {"name": self.name, "text": text.encode("utf-8", "replace").decode()},
+                parent=parent,
+                metadata={TAIL_METADATA: [self.name, self._sent_bytes]},
+            )
+            for hook in self._hooks:
+                message = hook(message)
+                if message is None:
+                    break
+            else:
+                self.session.send(self.pub_thread, message, ident=self.topic)
+
+    def _watch_pipe_fd(self) -> None:
+        """Wait for output on the file descriptor; the reading itself is shared with `flush`."""
+        poller = select.poll()
+        poller.register(self._fid, select.POLLIN)
+        while self._should_watch:
+            events = poller.poll()
+            self._drain_pipe()
+            if any(event & (select.POLLHUP | select.POLLNVAL | select.POLLERR) for _, event in events):
+                return
+
+    def _drain_pipe(self) -> None:
+        if self._fid is None or not self._should_watch:
+            return
+        with self._pipe_lock:
+            while _available_bytes(self._fid):
+                text = self._decoder.decode(os.read(self._fid, _READ_BYTES))
+                if text:
+                    self.write(text)
