@@ -162,17 +162,25 @@ class Meterage:
 
 
 def descendants(root: int) -> list[int]:
-    """The process ids of all live descendants of `root`, parents before children. See proc(5), /proc/pid/task."""
+    """The process ids of all live descendants of `root`, parents before children.
+
+    From the parents of all processes: not every kernel has /proc/pid/task/tid/children.
+    """
+    children: dict[int, list[int]] = {}
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            try:
+                stat = Path(entry.path, "stat").read_text("ascii", "replace")
+            except OSError:
+                continue
+            parent = int(stat.rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(entry.name))
     found: list[int] = []
     queue = [root]
     while queue:
-        for children in Path(f"/proc/{queue.pop()}/task").glob("*/children"):
-            try:
-                pids = [int(pid) for pid in children.read_text("ascii").split()]
-            except OSError:
-                continue
-            found += pids
-            queue += pids
+        pids = children.get(queue.pop(), [])
+        found += pids
+        queue += pids
     return found
 
 

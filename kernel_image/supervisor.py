@@ -20,8 +20,8 @@ import zmq
 
 from kernel_image import accounting, hardening, kernel_process, protocol, tail
 from kernel_image.channels import KernelChannels
-from kernel_image.relay import Relay
 from kernel_image.outstanding import OutstandingRequests
+from kernel_image.relay import Relay
 
 _NUDGE_S = 0.2
 _START_TIMEOUT_S = 60.0

@@ -133,7 +133,7 @@ class SupervisorSwitchboard:
         directory.mkdir()
         directory.chmod(0o755)
         listening = socket.socket(socket.AF_UNIX)
-        listening.setblocking(False)
+        listening.settimeout(0)
         listening.bind(str(path))
         path.chmod(0o666)
         listening.listen(_BACKLOG)
