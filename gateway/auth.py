@@ -1,0 +1,129 @@
+"""Who may come in: bearer tokens to tenants, and which web pages and host names may reach this server.
+
+Decisions only, on header values; the handlers ask them and answer. No header is read twice, no token is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from gateway.config_sections import Token
+from sessions.errors import Forbidden, Unauthorized
+from sessions.model import ANONYMOUS, TenantId
+
+MAX_TOKEN_CHARACTERS = 1024
+_SCHEMES = ("bearer", "token")
+_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+class Doorkeeper:
+    """Knows the SHA-256 of every token, and nothing else of them."""
+
+    def __init__(self, tokens: Iterable[Token], *, required: bool) -> None:
+        self._known = [(bytes.fromhex(token.sha256), TenantId(token.tenant)) for token in tokens]
+        self._required = required
+
+    def tenant(self, authorization: str | None) -> TenantId:
+        """The tenant of an `Authorization` header (None: there was none). Raises Unauthorized.
+
+        Where no token exists, whatever is sent is ignored: clients that insist on sending some key still work.
+        """
+        if not self._known and not self._required:
+            return ANONYMOUS
+        if authorization is None:
+            if self._required:
+                raise Unauthorized
+            return ANONYMOUS
+        scheme, _, token = authorization.strip().partition(" ")
+        token = token.strip()
+        if scheme.lower() not in _SCHEMES or not 0 < len(token) <= MAX_TOKEN_CHARACTERS:
+            raise Unauthorized
+        return self._lookup(token)
+
+    def _lookup(self, token: str) -> TenantId:
+        """Compare with every token, whichever matches, so that the time tells nothing."""
+        # Header bytes arrive decoded as Latin-1; what is hashed is what was sent.
+        digest = hashlib.sha256(token.encode("latin-1", "replace")).digest()
+        found: TenantId | None = None
+        for known, tenant in self._known:
+            if hmac.compare_digest(known, digest):
+                found = tenant
+        if found is None:
+            raise Unauthorized("This token is not known here: check it, or ask for a new one.")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class SiteRules:
+    """Which host names are ours, and which web pages may use this server.
+
+    On loopback, every page that a browser on this machine shows could reach us, by GET or form POST, and by DNS
+    rebinding even with a host name of its own. `hosts` is None where any Host will do (beyond loopback, where a token
+    is always required, and a browser does not send one by itself).
+    """
+
+    hosts: frozenset[str] | None
+    origins: frozenset[str]
+
+    @classmethod
+    def of(
+        cls, *, loopback: bool, public_url: str, allowed_origins: Iterable[str], allowed_hosts: Iterable[str]
+    ) -> SiteRules:
+        """The rules of one configuration."""
+        public = urlsplit(public_url)
+        origins = {_normal_origin(origin) for origin in allowed_origins}
+        hosts = {_host_name(host) for host in allowed_hosts} | _LOOPBACK_NAMES
+        if public.netloc:
+            origins.add(_normal_origin(f"{public.scheme}://{public.netloc}"))
+            hosts.add(_host_name(public.netloc))
+        return cls(hosts=frozenset(hosts) if loopback else None, origins=frozenset(origins))
+
+    def check_host(self, host: str) -> None:
+        """Raise Forbidden unless the `Host` header names us."""
+        if self.hosts is not None and _host_name(host) not in self.hosts:
+            raise Forbidden(
+                "This host name is not ours: use localhost or 127.0.0.1, or add it to `server.allowed_hosts`."
+            )
+
+    def is_allowed_origin(self, origin: str | None) -> bool:
+        """Whether a page of this `Origin` was let in by the configuration."""
+        return origin is not None and _normal_origin(origin) in self.origins
+
+    def check_origin(self, origin: str | None, host: str) -> None:
+        """Raise Forbidden when there is an `Origin` that is neither our own nor allowed."""
+        if origin is None or self.is_allowed_origin(origin):
+            return
+        # The scheme is not compared: behind a TLS proxy we do not know our own.
+        scheme, separator, netloc = origin.partition("://")
+        if not separator or scheme.lower() not in ("http", "https") or netloc.lower() != host.lower():
+            raise Forbidden(
+                "This request came from a web page of another site: to let it in, add its origin to "
+                "`server.allowed_origins`."
+            )
+
+    def check_fetch_site(self, fetch_site: str | None, origin: str | None) -> None:
+        """Raise Forbidden when the browser says that another site caused this request (`Sec-Fetch-Site`)."""
+        if fetch_site is None or self.is_allowed_origin(origin):
+            return
+        if fetch_site.strip().lower() not in ("same-origin", "none"):
+            raise Forbidden("This request was caused by a web page of another site, which may not run code here.")
+
+
+def _host_name(host: str) -> str:
+    """`Localhost.:8000` becomes `localhost`; IPv6 addresses keep their brackets."""
+    host = host.strip().lower()
+    if host.startswith("["):
+        return host.partition("]")[0] + "]"
+    return host.partition(":")[0].removesuffix(".")
+
+
+def _normal_origin(origin: str) -> str:
+    """Lower case, without the port that the scheme implies."""
+    origin = origin.strip().lower().removesuffix("/")
+    scheme, _, netloc = origin.partition("://")
+    implied = {"http": ":80", "https": ":443"}.get(scheme, ":")
+    return f"{scheme}://{netloc.removesuffix(implied)}"

@@ -1,0 +1,225 @@
+"""The configuration: reading config.yaml and CELLBLOCK_* variables, and whether they make sense together.
+
+It reads the file and the environment it is given, once, and starts nothing. The keys themselves are in
+`gateway.config_sections`; what is built from them is `gateway.app`'s business.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+import yaml
+
+from gateway.complaints import complaint, near, shown
+from gateway.config_sections import ENGINES, SECTIONS, AuthSection, Config, Section, Size, Token
+from sessions.errors import Misconfigured
+
+__all__ = ["Config", "Token", "load", "parse_size"]
+
+DEFAULT_FILE = "config.yaml"
+VARIABLE_PREFIX = "CELLBLOCK_"
+FILE_VARIABLE = "CELLBLOCK_CONFIG"
+_RESERVED_VARIABLES = {FILE_VARIABLE}
+
+
+def load(path: Path | None, environ: Mapping[str, str]) -> Config:
+    """Read the file, lay the environment over it, and check the whole.
+
+    `path` None means CELLBLOCK_CONFIG, else ./config.yaml where there is one, else the built-in defaults.
+    Raises Misconfigured with one sentence that names the key.
+    """
+    raw = _read(path, environ)
+    for variable, value in sorted(environ.items()):
+        if variable.startswith(VARIABLE_PREFIX) and variable not in _RESERVED_VARIABLES:
+            _apply_variable(raw, variable, value)
+    if (port := environ.get("PORT")) and "CELLBLOCK_SERVER_PORT" not in environ:
+        raw.setdefault("server", {})["port"] = _parse_yaml("PORT", port)
+    config = _convert(raw)
+    _check(config)
+    return config
+
+
+def _read(path: Path | None, environ: Mapping[str, str]) -> dict[str, Any]:
+    """The file's content as nested plain dicts, without judging the keys."""
+    if path is None and environ.get(FILE_VARIABLE):
+        path = Path(environ[FILE_VARIABLE])
+    if path is None:
+        path = Path(DEFAULT_FILE)
+        if not path.exists():
+            return {}
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise Misconfigured(f"The configuration file {path} cannot be read: {reason}.") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise Misconfigured(f"The configuration file {path} is not valid YAML: {_one_line(error)}.") from error
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise Misconfigured(f"The configuration file {path} must hold sections such as `server:` at its top level.")
+    # A section with everything commented out reads as null.
+    return {str(title): ({} if section is None else section) for title, section in raw.items()}
+
+
+def _apply_variable(raw: dict[str, Any], variable: str, value: str) -> None:
+    """Lay one CELLBLOCK_<SECTION>_<KEY> over `raw`."""
+    title, _, key = variable.removeprefix(VARIABLE_PREFIX).lower().partition("_")
+    if title == "languages":
+        if key:
+            raw["languages"] = {**(raw.get("languages") or {}), key: value}
+        else:
+            raw["languages"] = _parse_yaml(variable, value)
+        return
+    section = SECTIONS.get(title)
+    if section is None or key not in section.__struct_fields__:
+        raise Misconfigured(f"The environment variable {shown(variable)} means nothing{near(variable, _variables())}")
+    kept = raw.setdefault(title, {})
+    if not isinstance(kept, dict):
+        raise Misconfigured(f'The section "{title}" must hold keys and values.')
+    kept[key] = _parse_value(section, key, variable, value)
+
+
+def _parse_value(section: type[Section], key: str, variable: str, value: str) -> Any:
+    """The value of a variable: text for text keys, YAML for all others; `a, b` will do for a list."""
+    kind = {field.name: field.type for field in msgspec.structs.fields(section)}[key]
+    if kind is str:
+        return value
+    parsed = _parse_yaml(variable, value)
+    if getattr(kind, "__origin__", None) is tuple:
+        if parsed is None:
+            return []
+        if not isinstance(parsed, list):
+            return [item.strip() for item in value.split(",") if item.strip()]
+    return parsed
+
+
+def _parse_yaml(variable: str, value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise Misconfigured(f"The environment variable {variable} is not valid YAML: {_one_line(error)}.") from error
+
+
+def _variables() -> list[str]:
+    """Every variable there is, for suggestions."""
+    names = [
+        f"{VARIABLE_PREFIX}{title}_{key}".upper()
+        for title, section in SECTIONS.items()
+        for key in section.__struct_fields__
+    ]
+    return [*names, *_RESERVED_VARIABLES, f"{VARIABLE_PREFIX}LANGUAGES"]
+
+
+def _convert(raw: Mapping[str, Any]) -> Config:
+    """Give every section its type. Raises Misconfigured naming the key."""
+    titles = [*SECTIONS, "languages"]
+    sections: dict[str, Any] = {}
+    for title, value in raw.items():
+        section = SECTIONS.get(title)
+        if title == "languages":
+            sections[title] = _convert_languages(value)
+        elif section is None:
+            raise Misconfigured(f'The configuration has no section "{shown(title)}"{near(title, titles)}')
+        elif not isinstance(value, dict):
+            raise Misconfigured(f'The section "{title}" must hold keys and values.')
+        else:
+            sections[title] = _convert_section(section, value)
+    return Config(**sections)
+
+
+def _convert_section(section: type[Section], value: Mapping[Any, Any]) -> Section:
+    prepared = {str(key): _prepare(section, str(key), item) for key, item in value.items()}
+    try:
+        return msgspec.convert(prepared, section)
+    except msgspec.ValidationError as error:
+        known = section.__struct_fields__ + (Token.__struct_fields__ if section is AuthSection else ())
+        message = complaint(error, known, prefix=f"{section.title}.")
+        raise Misconfigured(f"The configuration is not valid: {message}") from error
+
+
+def _convert_languages(value: Any) -> dict[str, str]:
+    try:
+        languages = msgspec.convert(value, dict[str, str])
+    except msgspec.ValidationError as error:
+        raise Misconfigured(
+            "`languages` must map names to Jupyter kernelspec names, as in `python: python3`."
+        ) from error
+    if not languages:
+        raise Misconfigured("`languages` must name at least one language, as in `python: python3`.")
+    return {name.lower(): kernel_name for name, kernel_name in languages.items()}
+
+
+def _prepare(section: type[Section], key: str, value: Any) -> Any:
+    """Understand human sizes and bare token hashes, which msgspec's types do not say."""
+    if section is AuthSection and key == "tokens":
+        if value is None:
+            return []
+        if isinstance(value, list):
+            return [{"sha256": item} if isinstance(item, str) else item for item in value]
+    if isinstance(value, str) and any(f.name == key and f.type is Size for f in msgspec.structs.fields(section)):
+        return parse_size(value, f"{section.title}.{key}")
+    return value
+
+
+def parse_size(text: str, key: str) -> int:
+    """Bytes of "512M", "1.5 GiB", "64kb" or "4096". Raises Misconfigured naming `key`."""
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*(?:([kmgt])(?:i?b)?|b)?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise Misconfigured(f'"{key}" must be a size in bytes such as 512M or 1048576, not "{shown(text)}".')
+    exponent = "kmgt".index(match[2].lower()) + 1 if match[2] else 0
+    return int(float(match[1]) * 1024**exponent)
+
+
+def _check(config: Config) -> None:
+    """What no single key can tell. Raises Misconfigured."""
+    server, auth, engine = config.server, config.auth, config.engine
+    if engine.name not in ENGINES:
+        raise Misconfigured(f'"engine.name" must be auto, docker or process{near(engine.name, ENGINES)}')
+    if auth.required and not auth.tokens:
+        raise Misconfigured(
+            "`auth.required` is set but `auth.tokens` is empty, so that nobody could get in: add a token."
+        )
+    if not config.is_loopback and not auth.is_required:
+        raise Misconfigured(
+            f"`server.host` is {server.host}, which other machines can reach, and no token is required: set "
+            "`auth.tokens`, or listen on 127.0.0.1."
+        )
+    if not config.is_loopback and engine.name == "process":
+        raise Misconfigured(
+            f"The process engine isolates nothing, so it listens on loopback only: set `server.host` to 127.0.0.1 "
+            f"instead of {server.host}, or use the docker engine."
+        )
+    if config.limits.timeout > config.limits.max_timeout:
+        raise Misconfigured('"limits.timeout" must not be above "limits.max_timeout".')
+    if config.pool.size > config.pool.max:
+        raise Misconfigured('"pool.size" must not be above "pool.max".')
+    if server.public_url and not _is_web_address(server.public_url, path_allowed=True):
+        raise Misconfigured('"server.public_url" must be an address such as https://cells.example.org.')
+    for origin in server.allowed_origins:
+        if not _is_web_address(origin, path_allowed=False):
+            raise Misconfigured(
+                f'"server.allowed_origins" holds "{shown(origin)}": give each as https://chat.example.org, no path.'
+            )
+
+
+def _is_web_address(text: str, *, path_allowed: bool) -> bool:
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError:
+        return False
+    plain = not parts.query and not parts.fragment and "@" not in parts.netloc
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and plain and (path_allowed or not parts.path)
+
+
+def _one_line(error: Exception) -> str:
+    """A YAML error without its code extract, which may hold a token."""
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or type(error).__name__
+    return f"{problem} (line {mark.line + 1})" if mark is not None else str(problem)

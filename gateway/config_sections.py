@@ -1,0 +1,227 @@
+"""What the configuration may say: one frozen struct per section of config.yaml, with its defaults and bounds.
+
+It reads nothing; `gateway.config` reads the file and the environment, and checks what no single key can tell.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from sessions.model import BuildSettings, EngineSettings, Limits
+
+_LIMITS = Limits()
+_ENGINE = EngineSettings()
+_BUILD = BuildSettings()
+ENGINES = ("auto", "docker", "process")
+_SHA256_HEX = r"^[0-9a-fA-F]{64}$"
+
+Positive = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0, le=30 * 86_400)]
+Size = Annotated[int, Meta(ge=1, extra={"human": True})]
+"""Bytes; "512M", "1.5 GiB" and plain numbers are understood, with K = 1024 as Docker has it."""
+
+
+class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One part of the configuration."""
+
+    title: ClassVar[str]
+
+
+class ServerSection(Section, frozen=True):
+    """Where the gateway listens and what it calls itself. `public_url` and `data_dir` are found out when empty."""
+
+    title: ClassVar[str] = "server"
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 8000
+    public_url: str = ""
+    allowed_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    data_dir: str = ""
+
+
+class Token(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A bearer token, known by its SHA-256 alone. `name` is for the operator's own eyes."""
+
+    sha256: Annotated[str, Meta(pattern=_SHA256_HEX)]
+    tenant: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:-]{1,128}$")] = "default"
+    name: str = ""
+
+
+class AuthSection(Section, frozen=True):
+    """Who may use this gateway. `required` null means: exactly when there are tokens."""
+
+    title: ClassVar[str] = "auth"
+    required: bool | None = None
+    tokens: tuple[Token, ...] = ()
+
+    @property
+    def is_required(self) -> bool:
+        """Whether a request without a token is refused."""
+        return bool(self.tokens) if self.required is None else self.required
+
+
+class DatabaseSection(Section, frozen=True):
+    """`url` empty means the embedded PostgreSQL."""
+
+    title: ClassVar[str] = "database"
+    url: str = ""
+
+
+class EngineSection(Section, frozen=True):
+    """How containers run; see `sessions.model.EngineSettings`."""
+
+    title: ClassVar[str] = "engine"
+    name: str = _ENGINE.name
+    kernel_image: str = _ENGINE.kernel_image
+    network: str = _ENGINE.network
+    runtime: str = _ENGINE.runtime
+
+    def settings(self) -> EngineSettings:
+        """The engine's own record."""
+        return EngineSettings(**msgspec.structs.asdict(self))
+
+
+class BuildSection(Section, frozen=True):
+    """How the kernel image is made; see `sessions.model.BuildSettings`."""
+
+    title: ClassVar[str] = "build"
+    base: str = _BUILD.base
+    dependencies: tuple[str, ...] = (
+        "numpy",
+        "pandas",
+        "matplotlib",
+        "scipy",
+        "pillow",
+        "openpyxl",
+        "seaborn",
+        "sympy",
+        "scikit-learn",
+        "requests",
+        "beautifulsoup4",
+        "lxml",
+        "tabulate",
+        "python-dateutil",
+        "pyyaml",
+        "networkx",
+    )
+    preload: tuple[str, ...] = ("numpy", "pandas", "matplotlib.pyplot")
+    proxy: str = _BUILD.proxy
+    ca_bundle: str = _BUILD.ca_bundle
+    network: str = _BUILD.network
+
+    def settings(self) -> BuildSettings:
+        """The engine's own record."""
+        return BuildSettings(**msgspec.structs.asdict(self))
+
+
+class PoolSection(Section, frozen=True):
+    """`size` kernels are kept warm; `max` sandboxes may exist at once."""
+
+    title: ClassVar[str] = "pool"
+    size: Annotated[int, Meta(ge=0)] = 2
+    max: Positive = 8
+
+
+class SessionsSection(Section, frozen=True):
+    """How long a session's kernel is kept, in seconds, and how many a tenant may have."""
+
+    title: ClassVar[str] = "sessions"
+    idle_timeout: Seconds = 1800.0
+    max_lifetime: Seconds = 86_400.0
+    max_per_tenant: Positive = 16
+
+
+class LimitsSection(Section, frozen=True):
+    """What one run may use: `sessions.model.Limits`, with times in seconds and sizes in bytes."""
+
+    title: ClassVar[str] = "limits"
+    timeout: Seconds = _LIMITS.timeout_s
+    max_timeout: Seconds = _LIMITS.max_timeout_s
+    memory: Size = _LIMITS.memory_bytes
+    cpus: Annotated[float, Meta(gt=0, le=1024)] = _LIMITS.cpus
+    pids: Positive = _LIMITS.pids
+    disk: Size = _LIMITS.disk_bytes
+    inodes: Positive = _LIMITS.inodes
+    nofile: Positive = _LIMITS.nofile
+    output_bytes: Size = _LIMITS.output_bytes
+    image_bytes: Size = _LIMITS.image_bytes
+    image_count: Annotated[int, Meta(ge=0)] = _LIMITS.image_count
+    image_pixels: Positive = _LIMITS.image_pixels
+    file_bytes: Size = _LIMITS.file_bytes
+    file_count: Annotated[int, Meta(ge=0)] = _LIMITS.file_count
+    request_bytes: Size = _LIMITS.request_bytes
+    queue: Annotated[int, Meta(ge=0)] = _LIMITS.queue
+
+    def limits(self) -> Limits:
+        """The engine's own record, whose names carry the units."""
+        renamed = {"timeout": "timeout_s", "max_timeout": "max_timeout_s"}
+        renamed |= {"memory": "memory_bytes", "disk": "disk_bytes"}
+        return Limits(**{renamed.get(key, key): value for key, value in msgspec.structs.asdict(self).items()})
+
+
+class RetentionSection(Section, frozen=True):
+    """Runs older than `days` are removed; 0 keeps them for ever."""
+
+    title: ClassVar[str] = "retention"
+    days: Annotated[float, Meta(ge=0, le=36_500)] = 30.0
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole configuration, checked. `languages` maps what clients ask for to a Jupyter kernelspec name."""
+
+    server: ServerSection = ServerSection()
+    auth: AuthSection = AuthSection()
+    database: DatabaseSection = DatabaseSection()
+    engine: EngineSection = EngineSection()
+    languages: dict[str, str] = field(default_factory=lambda: {"python": "python3"})
+    build: BuildSection = BuildSection()
+    pool: PoolSection = PoolSection()
+    sessions: SessionsSection = SessionsSection()
+    limits: LimitsSection = LimitsSection()
+    retention: RetentionSection = RetentionSection()
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the gateway."""
+        return is_loopback(self.server.host)
+
+    def data_dir(self, environ: Mapping[str, str]) -> Path:
+        """Where the embedded database, sockets and the gateway's own id are kept."""
+        if self.server.data_dir:
+            return Path(self.server.data_dir).expanduser().absolute()
+        if os.geteuid() == 0:
+            return Path("/var/lib/cellblock")
+        return Path(environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "cellblock"
+
+
+SECTIONS: Mapping[str, type[Section]] = {
+    section.title: section
+    for section in (
+        ServerSection,
+        AuthSection,
+        DatabaseSection,
+        EngineSection,
+        BuildSection,
+        PoolSection,
+        SessionsSection,
+        LimitsSection,
+        RetentionSection,
+    )
+}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether this listening address can be reached from this machine only. Names other than localhost count as no."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

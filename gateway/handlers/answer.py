@@ -1,0 +1,95 @@
+"""The JSON of a run's answer, as docs/api describes it, and JSON that every parser accepts.
+
+Pure: what is known of the run comes in as a Result, URLs are built from the base that is passed in.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import quote
+
+from sessions.model import ArtifactKind, ArtifactRef, Result, RunStatus
+
+_SEGMENTS = {ArtifactKind.IMAGE: "image", ArtifactKind.FILE: "file"}
+_PLAIN_WORDS = {
+    RunStatus.ERROR: "The code raised an exception.",
+    RunStatus.TIMEOUT: "The code ran past its time limit and was stopped.",
+    RunStatus.OOM: "The code used more memory than its limit and was killed.",
+    RunStatus.KERNEL_DIED: "The kernel died while the code ran.",
+    RunStatus.CANCELLED: "The run was cancelled.",
+    RunStatus.LOST: "The outcome of this run is unknown: the gateway lost sight of it. It was not run again.",
+}
+
+
+def run_answer(result: Result, base_url: str) -> dict[str, Any]:
+    """What a client gets: `run_id`, `status` and `output` always, the rest when it has something to say."""
+    answer: dict[str, Any] = {"run_id": result.run_id, "status": result.status.value, "output": result.output}
+    if result.stderr:
+        answer["stderr"] = result.stderr
+    if result.status is not RunStatus.OK:
+        answer["error"] = result.error or _PLAIN_WORDS.get(result.status, f"The run ended as {result.status.value}.")
+    if result.exception is not None:
+        answer["exception"] = {
+            "name": result.exception.name,
+            "value": result.exception.value,
+            "traceback": list(result.exception.traceback),
+            "line": result.exception.line,
+        }
+    if result.results:
+        answer["results"] = [dict(bundle) for bundle in result.results]
+    for key, refs in (("images", result.images), ("files", result.files)):
+        if refs:
+            answer[key] = {name: artifact_url(ref, base_url) for name, ref in refs.items()}
+    if result.execution_count is not None:
+        answer["execution_count"] = result.execution_count
+    if result.truncated:
+        answer["truncated"] = True
+    if result.usage is not None:
+        answer["usage"] = {
+            "wall_ms": result.usage.wall_ms,
+            "cpu_ms": result.usage.cpu_ms,
+            "memory_peak_bytes": result.usage.memory_peak_bytes,
+        }
+    return answer
+
+
+def artifact_url(ref: ArtifactRef, base_url: str) -> str:
+    """The artifact's address, e.g. `https://host/image/<uuid>_triangle.png`, percent-encoded."""
+    return f"{base_url}/{_SEGMENTS[ref.kind]}/{quote(f'{ref.id}_{file_name(ref)}', safe='')}"
+
+
+def file_name(ref: ArtifactRef) -> str:
+    """The last part of the artifact's path, as it is written in URLs: without lone surrogates."""
+    return clean_text(PurePosixPath(ref.name).name)
+
+
+def strict_json(value: Any) -> bytes:
+    """UTF-8 JSON that any parser takes: what is not finite becomes null, lone surrogates U+FFFD."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except ValueError:  # UnicodeEncodeError is one too
+        return json.dumps(_clean(value), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def clean_text(text: str) -> str:
+    """Join surrogate pairs and replace lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {clean_text(str(key)): _clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(item) for item in value]
+    return value

@@ -1,0 +1,108 @@
+"""`GET /image/<uuid>_<name>` and `GET /file/<uuid>_<name>`: what runs made, served so that a browser cannot be hurt.
+
+The content is hostile: only four picture formats, told by their first bytes, are shown; all else is an attachment, and
+everything is sandboxed. The unguessable id is the only key, so that chat pages can embed pictures.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from typing import ClassVar
+from urllib.parse import quote, unquote_to_bytes
+
+from gateway.handlers.answer import file_name
+from gateway.handlers.base import BaseHandler, Exposure
+from sessions.errors import NotFound
+from sessions.model import Artifact, ArtifactId, ArtifactKind
+
+_UUID_CHARACTERS = 36
+_MEDIA_TYPE = re.compile(r"[a-z0-9.+-]{1,60}/[a-z0-9.+-]{1,80}")
+_MAGIC = (
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), "image/png"),
+    (re.compile(rb"\xff\xd8\xff"), "image/jpeg"),
+    (re.compile(rb"GIF8[79]a"), "image/gif"),
+    (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), "image/webp"),
+)
+
+
+class ArtifactHandler(BaseHandler):
+    """Serves one kind of artifact; `kind` and `missing` differ between images and files."""
+
+    exposure: ClassVar[Exposure] = Exposure.EMBEDDABLE
+    needs_token: ClassVar[bool] = False
+    kind: ClassVar[ArtifactKind]
+    missing: ClassVar[str]
+
+    async def answer(self) -> None:
+        """Send the artifact's bytes, or 304 to a client that has them."""
+        artifact = await self._find()
+        etag = f'"{artifact.ref.id}"'
+        self.set_header("ETag", etag)
+        self.set_header("Cache-Control", "private, max-age=31536000, immutable")
+        self.set_header("Content-Security-Policy", "sandbox; default-src 'none'")
+        self.set_header("Cross-Origin-Resource-Policy", "cross-origin")
+        if _matches(self.request.headers.get("If-None-Match", ""), etag):
+            self.set_status(304)
+            return
+        picture_type = shown_type(artifact.data)
+        self.set_header("Content-Type", picture_type or _declared_type(artifact))
+        name = file_name(artifact.ref)
+        self.set_header("Content-Disposition", disposition(name, inline=picture_type is not None))
+        await self.send(artifact.data)
+
+    async def _find(self) -> Artifact:
+        """The artifact that the path names. Raises NotFound, whatever is wrong with the name."""
+        segment = unquote_to_bytes(self.request.path.removeprefix(f"{self.route}/"))
+        identifier, separator, name = segment.partition(b"_")
+        try:
+            canonical = str(uuid.UUID(identifier.decode("ascii")))
+        except ValueError as error:
+            raise NotFound(self.missing) from error
+        if not separator or len(identifier) != _UUID_CHARACTERS:
+            raise NotFound(self.missing)
+        try:
+            artifact = await self.context.service.artifact(ArtifactId(canonical))
+        except NotFound as error:
+            raise NotFound(self.missing) from error
+        if artifact.ref.kind is not self.kind or file_name(artifact.ref).encode() != name:
+            raise NotFound(self.missing)
+        return artifact
+
+
+class ImageHandler(ArtifactHandler):
+    """Pictures."""
+
+    route: ClassVar[str] = "/image"
+    kind: ClassVar[ArtifactKind] = ArtifactKind.IMAGE
+    missing: ClassVar[str] = "Image not found"
+
+
+class FileHandler(ArtifactHandler):
+    """All other files."""
+
+    route: ClassVar[str] = "/file"
+    kind: ClassVar[ArtifactKind] = ArtifactKind.FILE
+    missing: ClassVar[str] = "File not found"
+
+
+def shown_type(data: bytes) -> str | None:
+    """The content type of a picture that may be shown, by its first bytes, or None."""
+    return next((content_type for magic, content_type in _MAGIC if magic.match(data)), None)
+
+
+def disposition(name: str, *, inline: bool) -> str:
+    """A Content-Disposition with the name in both forms of RFC 6266: ASCII, and RFC 5987's UTF-8."""
+    plain = re.sub(r"[^ !#-\[\]-~]", "_", name)
+    kind = "inline" if inline else "attachment"
+    return f"{kind}; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
+
+
+def _declared_type(artifact: Artifact) -> str:
+    declared = artifact.ref.content_type.lower()
+    return declared if _MEDIA_TYPE.fullmatch(declared) else "application/octet-stream"
+
+
+def _matches(if_none_match: str, etag: str) -> bool:
+    tags = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
+    return etag in tags or "*" in tags

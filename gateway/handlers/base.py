@@ -1,0 +1,278 @@
+"""What all HTTP answers have in common: request id, error shape, security headers, access log, bounded bodies.
+
+A subclass says its `route`, `methods` and `exposure`, and implements `answer`. It knows nothing of runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+from enum import Enum
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+import structlog
+from tornado.httputil import HTTPServerRequest
+from tornado.iostream import StreamClosedError
+from tornado.web import Application, HTTPError, RequestHandler, stream_request_body
+
+from gateway.handlers.answer import clean_text, strict_json
+from gateway.handlers.context import Context
+from sessions.errors import CellblockError, TooLarge
+from sessions.model import ANONYMOUS, TenantId
+
+STATUS_OF_CODE = {
+    "invalid_json": 400,
+    "invalid_request": 400,
+    "unsupported_language": 400,
+    "unauthorized": 401,
+    "forbidden": 403,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "too_large": 413,
+    "unsupported_media_type": 415,
+    "too_many_requests": 429,
+    "unavailable": 503,
+    "timeout": 504,
+}
+"""The one table from an error's `code` to an HTTP status; any other code is a 500 without details."""
+
+INTERNAL_SENTENCE = "Something went wrong inside Cellblock; its log tells more under this request id."
+DRAIN_FACTOR = 8
+"""A body up to so many times the limit is read to its end, so that the client gets to see the 413."""
+
+SEND_TIMEOUT_S = 120.0
+"""A client that does not take its answer in this time loses its connection."""
+
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_SHAPE_OF_STATUS = {
+    400: ("invalid_request", "The request is malformed."),
+    403: ("forbidden", "This is not allowed."),
+    404: ("not_found", "There is nothing here: see / for the routes."),
+    405: ("method_not_allowed", "This route does not take this method."),
+}
+_log = structlog.get_logger("cellblock.http")
+
+
+class Exposure(Enum):
+    """What a web page of another site may do with a route."""
+
+    EMBEDDABLE = "embeddable"
+    """Show it (`<img>`): nothing but the host name is checked."""
+
+    OPEN = "open"
+    """Link to it; a script of another origin is refused."""
+
+    GUARDED = "guarded"
+    """Nothing: it runs or changes something."""
+
+
+@stream_request_body
+class BaseHandler(RequestHandler):
+    """One request. The state is `_refusal` (why it will not be served), `_body` and `tenant`."""
+
+    route: ClassVar[str]
+    methods: ClassVar[tuple[str, ...]] = ("GET", "HEAD")
+    exposure: ClassVar[Exposure] = Exposure.GUARDED
+    needs_token: ClassVar[bool] = True
+
+    def __init__(self, application: Application, request: HTTPServerRequest, **kwargs: Any) -> None:
+        self.request_id = _request_id(request)
+        self.error_code: str | None = None
+        self.tenant: TenantId = ANONYMOUS
+        self._refusal: CellblockError | HTTPError | None = None
+        self._body = bytearray()
+        self._body_bytes = 0
+        super().__init__(application, request, **kwargs)
+
+    def initialize(self, context: Context) -> None:
+        """Take what the composition root gives."""
+        self.context = context
+
+    async def answer(self) -> None:
+        """Serve the request, whose whole body is in `body`. May raise any CellblockError."""
+        raise NotImplementedError
+
+    @property
+    def body(self) -> bytes:
+        """The request's whole body."""
+        return bytes(self._body)
+
+    # --- headers come in ----------------------------------------------------------------------------------------------
+
+    def set_default_headers(self) -> None:
+        """Headers of every answer, errors included."""
+        self.clear_header("Server")
+        self.set_header("X-Request-Id", self.request_id)
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Referrer-Policy", "no-referrer")
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+        self.set_header("Cross-Origin-Resource-Policy", "same-origin")
+        context = getattr(self, "context", None)
+        if context is not None:
+            self._set_cors_headers(context)
+
+    def prepare(self) -> None:
+        """Decide from the headers alone whether this request will be served.
+
+        A refusal waits for the body where that is short enough: a client that is still sending sees no answer.
+        """
+        self._set_cors_headers(self.context)
+        try:
+            self._check_headers()
+        except (CellblockError, HTTPError) as error:
+            self._refusal = error
+        declared = self._declared_bytes()
+        if declared > self.context.limits.request_bytes and self._refusal is None:
+            self._refusal = TooLarge()
+        is_waiting = self.request.headers.get("Expect", "").lower() == "100-continue"
+        if self._refusal is not None and (is_waiting or declared > self._drained_bytes):
+            raise self._refusal
+
+    def _check_headers(self) -> None:
+        site, headers, host = self.context.site, self.request.headers, self.request.host
+        origin = headers.get("Origin")
+        site.check_host(host)
+        if self.exposure is not Exposure.EMBEDDABLE:
+            site.check_origin(origin, host)
+        if self.request.method == "OPTIONS":
+            return
+        if self.exposure is Exposure.GUARDED:
+            site.check_fetch_site(headers.get("Sec-Fetch-Site"), origin)
+        if self.request.method not in self.methods:
+            raise HTTPError(405)
+        if self.needs_token:
+            self.tenant = self.context.doorkeeper.tenant(headers.get("Authorization"))
+
+    def _set_cors_headers(self, context: Context) -> None:
+        """Let pages of the allowed origins read the answer."""
+        self.set_header("Vary", "Origin")
+        origin = self.request.headers.get("Origin")
+        if origin is not None and context.site.is_allowed_origin(origin):
+            self.set_header("Access-Control-Allow-Origin", origin)
+            self.set_header("Access-Control-Expose-Headers", "X-Request-Id, Retry-After, ETag")
+
+    # --- the body comes in --------------------------------------------------------------------------------------------
+
+    @property
+    def _drained_bytes(self) -> int:
+        return self.context.limits.request_bytes * DRAIN_FACTOR
+
+    def _declared_bytes(self) -> int:
+        """Content-Length, or 0 where there is none; tornado refuses malformed ones after this."""
+        length = self.request.headers.get("Content-Length", "0")
+        return int(length[:18]) if length.isascii() and length[:18].isdigit() else 0
+
+    def data_received(self, chunk: bytes) -> None:
+        """Keep what will be used, count the rest, and hang up on a body that does not end."""
+        self._body_bytes += len(chunk)
+        if self._body_bytes > self.context.limits.request_bytes and self._refusal is None:
+            self._refusal = TooLarge()
+        if self._refusal is None:
+            self._body += chunk
+            return
+        self._body.clear()
+        if self._body_bytes > self._drained_bytes and not self._finished:
+            error = self._refusal
+            self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, exc_info=(type(error), error, None))
+
+    # --- the answer goes out ------------------------------------------------------------------------------------------
+
+    async def get(self, *_: str) -> None:
+        """Serve any method, once the body is there."""
+        if self._refusal is not None:
+            raise self._refusal
+        if self.request.method == "OPTIONS":
+            self._answer_preflight()
+            return
+        await self.answer()
+
+    head = post = put = delete = patch = options = get
+
+    def _answer_preflight(self) -> None:
+        self.set_status(204)
+        self.set_header("Allow", self._allow)
+        if "Access-Control-Allow-Origin" in self._headers:
+            self.set_header("Access-Control-Allow-Methods", self._allow)
+            self.set_header(
+                "Access-Control-Allow-Headers", "Authorization, Content-Type, Idempotency-Key, X-Request-Id"
+            )
+            self.set_header("Access-Control-Max-Age", "600")
+            if self.request.headers.get("Access-Control-Request-Private-Network") == "true":
+                self.set_header("Access-Control-Allow-Private-Network", "true")
+
+    async def send_json(self, value: Any, status: int = 200) -> None:
+        """Send one JSON value as the whole answer."""
+        self.set_status(status)
+        self.set_header("Content-Type", "application/json; charset=utf-8")
+        await self.send(strict_json(value))
+
+    async def send(self, data: bytes) -> None:
+        """Send the whole answer, and hang up on a client that does not take it."""
+        try:
+            await asyncio.wait_for(self.finish(data), SEND_TIMEOUT_S)
+        except StreamClosedError:
+            pass  # the client is gone; its run is recorded all the same
+        except TimeoutError:
+            self.request.connection.close()  # type: ignore[union-attr]
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Answer with the error shape, for every error there is."""
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        if isinstance(error, CellblockError) and error.code in STATUS_OF_CODE:
+            status_code, code, sentence = STATUS_OF_CODE[error.code], error.code, str(error)
+            if error.retry_after_s is not None:
+                self.set_header("Retry-After", str(error.retry_after_s))
+        else:
+            code, sentence = _SHAPE_OF_STATUS.get(status_code, ("internal", INTERNAL_SENTENCE))
+        if status_code == HTTPStatus.UNAUTHORIZED:
+            self.set_header("WWW-Authenticate", "Bearer")
+        if status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            self.set_header("Allow", self._allow)
+        self.error_code = code
+        self.set_status(status_code)
+        self.set_header("Content-Type", "application/json; charset=utf-8")
+        shape = {"error": clean_text(sentence), "code": code, "request_id": self.request_id}
+        self.finish(strict_json(self.complete_error(shape)))
+
+    def complete_error(self, shape: dict[str, Any]) -> dict[str, Any]:
+        """What a subclass adds to the error shape."""
+        return shape
+
+    def compute_etag(self) -> None:
+        """No answer gets an ETag by itself."""
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        """Log what nobody foresaw, without the request's URL; refusals are in the access log."""
+        if isinstance(value, HTTPError) or (isinstance(value, CellblockError) and value.code in STATUS_OF_CODE):
+            return
+        _log.error("unexpected error", route=self.route, request_id=self.request_id, exc_info=(typ, value, tb))
+
+    @property
+    def _allow(self) -> str:
+        return ", ".join((*self.methods, "OPTIONS"))
+
+
+def log_access(handler: RequestHandler) -> None:
+    """One line per request. The route, never the URL: GET /runcode has code in it."""
+    if not isinstance(handler, BaseHandler):
+        return
+    _log.info(
+        "request",
+        request_id=handler.request_id,
+        tenant=handler.tenant,
+        method=handler.request.method,
+        route=handler.route,
+        status=handler.get_status(),
+        code=handler.error_code,
+        ms=round((time.time() - handler.request._start_time) * 1000, 1),  # noqa: SLF001 - tornado's own clock for this
+    )
+
+
+def _request_id(request: HTTPServerRequest) -> str:
+    """The client's own id where it is sane, else a new one."""
+    given = request.headers.get("X-Request-Id", "")
+    return given if _SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

@@ -1,0 +1,143 @@
+"""From a request's body or query to named fields: JSON, URL-encoded and multipart forms.
+
+It knows formats, not what the fields mean; that is `run_request`'s business.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NoReturn
+from urllib.parse import parse_qsl
+
+from tornado.httputil import HTTPFile, HTTPHeaders, HTTPInputError, parse_body_arguments
+
+from sessions.errors import InvalidJSON, InvalidRequest, UnsupportedMediaType
+
+MAX_DEPTH = 100
+"""Nesting that is still taken; the next one to walk through it may be recursive."""
+
+MAX_FORM_FIELDS = 100
+_URLENCODED = "application/x-www-form-urlencoded"
+_MULTIPART = "multipart/form-data"
+
+
+def check_media_type(headers: HTTPHeaders) -> str:
+    """The body's media type without parameters. Raises UnsupportedMediaType when we do not read it.
+
+    No Content-Type at all is taken for JSON.
+    """
+    encoding = headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise UnsupportedMediaType("Send the body without a Content-Encoding: compressed bodies are not read here.")
+    media_type = headers.get("Content-Type", "").partition(";")[0].strip().lower() or "application/json"
+    if media_type in ("application/json", _URLENCODED, _MULTIPART) or media_type.endswith("+json"):
+        return media_type
+    raise UnsupportedMediaType
+
+
+def is_form(media_type: str) -> bool:
+    """Whether every field arrives as text."""
+    return media_type in (_URLENCODED, _MULTIPART)
+
+
+def parse_json_object(body: bytes) -> dict[str, Any]:
+    """Parse a JSON object strictly, but for lone surrogate escapes and NUL, which Python code may well hold.
+
+    Raises InvalidJSON.
+    """
+    try:
+        value = json.loads(body.decode("utf-8-sig"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise InvalidJSON("The body is not UTF-8: send one JSON object, encoded as UTF-8.") from error
+    except json.JSONDecodeError as error:
+        raise InvalidJSON(
+            f"The body is not valid JSON at line {error.lineno}, column {error.colno}: send one JSON object."
+        ) from error
+    except RecursionError as error:
+        raise InvalidJSON("The JSON is nested too deeply.") from error
+    except ValueError as error:  # a number of more than 4,300 digits
+        raise InvalidJSON("The JSON holds a number that cannot be read: NaN, infinite or too long.") from error
+    check_depth(value)
+    if not isinstance(value, dict):
+        raise InvalidJSON('The body must be one JSON object such as {"code": "print(1)"}.')
+    return value
+
+
+def check_depth(value: Any) -> None:
+    """Raise InvalidJSON when lists and objects are nested more than MAX_DEPTH deep."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return
+    raise InvalidJSON(f"The JSON is nested more than {MAX_DEPTH} levels deep.")
+
+
+def parse_query(query: str) -> dict[str, str]:
+    """Fields of a query string. Raises InvalidRequest."""
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=MAX_FORM_FIELDS)
+    except UnicodeDecodeError as error:
+        raise InvalidRequest("The query is not percent-encoded UTF-8.") from error
+    except ValueError as error:
+        raise InvalidRequest("There are too many fields in the query.") from error
+    return _each_once(pairs)
+
+
+def parse_form(media_type: str, content_type: str, body: bytes) -> dict[str, str]:
+    """Fields of a form; the content of an uploaded file counts as its field's text. Raises InvalidRequest."""
+    if body.lstrip()[:1] == b"{":
+        raise InvalidRequest(
+            f"The body looks like JSON but is declared as {media_type}: send the header "
+            "`Content-Type: application/json` (curl: -H 'Content-Type: application/json')."
+        )
+    if media_type == _URLENCODED:
+        try:
+            return parse_query(body.decode("ascii"))
+        except UnicodeDecodeError as error:
+            raise InvalidRequest("The form is not percent-encoded UTF-8.") from error
+    arguments: dict[str, list[bytes]] = {}
+    files: dict[str, list[HTTPFile]] = {}
+    try:
+        parse_body_arguments(content_type, body, arguments, files)
+        pairs = [(name, value.decode()) for name, values in arguments.items() for value in values]
+        pairs += [(name, file.body.decode()) for name, several in files.items() for file in several]
+    except UnicodeDecodeError as error:
+        raise InvalidRequest("The form holds text that is not UTF-8.") from error
+    except (HTTPInputError, ValueError) as error:
+        raise InvalidRequest("The multipart form is malformed.") from error
+    return _each_once(pairs)
+
+
+def _each_once(pairs: list[tuple[str, str]]) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise InvalidRequest(f'The field "{name[:60]}" is given more than once.')
+        fields[name] = value
+    return fields
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise InvalidJSON(f"{name} is no JSON: use null or a string.")
+
+
+def form_variables(text: str) -> Mapping[str, Any] | list[Any] | None:
+    """The `variables` field of a form or query: a JSON string. Raises InvalidRequest."""
+    if not text.strip():
+        return None
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest('"variables" must be a JSON object, as in {"x": 1}.') from error
+    check_depth(value)
+    if value is not None and not isinstance(value, dict | list):
+        raise InvalidRequest('"variables" must be a JSON object, as in {"x": 1}.')
+    return value

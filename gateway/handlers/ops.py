@@ -1,0 +1,67 @@
+"""`/healthz`, `/readyz`, `/`, and the answer to every route that does not exist."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from gateway.handlers.base import BaseHandler, Exposure
+from sessions.errors import NotFound, Unavailable
+
+
+class HealthHandler(BaseHandler):
+    """The process is alive; nothing else is asked."""
+
+    route: ClassVar[str] = "/healthz"
+    exposure: ClassVar[Exposure] = Exposure.OPEN
+    needs_token: ClassVar[bool] = False
+
+    async def answer(self) -> None:
+        """Say so."""
+        await self.send_json({"status": "ok"})
+
+
+class ReadyHandler(BaseHandler):
+    """Whether code can be run now; 503 with `reasons` when not."""
+
+    route: ClassVar[str] = "/readyz"
+    exposure: ClassVar[Exposure] = Exposure.OPEN
+    needs_token: ClassVar[bool] = False
+
+    async def answer(self) -> None:
+        """Say so, with the engine's name and how many kernels are warm."""
+        readiness = self.context.service.readiness()
+        if not readiness.ready:
+            raise Unavailable(" ".join(readiness.reasons) or None)
+        await self.send_json({"status": "ready", "engine": readiness.engine, "warm": readiness.warm})
+
+    def complete_error(self, shape: dict[str, Any]) -> dict[str, Any]:
+        """Add the reasons one by one."""
+        if shape["code"] == Unavailable.code:
+            return {**shape, "reasons": list(self.context.service.readiness().reasons)}
+        return shape
+
+
+class RootHandler(BaseHandler):
+    """What there is to see."""
+
+    route: ClassVar[str] = "/"
+    exposure: ClassVar[Exposure] = Exposure.OPEN
+    needs_token: ClassVar[bool] = False
+
+    async def answer(self) -> None:
+        """List the routes."""
+        routes = ["POST /runcode", "GET /runcode", "GET /image/…", "GET /file/…", "GET /healthz", "GET /readyz"]
+        await self.send_json({"name": "cellblock", "routes": routes})
+
+
+class UnknownRouteHandler(BaseHandler):
+    """Every other path."""
+
+    route: ClassVar[str] = "unknown"
+    methods: ClassVar[tuple[str, ...]] = BaseHandler.SUPPORTED_METHODS
+    exposure: ClassVar[Exposure] = Exposure.OPEN
+    needs_token: ClassVar[bool] = False
+
+    async def answer(self) -> None:
+        """Say that there is nothing."""
+        raise NotFound("There is nothing at this address: see / for the routes.")
