@@ -1,0 +1,81 @@
+"""Follow one of Docker's long answers (a pull, a build) line by line while it is produced.
+
+Only reading and reporting; what is pulled or built is base_image.py's and image.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import docker.errors
+from docker.api.client import APIClient
+
+from sessions.errors import EngineUnavailable, SetUpFailed
+from sessions.provisioners.docker_engine import SILENCE, DockerEngine
+
+Progress = Callable[[str], None]
+"""Takes one line of progress, without its newline; called in the event loop's thread."""
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_QUIET_STATUSES = ("Downloading", "Extracting", "Waiting", "Verifying Checksum")
+
+
+async def follow(
+    engine: DockerEngine, start: Callable[[APIClient], Iterable[Mapping[str, Any]]], progress: Progress
+) -> None:
+    """Report each line of the answer to `progress` until it ends.
+
+    The reading thread is a daemon, for such an answer may be silent for minutes: cancelling returns at once, and the
+    engine gives up when the connection closes with the next line or with this process. Raises SetUpFailed with
+    Docker's own words, EngineUnavailable.
+    """
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+    given_up = threading.Event()
+
+    def settle(error: Exception | None) -> None:
+        if ended.done():
+            return
+        if error is None:
+            ended.set_result(None)
+        else:
+            ended.set_exception(error)
+
+    def read() -> None:
+        error: Exception | None = None
+        try:
+            for part in start(engine.client()):
+                if given_up.is_set():
+                    return
+                _report(part, lambda line: loop.call_soon_threadsafe(progress, line))
+        except SetUpFailed as failure:
+            error = failure
+        except docker.errors.APIError as failure:
+            error = SetUpFailed(f"The Docker engine refused: {failure.explanation or failure}")
+        except SILENCE:
+            error = EngineUnavailable("The Docker engine stopped answering in the middle of a build: start it again.")
+        with suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(settle, error)
+
+    threading.Thread(target=read, name="docker-build", daemon=True).start()
+    try:
+        await ended
+    finally:
+        given_up.set()
+
+
+def _report(part: Mapping[str, Any], say: Callable[[str], object]) -> None:
+    """Turn one JSON part of the answer into lines. Raises SetUpFailed for the part that reports an error."""
+    if "error" in part:
+        raise SetUpFailed(str(part["error"]).strip())
+    if "stream" in part:
+        for line in _COLOURS.sub("", str(part["stream"])).replace("\r", "\n").splitlines():
+            if line.strip():
+                say(line.rstrip())
+    elif "status" in part and part["status"] not in _QUIET_STATUSES:
+        say(f"{part['id']}: {part['status']}" if part.get("id") else str(part["status"]))

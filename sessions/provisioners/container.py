@@ -1,0 +1,165 @@
+"""What every kernel container looks like: the whole of its hardening in one dictionary, for Docker's create call.
+
+Pure: it decides, docker.py acts. design.md, "Kernel container, always", is the list that this follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kernel_image.protocol import SETTINGS_VARIABLE, SOCKET_NAME, SupervisorSettings
+from sessions.model import EngineSettings, LaunchSpec, Limits
+
+KERNEL_LABEL = "cellblock.kernel"
+GATEWAY_LABEL = "cellblock.gateway"
+SESSION_LABEL = "cellblock.session"
+UID_LABEL = "cellblock.uid"
+
+WORK_DIR = "/work"
+HOME_DIR = "/tmp/home"  # noqa: S108 - inside the container, on a tmpfs of its own
+IPC_DIR = "/run/ipc"
+GATEWAY_DIR = "/run/gateway"
+HOST_NAME = "sandbox"
+USER_NAME = "sandbox"
+
+WIDE_UIDS = range(1_900_000_000, 2_147_000_000)
+"""Nobody hands these out: https://systemd.io/UIDS-GIDS/ lists them as unused."""
+
+MAPPED_UIDS = range(1_000, 60_000)
+"""Where Docker maps users (rootless, userns-remap), a container has 65,536 ids and no more."""
+
+_SHM_BYTES = 64 << 20
+_SHM_INODES = 4_096
+_IPC_BYTES = 1 << 20
+_IPC_INODES = 64
+_OOM_SCORE = 500
+_NANO = 1_000_000_000
+
+
+def container_name(uid: int) -> str:
+    """Docker keeps names unique, so the name claims the uid, among all gateways on this engine, in one step."""
+    return f"cellblock-{uid}"
+
+
+def container_config(spec: LaunchSpec, settings: EngineSettings, *, uid: int) -> dict[str, Any]:
+    """The body of `POST /containers/create` for one sandbox."""
+    return {
+        "Image": settings.kernel_image,
+        "User": f"{uid}:{uid}",
+        "Hostname": HOST_NAME,
+        "WorkingDir": WORK_DIR,
+        "Env": [f"{name}={value}" for name, value in _environment(spec).items()],
+        "Labels": _labels(spec, uid),
+        "AttachStdin": False,
+        "AttachStdout": False,
+        "AttachStderr": False,
+        "OpenStdin": False,
+        "Tty": False,
+        "NetworkDisabled": settings.network == "none",
+        "HostConfig": {
+            **_isolation(settings),
+            **_resources(spec.limits),
+            "Tmpfs": _tmpfs(spec.limits, uid),
+            # The socket can be connected to, but nothing can be planted beside it. A `Binds` entry would create a
+            # missing directory, as root; a mount fails.
+            "Mounts": [
+                {
+                    "Type": "bind",
+                    "Source": str(spec.socket_dir),
+                    "Target": GATEWAY_DIR,
+                    "ReadOnly": True,
+                    "BindOptions": {"Propagation": "rprivate"},
+                }
+            ],
+            "AutoRemove": True,
+            "LogConfig": {"Type": "none"},
+        },
+    }
+
+
+def supervisor_settings(spec: LaunchSpec) -> SupervisorSettings:
+    """What the supervisor of this container is told."""
+    return SupervisorSettings(
+        kernel_id=spec.kernel_id,
+        credential=spec.credential,
+        gateway=f"unix:{GATEWAY_DIR}/{SOCKET_NAME}",
+        work_dir=WORK_DIR,
+        ipc_dir=IPC_DIR,
+        home_dir=HOME_DIR,
+        kernel_name=spec.kernel_name,
+        preload=spec.preload,
+        threads=thread_count(spec.limits),
+        image_bytes=spec.limits.image_bytes,
+        image_count=spec.limits.image_count,
+        file_bytes=spec.limits.file_bytes,
+        file_count=spec.limits.file_count,
+    )
+
+
+def thread_count(limits: Limits) -> int:
+    """How many threads linear algebra may start: more than the CPU limit allows would only wait for one another."""
+    return max(1, round(limits.cpus))
+
+
+def _environment(spec: LaunchSpec) -> Mapping[str, str]:
+    """There is no passwd entry for the uid, so what programs look up there is said here."""
+    return {
+        "HOME": HOME_DIR,
+        "USER": USER_NAME,
+        "LOGNAME": USER_NAME,
+        SETTINGS_VARIABLE: supervisor_settings(spec).to_json(),
+    }
+
+
+def _labels(spec: LaunchSpec, uid: int) -> Mapping[str, str]:
+    labels = {KERNEL_LABEL: spec.kernel_id, GATEWAY_LABEL: spec.gateway_id, UID_LABEL: str(uid)}
+    if spec.session_id is not None:
+        labels[SESSION_LABEL] = spec.session_id
+    return labels
+
+
+def _isolation(settings: EngineSettings) -> dict[str, Any]:
+    """Docker's seccomp and AppArmor profiles and its masked paths apply by not being named."""
+    isolation: dict[str, Any] = {
+        "ReadonlyRootfs": True,
+        "NetworkMode": settings.network,
+        "CapDrop": ["ALL"],
+        "SecurityOpt": ["no-new-privileges"],
+        "Privileged": False,
+        # Our own tmpfs on /dev/shm instead of Docker's, which has no inode limit.
+        "IpcMode": "none",
+        # On cgroup v1 the default is the host's namespace, which shows the names of everybody's containers.
+        "CgroupnsMode": "private",
+        "Init": False,
+        "ExtraHosts": [f"{HOST_NAME}:127.0.0.1"],
+    }
+    if settings.runtime:
+        isolation["Runtime"] = settings.runtime
+    return isolation
+
+
+def _resources(limits: Limits) -> dict[str, Any]:
+    return {
+        "Memory": limits.memory_bytes,
+        "MemorySwap": limits.memory_bytes,
+        "NanoCpus": int(limits.cpus * _NANO),
+        "PidsLimit": limits.pids,
+        "OomScoreAdj": _OOM_SCORE,
+        "Ulimits": [
+            {"Name": name, "Soft": value, "Hard": value}
+            for name, value in (("nofile", limits.nofile), ("core", 0), ("fsize", limits.disk_bytes))
+        ],
+    }
+
+
+def _tmpfs(limits: Limits, uid: int) -> Mapping[str, str]:
+    """Everything that can be written to. All of it counts towards the memory limit too."""
+    owner = f"nosuid,nodev,mode=0700,uid={uid},gid={uid}"
+    disk = f"size={limits.disk_bytes},nr_inodes={limits.inodes}"
+    return {
+        WORK_DIR: f"rw,exec,{owner},{disk}",
+        "/tmp": f"rw,exec,{owner},{disk}",  # noqa: S108 - the container's
+        IPC_DIR: f"rw,noexec,{owner},size={_IPC_BYTES},nr_inodes={_IPC_INODES}",
+        "/dev/shm": f"rw,noexec,{owner},size={_SHM_BYTES},nr_inodes={_SHM_INODES}",  # noqa: S108 - the container's
+    }

@@ -1,0 +1,195 @@
+"""The `docker` engine: one hardened container per kernel, which dials back into the gateway by itself.
+
+container.py decides what a container looks like; this starts, lists and removes them. Never `exec` or `cp` into one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import docker.errors
+from docker.api.client import APIClient
+
+from sessions.errors import EngineUnavailable
+from sessions.model import EngineSettings, Fate, GatewayId, KernelId, LaunchSpec, Sandbox, SessionId
+from sessions.provisioners.container import (
+    GATEWAY_LABEL,
+    KERNEL_LABEL,
+    MAPPED_UIDS,
+    SESSION_LABEL,
+    WIDE_UIDS,
+    container_config,
+    container_name,
+)
+from sessions.provisioners.container_events import ContainerEvents
+from sessions.provisioners.docker_engine import DockerEngine
+
+_NAME_ATTEMPTS = 8
+_EVENT_DELAY_S = 1.0
+_REMOVAL_TIMEOUT_S = 20
+
+
+class DockerProvisioner:
+    """Launches, lists and kills this gateway's containers.
+
+    `settings.kernel_image` must be a tag that the engine has. The mutable state is `_containers`, a shortcut from
+    kernel to container id that may be incomplete, and `_uids`, known once the engine has answered.
+    """
+
+    name = "docker"
+
+    def __init__(
+        self,
+        gateway_id: GatewayId,
+        settings: EngineSettings,
+        engine: DockerEngine | None = None,
+        *,
+        randomness: random.Random | None = None,
+    ) -> None:
+        self._gateway_id = gateway_id
+        self._settings = settings
+        self._engine = engine or DockerEngine()
+        self._events = ContainerEvents(self._engine.client, gateway_id)
+        self._random = randomness or random.SystemRandom()
+        self._containers: dict[KernelId, str] = {}
+        self._uids: range | None = None
+
+    async def launch(self, spec: LaunchSpec) -> Sandbox:
+        """Create and start one container: two calls. Raises EngineUnavailable, and leaves nothing behind then."""
+        uids = await self._uid_range()
+        self._events.start()
+        launching = asyncio.ensure_future(self._engine.call(lambda client: self._launch(client, spec, uids)))
+        try:
+            container_id = await asyncio.shield(launching)
+        except asyncio.CancelledError:
+            # The thread cannot be stopped half-way: let it end, then remove what it made.
+            await asyncio.wait([launching])
+            if launching.exception() is None:
+                self._containers[spec.kernel_id] = launching.result()
+                with suppress(EngineUnavailable):
+                    await self.kill(spec.kernel_id)
+            raise
+        except docker.errors.ImageNotFound as error:
+            raise EngineUnavailable(
+                "The kernel image is not there: run `cellblock build`, then try again; nothing was run."
+            ) from error
+        except docker.errors.APIError as error:
+            raise EngineUnavailable(
+                "The Docker engine could not start a sandbox; nothing was run. The gateway's log has its words, "
+                "and `cellblock doctor` looks for the cause."
+            ) from error
+        self._containers[spec.kernel_id] = container_id
+        return Sandbox(spec.kernel_id, spec.gateway_id, container_id, spec.session_id)
+
+    async def list(self) -> list[Sandbox]:
+        """This gateway's containers, by label: created, running and dead ones."""
+        found = [_sandbox(entry) for entry in await self._containers_with(f"{GATEWAY_LABEL}={self._gateway_id}")]
+        self._containers = {sandbox.kernel_id: sandbox.engine_ref for sandbox in found}
+        return found
+
+    async def kill(self, kernel_id: KernelId) -> None:
+        """Remove the container by force and return when it is gone."""
+        container_id = self._containers.pop(kernel_id, None)
+        if container_id is not None:
+            doomed = [container_id]
+        else:
+            doomed = [str(entry["Id"]) for entry in await self._containers_of(kernel_id)]
+        for reference in doomed:
+            try:
+                await self._engine.call(lambda client, reference=reference: _remove(client, reference))  # type: ignore[misc]
+            except docker.errors.APIError as error:
+                raise EngineUnavailable(
+                    "The Docker engine could not remove a sandbox: see the gateway's log."
+                ) from error
+
+    async def fate(self, kernel_id: KernelId) -> Fate | None:
+        """The exit code from Docker's `die` event; `oom` when Docker reported that memory ran out before it."""
+        self._events.start()
+        known = self._events.fate(kernel_id)
+        if known is not None:
+            return known
+        if any(entry["State"] in ("created", "running", "paused") for entry in await self._containers_of(kernel_id)):
+            return None
+        return await self._engine.call(lambda _client: self._events.fate(kernel_id, _EVENT_DELAY_S))
+
+    async def check(self) -> None:
+        """One round trip: the engine answers and has the kernel image."""
+        try:
+            await self._engine.call(lambda client: client.inspect_image(self._settings.kernel_image))  # type: ignore[no-untyped-call]
+        except docker.errors.ImageNotFound as error:
+            raise EngineUnavailable("The kernel image is not there: run `cellblock build`.") from error
+        except docker.errors.APIError as error:
+            raise EngineUnavailable("The Docker engine answers with errors: run `cellblock doctor`.") from error
+
+    async def close(self) -> None:
+        """End the events thread and the engine's threads, in that order. Containers are not touched."""
+        await asyncio.to_thread(self._events.close)
+        await self._engine.close()
+
+    async def _uid_range(self) -> range:
+        if self._uids is None:
+            facts = await self._engine.facts()
+            self._uids = MAPPED_UIDS if facts.maps_users else WIDE_UIDS
+        return self._uids
+
+    def _launch(self, client: APIClient, spec: LaunchSpec, uids: range) -> str:
+        """Create under a free name, start, and remove again if it does not start. Blocks. Raises APIError."""
+        container_id = self._create(client, spec, uids)
+        try:
+            client.start(container_id)
+        except BaseException:
+            # Whatever went wrong is what the caller has to hear, not that the clean-up met it too.
+            with suppress(docker.errors.DockerException, OSError):
+                _remove(client, container_id)
+            raise
+        return container_id
+
+    def _create(self, client: APIClient, spec: LaunchSpec, uids: range) -> str:
+        for attempt in range(1, _NAME_ATTEMPTS + 1):
+            uid = self._random.choice(uids)
+            config = container_config(spec, self._settings, uid=uid)
+            try:
+                created = client.create_container_from_config(config, container_name(uid))  # type: ignore[no-untyped-call]
+            except docker.errors.APIError as error:
+                if error.status_code != 409 or attempt == _NAME_ATTEMPTS:  # noqa: PLR2004 - Conflict: the name is taken
+                    raise
+            else:
+                return str(created["Id"])
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _containers_of(self, kernel_id: KernelId) -> Sequence[Mapping[str, Any]]:
+        return await self._containers_with(f"{GATEWAY_LABEL}={self._gateway_id}", f"{KERNEL_LABEL}={kernel_id}")
+
+    async def _containers_with(self, *labels: str) -> Sequence[Mapping[str, Any]]:
+        try:
+            return await self._engine.call(lambda client: client.containers(all=True, filters={"label": list(labels)}))
+        except docker.errors.APIError as error:
+            raise EngineUnavailable("The Docker engine answers with errors: run `cellblock doctor`.") from error
+
+
+def _sandbox(entry: Mapping[str, Any]) -> Sandbox:
+    labels = entry["Labels"]
+    session_id = labels.get(SESSION_LABEL)
+    return Sandbox(
+        kernel_id=KernelId(labels.get(KERNEL_LABEL, "")),
+        gateway_id=GatewayId(labels[GATEWAY_LABEL]),
+        engine_ref=str(entry["Id"]),
+        session_id=None if session_id is None else SessionId(session_id),
+    )
+
+
+def _remove(client: APIClient, container_id: str) -> None:
+    """Kill and remove; a container that is gone, or that Docker is removing already, is as good. Blocks."""
+    try:
+        client.remove_container(container_id, force=True, v=True)
+    except docker.errors.NotFound:
+        return
+    except docker.errors.APIError as error:
+        if error.status_code != 409:  # noqa: PLR2004 - Conflict: removal is in progress
+            raise
+        with suppress(docker.errors.NotFound):
+            client.wait(container_id, timeout=_REMOVAL_TIMEOUT_S, condition="removed")
