@@ -9,15 +9,25 @@ import hashlib
 import hmac
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated
 from urllib.parse import urlsplit
 
-from gateway.config_sections import Token
+from msgspec import Meta, Struct
+
 from sessions.errors import Forbidden, Unauthorized
 from sessions.model import ANONYMOUS, TenantId
 
 MAX_TOKEN_CHARACTERS = 1024
 _SCHEMES = ("bearer", "token")
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+class Token(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A bearer token, known by its SHA-256 alone. `name` is for the operator's own eyes."""
+
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{64}$")]
+    tenant: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:-]{1,128}$")] = "default"
+    name: str = ""
 
 
 class Doorkeeper:

@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 import msgspec
 import yaml
 
+from gateway.auth import Token
 from gateway.complaints import complaint, near, shown
-from gateway.config_sections import ENGINES, SECTIONS, AuthSection, Config, Section, Size, Token
+from gateway.config_sections import ENGINES, SECTIONS, AuthSection, Config, Section, Size
 from sessions.errors import Misconfigured
 
 __all__ = ["Config", "Token", "load", "parse_size"]

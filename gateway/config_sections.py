@@ -14,13 +14,14 @@ from typing import Annotated, ClassVar
 import msgspec
 from msgspec import Meta, Struct, field
 
+from gateway.auth import Token
 from sessions.model import BuildSettings, EngineSettings, Limits
+from sessions.provisioners.default_packages import DEFAULT_DEPENDENCIES, DEFAULT_PRELOAD
 
 _LIMITS = Limits()
 _ENGINE = EngineSettings()
 _BUILD = BuildSettings()
 ENGINES = ("auto", "docker", "process")
-_SHA256_HEX = r"^[0-9a-fA-F]{64}$"
 
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0, le=30 * 86_400)]
@@ -44,14 +45,6 @@ class ServerSection(Section, frozen=True):
     allowed_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     data_dir: str = ""
-
-
-class Token(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A bearer token, known by its SHA-256 alone. `name` is for the operator's own eyes."""
-
-    sha256: Annotated[str, Meta(pattern=_SHA256_HEX)]
-    tenant: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:-]{1,128}$")] = "default"
-    name: str = ""
 
 
 class AuthSection(Section, frozen=True):
@@ -93,25 +86,8 @@ class BuildSection(Section, frozen=True):
 
     title: ClassVar[str] = "build"
     base: str = _BUILD.base
-    dependencies: tuple[str, ...] = (
-        "numpy",
-        "pandas",
-        "matplotlib",
-        "scipy",
-        "pillow",
-        "openpyxl",
-        "seaborn",
-        "sympy",
-        "scikit-learn",
-        "requests",
-        "beautifulsoup4",
-        "lxml",
-        "tabulate",
-        "python-dateutil",
-        "pyyaml",
-        "networkx",
-    )
-    preload: tuple[str, ...] = ("numpy", "pandas", "matplotlib.pyplot")
+    dependencies: tuple[str, ...] = DEFAULT_DEPENDENCIES
+    preload: tuple[str, ...] = DEFAULT_PRELOAD
     proxy: str = _BUILD.proxy
     ca_bundle: str = _BUILD.ca_bundle
     network: str = _BUILD.network
