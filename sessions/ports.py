@@ -140,6 +140,10 @@ class Switchboard(Protocol):
         """Stop listening, drop this kernel's links and remove its directory. Unknown ids are no error."""
         ...
 
+    def remove_leftovers(self) -> None:
+        """Remove the directories of an earlier gateway on the same data directory."""
+        ...
+
 
 class Clock(Protocol):
     """Time, passed in so that tests can own it."""

@@ -1,0 +1,251 @@
+"""What a run shows and makes: its MIME bundles in order, its displayed figures, its files; each within the limits.
+
+Displayed figures are numbered as they stand in the results and become artifacts; a file arrives in pieces. Pure: no
+I/O. Its state is the bundles, the artifacts that belong to them, the files, and what was dropped.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sessions import media
+from sessions.model import Artifact, ArtifactId, ArtifactKind, ArtifactRef, Limits
+from sessions.text import cut_utf8, relative_path, well_formed, well_formed_json
+
+_MAX_BUNDLE_PARTS = 32
+_MAX_RESULTS = 1000
+_STORED_PER_SHOWN = 10
+_MAX_NOTICES_PER_KIND = 3
+_WHY = {
+    "bytes": "it is over the size limit",
+    "count": "there are too many",
+    "pixels": "it has too many pixels",
+    "changed": "it changed while it was being read",
+    "entries": "the working directory has too many entries",
+    "invalid": "it is not what it says it is",
+}
+
+
+@dataclass(slots=True)
+class _Shown:
+    """One entry of `results`, with the figures it refers to."""
+
+    bundle: dict[str, Any]
+    display_id: str | None
+    number: int | None = None
+    figures: dict[str, ArtifactRef] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Assembly:
+    """A file of which pieces are still to come."""
+
+    path: str
+    size_bytes: int
+    data: bytearray = field(default_factory=bytearray)
+
+
+class Collection:
+    """Results, figures and files of one run."""
+
+    def __init__(self, limits: Limits, new_artifact_id: Callable[[], ArtifactId]) -> None:
+        self._limits = limits
+        self._new_artifact_id = new_artifact_id
+        self._shown: list[_Shown] = []
+        self._figures_made = 0
+        self._left_bytes = limits.output_bytes
+        self._assembly: _Assembly | None = None
+        self._files: dict[str, ArtifactRef] = {}
+        self._dropped: dict[str, int] = {}
+        self._notices: dict[str, int] = {}
+        self._told: list[str] = []
+
+    # --- MIME bundles -------------------------------------------------------------------------------------------------
+
+    def show(self, data: Any, display_id: str | None) -> tuple[dict[str, Any], list[Artifact]]:
+        """Add a bundle to the results; returns it as shown, images replaced, and the artifacts it brought."""
+        if len(self._shown) >= _MAX_RESULTS:
+            self._drop("results", len(str(data)), "a result", "count")
+            return {}, []
+        entry = _Shown({}, display_id)
+        artifacts = self._fill(entry, data)
+        if entry.bundle:
+            self._shown.append(entry)
+        return entry.bundle, artifacts
+
+    def update(self, data: Any, display_id: str) -> tuple[dict[str, Any], list[Artifact]]:
+        """Replace every bundle that is shown under this id, as `update_display_data` asks."""
+        entries = [entry for entry in self._shown if entry.display_id == display_id]
+        if not entries:
+            return {}, []
+        first = entries[0]
+        first.figures.clear()
+        artifacts = self._fill(first, data)
+        for entry in entries[1:]:
+            entry.bundle, entry.figures = first.bundle, first.figures
+        return first.bundle, artifacts
+
+    def clear(self) -> None:
+        """Forget what has been shown; figures are numbered from 1 again."""
+        self._shown.clear()
+
+    def _fill(self, entry: _Shown, data: Any) -> list[Artifact]:
+        parts = list(data.items())[:_MAX_BUNDLE_PARTS] if isinstance(data, dict) else []
+        bundle: dict[str, Any] = {}
+        artifacts = []
+        for mime, value in parts:
+            if mime in media.EXTENSIONS:
+                artifact = self._figure(entry, mime, value)
+                if artifact is not None:
+                    bundle.setdefault("image", artifact.ref.name)
+                    entry.figures[artifact.ref.name] = artifact.ref
+                    artifacts.append(artifact)
+            else:
+                self._add_part(bundle, well_formed(str(mime)[:256]), value)
+        entry.bundle = bundle
+        return artifacts
+
+    def _add_part(self, bundle: dict[str, Any], mime: str, value: Any) -> None:
+        """Add a part that is no image, while the results' share of the output limit lasts; plain text is cut to fit."""
+        value = well_formed_json(value)
+        size_bytes = len(value.encode()) if isinstance(value, str) else len(json.dumps(value))
+        if size_bytes > self._left_bytes:
+            kept = cut_utf8(value, self._left_bytes) if mime == "text/plain" and isinstance(value, str) else ""
+            kept_bytes = len(kept.encode())
+            self._drop("results", size_bytes - kept_bytes, f"a result of type {mime}", "bytes")
+            if not kept:
+                return
+            value, size_bytes = kept, kept_bytes
+        self._left_bytes -= size_bytes
+        bundle[mime] = value
+
+    def _figure(self, entry: _Shown, mime: str, value: Any) -> Artifact | None:
+        """A displayed image as an artifact. Base64, or plain text for SVG, as the messaging protocol has it."""
+        text = value if isinstance(value, str) else ""
+        try:
+            data = text.encode() if mime == "image/svg+xml" else base64.b64decode("".join(text.split()), validate=True)
+        except (binascii.Error, ValueError):
+            data = b""
+        content_type = media.sniff(data)
+        why = self._why_not(data, content_type)
+        if content_type is None or why:
+            self._drop("images", len(text), "a figure", why or "invalid")
+            return None
+        self._figures_made += 1
+        if entry.number is None:
+            entry.number = 1 + max((shown.number or 0 for shown in self._shown), default=0)
+        name = f"figure-{entry.number}.{media.EXTENSIONS[content_type]}"
+        return self._artifact(ArtifactKind.IMAGE, name, content_type, data)
+
+    def _why_not(self, data: bytes, content_type: str | None) -> str | None:
+        """Which limit an image breaks, if any."""
+        if content_type is None:
+            return "invalid"
+        if len(data) > self._limits.image_bytes:
+            return "bytes"
+        if self._image_count() >= self._limits.image_count:
+            return "count"
+        if self._figures_made >= self._limits.image_count * _STORED_PER_SHOWN:
+            return "count"
+        pixels = media.count_pixels(data, content_type)
+        if pixels is None:
+            return "invalid"
+        return "pixels" if pixels > self._limits.image_pixels else None
+
+    def _image_count(self) -> int:
+        figures = sum(len(entry.figures) for entry in self._shown)
+        return figures + sum(ref.kind is ArtifactKind.IMAGE for ref in self._files.values())
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    def add_piece(self, content: Mapping[str, Any], buffers: tuple[bytes, ...]) -> Artifact | None:
+        """Take one piece of a file; returns the artifact when it was the last one.
+
+        Pieces come in order, one file after the other; whatever does not is dropped.
+        """
+        path, size_bytes, offset = relative_path(content.get("path")), content.get("bytes"), content.get("offset")
+        largest = max(self._limits.image_bytes, self._limits.file_bytes)
+        if path is None or type(size_bytes) is not int or not 0 <= size_bytes <= largest or len(buffers) != 1:
+            return None
+        if offset == 0:
+            self._assembly = _Assembly(path, size_bytes)
+        assembly = self._assembly
+        if assembly is None or assembly.path != path or offset != len(assembly.data):
+            return None
+        assembly.data += buffers[0][: size_bytes - len(assembly.data)]
+        if len(assembly.data) < size_bytes:
+            return None
+        self._assembly = None
+        return self._file(path, bytes(assembly.data))
+
+    def skip(self, skipped: Sequence[Mapping[str, Any]]) -> None:
+        """Note files that were not sent; each has `path`, `bytes` and `why`."""
+        for item in skipped:
+            path = relative_path(item.get("path")) or "a file"
+            size_bytes, why = item.get("bytes"), item.get("why")
+            what = "images" if media.guess(path) in media.EXTENSIONS else "files"
+            self._drop(what, size_bytes if type(size_bytes) is int and size_bytes > 0 else 0, path, str(why))
+
+    def _file(self, path: str, data: bytes) -> Artifact | None:
+        """A complete file: an image when its name and its bytes both say so."""
+        content_type = media.sniff(data) if media.guess(path) in media.EXTENSIONS else None
+        if content_type is not None:
+            if why := self._why_not(data, content_type):
+                self._drop("images", len(data), path, why)
+                return None
+            return self._keep_file(ArtifactKind.IMAGE, path, content_type, data)
+        if len(data) > self._limits.file_bytes:
+            self._drop("files", len(data), path, "bytes")
+            return None
+        if sum(ref.kind is ArtifactKind.FILE for ref in self._files.values()) >= self._limits.file_count:
+            self._drop("files", len(data), path, "count")
+            return None
+        return self._keep_file(ArtifactKind.FILE, path, media.guess(path), data)
+
+    def _keep_file(self, kind: ArtifactKind, path: str, content_type: str, data: bytes) -> Artifact:
+        # A file may have the very name of a displayed figure; both are kept, under two names for the two.
+        taken = any(path in entry.figures for entry in self._shown)
+        artifact = self._artifact(kind, f"./{path}" if taken else path, content_type, data)
+        self._files[artifact.ref.name] = artifact.ref
+        return artifact
+
+    def _artifact(self, kind: ArtifactKind, name: str, content_type: str, data: bytes) -> Artifact:
+        return Artifact(ArtifactRef(self._new_artifact_id(), kind, name, content_type, len(data)), data)
+
+    # --- the answer ---------------------------------------------------------------------------------------------------
+
+    def results(self) -> tuple[Mapping[str, Any], ...]:
+        """The bundles in order, as they stand now."""
+        return tuple(entry.bundle for entry in self._shown)
+
+    def images(self) -> dict[str, ArtifactRef]:
+        """Displayed figures and image files, by name."""
+        figures = {name: ref for entry in self._shown for name, ref in entry.figures.items()}
+        return figures | {name: ref for name, ref in self._files.items() if ref.kind is ArtifactKind.IMAGE}
+
+    def files(self) -> dict[str, ArtifactRef]:
+        """All other files, by name."""
+        return {name: ref for name, ref in self._files.items() if ref.kind is ArtifactKind.FILE}
+
+    def dropped(self) -> dict[str, int]:
+        """What was dropped, in bytes, by kind: results, images, files."""
+        return dict(self._dropped)
+
+    def notices(self) -> list[str]:
+        """A line for each of the first few things that were dropped, and one that counts the others."""
+        told = list(self._told)
+        for what, count in self._notices.items():
+            if count > _MAX_NOTICES_PER_KIND:
+                told.append(f"{count - _MAX_NOTICES_PER_KIND} more {what} were dropped")
+        return told
+
+    def _drop(self, what: str, size_bytes: int, name: str, why: str) -> None:
+        self._dropped[what] = self._dropped.get(what, 0) + size_bytes
+        self._notices[what] = self._notices.get(what, 0) + 1
+        if self._notices[what] <= _MAX_NOTICES_PER_KIND:
+            self._told.append(f"{name} was dropped: {_WHY.get(why, 'it could not be read')}")

@@ -1,0 +1,330 @@
+"""The fold: one run's Jupyter messages in, events and the final answer out, with every limit applied. Pure: no I/O.
+
+Everything here comes from hostile code; types are checked where they are used and what does not fit is dropped. How a
+MIME bundle or a file becomes an artifact is in collection.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sessions.collection import Collection
+from sessions.messages import Message
+from sessions.model import (
+    Artifact,
+    ArtifactId,
+    Batch,
+    Event,
+    EventType,
+    ExceptionInfo,
+    Limits,
+    Result,
+    RunId,
+    RunStatus,
+    Usage,
+)
+from sessions.text import cut_utf8, strip_ansi, well_formed
+
+_MERGED_TEXT_CHARACTERS = 32_768
+_MAX_TRACEBACK_LINES = 200
+_MAX_NOTICES = 20
+_STREAMS = {"stdout": EventType.STDOUT, "stderr": EventType.STDERR}
+
+
+class Execution:
+    """One run, from its first message to its result.
+
+    Its state: the output so far, what waits to be taken as the next batch, and how the kernel said the run ended.
+    """
+
+    def __init__(self, run_id: RunId, limits: Limits, new_artifact_id: Callable[[], ArtifactId]) -> None:
+        self.run_id = run_id
+        self._limits = limits
+        self._collection = Collection(limits, new_artifact_id)
+        self._text: dict[EventType, list[str]] = {EventType.STDOUT: [], EventType.STDERR: []}
+        self._output_left_bytes = limits.output_bytes
+        self._dropped_output_bytes = 0
+        self._next_seq = 1
+        self._events: list[Event] = []
+        self._artifacts: list[Artifact] = []
+        self._execution_count: int | None = None
+        self._exception: ExceptionInfo | None = None
+        self._exit_status: str | None = None
+        self._clear_pending = False
+        self._notices: list[str] = []
+        self.pending_bytes = 0
+
+    def __repr__(self) -> str:
+        return f"<Execution {self.run_id}: {self._next_seq - 1} events, {len(self._events)} pending>"
+
+    def take(self, message: Message) -> None:
+        """Fold one message in."""
+        match message.msg_type:
+            case "stream":
+                self._take_stream(message.content)
+            case "display_data" | "execute_result":
+                self._take_display(message.content, is_main_result=message.msg_type == "execute_result")
+            case "update_display_data":
+                self._take_update(message.content)
+            case "clear_output":
+                self._take_clear(wait=message.content.get("wait") is True)
+            case "execute_input":
+                self._execution_count = _count(message.content)
+                self._start()
+            case "error":
+                self._take_error(message.content)
+            case "execute_reply":
+                self._take_reply(message.content)
+            case "artifact":
+                self._take_file(message.content, message.buffers)
+
+    def take_gap(self, dropped_bytes: int) -> None:
+        """Output was dropped on the way here."""
+        self._dropped_output_bytes += max(0, dropped_bytes)
+
+    def take_skipped(self, skipped: Sequence[Mapping[str, Any]]) -> None:
+        """Files that the supervisor did not send; each has `path`, `bytes` and `why`."""
+        self._collection.skip(skipped)
+
+    def notice(self, text: str) -> None:
+        """Add a line of our own to the end of stderr."""
+        if len(self._notices) < _MAX_NOTICES:
+            self._notices.append(f"[cellblock] {text}\n")
+
+    def drain(self) -> Batch:
+        """The events and artifacts since the last call."""
+        batch = Batch(tuple(self._events), tuple(self._artifacts))
+        self._events, self._artifacts, self.pending_bytes = [], [], 0
+        return batch
+
+    def ended_status(self) -> RunStatus:
+        """What the kernel's own messages say about the end."""
+        if self._exit_status is not None:
+            return RunStatus.OK if self._exit_status == "ok" else RunStatus.ERROR
+        return RunStatus.ERROR if self._exception is not None else RunStatus.OK
+
+    def finish(self, status: RunStatus, reason: str | None, usage: Usage | None) -> Result:
+        """The final answer, with the `truncated` and `end` events appended. Call it once.
+
+        `reason` is the sentence for a status that the code's own traceback does not explain.
+        """
+        self._start()
+        for text in self._collection.notices():
+            self.notice(text)
+        if self._dropped_output_bytes:
+            limit = self._limits.output_bytes
+            self.notice(f"output was cut: {self._dropped_output_bytes} bytes beyond the limit of {limit} were dropped")
+            self._emit(EventType.TRUNCATED, what="output", dropped_bytes=self._dropped_output_bytes)
+        for what, dropped_bytes in self._collection.dropped().items():
+            self._emit(EventType.TRUNCATED, what=what, dropped_bytes=dropped_bytes)
+        if self._notices:
+            self._append_text(EventType.STDERR, "".join(self._notices))
+        result = self._result(status, reason, usage)
+        self._emit(EventType.END, status=status.value, **_end_fields(result))
+        return result
+
+    # --- messages -----------------------------------------------------------------------------------------------------
+
+    def _take_stream(self, content: Mapping[str, Any]) -> None:
+        stream, text = _STREAMS.get(str(content.get("name"))), content.get("text")
+        if stream is None or not isinstance(text, str) or not text:
+            return
+        self._clear_if_pending()
+        text = well_formed(text)
+        size_bytes = len(text.encode())
+        kept = text if size_bytes <= self._output_left_bytes else cut_utf8(text, self._output_left_bytes)
+        kept_bytes = size_bytes if kept is text else len(kept.encode())
+        self._output_left_bytes -= kept_bytes
+        if kept_bytes < size_bytes:
+            self._dropped_output_bytes += size_bytes - kept_bytes
+            self._output_left_bytes = 0
+        if kept:
+            self._append_text(stream, kept)
+
+    def _take_display(self, content: Mapping[str, Any], *, is_main_result: bool) -> None:
+        self._clear_if_pending()
+        self._start()
+        display_id = _display_id(content)
+        shown, artifacts = self._collection.show(content.get("data"), display_id)
+        self._emit_artifacts(artifacts)
+        if shown:
+            self._emit(
+                EventType.RESULT,
+                data=shown,
+                metadata={},
+                display_id=display_id,
+                is_main_result=is_main_result,
+            )
+
+    def _take_update(self, content: Mapping[str, Any]) -> None:
+        display_id = _display_id(content)
+        if display_id is None:
+            return
+        shown, artifacts = self._collection.update(content.get("data"), display_id)
+        self._emit_artifacts(artifacts)
+        if shown:
+            self._emit(EventType.UPDATE, data=shown, display_id=display_id)
+
+    def _take_clear(self, *, wait: bool) -> None:
+        self._start()
+        self._emit(EventType.CLEAR, wait=wait)
+        if wait:
+            self._clear_pending = True
+        else:
+            self._collection.clear()
+
+    def _clear_if_pending(self) -> None:
+        if self._clear_pending:
+            self._clear_pending = False
+            self._collection.clear()
+
+    def _take_error(self, content: Mapping[str, Any]) -> None:
+        self._clear_if_pending()
+        exception = self._exception_info(content)
+        if exception is None or exception.name == "SystemExit":
+            self._exception = exception or self._exception
+            return
+        self._exception = exception
+        self._start()
+        traceback = list(exception.traceback)
+        self._emit(EventType.ERROR, name=exception.name, value=exception.value, traceback=traceback)
+
+    def _take_reply(self, content: Mapping[str, Any]) -> None:
+        self._execution_count = _count(content) or self._execution_count
+        self._exit_status = str(content.get("status"))
+        if self._exit_status != "ok":
+            self._exception = self._exception or self._exception_info(content)
+            if self._exception is not None and self._exception.name == "SystemExit":
+                self._leave(self._exception)
+        payloads = content.get("payload")
+        for payload in payloads[:10] if isinstance(payloads, list) else ():
+            # What `print?` shows: https://jupyter-client.readthedocs.io/en/stable/messaging.html#payloads-deprecated
+            if isinstance(payload, dict) and payload.get("source") == "page":
+                self._take_display({"data": _without_ansi(payload.get("data"))}, is_main_result=False)
+
+    def _leave(self, exception: ExceptionInfo) -> None:
+        """`sys.exit()` ends a run as it ends a script: None and 0 are success."""
+        if exception.value in ("", "0", "None"):
+            self._exit_status, self._exception = "ok", None
+        else:
+            traceback = list(exception.traceback)
+            self._emit(EventType.ERROR, name=exception.name, value=exception.value, traceback=traceback)
+
+    def _take_file(self, content: Mapping[str, Any], buffers: tuple[bytes, ...]) -> None:
+        self._start()
+        artifact = self._collection.add_piece(content, buffers)
+        if artifact is not None:
+            self._emit_artifacts([artifact])
+
+    # --- events -------------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        if self._next_seq == 1:
+            self._emit(EventType.STARTED, execution_count=self._execution_count)
+
+    def _append_text(self, stream: EventType, text: str) -> None:
+        """Add to the output, in the last event when it can still grow: output comes in many small pieces."""
+        self._start()
+        self._text[stream].append(text)
+        self.pending_bytes += len(text)
+        last = self._events[-1] if self._events else None
+        if last is not None and last.type is stream and len(last.fields["text"]) + len(text) <= _MERGED_TEXT_CHARACTERS:
+            self._events[-1] = Event(last.seq, stream, {"text": last.fields["text"] + text})
+        else:
+            self._emit(stream, text=text)
+
+    def _emit(self, type_: EventType, **fields: Any) -> None:
+        self._events.append(Event(self._next_seq, type_, fields))
+        self._next_seq += 1
+
+    def _emit_artifacts(self, artifacts: Sequence[Artifact]) -> None:
+        for artifact in artifacts:
+            ref = artifact.ref
+            self._artifacts.append(artifact)
+            self.pending_bytes += ref.size_bytes
+            self._emit(
+                EventType(ref.kind.value),
+                name=ref.name,
+                artifact_id=ref.id,
+                content_type=ref.content_type,
+                bytes=ref.size_bytes,
+            )
+
+    # --- the answer ---------------------------------------------------------------------------------------------------
+
+    def _result(self, status: RunStatus, reason: str | None, usage: Usage | None) -> Result:
+        traceback = "\n".join(self._exception.traceback) if self._exception else ""
+        error = "\n".join(part for part in (reason, traceback) if part) or None
+        if status is not RunStatus.OK and error is None:
+            error = "The run did not end as it should have."
+        return Result(
+            run_id=self.run_id,
+            status=status,
+            output="".join(self._text[EventType.STDOUT]),
+            stderr="".join(self._text[EventType.STDERR]),
+            error=error if status is not RunStatus.OK else None,
+            exception=self._exception if status is not RunStatus.OK else None,
+            results=self._collection.results(),
+            images=self._collection.images(),
+            files=self._collection.files(),
+            execution_count=self._execution_count,
+            truncated=bool(self._dropped_output_bytes or self._collection.dropped()),
+            usage=usage,
+        )
+
+    def _exception_info(self, content: Mapping[str, Any]) -> ExceptionInfo | None:
+        """The exception of an `error` message or an error reply, bounded like all output."""
+        name, value, lines = content.get("ename"), content.get("evalue"), content.get("traceback")
+        if not isinstance(name, str) or not isinstance(value, str) or not isinstance(lines, list):
+            return None
+        limit_bytes = self._limits.output_bytes
+        text = "\n".join(
+            strip_ansi(well_formed(line)) for line in lines[:_MAX_TRACEBACK_LINES] if isinstance(line, str)
+        )
+        kept = cut_utf8(text, limit_bytes)
+        self._dropped_output_bytes += len(text.encode()) - len(kept.encode())
+        return ExceptionInfo(
+            name=cut_utf8(strip_ansi(well_formed(name)), 256),
+            value=cut_utf8(strip_ansi(well_formed(value)), limit_bytes),
+            traceback=tuple(kept.split("\n")),
+            line=_failing_line(kept, self._execution_count),
+        )
+
+
+def _failing_line(traceback: str, execution_count: int | None) -> int | None:
+    """The deepest line of the run's own code in an IPython traceback, which names it `Cell In[<count>], line <n>`."""
+    lines = re.findall(rf"Cell In\[{execution_count}\], line (\d{{1,7}})", traceback)
+    return int(lines[-1]) if lines else None
+
+
+def _count(content: Mapping[str, Any]) -> int | None:
+    count = content.get("execution_count")
+    return count if type(count) is int and 0 <= count < 1 << 31 else None
+
+
+def _display_id(content: Mapping[str, Any]) -> str | None:
+    transient = content.get("transient")
+    display_id = transient.get("display_id") if isinstance(transient, dict) else None
+    return well_formed(display_id[:256]) if isinstance(display_id, str) else None
+
+
+def _without_ansi(data: Any) -> Any:
+    if not isinstance(data, dict):
+        return data
+    return {key: strip_ansi(value) if isinstance(value, str) else value for key, value in data.items()}
+
+
+def _end_fields(result: Result) -> dict[str, Any]:
+    """The fields of the `end` event: what of the answer no earlier event has said."""
+    fields: dict[str, Any] = {"truncated": result.truncated, "execution_count": result.execution_count}
+    if result.error is not None:
+        fields["error"] = result.error
+    if result.usage is not None:
+        fields["usage"] = {
+            "wall_ms": result.usage.wall_ms,
+            "cpu_ms": result.usage.cpu_ms,
+            "memory_peak_bytes": result.usage.memory_peak_bytes,
+        }
+    return fields

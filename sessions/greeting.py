@@ -1,0 +1,80 @@
+"""One connection to a kernel's socket, of whoever in the sandbox has dialled it. The hello decides who that is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from kernel_image import protocol
+from sessions.errors import ProtocolViolation
+from sessions.kernel import Kernel
+from sessions.messages import decode_object
+from sessions.ports import Link
+
+_HELLO_TIMEOUT_S = 10.0
+_MAX_CONTROL_CHARACTERS = 1 << 20
+
+
+class Greeting:
+    """`sessions.ports.LinkListener`. Its state: whether it has been welcomed, and the deadline of the hello."""
+
+    def __init__(self, kernel: Kernel, link: Link) -> None:
+        self._kernel = kernel
+        self._link = link
+        self._welcome = False
+        self._deadline: asyncio.TimerHandle | None = asyncio.get_running_loop().call_later(
+            _HELLO_TIMEOUT_S, kernel.refuse, link, "no hello in time"
+        )
+
+    def on_binary(self, data: bytes) -> asyncio.Task[None] | None:
+        """Take a Jupyter message, of a supervisor that has been welcomed."""
+        if not self._welcome:
+            self._refuse("a message before the hello")
+            return None
+        return self._guarded(self._kernel.take_binary, data)
+
+    def on_text(self, text: str) -> asyncio.Task[None] | None:
+        """Take a control message; the first one must be the hello."""
+        if len(text) > _MAX_CONTROL_CHARACTERS:
+            self._refuse("an overlong control message")
+            return None
+        if self._welcome:
+            return self._guarded(lambda: self._kernel.take_control(decode_object(text)))
+        if self._deadline is None:
+            return None  # already refused; the connection is being closed
+        try:
+            hello = decode_object(text)
+        except ProtocolViolation:
+            hello = {}
+        self._disarm()
+        self._welcome = hello.get("op") == protocol.HELLO and self._kernel.greet(hello, self._link)
+        if hello.get("op") != protocol.HELLO:
+            self._kernel.refuse(self._link, "no hello")
+        return None
+
+    def on_closed(self) -> None:
+        """The connection is gone."""
+        self._disarm()
+        self._kernel.lost(self._link)
+
+    def _guarded(self, take: Callable[..., None], *args: Any) -> asyncio.Task[None] | None:
+        """Take a frame; a violation ends the kernel, a flood is slowed down."""
+        try:
+            take(*args)
+        except (ProtocolViolation, protocol.FrameError) as error:
+            self._kernel.violate(str(error).rstrip("."))
+            return None
+        pause_s = self._kernel.throttle()
+        return asyncio.ensure_future(asyncio.sleep(pause_s)) if pause_s > 0 else None
+
+    def _refuse(self, reason: str) -> None:
+        if self._deadline is not None or self._welcome:
+            self._disarm()
+            self._welcome = False
+            self._kernel.refuse(self._link, reason)
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None

@@ -1,0 +1,128 @@
+"""Jupyter messages as the gateway sees them: built for requests, decoded and checked for everything that comes back.
+
+Everything that comes back was written by hostile code: sizes and depth are bounded, types are checked, and one error
+type covers all that can be wrong. Message types: https://jupyter-client.readthedocs.io/en/stable/messaging.html
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+from jupyter_client.session import Session
+
+from kernel_image.protocol import ARTIFACT_CHANNEL, FrameError, decode_message, encode_message
+from sessions.errors import ProtocolViolation
+
+ACCEPTED: Mapping[str, frozenset[str]] = {
+    "iopub": frozenset(
+        {
+            "status",
+            "stream",
+            "display_data",
+            "update_display_data",
+            "execute_result",
+            "execute_input",
+            "error",
+            "clear_output",
+        }
+    ),
+    "shell": frozenset({"execute_reply"}),
+    "stdin": frozenset({"input_request"}),
+    ARTIFACT_CHANNEL: frozenset({"artifact"}),
+}
+"""What a supervisor may send, by channel; everything else is counted and dropped."""
+
+_MAX_JSON_DEPTH = 64
+_MAX_ID_CHARACTERS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message from a kernel. `content` is a JSON object and nothing more is known of it."""
+
+    channel: str
+    msg_type: str
+    parent_id: str
+    content: Mapping[str, Any]
+    buffers: tuple[bytes, ...]
+
+
+class RequestBuilder:
+    """Makes the requests of one connection to a kernel."""
+
+    def __init__(self) -> None:
+        self._client_session = Session(key=b"", session=uuid4().hex, username="cellblock")
+
+    def execute(
+        self, code: str, *, silent: bool = False, metadata: Mapping[str, Any] | None = None
+    ) -> tuple[str, bytes]:
+        """An execute_request; returns its msg_id and its frame."""
+        content = {
+            "code": code,
+            "silent": silent,
+            "store_history": not silent,
+            "user_expressions": {},
+            "allow_stdin": False,
+            "stop_on_error": True,
+        }
+        header = self._client_session.msg_header("execute_request")
+        header["msg_id"] = uuid4().hex
+        header["date"] = datetime.now(UTC).isoformat()
+        # ASCII, so that lone surrogates in code and variables pass as escapes.
+        parts = [json.dumps(part).encode() for part in (header, {}, metadata or {}, content)]
+        return header["msg_id"], encode_message("shell", parts)
+
+
+def decode(frame: bytes | memoryview) -> Message | None:
+    """Decode one frame. None for a message that nobody asked for or that is not what its type says.
+
+    The kernel's own messages pass the supervisor unread, so nonsense in them is the user's, and only dropped. A frame
+    whose layout is wrong is the supervisor's: raises ProtocolViolation.
+    """
+    try:
+        channel, parts = decode_message(frame)
+    except FrameError as error:
+        raise ProtocolViolation(f"A supervisor sent a frame that cannot be decoded: {error}.") from error
+    try:
+        msg_type = decode_object(parts[0]).get("msg_type")
+        if not isinstance(msg_type, str) or msg_type not in ACCEPTED.get(channel, ()):
+            return None
+        parent_id = decode_object(parts[1]).get("msg_id")
+        if not isinstance(parent_id, str) or len(parent_id) > _MAX_ID_CHARACTERS:
+            return None
+        return Message(channel, msg_type, parent_id, decode_object(parts[3]), tuple(parts[4:]))
+    except ProtocolViolation:
+        return None
+
+
+def decode_object(data: bytes | str) -> dict[str, Any]:
+    """Decode a JSON object of bounded depth, bytes that are no UTF-8 replaced. Raises ProtocolViolation.
+
+    Recursion and integer size are bounded by Python itself; both of its errors are caught here.
+    """
+    try:
+        value = json.loads(data.decode("utf-8", "replace") if isinstance(data, bytes) else data)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolViolation("A supervisor sent text that is no JSON.") from error
+    if not isinstance(value, dict) or _is_deeper(value, _MAX_JSON_DEPTH):
+        raise ProtocolViolation("A supervisor sent JSON that is no object, or nested too deeply.")
+    return value
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    level = [value]
+    for _ in range(depth):
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, (dict, list))
+        ]
+        if not level:
+            return False
+    return True

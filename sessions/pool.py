@@ -1,0 +1,129 @@
+"""The warm pool's decisions: which kernel serves a claim, and how many to launch now. Pure: the I/O is in supply.py.
+
+Every kernel is used once. The pool refills itself in the background: one launch at a time while code runs or nothing
+has come up yet, so that neither running work nor the first answer waits for a storm of starts.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from sessions.model import KernelId
+
+_IDLE_LAUNCHES = 2
+_FIRST_BACKOFF_S = 0.5
+_LONGEST_BACKOFF_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """`size` kernels are kept warm; `max` bounds all live containers, those at work included.
+
+    `refill_pause_s`: how long after a claim refilling waits for the run it was for, which is mostly over by then.
+    """
+
+    size: int = 2
+    max: int = 16
+    refill_pause_s: float = 0.25
+
+
+@dataclass(slots=True)
+class WarmPool:
+    """Warm kernels of one kernelspec.
+
+    The mutable state: who is warm, being launched, at work or being removed, who waits, and how launches have failed.
+    """
+
+    settings: PoolSettings
+    warm: deque[KernelId] = field(default_factory=deque)
+    launching: set[KernelId] = field(default_factory=set)
+    working: set[KernelId] = field(default_factory=set)
+    removing: set[KernelId] = field(default_factory=set)
+    waiting: int = 0
+    failures: int = 0
+    retry_at_s: float = 0.0
+    last_claim_s: float = float("-inf")
+    ever_warm: bool = False
+
+    def __repr__(self) -> str:
+        return (
+            f"<WarmPool {len(self.warm)} warm, {len(self.launching)} launching, {len(self.working)} working, "
+            f"{len(self.removing)} removing, {self.waiting} waiting, {self.failures} failures>"
+        )
+
+    def live(self) -> int:
+        """How many containers there are, or will be in a moment."""
+        return len(self.warm) + len(self.launching) + len(self.working) + len(self.removing)
+
+    def is_failing(self) -> bool:
+        """Whether nothing is warm and the last launches have all failed."""
+        return not self.warm and self.failures > 1
+
+    # --- what happens -------------------------------------------------------------------------------------------------
+
+    def claim(self, now_s: float) -> KernelId | None:
+        """Take the kernel that has been warm the longest; None when there is none."""
+        if not self.warm:
+            return None
+        kernel_id = self.warm.popleft()
+        self.working.add(kernel_id)
+        self.last_claim_s = now_s
+        return kernel_id
+
+    def unclaim(self, kernel_id: KernelId) -> None:
+        """Put a claimed kernel back that nothing has run on."""
+        self.working.discard(kernel_id)
+        self.warm.appendleft(kernel_id)
+
+    def launch(self, kernel_id: KernelId) -> None:
+        """A launch has begun."""
+        self.launching.add(kernel_id)
+
+    def became_warm(self, kernel_id: KernelId) -> None:
+        """A launch has succeeded."""
+        self.launching.discard(kernel_id)
+        self.warm.append(kernel_id)
+        self.failures = 0
+        self.ever_warm = True
+
+    def failed(self, kernel_id: KernelId, now_s: float) -> None:
+        """A launch has failed; the next one waits, longer each time."""
+        self.launching.discard(kernel_id)
+        self.failures += 1
+        self.retry_at_s = now_s + min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2 ** (self.failures - 1))
+
+    def remove(self, kernel_id: KernelId) -> None:
+        """A kernel is used, or has died, and its container is being removed."""
+        self.launching.discard(kernel_id)
+        self.working.discard(kernel_id)
+        if kernel_id in self.warm:
+            self.warm.remove(kernel_id)
+        self.removing.add(kernel_id)
+
+    def removed(self, kernel_id: KernelId) -> None:
+        """Its container is gone."""
+        self.removing.discard(kernel_id)
+
+    # --- what to do ---------------------------------------------------------------------------------------------------
+
+    def launches(self, now_s: float) -> int:
+        """How many launches to begin now."""
+        if now_s < self.retry_at_s or now_s < self._resume_at_s():
+            return 0
+        wanted = self.settings.size + self.waiting - len(self.warm) - len(self.launching)
+        return max(0, min(wanted, self._parallel() - len(self.launching), self.settings.max - self.live()))
+
+    def next_look_s(self, now_s: float) -> float | None:
+        """When `launches` should be asked again even if nothing happens; None when there is no need."""
+        due = [at_s for at_s in (self.retry_at_s, self._resume_at_s()) if at_s > now_s]
+        return max(due) if due else None
+
+    def _parallel(self) -> int:
+        """How many launches may be under way at once."""
+        return 1 if not self.ever_warm or (self.working and not self.waiting) else _IDLE_LAUNCHES
+
+    def _resume_at_s(self) -> float:
+        """Until when refilling waits for a run that has just begun, unless somebody waits for a kernel."""
+        paused = self.working and self.warm and not self.waiting
+        return self.last_claim_s + self.settings.refill_pause_s if paused else float("-inf")

@@ -1,0 +1,117 @@
+"""A run on its way into the store: the kernel's messages are folded, written in batches, and only then acknowledged.
+
+It owns the writing and its retries; what the messages mean is execution.py's, and when the run must end service.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from sessions.errors import StoreUnavailable
+from sessions.execution import Execution
+from sessions.kernel import Died, Done
+from sessions.messages import Message
+from sessions.model import Batch, Result, RunId
+from sessions.ports import Clock, Store
+
+_BATCH_PAUSE_S = 0.25
+_FIRST_RETRY_S = 0.1
+_LONGEST_RETRY_S = 2.0
+
+log = structlog.get_logger()
+
+
+class Recording:
+    """`sessions.kernel.RequestListener` of one run.
+
+    Its state: the run's fold, the batch that is being written, and the first frame that no commit covers yet.
+    """
+
+    def __init__(self, run_id: RunId, execution: Execution, store: Store, clock: Clock) -> None:
+        self.run_id = run_id
+        self.execution = execution
+        self.ended: asyncio.Future[Done | Died] = asyncio.get_running_loop().create_future()
+        self._store = store
+        self._clock = clock
+        self._uncommitted_seq: int | None = None
+        self._writing_seq: int | None = None
+        self._unwritten = Batch()
+        self._committed: Callable[[], None] = lambda: None
+        self._writer: asyncio.Task[None] | None = None
+
+    @property
+    def uncommitted_seq(self) -> int | None:
+        """The first frame taken whose content is not yet committed."""
+        return self._uncommitted_seq if self._writing_seq is None else self._writing_seq
+
+    def on_commit(self, committed: Callable[[], None]) -> None:
+        """Call `committed` after every commit, so that frames can be acknowledged."""
+        self._committed = committed
+
+    def on_message(self, seq: int, message: Message) -> None:
+        """Fold a message in; what it adds is written soon."""
+        pending_bytes = self.execution.pending_bytes
+        self.execution.take(message)
+        if self.execution.pending_bytes > pending_bytes and self._uncommitted_seq is None:
+            self._uncommitted_seq = seq
+        if self._writer is None:
+            self._writer = asyncio.ensure_future(self._write())
+
+    def on_gap(self, dropped_bytes: int) -> None:
+        """Output was lost on the way."""
+        self.execution.take_gap(dropped_bytes)
+
+    def on_done(self, done: Done) -> None:
+        """The code has ended."""
+        if not self.ended.done():
+            self.ended.set_result(done)
+
+    def on_died(self, died: Died) -> None:
+        """The kernel has."""
+        if not self.ended.done():
+            self.ended.set_result(died)
+
+    async def finish(self, result: Result) -> None:
+        """Commit the end with everything that is not committed yet. Tries for as long as it takes."""
+        if self._writer is not None:
+            self._writer.cancel()
+            await asyncio.wait([self._writer])
+        batch = self._take_batch()
+        finished_at = self._clock.now()
+        await self._persist(lambda: self._store.finish_run(result, batch, finished_at))
+        self._unwritten, self._uncommitted_seq = Batch(), None
+
+    async def _write(self) -> None:
+        """Write what has come, again and again, until the run's end takes over."""
+        while True:
+            await asyncio.sleep(_BATCH_PAUSE_S)
+            if self._uncommitted_seq is None:
+                continue
+            batch = self._take_batch()
+            self._uncommitted_seq, writing_seq = None, self._uncommitted_seq
+            self._writing_seq = writing_seq
+            await self._persist(lambda batch=batch: self._store.append(self.run_id, batch))  # type: ignore[misc]
+            self._unwritten, self._writing_seq = Batch(), None
+            self._committed()
+
+    def _take_batch(self) -> Batch:
+        """All that no commit has confirmed: a batch whose writing was broken off is written once more, harmlessly."""
+        fresh = self.execution.drain()
+        self._unwritten = Batch(self._unwritten.events + fresh.events, self._unwritten.artifacts + fresh.artifacts)
+        return self._unwritten
+
+    async def _persist(self, write: Callable[[], Awaitable[None]]) -> None:
+        """Write, and while the database is out of reach, try again."""
+        pause_s = _FIRST_RETRY_S
+        while True:
+            try:
+                await write()
+            except StoreUnavailable as error:
+                log.warning("run_not_written", run_id=self.run_id, reason=str(error))
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, _LONGEST_RETRY_S)
+            else:
+                return

@@ -1,0 +1,300 @@
+"""Where kernels come from and go to: launching, connecting, handing out warm ones, removing used ones. The pool's I/O.
+
+The decisions are pool.py's. The mutable state is the pools, the live kernels and the claims that wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import deque
+from collections.abc import Coroutine, Mapping
+from typing import Any
+from uuid import uuid4
+
+import structlog
+
+from sessions.errors import (
+    CellblockError,
+    Draining,
+    EngineUnavailable,
+    NoKernelInTime,
+    TooManyRequests,
+)
+from sessions.greeting import Greeting
+from sessions.kernel import Kernel, KernelState
+from sessions.model import Fate, GatewayId, KernelId, LaunchSpec, Limits
+from sessions.pool import PoolSettings, WarmPool
+from sessions.ports import Clock, Provisioner, Switchboard
+
+_READY_TIMEOUT_S = 60.0
+_FATE_POLL_S = 0.05
+_FATE_POLLS = 40
+_REMOVE_ATTEMPTS = 5
+
+log = structlog.get_logger()
+
+
+class KernelSupply:
+    """Hands out kernels that are ready, each once, and has others made in their place."""
+
+    def __init__(
+        self,
+        *,
+        provisioner: Provisioner,
+        switchboard: Switchboard,
+        gateway_id: GatewayId,
+        limits: Limits,
+        pool: PoolSettings,
+        kernel_names: Mapping[str, int],
+        preload: tuple[str, ...],
+        clock: Clock,
+    ) -> None:
+        """`kernel_names` says how many kernels of each kernelspec to keep warm."""
+        self._provisioner = provisioner
+        self._switchboard = switchboard
+        self._gateway_id = gateway_id
+        self._limits = limits
+        self._preload = preload
+        self._clock = clock
+        self._max = pool.max
+        self._pools = {
+            name: WarmPool(PoolSettings(size, pool.max, pool.refill_pause_s)) for name, size in kernel_names.items()
+        }
+        self._waiters: dict[str, deque[asyncio.Future[Kernel]]] = {name: deque() for name in kernel_names}
+        self._kernels: dict[KernelId, Kernel] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._closing = False
+        self.last_failure: str | None = None
+
+    # --- questions ----------------------------------------------------------------------------------------------------
+
+    def warm(self) -> int:
+        """How many kernels are ready and unused."""
+        return sum(len(pool.warm) for pool in self._pools.values())
+
+    def working(self) -> int:
+        """How many kernels are claimed."""
+        return sum(len(pool.working) for pool in self._pools.values())
+
+    def reasons_not_ready(self) -> list[str]:
+        """Why code could not run now, in sentences; empty when it could."""
+        if any(pool.is_failing() for pool in self._pools.values()):
+            return [f"No sandbox can be started: {self.last_failure}"]
+        if not any(pool.ever_warm for pool in self._pools.values()):
+            return [f"The first sandbox is still being started.{f' {self.last_failure}' if self.last_failure else ''}"]
+        return []
+
+    def limits_seen(self) -> Mapping[str, Any]:
+        """What a connected supervisor last said of the limits that its container really has; empty when none has."""
+        return next((kernel.limits_seen for kernel in self._kernels.values() if kernel.limits_seen), {})
+
+    # --- claims -------------------------------------------------------------------------------------------------------
+
+    async def claim(self, kernel_name: str, timeout_s: float) -> Kernel:
+        """A kernel that is ready and that nobody has used.
+
+        Raises TooManyRequests when the queue is full, NoKernelInTime, EngineUnavailable, Draining. Nothing is claimed
+        then.
+        """
+        if self._closing:
+            raise Draining
+        pool, waiters = self._pools[kernel_name], self._waiters[kernel_name]
+        if not waiters and (kernel := self._take_warm(pool)) is not None:
+            self._refill()
+            return kernel
+        if len(waiters) >= self._limits.queue:
+            raise TooManyRequests
+        if pool.is_failing():
+            self._refill()
+            raise EngineUnavailable(f"No sandbox can be started, and nothing was run: {self.last_failure}")
+        waiter: asyncio.Future[Kernel] = asyncio.get_running_loop().create_future()
+        waiters.append(waiter)
+        pool.waiting = len(waiters)
+        self._refill()
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await waiter
+        except TimeoutError:
+            if waiter.done() and not waiter.cancelled():
+                return waiter.result()  # it came in the very moment the time was over
+            raise NoKernelInTime from None
+        finally:
+            if waiter in waiters:
+                waiters.remove(waiter)
+            pool.waiting = len(waiters)
+
+    def give_back(self, kernel: Kernel) -> None:
+        """Return a claimed kernel that nothing has run on."""
+        if kernel.is_ready():
+            self._pools[kernel.kernel_name].unclaim(kernel.kernel_id)
+            self._serve(kernel.kernel_name)
+        else:
+            self.retire(kernel)
+
+    def retire(self, kernel: Kernel) -> None:
+        """A kernel has been used or has died: remove its container, and refill."""
+        pool = self._pools[kernel.kernel_name]
+        if self._kernels.pop(kernel.kernel_id, None) is None:
+            return
+        pool.remove(kernel.kernel_id)
+        kernel.watch(lambda _: None)
+        kernel.abandon("retired")
+        self._spawn(self._remove(kernel, pool))
+
+    async def fate(self, kernel: Kernel) -> Fate | None:
+        """How the engine says this kernel's sandbox ended, once it says so; None when it does not, in time."""
+        for _ in range(_FATE_POLLS):
+            fate = await self._provisioner.fate(kernel.kernel_id)
+            if fate is not None:
+                return fate
+            await asyncio.sleep(_FATE_POLL_S)
+        return None
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Remove what an earlier gateway has left, then begin to warm up."""
+        for sandbox in await self._provisioner.list():
+            log.info("leftover_removed", kernel_id=sandbox.kernel_id)
+            await self._provisioner.kill(sandbox.kernel_id)
+        self._switchboard.remove_leftovers()
+        self._refill()
+
+    async def close(self) -> None:
+        """End every kernel of this gateway, and everything that was under way."""
+        self._closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_exception(Draining())
+        for kernel in list(self._kernels.values()):
+            self.retire(kernel)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        try:
+            for sandbox in await self._provisioner.list():
+                await self._provisioner.kill(sandbox.kernel_id)
+        except EngineUnavailable as error:
+            log.warning("sandboxes_left", reason=str(error))
+
+    def stop_refilling(self) -> None:
+        """Begin no more launches and take no more claims; what runs goes on."""
+        self._closing = True
+
+    # --- launching ----------------------------------------------------------------------------------------------------
+
+    def _refill(self) -> None:
+        """Begin as many launches as the pools ask for, and look again when they say so."""
+        if self._closing:
+            return
+        now_s = self._clock.monotonic()
+        looks = []
+        for name, pool in self._pools.items():
+            others = sum(other.live() for other in self._pools.values()) - pool.live()
+            for _ in range(min(pool.launches(now_s), max(0, self._max - others - pool.live()))):
+                self._launch(name, pool)
+            if (look_s := pool.next_look_s(now_s)) is not None:
+                looks.append(look_s)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if looks:
+            self._timer = asyncio.get_running_loop().call_later(max(0.01, min(looks) - now_s), self._refill)
+
+    def _launch(self, name: str, pool: WarmPool) -> None:
+        kernel = Kernel(KernelId(str(uuid4())), name, secrets.token_urlsafe(32), self._clock)
+        self._kernels[kernel.kernel_id] = kernel
+        pool.launch(kernel.kernel_id)
+        self._spawn(self._bring_up(kernel, pool))
+
+    async def _bring_up(self, kernel: Kernel, pool: WarmPool) -> None:
+        """Launch a sandbox and wait until its kernel answers."""
+        kernel.watch(self._on_change)
+        try:
+            directory = self._switchboard.open(kernel.kernel_id, lambda link: Greeting(kernel, link))
+            spec = LaunchSpec(
+                kernel_id=kernel.kernel_id,
+                gateway_id=self._gateway_id,
+                credential=kernel.credential,
+                socket_dir=directory,
+                limits=self._limits,
+                kernel_name=kernel.kernel_name,
+                preload=self._preload,
+            )
+            await self._provisioner.launch(spec)
+            await kernel.wait_ready(_READY_TIMEOUT_S)
+        except Exception as error:  # noqa: BLE001 - however a launch fails, it is undone, told and tried again later
+            self._launch_failed(kernel, pool, error)
+            return
+        if kernel.kernel_id not in self._kernels:
+            return  # retired while it came up
+        pool.became_warm(kernel.kernel_id)
+        self.last_failure = None
+        self._serve(kernel.kernel_name)
+        self._refill()
+
+    def _launch_failed(self, kernel: Kernel, pool: WarmPool, error: Exception) -> None:
+        expected = isinstance(error, CellblockError)
+        self.last_failure = str(error) if expected else "An unexpected error; the gateway's log has it."
+        log.error("launch_failed", kernel_id=kernel.kernel_id, reason=str(error), exc_info=not expected)
+        pool.failed(kernel.kernel_id, self._clock.monotonic())
+        self.retire(kernel)
+        if pool.is_failing():
+            for waiter in self._waiters[kernel.kernel_name]:
+                if not waiter.done():
+                    message = f"No sandbox can be started, and nothing was run: {self.last_failure}"
+                    waiter.set_exception(EngineUnavailable(message))
+        self._refill()
+
+    def _serve(self, name: str) -> None:
+        """Give warm kernels to the claims that have waited longest."""
+        pool, waiters = self._pools[name], self._waiters[name]
+        while waiters:
+            if waiters[0].done():
+                waiters.popleft()
+                continue
+            kernel = self._take_warm(pool)
+            if kernel is None:
+                break
+            waiters.popleft().set_result(kernel)
+        pool.waiting = len(waiters)
+
+    def _take_warm(self, pool: WarmPool) -> Kernel | None:
+        """The next warm kernel that is still alive."""
+        while (kernel_id := pool.claim(self._clock.monotonic())) is not None:
+            kernel = self._kernels[kernel_id]
+            if kernel.is_ready():
+                return kernel
+            self.retire(kernel)
+        return None
+
+    def _on_change(self, kernel: Kernel) -> None:
+        """A warm kernel that has died, or whose kernel process has, is replaced before a request meets it."""
+        pool = self._pools[kernel.kernel_name]
+        dead = kernel.state is KernelState.GONE or (kernel.deaths and not kernel.is_ready())
+        if kernel.kernel_id in pool.warm and dead:
+            log.warning("warm_kernel_died", kernel_id=kernel.kernel_id, reason=kernel.violation)
+            self.retire(kernel)
+            self._refill()
+
+    async def _remove(self, kernel: Kernel, pool: WarmPool) -> None:
+        """Remove a kernel's container and its socket directory."""
+        for attempt in range(_REMOVE_ATTEMPTS):
+            try:
+                await self._provisioner.kill(kernel.kernel_id)
+                break
+            except EngineUnavailable as error:
+                log.warning("removal_failed", kernel_id=kernel.kernel_id, reason=str(error), attempt=attempt)
+                await asyncio.sleep(2**attempt if not self._closing else 0)
+        self._switchboard.close(kernel.kernel_id)
+        pool.removed(kernel.kernel_id)
+        self._refill()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

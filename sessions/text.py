@@ -1,0 +1,50 @@
+"""Text that came out of a sandbox, made fit for everybody else: no ANSI codes, no lone surrogates, no odd paths."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+# ECMA-48: CSI sequences, OSC strings, and two-character escapes.
+_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_=>])")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_MAX_PATH_CHARACTERS = 1024
+
+
+def strip_ansi(text: str) -> str:
+    """The text without terminal control sequences."""
+    return _ANSI.sub("", text) if "\x1b" in text else text
+
+
+def well_formed(text: str) -> str:
+    """The text with lone surrogates replaced by U+FFFD, so that it can be encoded as UTF-8."""
+    if _SURROGATE.search(text) is None:
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def well_formed_json(value: Any) -> Any:
+    """A JSON value with `well_formed` applied to every string in it. Its depth must be bounded already."""
+    if isinstance(value, str):
+        return well_formed(value)
+    if isinstance(value, dict):
+        return {well_formed(str(key)): well_formed_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [well_formed_json(item) for item in value]
+    return value
+
+
+def relative_path(path: Any) -> str | None:
+    """The path when it is one that stays below a directory; None for everything else a sandbox may say."""
+    if not isinstance(path, str) or not 0 < len(path) <= _MAX_PATH_CHARACTERS or "\0" in path:
+        return None
+    if any(part in ("", ".", "..") for part in path.split("/")):
+        return None
+    return well_formed(path)
+
+
+def cut_utf8(text: str, limit_bytes: int) -> str:
+    """The longest beginning of the text that takes at most `limit_bytes` in UTF-8."""
+    if len(text) * 4 <= limit_bytes:
+        return text
+    return text.encode()[: max(0, limit_bytes)].decode("utf-8", "ignore")
