@@ -16,11 +16,13 @@ from msgspec import Meta, Struct, field
 
 from gateway.auth import Token
 from sessions.model import BuildSettings, EngineSettings, Limits
+from sessions.pool import PoolSettings
 from sessions.provisioners.default_packages import DEFAULT_DEPENDENCIES, DEFAULT_PRELOAD
 
 _LIMITS = Limits()
 _ENGINE = EngineSettings()
 _BUILD = BuildSettings()
+_POOL = PoolSettings()
 ENGINES = ("auto", "docker", "process")
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -101,8 +103,8 @@ class PoolSection(Section, frozen=True):
     """`size` kernels are kept warm; `max` sandboxes may exist at once."""
 
     title: ClassVar[str] = "pool"
-    size: Annotated[int, Meta(ge=0)] = 2
-    max: Positive = 8
+    size: Annotated[int, Meta(ge=0)] = _POOL.size
+    max: Positive = _POOL.max
 
 
 class SessionsSection(Section, frozen=True):

@@ -71,7 +71,7 @@ class Exposure(Enum):
 
 @stream_request_body
 class BaseHandler(RequestHandler):
-    """One request. The state is `_refusal` (why it will not be served), `_body` and `tenant`."""
+    """One request. The state is `_refusal` (why it will not be served), `_body`, `tenant` and `_is_in_flight`."""
 
     route: ClassVar[str]
     methods: ClassVar[tuple[str, ...]] = ("GET", "HEAD")
@@ -85,6 +85,7 @@ class BaseHandler(RequestHandler):
         self._refusal: CellblockError | HTTPError | None = None
         self._body = bytearray()
         self._body_bytes = 0
+        self._is_in_flight = False
         super().__init__(application, request, **kwargs)
 
     def initialize(self, context: Context) -> None:
@@ -120,6 +121,8 @@ class BaseHandler(RequestHandler):
 
         A refusal waits for the body where that is short enough: a client that is still sending sees no answer.
         """
+        self.context.in_flight.enter()
+        self._is_in_flight = True
         self._set_cors_headers(self.context)
         try:
             self._check_headers()
@@ -154,6 +157,20 @@ class BaseHandler(RequestHandler):
         if origin is not None and context.site.is_allowed_origin(origin):
             self.set_header("Access-Control-Allow-Origin", origin)
             self.set_header("Access-Control-Expose-Headers", "X-Request-Id, Retry-After, ETag")
+
+    def on_finish(self) -> None:
+        """The answer has been handed to the connection."""
+        self._leave()
+
+    def on_connection_close(self) -> None:
+        """Nobody waits for the answer any more."""
+        super().on_connection_close()
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._is_in_flight:
+            self._is_in_flight = False
+            self.context.in_flight.leave()
 
     # --- the body comes in --------------------------------------------------------------------------------------------
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.auth import Doorkeeper, SiteRules
@@ -50,6 +51,33 @@ class RunService(Protocol):
         ...
 
 
+class InFlight:
+    """Counts the requests that have no answer yet, so that a server can end when there are none."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def __repr__(self) -> str:
+        return f"<InFlight {self._count}>"
+
+    def enter(self) -> None:
+        """One more."""
+        self._count += 1
+        self._none.clear()
+
+    def leave(self) -> None:
+        """One less."""
+        self._count -= 1
+        if self._count == 0:
+            self._none.set()
+
+    async def wait_for_none(self) -> None:
+        """Return once every answer has been written."""
+        await self._none.wait()
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """Shared by all handlers of one server. `public_url` is empty where URLs follow the request's own host."""
@@ -60,3 +88,4 @@ class Context:
     limits: Limits
     languages: Mapping[str, str]
     public_url: str = ""
+    in_flight: InFlight = field(default_factory=InFlight)

@@ -1,0 +1,258 @@
+"""The composition root: the only place that names concrete adapters, starts them in order and ends them in reverse.
+
+It decides nothing about runs, and holds no state of its own beyond the stack of what was started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import structlog
+from rich.console import Console
+
+from gateway.auth import Doorkeeper, SiteRules
+from gateway.clock import SystemClock
+from gateway.config import Config
+from gateway.data_dir import DataDir
+from gateway.greeting import Choices, greet, showing_progress
+from gateway.handlers.context import Context
+from gateway.handlers.server import BoundedServer, make_server
+from gateway.handlers.supervisor import SupervisorSwitchboard
+from gateway.listening import BoundSockets
+from gateway.stop_signals import StopSignals
+from gateway.store.connection import parse_url
+from gateway.store.embedded import EmbeddedPostgres
+from gateway.store.postgres import PostgresStore
+from gateway.store.schema import migrate
+from sessions.errors import EngineUnavailable, Misconfigured, SetUpFailed, StoreUnavailable
+from sessions.model import BuildSettings, GatewayId
+from sessions.pool import PoolSettings
+from sessions.ports import Provisioner
+from sessions.provisioners.docker import DockerProvisioner
+from sessions.provisioners.docker_engine import DockerEngine
+from sessions.provisioners.image import ensure_kernel_image
+from sessions.provisioners.process import ProcessProvisioner
+from sessions.service import Service
+
+DRAIN_TIMEOUT_S = 30.0
+"""How long runs in flight may take after SIGTERM. A second signal ends the waiting."""
+
+_LAST_ANSWERS_S = 5.0
+_DOCKER_PATIENCE_S = 10.0
+_log = structlog.get_logger("cellblock.app")
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenEngine:
+    """What runs will run on. `kernel_image` is empty for the process engine."""
+
+    provisioner: Provisioner
+    kernel_image: str = ""
+
+
+async def serve(config: Config, environ: Mapping[str, str], console: Console) -> None:
+    """Run the gateway until a signal ends it. Raises SetUpFailed, Misconfigured, EngineUnavailable."""
+    signals = StopSignals()
+    task = asyncio.ensure_future(_serve(config, environ, console, signals))
+    signals.install(task)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not signals.stop.is_set():
+            raise
+
+
+async def _serve(config: Config, environ: Mapping[str, str], console: Console, signals: StopSignals) -> None:
+    async with AsyncExitStack() as stack:
+        data_dir = DataDir.open(config.data_dir(environ))
+        stack.callback(data_dir.release)
+        sockets = BoundSockets.bind(config.server.host, config.server.port)
+        stack.callback(sockets.close)
+        database_url, database_name = await _start_database(config, data_dir.path, stack)
+        store = PostgresStore(database_url)
+        stack.push_async_callback(store.close)
+        gateway_id = data_dir.gateway_id()
+        chosen = await _choose_engine(config, gateway_id, data_dir, console)
+        stack.push_async_callback(chosen.provisioner.close)
+        stack.push_async_callback(_remove_sandboxes, chosen.provisioner)
+        switchboard = SupervisorSwitchboard(data_dir.sockets)
+        switchboard.remove_leftovers()
+        service = Service(
+            store=store,
+            provisioner=chosen.provisioner,
+            switchboard=switchboard,
+            gateway_id=gateway_id,
+            limits=config.limits.limits(),
+            pool=PoolSettings(size=config.pool.size, max=config.pool.max),
+            languages=config.languages,
+            preload=config.build.preload,
+            clock=SystemClock(),
+        )
+        stack.push_async_callback(service.close)
+        await service.start()
+        _raise_descriptor_limit()
+        context = _context(config, service)
+        server = make_server(context)
+        stack.push_async_callback(_close_server, server, context)
+        server.add_sockets(sockets.listen())
+        greet(
+            console,
+            Choices(
+                version=own_version(),
+                engine=chosen.provisioner.name,
+                kernel_image=chosen.kernel_image,
+                database=database_name,
+                url=_own_url(config, sockets.port),
+                token_required=config.auth.is_required,
+            ),
+        )
+        signals.serving.set()
+        await signals.stop.wait()
+        _log.info("draining", timeout_s=DRAIN_TIMEOUT_S)
+        await _drain(service, signals)
+    _log.info("stopped")
+
+
+async def migrate_database(config: Config, environ: Mapping[str, str]) -> bool:
+    """Bring the database to the current shape; returns whether there was something to do. Raises SetUpFailed."""
+    async with AsyncExitStack() as stack:
+        url = config.database.url
+        if not url:
+            embedded = EmbeddedPostgres(config.data_dir(environ))
+            stack.push_async_callback(asyncio.to_thread, embedded.stop)
+            url = await asyncio.to_thread(embedded.start)
+        return await _migrate(url)
+
+
+async def build_image(settings: BuildSettings, console: Console, *, rebuild: bool = False) -> str:
+    """Build the kernel image unless it is there; returns its tag. Raises SetUpFailed, EngineUnavailable."""
+    with showing_progress(console, "Kernel image") as progress:
+        return await ensure_kernel_image(settings, progress, rebuild=rebuild)
+
+
+def own_version() -> str:
+    """The installed version; a checkout that was never installed has none."""
+    try:
+        return version("cellblock")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+async def _choose_engine(config: Config, gateway_id: GatewayId, data_dir: DataDir, console: Console) -> ChosenEngine:
+    """The configured engine; `auto` is docker where it answers, else process. Raises EngineUnavailable, SetUpFailed."""
+    name = config.engine.name
+    if name == "auto":
+        name = "docker" if await _docker_answers() else "process"
+    if name == "process":
+        if not config.is_loopback:
+            raise Misconfigured(
+                "No Docker engine answers, and without one nothing is isolated, so that Cellblock listens on loopback "
+                "only: start Docker, or set `server.host` to 127.0.0.1."
+            )
+        return ChosenEngine(ProcessProvisioner(gateway_id, data_dir.kernels))
+    kernel_image = config.engine.kernel_image or await build_image(config.build.settings(), console)
+    settings = replace(config.engine.settings(), name="docker", kernel_image=kernel_image)
+    return ChosenEngine(DockerProvisioner(gateway_id, settings), kernel_image)
+
+
+async def _docker_answers() -> bool:
+    """Whether there is an engine whose containers can reach our sockets."""
+    engine = DockerEngine(threads=1, timeout_s=_DOCKER_PATIENCE_S)
+    try:
+        return (await engine.facts()).shares_host
+    except EngineUnavailable:
+        return False
+    finally:
+        await engine.close()
+
+
+async def _start_database(config: Config, data_dir: Path, stack: AsyncExitStack) -> tuple[str, str]:
+    """The URL to use, migrated, and what to call it."""
+    if config.database.url:
+        url = config.database.url
+        name = parse_url(url).render_as_string(hide_password=True)
+    else:
+        embedded = EmbeddedPostgres(data_dir, exclusive=True)
+        # Pushed first: a start that is cancelled goes on in its thread, and `stop` waits for it.
+        stack.push_async_callback(asyncio.to_thread, embedded.stop)
+        url = await asyncio.to_thread(embedded.start)
+        name = f"embedded PostgreSQL in {embedded.pg_dir}"
+    await _migrate(url)
+    return url, name
+
+
+async def _migrate(url: str) -> bool:
+    try:
+        return await asyncio.to_thread(migrate, url)
+    except StoreUnavailable as error:
+        raise SetUpFailed(
+            "The database does not answer: start it, or correct `database.url` (empty means the embedded one)."
+        ) from error
+
+
+def _context(config: Config, service: Service) -> Context:
+    server = config.server
+    return Context(
+        service=service,
+        doorkeeper=Doorkeeper(config.auth.tokens, required=config.auth.is_required),
+        site=SiteRules.of(
+            loopback=config.is_loopback,
+            public_url=server.public_url,
+            allowed_origins=server.allowed_origins,
+            allowed_hosts=server.allowed_hosts,
+        ),
+        limits=config.limits.limits(),
+        languages=config.languages,
+        public_url=server.public_url.rstrip("/"),
+    )
+
+
+async def _drain(service: Service, signals: StopSignals) -> None:
+    """Let runs in flight end, within the time, unless a second signal says to hurry."""
+    draining = asyncio.ensure_future(service.drain(DRAIN_TIMEOUT_S))
+    hurried = asyncio.ensure_future(signals.hurry.wait())
+    try:
+        await asyncio.wait({draining, hurried}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        hurried.cancel()
+        draining.cancel()
+        with suppress(asyncio.CancelledError):
+            await draining
+
+
+async def _close_server(server: BoundedServer, context: Context) -> None:
+    """Take no more connections, let the last answers out, close the rest."""
+    server.stop()
+    with suppress(TimeoutError):
+        await asyncio.wait_for(context.in_flight.wait_for_none(), _LAST_ANSWERS_S)
+    await server.close_all_connections()
+
+
+async def _remove_sandboxes(provisioner: Provisioner) -> None:
+    """Whatever is left of this gateway's sandboxes goes; the provisioner lists no others."""
+    try:
+        for sandbox in await provisioner.list():
+            await provisioner.kill(sandbox.kernel_id)
+    except EngineUnavailable as error:
+        _log.warning("sandboxes left behind; the next start removes them", reason=str(error))
+
+
+def _raise_descriptor_limit() -> None:
+    """Connections, sockets and kernels all need descriptors; the usual soft limit of 1024 is soon used up."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _own_url(config: Config, port: int) -> str:
+    if config.server.public_url:
+        return config.server.public_url.rstrip("/")
+    host = config.server.host.strip("[]")
+    if host in ("", "0.0.0.0", "::"):  # noqa: S104 - shown, not bound
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,123 @@
+"""The command line: `cellblock serve | build | doctor | migrate`.
+
+It reads the configuration and hands over to `gateway.app`; what goes wrong comes out as one plain sentence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from gateway import app as composition
+from gateway import config as configuration
+from gateway.config import Config
+from gateway.logs import configure_logs
+from sessions.errors import CellblockError, Misconfigured
+
+BAD_USAGE = 2
+FAILED = 1
+
+app = typer.Typer(
+    name="cellblock",
+    help="A self-hosted code interpreter: every run in a container of its own, at notebook speed, and never lost.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        envvar=configuration.FILE_VARIABLE,
+        help="The configuration file; without it ./config.yaml, if there is one. Every key can also be set as "
+        "CELLBLOCK_<SECTION>_<KEY>.",
+        dir_okay=False,
+    ),
+]
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
+    if wanted:
+        typer.echo(f"cellblock {composition.own_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def cellblock(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Take the options that come before the command."""
+    del version
+
+
+@app.command()
+def serve(*, config: ConfigOption = None) -> None:
+    """Start the gateway.
+
+    Sets up what is missing (database, kernel image) and serves until SIGTERM or Ctrl-C, which lets running code end
+    first; a second one hurries.
+    """
+    configure_logs()
+    asyncio.run(composition.serve(_load(config), os.environ, Console()))
+
+
+@app.command()
+def build(
+    *,
+    config: ConfigOption = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="The image to build on, or `debian` to make one from the Debian mirror."),
+    ] = None,
+    network: Annotated[str | None, typer.Option(help="The Docker network that the build may use.")] = None,
+    proxy: Annotated[str | None, typer.Option(help="The HTTP proxy that the build uses.")] = None,
+    ca_bundle: Annotated[
+        Path | None,
+        typer.Option("--ca-bundle", help="Certificates that the build trusts.", exists=True, dir_okay=False),
+    ] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build anew, for newer packages.")] = False,
+) -> None:
+    """Build the kernel image that the configuration describes, unless it is there already."""
+    configured = _load(config).build.settings()
+    settings = replace(
+        configured,
+        base=base or configured.base,
+        network=network or configured.network,
+        proxy=proxy or configured.proxy,
+        ca_bundle=str(ca_bundle or configured.ca_bundle),
+    )
+    # The tag alone goes to standard output, so that scripts can take it from there.
+    tag = asyncio.run(composition.build_image(settings, Console(stderr=True), rebuild=rebuild))
+    typer.echo(tag)
+
+
+@app.command()
+def migrate(*, config: ConfigOption = None) -> None:
+    """Bring the database to the shape that this version needs; `serve` does so by itself."""
+    changed = asyncio.run(composition.migrate_database(_load(config), os.environ))
+    typer.echo("The database is up to date now." if changed else "The database was up to date already.")
+
+
+def _load(path: Path | None) -> Config:
+    return configuration.load(path, os.environ)
+
+
+def main() -> None:
+    """Run the command line; every error of ours is one sentence on standard error."""
+    try:
+        app()
+    except CellblockError as error:
+        sys.stderr.write(f"cellblock: {error}\n")
+        sys.exit(BAD_USAGE if isinstance(error, Misconfigured) else FAILED)

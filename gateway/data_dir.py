@@ -1,0 +1,96 @@
+"""The gateway's data directory: made private, locked against a second gateway, and bearing the gateway's id.
+
+What lies in it (database, sockets) belongs to others; this only says where.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import uuid
+from pathlib import Path
+
+from kernel_image.protocol import SOCKET_NAME, UNIX_PATH_MAX_BYTES
+from sessions.errors import Misconfigured, SetUpFailed
+from sessions.model import GatewayId
+
+_LOCK_NAME = "lock"
+_ID_NAME = "gateway_id"
+_SOCKETS_NAME = "s"
+_KERNELS_NAME = "k"
+_KERNEL_DIR_BYTES = 13
+"""Length of the directory names that `SupervisorSwitchboard` makes."""
+
+
+class DataDir:
+    """Held from `open` to `release` by one process. The state is the locked file's descriptor."""
+
+    def __init__(self, path: Path, lock_fd: int) -> None:
+        self.path = path
+        self._lock_fd: int | None = lock_fd
+
+    @classmethod
+    def open(cls, path: Path) -> DataDir:
+        """Make the directory where there is none, and lock it.
+
+        Raises SetUpFailed when it cannot be used or another gateway holds it, Misconfigured when the path is too long
+        for the sockets in it.
+        """
+        check_path_length(path)
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock_fd = os.open(path / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise SetUpFailed(
+                f"The data directory {path} cannot be used ({error.strerror}): set `server.data_dir` to another one."
+            ) from error
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(lock_fd, 32, 0).decode("ascii", "replace").strip()
+            os.close(lock_fd)
+            raise SetUpFailed(
+                f"Another gateway (process {holder or 'unknown'}) uses the data directory {path}: stop it, or give "
+                "this one a `server.data_dir` of its own."
+            ) from error
+        os.ftruncate(lock_fd, 0)
+        os.pwrite(lock_fd, f"{os.getpid()}\n".encode(), 0)
+        return cls(path, lock_fd)
+
+    @property
+    def sockets(self) -> Path:
+        """Where supervisors dial in. Short, since socket paths are."""
+        return self.path / _SOCKETS_NAME
+
+    @property
+    def kernels(self) -> Path:
+        """What the process engine's kernels own."""
+        return self.path / _KERNELS_NAME
+
+    def gateway_id(self) -> GatewayId:
+        """The id that this directory's containers and runs carry; made once."""
+        file = self.path / _ID_NAME
+        if file.exists() and (known := file.read_text(encoding="ascii").strip()):
+            return GatewayId(known)
+        made = uuid.uuid4().hex
+        fresh = file.with_suffix(".new")
+        fresh.write_text(made + "\n", encoding="ascii")
+        fresh.replace(file)
+        return GatewayId(made)
+
+    def release(self) -> None:
+        """Let the next gateway in. The lock file stays: removing it would let two in at once."""
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+
+def check_path_length(path: Path) -> None:
+    """Raise Misconfigured when a supervisor's socket below `path` would have too long a name."""
+    longest = path / _SOCKETS_NAME / ("k" * _KERNEL_DIR_BYTES) / SOCKET_NAME
+    excess = len(os.fsencode(longest)) - UNIX_PATH_MAX_BYTES
+    if excess > 0:
+        raise Misconfigured(
+            f"The data directory's path is {excess} bytes too long for the unix sockets in it: set `server.data_dir` "
+            "to a shorter one."
+        )

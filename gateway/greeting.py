@@ -1,0 +1,73 @@
+"""What `cellblock serve` and `cellblock build` show on the terminal: progress, what was chosen, a line to try."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+_NO_ISOLATION = (
+    "This is the [bold]process[/bold] engine: it isolates nothing. Whatever runs here can read and change every file "
+    "that you can, and use your network. It is for trying things out on this machine, with code that you trust.\n\n"
+    "The real thing runs every piece of code in a Docker container of its own: install and start Docker "
+    "(on Debian or Ubuntu: [bold]apt install docker.io[/bold]), then start Cellblock again; "
+    "[bold]cellblock doctor[/bold] says what is missing."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What the gateway decided at start. `kernel_image` is empty for the process engine."""
+
+    version: str
+    engine: str
+    kernel_image: str
+    database: str
+    url: str
+    token_required: bool
+
+
+@contextmanager
+def showing_progress(console: Console, title: str) -> Iterator[Callable[[str], None]]:
+    """Give a function that takes lines of progress: under a spinner on a terminal, plainly elsewhere."""
+    if not console.is_terminal:
+        console.print(title, markup=False, highlight=False)
+        yield lambda line: console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+        return
+    with console.status(f"[bold]{escape(title)}[/bold]") as status:
+
+        def show(line: str) -> None:
+            room = max(20, console.width - len(title) - 8)
+            status.update(f"[bold]{escape(title)}[/bold] [dim]{escape(line[:room])}[/dim]")
+
+        yield show
+
+
+def greet(console: Console, choices: Choices) -> None:
+    """Print what was chosen, and a line to try."""
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    table.add_row("engine", choices.engine)
+    if choices.kernel_image:
+        table.add_row("kernel image", choices.kernel_image)
+    table.add_row("database", escape(choices.database))
+    table.add_row("tokens", "required" if choices.token_required else "none needed: this machine only")
+    table.add_row("listening on", f"[bold]{choices.url}[/bold]")
+    console.print()
+    console.print(f"[bold]Cellblock {choices.version}[/bold] is ready.")
+    console.print(table)
+    if choices.engine == "process":
+        console.print(Panel(_NO_ISOLATION, title="No isolation", border_style="yellow"))
+    console.print("Try:")
+    console.print(_curl(choices), markup=False, highlight=False, soft_wrap=True)
+    console.print()
+
+
+def _curl(choices: Choices) -> str:
+    token = " -H 'Authorization: Bearer <token>'" if choices.token_required else ""
+    body = """'{"code": "print(\\"Hello, World!\\")"}'"""
+    return f"  curl {choices.url}/runcode{token} -H 'Content-Type: application/json' -d {body}"

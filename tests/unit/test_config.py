@@ -1,0 +1,186 @@
+"""The configuration: file, environment, and every refusal names the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.config import load, parse_size
+from gateway.config_sections import Config, is_loopback
+from sessions.errors import Misconfigured
+from sessions.model import BuildSettings, EngineSettings, Limits
+
+REPOSITORY = Path(__file__).parents[2]
+HASH = "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "config.yaml"
+
+
+def test_without_a_file_the_defaults_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load(None, {}) == Config()
+
+
+def test_the_file_in_the_repository_spells_out_the_defaults() -> None:
+    assert load(REPOSITORY / "config.yaml", {}) == Config()
+
+
+def test_the_engine_gets_its_own_records() -> None:
+    config = Config()
+    assert config.limits.limits() == Limits()
+    assert config.engine.settings() == EngineSettings()
+    assert config.build.settings().base == BuildSettings().base
+
+
+def test_a_file_is_found_by_its_variable_and_in_the_working_directory(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text("server: {port: 9001}")
+    assert load(None, {"CELLBLOCK_CONFIG": str(file)}).server.port == 9001
+    monkeypatch.chdir(file.parent)
+    assert load(None, {}).server.port == 9001
+
+
+def test_the_environment_wins_over_the_file(file: Path) -> None:
+    file.write_text("server: {port: 9001, host: 127.0.0.2}\nlimits: {memory: 1G}")
+    config = load(file, {"CELLBLOCK_SERVER_PORT": "9002", "CELLBLOCK_LIMITS_MEMORY": "512M", "PORT": "9003"})
+    assert (config.server.port, config.server.host, config.limits.memory) == (9002, "127.0.0.2", 512 << 20)
+
+
+def test_port_alone_sets_the_port(file: Path) -> None:
+    file.write_text("server: {port: 9001}")
+    assert load(file, {"PORT": "9003"}).server.port == 9003
+
+
+def test_lists_in_the_environment_are_yaml_or_have_commas(file: Path) -> None:
+    file.write_text("")
+    by_yaml = load(file, {"CELLBLOCK_SERVER_ALLOWED_ORIGINS": "[https://a.example, https://b.example]"})
+    by_comma = load(file, {"CELLBLOCK_SERVER_ALLOWED_ORIGINS": "https://a.example, https://b.example"})
+    assert by_yaml == by_comma
+    assert by_comma.server.allowed_origins == ("https://a.example", "https://b.example")
+
+
+def test_a_text_key_is_not_read_as_yaml(file: Path) -> None:
+    file.write_text("")
+    assert load(file, {"CELLBLOCK_BUILD_PROXY": "null"}).build.proxy == "null"
+
+
+def test_languages_can_be_set_one_by_one_or_whole(file: Path) -> None:
+    file.write_text("languages: {python: python3}")
+    assert load(file, {"CELLBLOCK_LANGUAGES_R": "ir"}).languages == {"python": "python3", "r": "ir"}
+    assert load(file, {"CELLBLOCK_LANGUAGES": "{R: ir}"}).languages == {"r": "ir"}
+
+
+def test_tokens_are_hashes_with_or_without_a_tenant(file: Path) -> None:
+    file.write_text(f"auth: {{tokens: [{HASH}, {{tenant: alice, sha256: {HASH.upper()}}}]}}")
+    auth = load(file, {}).auth
+    assert [token.tenant for token in auth.tokens] == ["default", "alice"]
+    assert auth.is_required
+    assert load(file, {"CELLBLOCK_AUTH_REQUIRED": "false"}).auth.is_required is False
+    assert load(file, {"CELLBLOCK_AUTH_TOKENS": HASH}).auth.tokens[0].sha256 == HASH
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "words"),
+    [
+        ("server: {prot: 1}", {}, ["server.prot", '"port"']),
+        ("sever: {port: 1}", {}, ['"sever"', '"server"']),
+        ("", {"CELLBLOCK_SERVER_PROT": "1"}, ["CELLBLOCK_SERVER_PROT", "CELLBLOCK_SERVER_PORT"]),
+        ("", {"CELLBLOCK_SERVER_PORT": "x"}, ["server.port", "a whole number"]),
+        ("", {"PORT": "http"}, ["server.port", "a whole number"]),
+        ("server: {port: 65536}", {}, ["server.port", "65535"]),
+        ("server: {port: true}", {}, ["server.port", "a whole number"]),
+        ("limits: {timeout: .nan}", {}, ["limits.timeout"]),
+        ("limits: {timeout: .inf}", {}, ["limits.timeout"]),
+        ("limits: {timeout: 700}", {}, ["limits.timeout", "limits.max_timeout"]),
+        ("limits: {memory: lots}", {}, ["limits.memory", "512M"]),
+        ("limits: {memory: [1]}", {}, ["limits.memory"]),
+        ("auth: {tokens: [{sha256: secret}]}", {}, ["auth.tokens[0].sha256"]),
+        ("auth: {tokens: [{tenat: a}]}", {}, ["tenat", '"tenant"']),
+        ("auth: {required: true}", {}, ["auth.tokens"]),
+        ("engine: {name: dokcer}", {}, ["engine.name", "docker"]),
+        ("server: {public_url: cells.example.org}", {}, ["server.public_url"]),
+        ("server: {allowed_origins: ['*']}", {}, ["server.allowed_origins"]),
+        ("server: {allowed_origins: ['null']}", {}, ["server.allowed_origins"]),
+        ("pool: {size: 9, max: 3}", {}, ["pool.size", "pool.max"]),
+        ("languages: {}", {}, ["languages"]),
+        ("languages: [python]", {}, ["languages"]),
+        ("server: [1]", {}, ['"server"']),
+        ("[1]", {}, ["sections"]),
+        ("server: {", {}, ["not valid YAML"]),
+        ("a: " + "[" * 3000, {}, ["not valid YAML"]),
+        ("server: {host: 0.0.0.0}", {}, ["server.host", "auth.tokens"]),
+        (f"{{server: {{host: 0.0.0.0}}, auth: {{required: false, tokens: [{HASH}]}}}}", {}, ["auth.tokens"]),
+        (f"{{server: {{host: '::'}}, auth: {{tokens: [{HASH}]}}, engine: {{name: process}}}}", {}, ["process engine"]),
+    ],
+)
+def test_what_is_wrong_is_said_by_its_key(file: Path, text: str, environ: dict[str, str], words: list[str]) -> None:
+    file.write_text(text)
+    with pytest.raises(Misconfigured) as caught:
+        load(file, environ)
+    message = str(caught.value)
+    assert [word for word in words if word not in message] == [], message
+    assert "secret" not in message
+    assert "\n" not in message
+
+
+def test_a_missing_or_binary_file_is_said_by_its_path(file: Path) -> None:
+    with pytest.raises(Misconfigured, match=r"config\.yaml cannot be read: No such file"):
+        load(file, {})
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(Misconfigured, match="not UTF-8"):
+        load(file, {})
+
+
+def test_listening_beyond_loopback_with_tokens_and_docker_is_fine(file: Path) -> None:
+    file.write_text(f"{{server: {{host: 0.0.0.0}}, auth: {{tokens: [{HASH}]}}, engine: {{name: docker}}}}")
+    assert load(file, {}).is_loopback is False
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.8.8", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("LOCALHOST", True),
+        ("0.0.0.0", False),  # noqa: S104 - a word here
+        ("", False),
+        ("::", False),
+        ("localhost.example.org", False),
+        ("192.168.0.1", False),
+    ],
+)
+def test_loopback(host: str, expected: bool) -> None:  # noqa: FBT001 - a parameter of the table
+    assert is_loopback(host) is expected
+
+
+@given(st.integers(0, 10**6), st.sampled_from(["", "k", "M", "g", "T"]), st.sampled_from(["", "b", "iB"]))
+def test_human_sizes_count_in_1024s(number: int, unit: str, suffix: str) -> None:
+    text = f"{number} {unit}{suffix if unit else suffix.replace('i', '')}"
+    assert parse_size(text, "x") == number * 1024 ** ("kmgt".index(unit.lower()) + 1 if unit else 0)
+
+
+@given(st.text())
+def test_no_text_does_more_than_be_refused(text: str) -> None:
+    try:
+        assert parse_size(text, "x") >= 0
+    except Misconfigured as error:
+        assert '"x"' in str(error)  # noqa: PT017 - the other outcome is allowed too
+
+
+def test_the_data_directory_follows_the_user(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_text("")
+    config = load(file, {})
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert config.data_dir({}) == Path("/var/lib/cellblock")
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert config.data_dir({"XDG_DATA_HOME": "/x"}) == Path("/x/cellblock")
+    assert load(file, {"CELLBLOCK_SERVER_DATA_DIR": "/tmp/y"}).data_dir({}) == Path("/tmp/y")
