@@ -49,6 +49,10 @@ class RunStatus(StrEnum):
         return self not in (RunStatus.QUEUED, RunStatus.RUNNING)
 
 
+LOST_RUN = "The gateway stopped while this run was under way; how far it came is not known."
+"""The `error` of a run that a store marks as lost."""
+
+
 class EventType(StrEnum):
     """What one event says; the fields of each are listed in docs/events.md."""
 

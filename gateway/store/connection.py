@@ -1,0 +1,85 @@
+"""How to reach the database: URLs, engines, and which errors mean that it is out of reach.
+
+It runs no queries of its own, beyond setting up a connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import URL, Engine, QueuePool, create_engine, event, exc, make_url
+
+from sessions.errors import Misconfigured, StoreUnavailable
+
+_DRIVER = "postgresql+psycopg2"
+_ACCEPTED_SCHEMES = ("postgresql", "postgres", _DRIVER)
+_SQLSTATES_OF_OUTAGE = ("08", "25006", "28", "3D", "40", "53", "57", "58", "XX")
+"""How they begin: connection, read-only server, log-in, no such database, conflict with another transaction, resources
+(disk full, too many connections), operator, system, internal error."""
+
+
+def parse_url(url: str) -> URL:
+    """The URL with our driver in it. Raises Misconfigured, without repeating the URL: it may hold a password."""
+    try:
+        parsed = make_url(url)
+    except (exc.ArgumentError, ValueError):
+        parsed = None
+    if parsed is None or parsed.drivername not in _ACCEPTED_SCHEMES:
+        raise Misconfigured("database.url must look like postgresql://user:password@host:5432/database.")
+    return parsed.set(drivername=_DRIVER)
+
+
+def make_engine(url: str, *, pool_size: int, connect_timeout_s: float) -> Engine:
+    """An engine in autocommit mode with at most `pool_size` connections. Connects on first use.
+
+    Needs PostgreSQL 14 or newer.
+    """
+    engine = create_engine(
+        parse_url(url),
+        isolation_level="AUTOCOMMIT",
+        use_native_hstore=False,
+        poolclass=QueuePool,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=connect_timeout_s,
+        pool_use_lifo=True,
+        hide_parameters=True,  # what people ran does not belong into logs
+        connect_args={
+            "connect_timeout": max(1, int(connect_timeout_s)),
+            "application_name": "cellblock",
+            "client_encoding": "utf8",
+        },
+    )
+    event.listen(engine, "connect", _prepare)
+    return engine
+
+
+def _prepare(connection: Any, _record: object) -> None:
+    """Let the server notice when we have hung up on a slow statement, instead of finishing it for nobody."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET client_connection_check_interval = '2s'")
+
+
+def is_outage(error: exc.SQLAlchemyError) -> bool:
+    """Whether `error` says that the database cannot serve now, rather than that we asked for something wrong."""
+    if isinstance(error, exc.TimeoutError):
+        return True
+    if not isinstance(error, exc.DBAPIError):
+        return False
+    sqlstate: str | None = getattr(error.orig, "pgcode", None)
+    if sqlstate is None:
+        return isinstance(error, (exc.OperationalError, exc.InterfaceError))
+    return error.connection_invalidated or sqlstate.startswith(_SQLSTATES_OF_OUTAGE)
+
+
+@contextmanager
+def outages_as_unavailable() -> Iterator[None]:
+    """Turn errors of an unreachable database into StoreUnavailable."""
+    try:
+        yield
+    except exc.SQLAlchemyError as error:
+        if is_outage(error):
+            raise StoreUnavailable from error
+        raise

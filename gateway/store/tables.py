@@ -1,0 +1,143 @@
+"""The database's shape: runs, events, artifacts, sessions and tokens. How it came about is in `migrations`.
+
+Only the current shape, for queries; no queries and no connection.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    Uuid,
+    text,
+)
+
+from gateway.store.text import LosslessJSON, LosslessText
+
+metadata = MetaData()
+
+_UUID = Uuid(as_uuid=False)
+_TIME = DateTime(timezone=True)
+
+# One row says all that `GET /runs/{id}` answers. `finished_at` is null exactly while the run lives. With retention, the
+# content goes (`code` to `answer` become null) and `expired_at` is set: the row is then a tombstone, by which "that has
+# been removed" is told apart from "there never was such a run"; it keeps who ran when, and what it cost.
+# `answer` is the rest of the final answer: error, exception, results, images and files (artifacts, by the names under
+# which the answer has them), execution_count, truncated.
+runs = Table(
+    "runs",
+    metadata,
+    Column("run_id", _UUID, primary_key=True),
+    Column("tenant", LosslessText, nullable=False),
+    Column("gateway_id", LosslessText, nullable=False),
+    Column("kernel_id", _UUID),
+    Column("session_id", LosslessText),
+    Column("language", LosslessText, nullable=False),
+    Column("timeout_s", Double, nullable=False),
+    Column("created_at", _TIME, nullable=False),
+    Column("finished_at", _TIME),
+    Column("expired_at", _TIME),
+    Column("status", Text, nullable=False),
+    Column("idempotency_key", LosslessText),
+    Column("request_sha256", LargeBinary),
+    Column("code", LosslessText),
+    Column("variables", LosslessJSON),
+    Column("output", LosslessText),
+    Column("stderr", LosslessText),
+    Column("answer", LosslessJSON),
+    Column("wall_ms", Double),
+    Column("cpu_ms", Double),
+    Column("memory_peak_bytes", BigInteger),
+    Index("runs_of_tenant", "tenant", "created_at", "run_id"),
+    Index(
+        "runs_of_session",
+        "tenant",
+        "session_id",
+        "created_at",
+        "run_id",
+        postgresql_where=text("session_id IS NOT NULL"),
+    ),
+    Index(
+        "runs_idempotency_key",
+        "tenant",
+        "idempotency_key",
+        unique=True,
+        postgresql_where=text("idempotency_key IS NOT NULL"),
+    ),
+    Index("runs_unfinished", "gateway_id", postgresql_where=text("finished_at IS NULL")),
+    Index("runs_to_expire", "created_at", postgresql_where=text("expired_at IS NULL")),
+    Index("runs_tombstones", "expired_at", postgresql_where=text("expired_at IS NOT NULL")),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("run_id", _UUID, ForeignKey("runs.run_id", ondelete="CASCADE"), primary_key=True),
+    Column("seq", Integer, primary_key=True),
+    Column("type", Text, nullable=False),
+    Column("fields", LosslessJSON, nullable=False),
+)
+
+# `data` is stored EXTERNAL (out of line, not compressed): pictures are compressed already.
+artifacts = Table(
+    "artifacts",
+    metadata,
+    Column("artifact_id", _UUID, primary_key=True),
+    Column("run_id", _UUID, ForeignKey("runs.run_id", ondelete="CASCADE"), nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("name", LosslessText, nullable=False),
+    Column("content_type", LosslessText, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("sha256", LargeBinary, nullable=False),
+    Column("created_at", _TIME, nullable=False, server_default=text("now()")),
+    Column("data", LargeBinary, nullable=False),
+    Index("artifacts_of_run", "run_id"),
+)
+
+# A session is a tenant's name for a kernel. The row outlives the gateway process, so that a restarted one can find the
+# kernel again: the supervisor's credential is known by its SHA-256. Usage is the sum over the session's runs.
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("tenant", LosslessText, primary_key=True),
+    Column("session_id", LosslessText, primary_key=True),
+    Column("gateway_id", LosslessText, nullable=False),
+    Column("kernel_id", _UUID, nullable=False, unique=True),
+    Column("credential_sha256", LargeBinary),
+    Column("language", LosslessText, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("variables_lost", Boolean, nullable=False, server_default=text("false")),
+    Column("idle_timeout_s", Double, nullable=False),
+    Column("max_lifetime_s", Double, nullable=False),
+    Column("created_at", _TIME, nullable=False),
+    Column("last_used_at", _TIME, nullable=False),
+    Column("expires_at", _TIME, nullable=False),
+    Column("runs", Integer, nullable=False, server_default=text("0")),
+    Column("wall_ms", Double, nullable=False, server_default=text("0")),
+    Column("cpu_ms", Double, nullable=False, server_default=text("0")),
+    Column("memory_peak_bytes", BigInteger, nullable=False, server_default=text("0")),
+    Index("sessions_of_gateway", "gateway_id"),
+    Index("sessions_to_cull", "expires_at"),
+)
+
+# Only the SHA-256 of a token is known here.
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("token_sha256", LargeBinary, primary_key=True),
+    Column("tenant", LosslessText, nullable=False),
+    Column("name", LosslessText, nullable=False),
+    Column("created_at", _TIME, nullable=False),
+    Column("revoked_at", _TIME),
+    Index("tokens_of_tenant", "tenant"),
+)

@@ -1,0 +1,95 @@
+"""Column types that take any Python string and any JSON-ready value, where PostgreSQL itself would refuse some.
+
+Ordinary text is stored as it is, readable in psql. It knows no tables.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+from sqlalchemy import Dialect, types
+
+# U+001A is SUBSTITUTE, "used in the place of a character that is invalid". It, and what PostgreSQL's text cannot hold
+# (NUL, and surrogates, which UTF-8 has no form for), become U+001A and four hexadecimal digits.
+_ESCAPE = "\x1a"
+_UNSTORABLE = re.compile("[\x00\x1a\ud800-\udfff]")
+_ESCAPED = re.compile("\x1a([0-9a-f]{4})")
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+
+
+def escape_text(text: str) -> str:
+    """A form of `text` that PostgreSQL can store; mostly `text` itself. `unescape_text` is its inverse."""
+    if "\x00" not in text and _ESCAPE not in text and (text.isascii() or _is_utf8(text)):
+        return text
+    return _UNSTORABLE.sub(lambda match: f"{_ESCAPE}{ord(match[0]):04x}", text)
+
+
+def unescape_text(stored: str) -> str:
+    """What `escape_text` was given."""
+    if _ESCAPE not in stored:
+        return stored
+    return _ESCAPED.sub(lambda match: chr(int(match[1], 16)), stored)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def dump_json(value: Any) -> str:
+    """JSON in ASCII: NUL and lone surrogates as escapes; non-finite numbers, which JSON has none of, as null."""
+    try:
+        return _ENCODER.encode(value)
+    except ValueError:
+        return _ENCODER.encode(_without_non_finite(value))
+
+
+def _without_non_finite(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {key: _without_non_finite(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_without_non_finite(item) for item in value]
+        case _:
+            return value
+
+
+class LosslessText(types.TypeDecorator[str]):
+    """`text` that holds every Python string. SQL that looks into it sees the escaped form."""
+
+    impl = types.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - SQLAlchemy's
+        """Python to database."""
+        return None if value is None else escape_text(value)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - SQLAlchemy's
+        """Database to Python."""
+        return None if value is None else unescape_text(value)
+
+
+class LosslessJSON(types.UserDefinedType[Any]):
+    r"""`json`, which keeps `\u0000` and lone surrogates as they were written. `jsonb` would refuse them."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_options: Any) -> str:
+        """The type's name in DDL."""
+        return "JSON"
+
+    def bind_processor(self, dialect: Dialect) -> Any:  # noqa: ARG002 - SQLAlchemy's
+        """Python to database; None is SQL's NULL."""
+        return lambda value: None if value is None else dump_json(value)
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:  # noqa: ARG002 - SQLAlchemy's
+        """Database to Python; psycopg2 itself decodes json unless told otherwise."""
+        return lambda value: json.loads(value) if isinstance(value, str) else value
