@@ -1,0 +1,164 @@
+"""A PostgreSQL that is stopped, killed, restarted or hung: an error in bounded time, and recovery by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+
+import pytest
+
+from gateway.store.postgres import PostgresStore
+from sessions.errors import StoreUnavailable
+from sessions.model import Batch, Event, EventType, Result, RunStatus
+from tests.contract.test_store import NOW, new_artifact, new_run, ok
+from tests.store_fixtures import OwnServer, execute
+
+TIMEOUT_S = 1.0
+SLACK_S = 1.0
+POOL_SIZE = 2
+
+
+@pytest.fixture
+async def store(own_server: OwnServer) -> AsyncIterator[PostgresStore]:
+    store = PostgresStore(own_server.url, timeout_s=TIMEOUT_S, pool_size=POOL_SIZE)
+    try:
+        await store.ping()
+        yield store
+    finally:
+        own_server.resume()
+        await store.close()
+
+
+async def assert_unavailable_in_time(store: PostgresStore) -> None:
+    begun = time.monotonic()
+    with pytest.raises(StoreUnavailable):
+        await store.add_run(new_run())
+    assert time.monotonic() - begun < TIMEOUT_S + SLACK_S
+
+
+async def write_whole_run(store: PostgresStore) -> None:
+    run, artifact = new_run(), new_artifact()
+    await store.add_run(run)
+    await store.finish_run(ok(run), Batch((Event(1, EventType.STDOUT, {"text": "1"}),), (artifact,)), NOW)
+    assert await store.get_artifact(artifact.ref.id) == artifact
+
+
+@pytest.mark.parametrize("end", [OwnServer.stop, OwnServer.kill])
+async def test_a_server_that_went_away_is_used_again_when_it_is_back(
+    own_server: OwnServer, store: PostgresStore, end: Callable[[OwnServer], None]
+) -> None:
+    end(own_server)
+    for _ in range(2 * POOL_SIZE):
+        await assert_unavailable_in_time(store)
+    own_server.start()
+    await write_whole_run(store)
+
+
+@pytest.mark.parametrize("end", [OwnServer.stop, OwnServer.kill])
+async def test_a_restart_that_nobody_saw_costs_no_error(
+    own_server: OwnServer, store: PostgresStore, end: Callable[[OwnServer], None]
+) -> None:
+    await asyncio.gather(*(store.ping() for _ in range(POOL_SIZE)))
+    end(own_server)
+    own_server.start()
+    await asyncio.gather(*(write_whole_run(store) for _ in range(2 * POOL_SIZE)))
+
+
+async def test_the_end_of_a_run_waits_for_a_restarting_server(own_server: OwnServer, store: PostgresStore) -> None:
+    run = new_run()
+    await store.add_run(run)
+    own_server.stop()
+    finishing = asyncio.create_task(store.finish_run(ok(run), Batch(), NOW))
+    await asyncio.sleep(0.3)
+    assert not finishing.done()
+    own_server.start()
+    await finishing
+    assert await store.mark_lost(run.gateway_id, NOW) == 0
+
+
+async def test_a_run_whose_row_a_crash_took_is_finished_all_the_same(
+    own_server: OwnServer, store: PostgresStore
+) -> None:
+    run, artifact = new_run(), new_artifact()
+    await store.add_run(run)
+    execute(own_server.url, "DELETE FROM runs")
+    await store.finish_run(ok(run), Batch(artifacts=(artifact,)), NOW)
+    assert await store.get_artifact(artifact.ref.id) == artifact
+
+
+async def test_a_hung_server_keeps_no_thread(own_server: OwnServer, store: PostgresStore) -> None:
+    await asyncio.gather(*(store.ping() for _ in range(POOL_SIZE)))
+    own_server.hang()
+    begun = time.monotonic()
+    answers = await asyncio.gather(*(store.ping() for _ in range(3 * POOL_SIZE)), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [StoreUnavailable] * (3 * POOL_SIZE)
+    assert time.monotonic() - begun < TIMEOUT_S + SLACK_S
+    await assert_unavailable_in_time(store)
+    own_server.resume()
+    await asyncio.wait_for(_until_reachable(store), 5)
+    await write_whole_run(store)
+
+
+async def test_a_hung_server_keeps_no_thread_of_a_caller_that_went_away(
+    own_server: OwnServer, store: PostgresStore
+) -> None:
+    await asyncio.gather(*(store.ping() for _ in range(POOL_SIZE)))
+    own_server.hang()
+    calls = [asyncio.create_task(store.ping()) for _ in range(POOL_SIZE)]
+    await asyncio.sleep(0.1)
+    for call in calls:
+        call.cancel()
+    await asyncio.wait(calls)
+    assert all(call.cancelled() for call in calls)
+    await asyncio.sleep(TIMEOUT_S)
+    begun = time.monotonic()
+    await store.close()  # waits for the threads
+    assert time.monotonic() - begun < SLACK_S
+
+
+async def test_the_loop_is_never_blocked_by_a_hung_server(own_server: OwnServer, store: PostgresStore) -> None:
+    own_server.hang()
+    calling = asyncio.create_task(assert_unavailable_in_time(store))
+    longest_s = 0.0
+    while not calling.done():
+        begun = time.monotonic()
+        await asyncio.sleep(0.01)
+        longest_s = max(longest_s, time.monotonic() - begun)
+    await calling
+    assert longest_s < 0.3
+
+
+async def test_a_write_that_a_hang_interrupted_can_be_repeated(own_server: OwnServer, store: PostgresStore) -> None:
+    run = new_run()
+    await store.add_run(run)
+    result = Result(run.run_id, RunStatus.OK, "1\n")
+    own_server.hang()
+    with pytest.raises(StoreUnavailable):
+        await store.finish_run(result, Batch((Event(1, EventType.END, {}),)), datetime.now(UTC))
+    own_server.resume()
+    await asyncio.wait_for(_until_reachable(store), 5)
+    await store.finish_run(result, Batch((Event(1, EventType.END, {}),)), datetime.now(UTC))
+    assert await store.mark_lost(run.gateway_id, NOW) == 0
+
+
+async def test_a_read_only_server_is_an_outage(own_server: OwnServer, store: PostgresStore) -> None:
+    execute(own_server.url, "ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                await store.add_run(new_run())
+            except StoreUnavailable:
+                break
+            await asyncio.sleep(0.02)
+
+
+async def _until_reachable(store: PostgresStore) -> None:
+    while True:
+        try:
+            await store.ping()
+        except StoreUnavailable:
+            await asyncio.sleep(0.05)
+        else:
+            return

@@ -1,0 +1,128 @@
+"""Migrations on a real PostgreSQL: whole or not at all, one at a time, and never backwards."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Engine, create_engine, event, inspect, text
+
+from gateway.store import tables
+from gateway.store.connection import parse_url
+from gateway.store.schema import migrate
+from sessions.errors import Misconfigured, SetUpFailed, StoreUnavailable
+from tests.store_fixtures import execute, with_database
+
+
+def table_names(url: str) -> set[str]:
+    engine = create_engine(url)
+    try:
+        return set(inspect(engine).get_table_names())
+    finally:
+        engine.dispose()
+
+
+def test_a_second_migration_has_nothing_to_do(empty_database_url: str) -> None:
+    assert migrate(empty_database_url)
+    assert not migrate(empty_database_url)
+    assert table_names(empty_database_url) == {*tables.metadata.tables, "alembic_version"}
+
+
+def test_the_migrated_shape_is_the_one_that_queries_expect(database_url: str) -> None:
+    engine = create_engine(database_url)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        differences = compare_metadata(context, tables.metadata)
+    engine.dispose()
+    assert differences == []
+
+
+def test_gateways_that_start_together_migrate_once(empty_database_url: str) -> None:
+    barrier = threading.Barrier(4)
+
+    def start() -> bool:
+        barrier.wait(timeout=30)
+        return migrate(empty_database_url)
+
+    with ThreadPoolExecutor(4) as pool:
+        did_it = [future.result() for future in [pool.submit(start) for _ in range(4)]]
+    assert sorted(did_it) == [False, False, False, True]
+
+
+@pytest.mark.parametrize("survived_statements", [0, 1, 6, 12, 17])
+def test_an_interrupted_migration_leaves_nothing(empty_database_url: str, survived_statements: int) -> None:
+    seen: list[str] = []
+
+    def interrupt(connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if not statement.lstrip().startswith(("CREATE", "ALTER", "INSERT")):
+            return
+        seen.append(statement)
+        if len(seen) > survived_statements:
+            connection.connection.dbapi_connection.close()  # as when the process is killed: no rollback is sent
+
+    event.listen(Engine, "before_cursor_execute", interrupt)
+    try:
+        with pytest.raises(StoreUnavailable):
+            migrate(empty_database_url)
+    finally:
+        event.remove(Engine, "before_cursor_execute", interrupt)
+    assert len(seen) == survived_statements + 1
+    assert table_names(empty_database_url) == set()
+    assert migrate(empty_database_url)
+
+
+def test_a_database_of_a_newer_cellblock_is_refused(database_url: str) -> None:
+    execute(database_url, "UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(SetUpFailed, match=r"newer Cellblock \(revision 9999\)"):
+        migrate(database_url)
+
+
+def test_a_database_that_cannot_hold_all_text_is_refused(postgres_server: str) -> None:
+    execute(postgres_server, "CREATE DATABASE ascii_only ENCODING 'SQL_ASCII' TEMPLATE template0")
+    try:
+        with pytest.raises(SetUpFailed, match="encoding is SQL_ASCII"):
+            migrate(with_database(postgres_server, "ascii_only"))
+    finally:
+        execute(postgres_server, "DROP DATABASE ascii_only")
+
+
+def test_a_user_without_the_right_to_create_is_told_so(postgres_server: str, empty_database_url: str) -> None:
+    execute(postgres_server, "CREATE ROLE nobody_much LOGIN")
+    try:
+        with pytest.raises(SetUpFailed, match="may not create tables"):
+            migrate(empty_database_url.replace("postgres@", "nobody_much@"))
+    finally:
+        execute(postgres_server, "DROP ROLE nobody_much")
+
+
+def test_nobody_listening_is_an_outage(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with pytest.raises(StoreUnavailable):
+        migrate(f"postgresql://postgres@/postgres?host={tmp_path_factory.mktemp('nobody')}")
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2"])
+def test_usual_ways_to_write_a_url_are_understood(scheme: str) -> None:
+    assert parse_url(f"{scheme}://u:p@h:1/d").drivername == "postgresql+psycopg2"
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql://u:secret@h/d", "secret", "postgresql+asyncpg://u:secret@h/d", "postgres://h:secret/"]
+)
+def test_other_urls_are_refused_without_repeating_them(url: str) -> None:
+    with pytest.raises(Misconfigured, match="postgresql://user") as caught:
+        parse_url(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_artifact_bytes_are_neither_compressed_nor_inline(database_url: str) -> None:
+    engine = create_engine(database_url)
+    with engine.connect() as connection:
+        storage = connection.execute(
+            text("SELECT attstorage FROM pg_attribute WHERE attrelid = 'artifacts'::regclass AND attname = 'data'")
+        ).scalar_one()
+    engine.dispose()
+    assert storage == "e"

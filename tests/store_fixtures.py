@@ -1,0 +1,132 @@
+"""Fixtures with a real PostgreSQL: one server per test process, and a migrated database of its own for each test.
+
+A pytest plugin. Tests that stop or break a server start one themselves, as `OwnServer`.
+"""
+
+from __future__ import annotations
+
+import signal
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from sqlalchemy import create_engine, make_url, text
+
+from gateway.store.embedded import EmbeddedPostgres
+from gateway.store.postgres import PostgresStore
+from gateway.store.schema import migrate
+
+# What a crash of this machine would do to a test database is no matter.
+FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "autovacuum": "off"}
+
+_TEMPLATE = "cellblock_template"
+
+
+def execute(url: str, *statements: str) -> None:
+    """Run SQL outside any transaction."""
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    try:
+        with engine.connect() as connection:
+            for statement in statements:
+                connection.execute(text(statement))
+    finally:
+        engine.dispose()
+
+
+def with_database(url: str, name: str) -> str:
+    return make_url(url).set(database=name).render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a running server's maintenance database."""
+    with EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), settings=FAST) as server:
+        yield server.start()
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres_server: str) -> str:
+    execute(postgres_server, f"CREATE DATABASE {_TEMPLATE}")
+    migrate(with_database(postgres_server, _TEMPLATE))
+    return _TEMPLATE
+
+
+@pytest.fixture
+def empty_database_url(postgres_server: str) -> Iterator[str]:
+    """URL of a new database without tables."""
+    yield from _database(postgres_server, "template1")
+
+
+@pytest.fixture
+def database_url(postgres_server: str, migrated_template: str) -> Iterator[str]:
+    """URL of a new database with all tables, and nothing in them."""
+    yield from _database(postgres_server, migrated_template)
+
+
+def _database(server_url: str, template: str) -> Iterator[str]:
+    name = f"test_{uuid.uuid4().hex}"
+    execute(server_url, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+    try:
+        yield with_database(server_url, name)
+    finally:
+        execute(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def postgres_store(database_url: str) -> AsyncIterator[PostgresStore]:
+    """A store on a database of its own."""
+    store = PostgresStore(database_url)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+class OwnServer:
+    """A server that a test may stop, kill, hang and start again at the same URL."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
+        self._server = EmbeddedPostgres(data_dir, settings={"fsync": "off"})  # only a crash of the machine would tell
+        self.url = ""
+
+    def start(self) -> None:
+        self.url = self._server.start()
+
+    def stop(self) -> None:
+        self.resume()
+        self._server.stop()
+
+    def kill(self) -> None:
+        """As the kernel does when memory runs out: no server process gets to do anything more."""
+        for process in self.processes():
+            process.kill()
+        self._server.stop()
+
+    def hang(self) -> None:
+        for process in self.processes():
+            process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        for process in self.processes():
+            process.send_signal(signal.SIGCONT)
+
+    def processes(self) -> list[psutil.Process]:
+        if self._server.is_stopped():
+            return []
+        postmaster = psutil.Process(self._server.pid)
+        return [postmaster, *postmaster.children(recursive=True)]
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[OwnServer]:
+    """A running, migrated server that nobody else uses."""
+    server = OwnServer(tmp_path / "data")
+    server.start()
+    migrate(server.url)
+    try:
+        yield server
+    finally:
+        server.stop()
