@@ -89,6 +89,13 @@ def _prepare(request: dict[str, Any], supervisor: int) -> None:
     _reseed()
 
 
+def _put_working_directory_on_path() -> None:
+    """Let users import modules of their own, behind the standard library, as IPython does when not isolated."""
+    if "" not in sys.path:
+        places = [index for index, path in enumerate(sys.path) if path.endswith(("site-packages", "dist-packages"))]
+        sys.path.insert(places[0] if places else 0, "")
+
+
 def _run_kernel(connection_file: str) -> None:
     """Be an ipykernel, as `python -m ipykernel_launcher -f <connection_file>` would be, until it ends."""
     from ipykernel.kernelapp import IPKernelApp  # noqa: PLC0415 - imported before the fork, by _preload
@@ -102,12 +109,17 @@ def _run_kernel(connection_file: str) -> None:
     config.HistoryManager.hist_file = ":memory:"
     app = IPKernelApp.instance(config=config)
     app.initialize([])
+    _put_working_directory_on_path()
     os.environ.pop(streams.TAIL_VARIABLE, None)
     # Rather wait than drop when the supervisor reads more slowly than the kernel writes (zmq_setsockopt(3)).
     import zmq  # noqa: PLC0415
 
     app.iopub_thread.socket.setsockopt(zmq.XPUB_NODROP, 1)
-    gc.unfreeze()
+    if "matplotlib.pyplot" in sys.modules:
+        # It looked for a shell to show figures in when it was imported, and there was none yet.
+        app.shell.enable_matplotlib("inline")
+    # IPython's advice on `sys.exit()`, which only makes sense at a prompt.
+    warnings.filterwarnings("ignore", message="To exit: use", category=UserWarning)
     app.start()
 
 

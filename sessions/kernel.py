@@ -189,6 +189,7 @@ class Kernel:
         self.state = KernelState.GONE
         if self._giving_up is not None:
             self._giving_up.cancel()
+        self._send_control(protocol.SHUTDOWN)
         link, self._link = self._link, None
         if link is not None:
             link.close(reason)

@@ -141,6 +141,7 @@ class KernelSupply:
         pool.remove(kernel.kernel_id)
         kernel.watch(lambda _: None)
         kernel.abandon("retired")
+        self._switchboard.close(kernel.kernel_id)
         self._spawn(self._remove(kernel, pool))
 
     async def fate(self, kernel: Kernel) -> Fate | None:
@@ -238,6 +239,8 @@ class KernelSupply:
         self._refill()
 
     def _launch_failed(self, kernel: Kernel, pool: WarmPool, error: Exception) -> None:
+        if kernel.kernel_id not in self._kernels:
+            return  # retired while it came up
         expected = isinstance(error, CellblockError)
         self.last_failure = str(error) if expected else "An unexpected error; the gateway's log has it."
         log.error("launch_failed", kernel_id=kernel.kernel_id, reason=str(error), exc_info=not expected)
@@ -282,7 +285,7 @@ class KernelSupply:
             self._refill()
 
     async def _remove(self, kernel: Kernel, pool: WarmPool) -> None:
-        """Remove a kernel's container and its socket directory."""
+        """Remove a kernel's container."""
         for attempt in range(_REMOVE_ATTEMPTS):
             try:
                 await self._provisioner.kill(kernel.kernel_id)
@@ -290,7 +293,6 @@ class KernelSupply:
             except EngineUnavailable as error:
                 log.warning("removal_failed", kernel_id=kernel.kernel_id, reason=str(error), attempt=attempt)
                 await asyncio.sleep(2**attempt if not self._closing else 0)
-        self._switchboard.close(kernel.kernel_id)
         pool.removed(kernel.kernel_id)
         self._refill()
 
