@@ -94,12 +94,14 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
             preload=config.build.preload,
             clock=SystemClock(),
         )
+        context = _context(config, service)
+        server = make_server(context)
+        # On the way down: no new connections, then the service ends what still runs, then the last answers go out.
+        stack.push_async_callback(_close_connections, server, context)
         stack.push_async_callback(service.close)
         await service.start()
         _raise_descriptor_limit()
-        context = _context(config, service)
-        server = make_server(context)
-        stack.push_async_callback(_close_server, server, context)
+        stack.callback(server.stop)
         server.add_sockets(sockets.listen())
         greet(
             console,
@@ -226,9 +228,8 @@ async def _drain(service: Service, signals: StopSignals) -> None:
             await draining
 
 
-async def _close_server(server: BoundedServer, context: Context) -> None:
-    """Take no more connections, let the last answers out, close the rest."""
-    server.stop()
+async def _close_connections(server: BoundedServer, context: Context) -> None:
+    """Let the last answers out, then close what is left."""
     with suppress(TimeoutError):
         await asyncio.wait_for(context.in_flight.wait_for_none(), _LAST_ANSWERS_S)
     await server.close_all_connections()

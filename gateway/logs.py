@@ -16,6 +16,7 @@ _QUIET = {
     # "Malformed HTTP message" at INFO can hold header lines, and those hold tokens.
     "tornado.general": logging.WARNING,
     "tornado.access": logging.CRITICAL,
+    "traitlets": logging.ERROR,  # jupyter_client warns that a relay does not sign; the supervisor does
     "asyncio": logging.WARNING,
     "urllib3": logging.WARNING,
     "docker": logging.WARNING,

@@ -277,6 +277,7 @@ def log_access(handler: RequestHandler) -> None:
     """One line per request. The route, never the URL: GET /runcode has code in it."""
     if not isinstance(handler, BaseHandler):
         return
+    refusal = {"error_code": handler.error_code} if handler.error_code else {}
     _log.info(
         "request",
         request_id=handler.request_id,
@@ -284,8 +285,8 @@ def log_access(handler: RequestHandler) -> None:
         method=handler.request.method,
         route=handler.route,
         status=handler.get_status(),
-        code=handler.error_code,
         ms=round((time.time() - handler.request._start_time) * 1000, 1),  # noqa: SLF001 - tornado's own clock for this
+        **refusal,
     )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.auth import Doorkeeper, SiteRules, Token
-from gateway.handlers.context import Context
+from gateway.handlers.context import Context, InFlight
 from gateway.handlers.server import make_server
 from sessions.errors import NotFound
 from sessions.model import (
@@ -82,6 +82,7 @@ class Face:
     url: str
     port: int
     service: MemoryService
+    in_flight: InFlight
 
 
 @asynccontextmanager
@@ -109,7 +110,7 @@ async def serving(
     server.listen(0, "127.0.0.1")
     port = next(iter(server._sockets.values())).getsockname()[1]
     try:
-        yield Face(f"http://127.0.0.1:{port}", port, service)
+        yield Face(f"http://127.0.0.1:{port}", port, service, context.in_flight)
     finally:
         server.stop()
         await server.close_all_connections()

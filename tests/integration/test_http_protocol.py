@@ -1,0 +1,200 @@
+"""The server's patience and bounds, tried with raw sockets: sizes, slowness, malformed and smuggled requests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import pytest_asyncio
+from http_face import Face, serving
+
+LIMIT = 10_000
+
+
+@pytest_asyncio.fixture
+async def face() -> AsyncIterator[Face]:
+    async with serving() as face:
+        yield face
+
+
+async def talk(face: Face, *parts: bytes, patience_s: float = 10.0) -> bytes:
+    """Send all parts and read until the server closes; a server that closes early is no error."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", face.port)
+    try:
+        async with asyncio.timeout(patience_s):
+            try:
+                for part in parts:
+                    writer.write(part)
+                    await writer.drain()
+                return await reader.read()
+            except ConnectionError:
+                return await _rest(reader)
+    finally:
+        writer.close()
+
+
+async def _rest(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.read()
+    except ConnectionError:
+        return b""
+
+
+def split(answer: bytes) -> tuple[int, dict[str, str]]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body) if body else {}
+
+
+def post(length: int | None, *, extra: bytes = b"") -> bytes:
+    framing = b"Transfer-Encoding: chunked" if length is None else b"Content-Length: %d" % length
+    return b"POST /runcode HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" + framing + b"\r\n" + extra + b"\r\n"
+
+
+def chunk(size: int) -> bytes:
+    return b"%x\r\n%s\r\n" % (size, b" " * size)
+
+
+async def test_a_body_of_the_limit_is_taken(face: Face) -> None:
+    body = b'{"code": "1"}'.ljust(LIMIT)
+    assert split(await talk(face, post(LIMIT), body))[0] == 200
+
+
+@pytest.mark.parametrize("size", [LIMIT + 1, LIMIT * 7])
+async def test_a_body_over_the_limit_gets_its_413_though_it_is_still_being_sent(face: Face, size: int) -> None:
+    status, body = split(await talk(face, post(size), b" " * (size // 2), b" " * (size - size // 2)))
+    assert (status, body["code"]) == (413, "too_large")
+    assert "limits.request_bytes" in body["error"]
+
+
+async def test_a_chunked_body_over_the_limit_gets_its_413(face: Face) -> None:
+    status, body = split(await talk(face, post(None), chunk(LIMIT), chunk(LIMIT), b"0\r\n\r\n"))
+    assert (status, body["code"]) == (413, "too_large")
+
+
+async def test_a_declared_giant_is_refused_before_it_is_sent(face: Face) -> None:
+    status, body = split(await talk(face, post(10**15)))
+    assert (status, body["code"]) == (413, "too_large")
+
+
+async def test_who_asks_first_is_refused_before_sending(face: Face) -> None:
+    answer = await talk(face, post(LIMIT + 1, extra=b"Expect: 100-continue\r\n"))
+    assert split(answer)[0] == 413
+    assert b"100" not in answer.split(b"\r\n")[0]
+
+
+async def test_a_chunked_body_without_an_end_is_cut_off(face: Face) -> None:
+    answer = await talk(face, post(None), *[chunk(LIMIT)] * 100)
+    assert answer == b"" or split(answer)[0] == 413  # a client that goes on sending may lose the answer
+    assert face.service.requests == []
+    assert repr(face.in_flight) == "<InFlight 0>"
+
+
+async def test_the_connection_serves_on_after_a_413(face: Face) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", face.port)
+    writer.write(post(LIMIT + 1).replace(b"Connection: close\r\n", b"") + b" " * (LIMIT + 1))
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    async with asyncio.timeout(10):
+        answers = await reader.read()
+    writer.close()
+    assert [line.split()[1] for line in answers.split(b"HTTP/1.1")[1:] for line in [b"x" + line]] == [b"413", b"200"]
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET /\r\n\r\n",
+        b"\x00\x01\x02\r\n\r\n",
+        b"GET / HTTP/9.9\r\nHost: localhost\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n",
+        b"POST /runcode HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"POST /runcode HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1_0\r\n\r\n",
+        b"POST /runcode HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        b"POST /runcode HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /runcode HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: xchunked\r\n\r\n",
+        b"POST /runcode HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /runcode?code=1 HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
+    ],
+)
+async def test_malformed_and_smuggled_requests_run_nothing_and_close(face: Face, request_bytes: bytes) -> None:
+    smuggled = b"GET /runcode?code=smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    answer = await talk(face, request_bytes + smuggled)
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 4")
+    assert face.service.requests == []
+    assert split(await talk(face, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [
+        b"",
+        b"GET /runcode?code=1 HTTP/1.1\r\nHost: loc",
+        b"POST /runcode HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20\r\n\r\n{",
+        b"POST /runcode HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{",
+    ],
+    ids=["silent", "slow header", "slow body", "slow chunk"],
+)
+async def test_slow_clients_are_hung_up_on(opening: bytes) -> None:
+    async with serving(header_timeout_s=0.3, body_timeout_s=0.3) as face:
+        reader, writer = await asyncio.open_connection("127.0.0.1", face.port)
+        writer.write(opening)
+
+        async def trickle() -> None:
+            while True:
+                await asyncio.sleep(0.1)
+                writer.write(b"a" if opening else b"")
+
+        trickling = asyncio.ensure_future(trickle())
+        async with asyncio.timeout(5):
+            assert await _rest(reader) == b""
+        trickling.cancel()
+        writer.close()
+        assert face.service.requests == []
+        assert repr(face.in_flight) == "<InFlight 0>"
+
+
+async def test_a_patient_server_is_the_negative_control() -> None:
+    async with serving(header_timeout_s=30, body_timeout_s=30) as face:
+        reader, writer = await asyncio.open_connection("127.0.0.1", face.port)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: loc")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):
+                await reader.read()
+        writer.close()
+
+
+async def test_one_connection_too_many_is_told_so_and_the_others_live() -> None:
+    async with serving(max_connections=2) as face:
+        first = await asyncio.open_connection("127.0.0.1", face.port)
+        second = await asyncio.open_connection("127.0.0.1", face.port)
+        await asyncio.sleep(0.05)
+        status, body = split(await talk(face))
+        assert (status, body["code"]) == (503, "unavailable")
+        first[1].write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        async with asyncio.timeout(5):
+            assert split(await first[0].read())[0] == 200
+        assert split(await talk(face, b"GET /healthz HTTP/1.0\r\nHost: localhost\r\n\r\n"))[0] == 200
+        for _, writer in (first, second):
+            writer.close()
+
+
+async def test_clients_that_vanish_leave_no_task_behind(face: Face) -> None:
+    before = asyncio.all_tasks()
+    shapes: list[Callable[[], bytes]] = [
+        lambda: post(100) + b"{",
+        lambda: post(None) + b"5\r\n{",
+        lambda: post(LIMIT * 5) + b" " * LIMIT * 2,
+        lambda: b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ]
+    for shape in shapes * 5:
+        _, writer = await asyncio.open_connection("127.0.0.1", face.port)
+        writer.write(shape())
+        await writer.drain()
+        writer.transport.abort()
+    async with asyncio.timeout(5):
+        await face.in_flight.wait_for_none()
+        while left := asyncio.all_tasks() - before:
+            await asyncio.wait(left, timeout=0.1)
+    assert face.service.requests == []
