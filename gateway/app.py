@@ -29,6 +29,7 @@ from gateway.stop_signals import StopSignals
 from gateway.store.connection import parse_url
 from gateway.store.embedded import EmbeddedPostgres
 from gateway.store.postgres import PostgresStore
+from gateway.store.retention import Retention
 from gateway.store.schema import migrate
 from sessions.errors import EngineUnavailable, Misconfigured, SetUpFailed, StoreUnavailable
 from sessions.model import BuildSettings, GatewayId
@@ -81,8 +82,10 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
         chosen = await _choose_engine(config, gateway_id, data_dir, console)
         stack.push_async_callback(chosen.provisioner.close)
         stack.push_async_callback(_remove_sandboxes, chosen.provisioner)
+        await chosen.provisioner.check()
         switchboard = SupervisorSwitchboard(data_dir.sockets)
         switchboard.remove_leftovers()
+        clock = SystemClock()
         service = Service(
             store=store,
             provisioner=chosen.provisioner,
@@ -92,7 +95,7 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
             pool=PoolSettings(size=config.pool.size, max=config.pool.max),
             languages=config.languages,
             preload=config.build.preload,
-            clock=SystemClock(),
+            clock=clock,
         )
         context = _context(config, service)
         server = make_server(context)
@@ -100,6 +103,10 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
         stack.push_async_callback(_close_connections, server, context)
         stack.push_async_callback(service.close)
         await service.start()
+        if config.retention.days:
+            retention = Retention(store, clock, days=config.retention.days)
+            stack.push_async_callback(retention.stop)
+            retention.start()
         _raise_descriptor_limit()
         stack.callback(server.stop)
         server.add_sockets(sockets.listen())

@@ -36,8 +36,7 @@ class Choices:
 def showing_progress(console: Console, title: str) -> Iterator[Callable[[str], None]]:
     """Give a function that takes lines of progress: under a spinner on a terminal, plainly elsewhere."""
     if not console.is_terminal:
-        console.print(title, markup=False, highlight=False)
-        yield lambda line: console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+        yield lambda line: console.print(f"{title}: {line}", markup=False, highlight=False, soft_wrap=True)
         return
     with console.status(f"[bold]{escape(title)}[/bold]") as status:
 
@@ -58,7 +57,7 @@ def greet(console: Console, choices: Choices) -> None:
     table.add_row("tokens", "required" if choices.token_required else "none needed: this machine only")
     table.add_row("listening on", f"[bold]{choices.url}[/bold]")
     console.print()
-    console.print(f"[bold]Cellblock {choices.version}[/bold] is ready.")
+    console.print(f"[bold]Cellblock {choices.version}[/bold] is listening.")
     console.print(table)
     if choices.engine == "process":
         console.print(Panel(_NO_ISOLATION, title="No isolation", border_style="yellow"))

@@ -71,7 +71,11 @@ class Exposure(Enum):
 
 @stream_request_body
 class BaseHandler(RequestHandler):
-    """One request. The state is `_refusal` (why it will not be served), `_body`, `tenant` and `_is_in_flight`."""
+    """One request.
+
+    The state is `_refusal` (why it will not be served), `_body`, `tenant`, and how far the answer is: `_is_in_flight`,
+    `_is_sending`.
+    """
 
     route: ClassVar[str]
     methods: ClassVar[tuple[str, ...]] = ("GET", "HEAD")
@@ -86,6 +90,7 @@ class BaseHandler(RequestHandler):
         self._body = bytearray()
         self._body_bytes = 0
         self._is_in_flight = False
+        self._is_sending = False
         super().__init__(application, request, **kwargs)
 
     def initialize(self, context: Context) -> None:
@@ -159,8 +164,9 @@ class BaseHandler(RequestHandler):
             self.set_header("Access-Control-Expose-Headers", "X-Request-Id, Retry-After, ETag")
 
     def on_finish(self) -> None:
-        """The answer has been handed to the connection."""
-        self._leave()
+        """The answer has been handed to the connection; a large one is still on its way then, and `send` waits."""
+        if not self._is_sending:
+            self._leave()
 
     def on_connection_close(self) -> None:
         """Nobody waits for the answer any more."""
@@ -229,12 +235,15 @@ class BaseHandler(RequestHandler):
 
     async def send(self, data: bytes) -> None:
         """Send the whole answer, and hang up on a client that does not take it."""
+        self._is_sending = True
         try:
             await asyncio.wait_for(self.finish(data), SEND_TIMEOUT_S)
         except StreamClosedError:
             pass  # the client is gone; its run is recorded all the same
         except TimeoutError:
             self.request.connection.close()  # type: ignore[union-attr]
+        finally:
+            self._leave()
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Answer with the error shape, for every error there is."""

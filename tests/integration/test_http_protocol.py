@@ -10,6 +10,9 @@ import pytest
 import pytest_asyncio
 from http_face import Face, serving
 
+from gateway.handlers import base
+from sessions.model import ArtifactKind
+
 LIMIT = 10_000
 
 
@@ -198,3 +201,29 @@ async def test_clients_that_vanish_leave_no_task_behind(face: Face) -> None:
         while left := asyncio.all_tasks() - before:
             await asyncio.wait(left, timeout=0.1)
     assert face.service.requests == []
+
+
+async def test_a_client_that_does_not_take_its_answer_is_hung_up_on(
+    face: Face, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "SEND_TIMEOUT_S", 0.3)
+    ref = face.service.add("big.bin", bytes(40 << 20), ArtifactKind.FILE)
+    reader, writer = await asyncio.open_connection("127.0.0.1", face.port, limit=1024)
+    writer.write(f"GET /file/{ref.url_name} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    async with asyncio.timeout(10):
+        await reader.readline()
+        assert repr(face.in_flight) == "<InFlight 1>"
+        await face.in_flight.wait_for_none()
+        assert len(await _rest(reader)) < 40 << 20
+    writer.close()
+
+
+async def test_a_client_that_takes_its_time_within_the_bound_gets_it_all(face: Face) -> None:
+    ref = face.service.add("big.bin", bytes(40 << 20), ArtifactKind.FILE)
+    reader, writer = await asyncio.open_connection("127.0.0.1", face.port, limit=1024)
+    request = f"GET /file/{ref.url_name} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    writer.write(request.encode())
+    await asyncio.sleep(0.5)
+    async with asyncio.timeout(20):
+        assert len((await reader.read()).partition(b"\r\n\r\n")[2]) == 40 << 20
+    writer.close()
