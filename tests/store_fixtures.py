@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -101,17 +102,19 @@ class OwnServer:
 
     def kill(self) -> None:
         """As the kernel does when memory runs out: no server process gets to do anything more."""
-        for process in self.processes():
-            process.kill()
+        self._signal(signal.SIGKILL)
         self._server.stop()
 
     def hang(self) -> None:
-        for process in self.processes():
-            process.send_signal(signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
         for process in self.processes():
-            process.send_signal(signal.SIGCONT)
+            with suppress(psutil.NoSuchProcess):  # connections end when they like
+                process.send_signal(number)
 
     def processes(self) -> list[psutil.Process]:
         if self._server.is_stopped():

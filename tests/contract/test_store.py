@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from run_records import NOW, new_artifact, new_run, ok, output_event
 from sqlalchemy import create_engine, select
 
 from gateway.store import tables
@@ -16,11 +17,7 @@ from gateway.store.postgres import PostgresStore
 from sessions.errors import NotFound, StoreUnavailable
 from sessions.memory_store import MemoryStore
 from sessions.model import (
-    ANONYMOUS,
-    Artifact,
     ArtifactId,
-    ArtifactKind,
-    ArtifactRef,
     Batch,
     Event,
     EventType,
@@ -28,14 +25,12 @@ from sessions.model import (
     GatewayId,
     KernelId,
     Result,
-    Run,
     RunId,
     RunStatus,
     Usage,
 )
 from sessions.ports import Store
 
-NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 HERE = GatewayId("gateway-a")
 ELSEWHERE = GatewayId("gateway-b")
 AWKWARD = "NUL \x00, lone surrogates \ud800 \udfff, substitute \x1a0000, \U0001f600 and \u4e2d\u6587"
@@ -115,33 +110,6 @@ async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Memory | Post
 @pytest.fixture
 def store(backend: Memory | Postgres) -> Store:
     return backend.store
-
-
-def new_run(**changes: Any) -> Run:
-    run = Run(
-        run_id=RunId(str(uuid.uuid4())),
-        tenant=ANONYMOUS,
-        gateway_id=HERE,
-        language="python",
-        code="print(1)",
-        variables={"x": [1, None, "y"]},
-        timeout_s=30.0,
-        created_at=NOW,
-    )
-    return replace(run, **changes)
-
-
-def output_event(seq: int, text: str = "1\n") -> Event:
-    return Event(seq, EventType.STDOUT, {"text": text})
-
-
-def new_artifact(data: bytes = b"\x89PNG\x00\xff", **changes: Any) -> Artifact:
-    ref = ArtifactRef(ArtifactId(str(uuid.uuid4())), ArtifactKind.IMAGE, "figures/a.png", "image/png", len(data))
-    return Artifact(replace(ref, **changes), data)
-
-
-def ok(run: Run, **fields: Any) -> Result:
-    return Result(run.run_id, RunStatus.OK, **{"output": "1\n", **fields})
 
 
 async def test_a_new_run_is_queued_and_one_with_a_kernel_is_running(backend: Memory | Postgres) -> None:

@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +16,11 @@ from pathlib import Path
 import psutil
 import psycopg2
 import pytest
+from store_fixtures import FAST, execute
 
-from gateway.store import embedded
 from gateway.store.embedded import EmbeddedPostgres
 from gateway.store.service_account import ACCOUNT_NAME, for_postgres, grant_passage
 from sessions.errors import SetUpFailed
-from tests.store_fixtures import FAST, execute
 
 DEADLINE_S = 20.0
 
@@ -127,15 +127,14 @@ def test_a_path_too_long_for_a_socket_gets_a_private_short_one(tmp_path: Path) -
 def test_a_short_socket_directory_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data_dir = tmp_path / ("long" * 30) / "data"
     data_dir.mkdir(parents=True, mode=0o700)
-    shared = tmp_path / "shared"
-    shared.mkdir()
-    monkeypatch.setattr(embedded.tempfile, "gettempdir", lambda: str(shared))
-    with EmbeddedPostgres(data_dir, settings=FAST) as server:
-        server.start()
-    (planted,) = shared.iterdir()
-    planted.chmod(0o777)
-    with pytest.raises(SetUpFailed, match="belongs to somebody else"):
-        EmbeddedPostgres(data_dir, settings=FAST).start()
+    with tempfile.TemporaryDirectory(prefix="s", dir="/tmp") as shared:
+        monkeypatch.setattr(tempfile, "tempdir", shared)
+        with EmbeddedPostgres(data_dir, settings=FAST) as server:
+            server.start()
+        (planted,) = Path(shared).iterdir()
+        planted.chmod(0o777)
+        with pytest.raises(SetUpFailed, match="belongs to somebody else"):
+            EmbeddedPostgres(data_dir, settings=FAST).start()
 
 
 def test_a_signal_to_the_terminals_process_group_does_not_reach_it(server: EmbeddedPostgres) -> None:
@@ -171,14 +170,15 @@ def test_a_command_beside_a_running_gateway_leaves_its_server_alone(server: Embe
     assert count_of(url) == 1
 
 
-@pytest.mark.parametrize("pid", ["1", str(os.getpid()), "4194304", "nonsense"])
+@pytest.mark.parametrize("pid", ["init", "ours", "nobody", "nonsense"])
 def test_a_stale_lock_file_with_anybodys_number_is_no_obstacle(data_dir: Path, pid: str) -> None:
+    number = {"init": "1", "ours": str(os.getpid()), "nobody": "4194304"}.get(pid, pid)
     with EmbeddedPostgres(data_dir, settings=FAST) as server:
         server.start()
         lock = (server.pg_dir / "postmaster.pid").read_text().splitlines()
         for process in server_processes(server):
             process.kill()
-    (server.pg_dir / "postmaster.pid").write_text("\n".join([pid, *lock[1:]]) + "\n")
+    (server.pg_dir / "postmaster.pid").write_text("\n".join([number, *lock[1:]]) + "\n")
     with EmbeddedPostgres(data_dir, settings=FAST) as server:
         assert count_of(server.start()) == 1
 

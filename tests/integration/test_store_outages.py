@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 
 import pytest
+from run_records import NOW, new_artifact, new_run, ok
+from store_fixtures import OwnServer, execute
 
 from gateway.store.postgres import PostgresStore
 from sessions.errors import StoreUnavailable
 from sessions.model import Batch, Event, EventType, Result, RunStatus
-from tests.contract.test_store import NOW, new_artifact, new_run, ok
-from tests.store_fixtures import OwnServer, execute
 
 TIMEOUT_S = 1.0
 SLACK_S = 1.0
@@ -101,9 +101,8 @@ async def test_a_hung_server_keeps_no_thread(own_server: OwnServer, store: Postg
     await write_whole_run(store)
 
 
-async def test_a_hung_server_keeps_no_thread_of_a_caller_that_went_away(
-    own_server: OwnServer, store: PostgresStore
-) -> None:
+async def leave_calls_at_a_hung_server(own_server: OwnServer, store: PostgresStore) -> None:
+    """Occupy every thread, let the callers go away, and wait until the calls' time is over."""
     await asyncio.gather(*(store.ping() for _ in range(POOL_SIZE)))
     own_server.hang()
     calls = [asyncio.create_task(store.ping()) for _ in range(POOL_SIZE)]
@@ -113,9 +112,50 @@ async def test_a_hung_server_keeps_no_thread_of_a_caller_that_went_away(
     await asyncio.wait(calls)
     assert all(call.cancelled() for call in calls)
     await asyncio.sleep(TIMEOUT_S)
-    begun = time.monotonic()
-    await store.close()  # waits for the threads
-    assert time.monotonic() - begun < SLACK_S
+
+
+async def test_callers_that_went_away_leave_no_thread_at_a_hung_server(
+    own_server: OwnServer, store: PostgresStore
+) -> None:
+    await leave_calls_at_a_hung_server(own_server, store)
+    async with asyncio.timeout(SLACK_S):
+        await store.close()  # waits for the threads
+
+
+async def test_without_hanging_up_the_threads_would_stay(
+    own_server: OwnServer, store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.store.calls._Call._hang_up", staticmethod(lambda _wire: None))
+    await leave_calls_at_a_hung_server(own_server, store)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(SLACK_S):
+            await store.close()
+
+
+async def test_a_server_that_falls_silent_right_after_the_log_in_keeps_no_thread() -> None:
+    def message(kind: bytes, body: bytes) -> bytes:
+        return kind + (len(body) + 4).to_bytes(4) + body
+
+    settings = {"server_version": "18.0", "client_encoding": "UTF8", "DateStyle": "ISO, MDY", "integer_datetimes": "on"}
+    greeting = message(b"R", bytes(4)) + message(b"K", bytes(8))
+    greeting += b"".join(message(b"S", f"{name}\0{value}\0".encode()) for name, value in settings.items())
+    asked = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(4096)  # the start-up message
+        writer.write(greeting + message(b"Z", b"I"))
+        asked.set() if await reader.read(4096) else None
+        await reader.read()  # until the client hangs up
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        url = f"postgresql://u:p@127.0.0.1:{port}/d?sslmode=disable&gssencmode=disable"
+        store = PostgresStore(url, timeout_s=TIMEOUT_S, pool_size=1)
+        await assert_unavailable_in_time(store)
+        assert asked.is_set()
+        async with asyncio.timeout(SLACK_S):
+            await store.close()
 
 
 async def test_the_loop_is_never_blocked_by_a_hung_server(own_server: OwnServer, store: PostgresStore) -> None:

@@ -10,12 +10,12 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, create_engine, event, inspect, text
+from store_fixtures import execute, with_database
 
 from gateway.store import tables
 from gateway.store.connection import parse_url
 from gateway.store.schema import migrate
 from sessions.errors import Misconfigured, SetUpFailed, StoreUnavailable
-from tests.store_fixtures import execute, with_database
 
 
 def table_names(url: str) -> set[str]:
