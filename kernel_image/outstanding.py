@@ -18,12 +18,12 @@ from kernel_image.accounting import Meter, Meterage
 from kernel_image.artifacts import Found, WorkingDirectory
 from kernel_image.relay import Relay
 from kernel_image.streams import TAIL_METADATA
+from kernel_image.tail import STREAMS
 
 _REMEMBERED = 256
 _SAMPLE_S = 0.2
 _CHUNK_BYTES = 1 << 20
-_JSON_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
-_OUTPUT_TYPES = frozenset({"stream", "display_data", "update_display_data", "execute_result", "execute_input", "error"})
+_JSON_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
 
 
 @dataclass(slots=True)
@@ -86,15 +86,16 @@ class OutstandingRequests:
     def relay(self, channel: str, parts: list[bytes], tail_sent: dict[str, int]) -> None:
         """Pass a kernel's message on, within bounds; `tail_sent` learns how much of each stream is out."""
         try:
-            msg_type = json.loads(parts[0])["msg_type"]
-            parent = json.loads(parts[1]).get("msg_id", "") if parts[1] != b"{}" else ""
+            msg_type = str(json.loads(parts[0])["msg_type"])
+            parent = str(json.loads(parts[1]).get("msg_id", "")) if parts[1] != b"{}" else ""
         except _JSON_ERRORS:
             return
         request = self._outstanding.get(parent)
         if msg_type == "stream" and parts[2] != b"{}":
             with suppress(*_JSON_ERRORS):
                 stream, sent_bytes = json.loads(parts[2])[TAIL_METADATA]
-                tail_sent[str(stream)] = int(sent_bytes)
+                if stream in STREAMS:
+                    tail_sent[stream] = max(0, int(sent_bytes))
         self._put(channel, parts, msg_type, request)
         if request is None:
             return
@@ -119,7 +120,12 @@ class OutstandingRequests:
             self._put("iopub", [header, request.header, b"{}", content], "stream", request)
 
     async def fail_all(self, cause: str, *, exit_code: int | None, signal_number: int | None) -> None:
-        """Tell that the kernel has died, with what the running request made and used until then."""
+        """Tell that the kernel has died, with what the running request made and used until then.
+
+        Requests that had ended before are told to have ended first, however long their files take.
+        """
+        if self._finishing:
+            await asyncio.wait(self._finishing)
         running = self._outstanding.get(self.running or "")
         usage = None
         skipped: list[dict[str, Any]] = []
@@ -145,16 +151,19 @@ class OutstandingRequests:
     def _put(self, channel: str, parts: list[bytes], msg_type: str, request: _Request | None) -> None:
         """Hand a message to the relay unless it is too large or its run has said more than enough."""
         size_bytes = sum(map(len, parts))
-        is_output = msg_type in _OUTPUT_TYPES
+        # Whatever a kernel publishes can be a flood; only what the end of a run is told by must never be missing.
+        is_output = channel == "iopub" and msg_type != "status"
         settings = self._settings
-        if is_output and size_bytes > settings.max_message_bytes and msg_type == "stream":
+        if size_bytes > settings.max_message_bytes and msg_type == "stream":
             parts = _cut_stream(parts, settings.max_message_bytes // 8)
             if request is not None:
                 request.dropped_bytes += size_bytes - sum(map(len, parts))
             size_bytes = sum(map(len, parts))
         relayed_bytes = request.relayed_bytes if request is not None else 0
-        fits = size_bytes <= settings.max_message_bytes and (
-            not is_output or relayed_bytes + size_bytes <= settings.relay_bytes
+        fits = (
+            size_bytes <= settings.max_message_bytes
+            and len(parts) <= protocol.MAX_PARTS
+            and (not is_output or relayed_bytes + size_bytes <= settings.relay_bytes)
         )
         if fits:
             self._relay.put_message(channel, parts, droppable=is_output)

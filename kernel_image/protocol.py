@@ -32,10 +32,13 @@ ARTIFACT_CHANNEL = "artifact"
 
 MESSAGE_CHANNELS = ("shell", "control", "stdin", "iopub")
 
+MAX_PARTS = 62
+"""Header, parent_header, metadata, content and at most 58 buffers; the other end refuses a frame with more."""
+
 _U64 = struct.Struct("<Q")
 _U64_BYTES = 8
 _MIN_OFFSETS = 6
-_MAX_OFFSETS = 64
+_MAX_OFFSETS = MAX_PARTS + 2
 _MAX_CHANNEL_BYTES = 16
 
 
