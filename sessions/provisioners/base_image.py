@@ -26,7 +26,7 @@ DEBIAN = "debian"
 """The value of `build.base` that asks for a base from the Debian mirror."""
 
 _SUITE = "trixie"
-_INCLUDE = ("python3", "python3-venv", "ca-certificates", "fonts-wqy-microhei")
+_INCLUDE = ("python3", "python3-venv", "ca-certificates", "fonts-wqy-microhei", "libnss-myhostname")
 _APT_OPTIONS = ("Acquire::Languages none", "APT::Install-Recommends false")
 _LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
 _CONFIG = (

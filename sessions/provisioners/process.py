@@ -1,0 +1,256 @@
+"""The `process` engine, for development: one supervisor per kernel as a plain process of this machine.
+
+It isolates nothing: the code it runs can do whatever the gateway's user can. process_tree.py ends what it starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from kernel_image.protocol import SETTINGS_VARIABLE, SOCKET_NAME, UNIX_PATH_MAX_BYTES
+from sessions.errors import EngineUnavailable, Misconfigured
+from sessions.model import Fate, GatewayId, KernelId, LaunchSpec, Sandbox, SessionId
+from sessions.provisioners.process_tree import end_all, end_tree, process_identity, processes_at_home
+from sessions.provisioners.supervisor import USER_NAME, supervisor_settings
+
+T = TypeVar("T")
+Sandboxes = list[Sandbox]
+
+_THREADS = 4
+_REMEMBERED = 1_024
+_RECORD = "record.json"
+_SHORT_ID_LENGTH = 12
+_LONGEST_SOCKET = "ipc/k99999-9"
+_REAP_TIMEOUT_S = 5.0
+_REAP_PAUSE_S = 0.01
+_PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRecord:
+    """What a gateway started later has to know of a supervisor. `pid` is 0 until it has been started."""
+
+    kernel_id: str
+    gateway_id: str
+    session_id: str | None
+    pid: int = 0
+    identity: str = ""
+
+
+class ProcessProvisioner:
+    """Launches, lists and kills supervisors below `root`, one directory each: `<root>/<short id>/{work,ipc,home}`.
+
+    The records are in those directories; in memory are only the children of this very process (`_children`) and how
+    the latest of them ended (`_fates`). Raises Misconfigured when `root` is too long a path for sockets.
+    """
+
+    name = "process"
+
+    def __init__(self, gateway_id: GatewayId, root: Path) -> None:
+        longest = root / ("0" * _SHORT_ID_LENGTH) / _LONGEST_SOCKET
+        excess = len(os.fsencode(longest)) - UNIX_PATH_MAX_BYTES
+        if excess > 0:
+            raise Misconfigured(
+                f"The path of `server.data_dir` is {excess} bytes too long for the unix sockets below it: "
+                "choose a shorter one."
+            )
+        self._gateway_id = gateway_id
+        self._root = root
+        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="process-engine")
+        self._removing = threading.Lock()
+        self._children: dict[KernelId, int] = {}
+        self._fates: OrderedDict[KernelId, Fate] = OrderedDict()
+
+    async def launch(self, spec: LaunchSpec) -> Sandbox:
+        """Start a supervisor in a process session of its own. Raises EngineUnavailable, with nothing left behind."""
+        launching = asyncio.ensure_future(self._call(lambda: self._launch(spec)))
+        try:
+            return await asyncio.shield(launching)
+        except asyncio.CancelledError:
+            await asyncio.wait([launching])
+            await self.kill(spec.kernel_id)
+            raise
+        except OSError as error:
+            await self.kill(spec.kernel_id)
+            raise EngineUnavailable(f"A kernel process could not be started ({error.strerror}).") from error
+
+    async def list(self) -> list[Sandbox]:
+        """What the records below `root` say, half-made and dead ones included."""
+        return await self._call(self._list)
+
+    async def kill(self, kernel_id: KernelId) -> None:
+        """End the supervisor and every process it brought about, and remove the directory."""
+        await self._call(lambda: self._kill(kernel_id))
+
+    async def fate(self, kernel_id: KernelId) -> Fate | None:
+        """The exit code where this gateway started the process; otherwise only whether it has ended."""
+        return await self._call(lambda: self._fate(kernel_id))
+
+    async def check(self) -> None:
+        """Raise EngineUnavailable unless the root directory can be made."""
+        try:
+            await self._call(self._make_root)
+        except OSError as error:
+            raise EngineUnavailable(
+                f"The directory for kernel processes cannot be made ({error.strerror}): set `server.data_dir` to "
+                "another one."
+            ) from error
+
+    async def close(self) -> None:
+        """End the threads. Supervisors go on: a later gateway finds their records."""
+        await asyncio.to_thread(self._executor.shutdown)
+
+    async def _call(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function)
+
+    def _make_root(self) -> None:
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def _launch(self, spec: LaunchSpec) -> Sandbox:
+        (spec.socket_dir / SOCKET_NAME).stat()
+        self._make_root()
+        directory = self._directory(spec.kernel_id)
+        directory.mkdir(mode=0o700)
+        for name in ("work", "ipc", "home"):
+            (directory / name).mkdir(mode=0o700)
+        record = ProcessRecord(spec.kernel_id, spec.gateway_id, spec.session_id)
+        _write_record(directory, record)
+        pid = _start(spec, directory)
+        self._children[spec.kernel_id] = pid
+        _write_record(
+            directory,
+            ProcessRecord(spec.kernel_id, spec.gateway_id, spec.session_id, pid, process_identity(pid) or ""),
+        )
+        return Sandbox(spec.kernel_id, spec.gateway_id, str(pid), spec.session_id)
+
+    def _list(self) -> Sandboxes:
+        records = [record for path in self._root.glob(f"*/{_RECORD}") if (record := _read_record(path.parent))]
+        return [
+            Sandbox(
+                kernel_id=KernelId(record.kernel_id),
+                gateway_id=GatewayId(record.gateway_id),
+                engine_ref=str(record.pid),
+                session_id=None if record.session_id is None else SessionId(record.session_id),
+            )
+            for record in records
+            if record.gateway_id == self._gateway_id
+        ]
+
+    def _kill(self, kernel_id: KernelId) -> None:
+        directory = self._directory(kernel_id)
+        record = _read_record(directory)
+        if record is not None and record.gateway_id != self._gateway_id:
+            return
+        if record is not None and _is_alive(record):
+            end_tree(record.pid)
+        # A supervisor that died before this left its orphans to init; they are known by their HOME.
+        end_all(processes_at_home(directory / "home"))
+        deadline = time.monotonic() + _REAP_TIMEOUT_S
+        while self._reap(kernel_id) is None and kernel_id in self._children and time.monotonic() < deadline:
+            time.sleep(_REAP_PAUSE_S)
+        with self._removing:
+            if directory.exists():
+                _remove_directory(directory)
+
+    def _fate(self, kernel_id: KernelId) -> Fate | None:
+        if (known := self._reap(kernel_id)) is not None:
+            return known
+        record = _read_record(self._directory(kernel_id))
+        if kernel_id in self._children or record is None or _is_alive(record):
+            return None
+        return Fate(exit_code=None, oom=False)
+
+    def _reap(self, kernel_id: KernelId) -> Fate | None:
+        """Ask waitpid for a child of ours; its fate when it has ended, now or before."""
+        pid = self._children.get(kernel_id)
+        if pid is None:
+            return self._fates.get(kernel_id)
+        try:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:  # another thread was first
+            return self._fates.get(kernel_id)
+        if ended == 0:
+            return None
+        code = os.waitstatus_to_exitcode(status)
+        # 128 + signal, as Docker and shells have it.
+        fate = Fate(exit_code=code if code >= 0 else 128 - code, oom=False)
+        self._fates[kernel_id] = fate
+        self._children.pop(kernel_id, None)
+        while len(self._fates) > _REMEMBERED:
+            self._fates.popitem(last=False)
+        return fate
+
+    def _directory(self, kernel_id: KernelId) -> Path:
+        return self._root / kernel_id.replace("-", "")[:_SHORT_ID_LENGTH]
+
+
+def _start(spec: LaunchSpec, directory: Path) -> int:
+    """Start the supervisor; returns its process id. Descriptors of this process are not inherited (PEP 446)."""
+    settings = supervisor_settings(
+        spec,
+        gateway=f"unix:{spec.socket_dir / SOCKET_NAME}",
+        work_dir=str(directory / "work"),
+        ipc_dir=str(directory / "ipc"),
+        home_dir=str(directory / "home"),
+    )
+    # Nothing else of the gateway's environment passes: it may hold tokens and the database's password.
+    environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    environment |= {
+        "HOME": str(directory / "home"),
+        "USER": USER_NAME,
+        "LOGNAME": USER_NAME,
+        "PYTHONDONTWRITEBYTECODE": "1",
+        SETTINGS_VARIABLE: settings.to_json(),
+    }
+    return os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-I", "-m", "kernel_image.supervisor"],
+        environment,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(directory / "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsid=True,
+    )
+
+
+def _is_alive(record: ProcessRecord) -> bool:
+    return record.pid != 0 and record.identity != "" and process_identity(record.pid) == record.identity
+
+
+def _write_record(directory: Path, record: ProcessRecord) -> None:
+    scratch = directory / f"{_RECORD}.new"
+    scratch.write_text(json.dumps(asdict(record)))
+    scratch.replace(directory / _RECORD)
+
+
+def _read_record(directory: Path) -> ProcessRecord | None:
+    try:
+        return ProcessRecord(**json.loads((directory / _RECORD).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _remove_directory(directory: Path) -> None:
+    """Remove a tree whose owner may have taken our permissions on its directories away. Raises OSError."""
+    for parent, names, _ in os.walk(directory):
+        for name in names:
+            path = Path(parent, name)
+            with suppress(OSError):
+                if not path.is_symlink():
+                    path.chmod(0o700)
+    shutil.rmtree(directory)

@@ -1,0 +1,31 @@
+"""What every engine tells a supervisor: the launch's limits and where things are, in the supervisor's own record."""
+
+from __future__ import annotations
+
+from kernel_image.protocol import SupervisorSettings
+from sessions.model import LaunchSpec
+
+USER_NAME = "sandbox"
+"""USER and LOGNAME of kernels: their user id has no name of its own."""
+
+
+def supervisor_settings(
+    spec: LaunchSpec, *, gateway: str, work_dir: str, ipc_dir: str, home_dir: str
+) -> SupervisorSettings:
+    """The settings for one launch. `gateway` and the directories are as the supervisor itself sees them."""
+    return SupervisorSettings(
+        kernel_id=spec.kernel_id,
+        credential=spec.credential,
+        gateway=gateway,
+        work_dir=work_dir,
+        ipc_dir=ipc_dir,
+        home_dir=home_dir,
+        kernel_name=spec.kernel_name,
+        preload=spec.preload,
+        # More linear algebra threads than the CPU limit allows would only wait for one another.
+        threads=max(1, round(spec.limits.cpus)),
+        image_bytes=spec.limits.image_bytes,
+        image_count=spec.limits.image_count,
+        file_bytes=spec.limits.file_bytes,
+        file_count=spec.limits.file_count,
+    )

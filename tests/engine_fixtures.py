@@ -1,0 +1,101 @@
+"""Fixtures with real engines: Docker with the built kernel image, plain processes, and sockets for supervisors.
+
+A pytest plugin. Without a Docker engine the tests that need one are skipped, loudly; where CI is set they fail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from docker.api.client import APIClient
+
+from gateway.handlers.supervisor import SupervisorSwitchboard
+from sessions.model import BuildSettings, EngineSettings, GatewayId
+from sessions.provisioners.default_packages import DEFAULT_DEPENDENCIES, DEFAULT_PRELOAD
+from sessions.provisioners.docker import DockerProvisioner
+from sessions.provisioners.docker_engine import SILENCE, open_client
+from sessions.provisioners.image import ensure_kernel_image
+from sessions.provisioners.process import ProcessProvisioner
+
+BUILD = BuildSettings(dependencies=DEFAULT_DEPENDENCIES, preload=DEFAULT_PRELOAD)
+
+
+def no_engine(reason: str) -> NoReturn:
+    if os.environ.get("CI"):
+        pytest.fail(f"CI is set, and there is no Docker engine to test with: {reason}")
+    pytest.skip(f"NO DOCKER ENGINE, container tests are skipped: {reason}")
+
+
+@pytest.fixture(scope="session")
+def docker_client() -> Iterator[APIClient]:
+    """A client of the tests' own, for looking at what the code under test has done."""
+    try:
+        client = open_client(60)
+    except SILENCE as error:
+        no_engine(str(error))
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def kernel_image(docker_client: APIClient) -> str:
+    """The tag of the kernel image; built by the first test process that asks."""
+    assert docker_client.ping()
+    with Path(tempfile.gettempdir(), "cellblock-image.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with ThreadPoolExecutor(1) as thread:  # a loop may be running in this one
+            return thread.submit(lambda: asyncio.run(ensure_kernel_image(BUILD, print))).result()
+
+
+@pytest.fixture
+def gateway_id() -> GatewayId:
+    return GatewayId(uuid.uuid4().hex)
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A directory whose path leaves room for a unix socket's name, which pytest's own do not."""
+    path = Path(tempfile.mkdtemp(prefix="cb-"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+async def switchboard(short_dir: Path) -> AsyncIterator[SupervisorSwitchboard]:
+    """Where supervisors of this test dial in."""
+    switchboard = SupervisorSwitchboard(short_dir / "s")
+    yield switchboard
+    links = [link for port in switchboard._ports.values() for link in port.links]
+    for kernel_id in list(switchboard._ports):
+        switchboard.close(kernel_id)
+    async with asyncio.timeout(10):
+        while any(link.ws_connection is not None for link in links):
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def docker_provisioner(kernel_image: str, gateway_id: GatewayId) -> AsyncIterator[DockerProvisioner]:
+    provisioner = DockerProvisioner(gateway_id, EngineSettings(name="docker", kernel_image=kernel_image))
+    yield provisioner
+    for sandbox in await provisioner.list():
+        await provisioner.kill(sandbox.kernel_id)
+    await provisioner.close()
+
+
+@pytest.fixture
+async def process_provisioner(short_dir: Path, gateway_id: GatewayId) -> AsyncIterator[ProcessProvisioner]:
+    provisioner = ProcessProvisioner(gateway_id, short_dir / "p")
+    yield provisioner
+    for sandbox in await provisioner.list():
+        await provisioner.kill(sandbox.kernel_id)
+    await provisioner.close()
