@@ -47,11 +47,12 @@ class WorkingDirectory:
         """New and changed files since the last call, by path, and whether all entries could be looked at."""
         seen: dict[str, Mark] = {}
         complete = True
-        for path, mark in self._walk():
-            if len(seen) >= self._max_entries:
+        for count, (path, mark) in enumerate(self._walk()):
+            if count >= self._max_entries:
                 complete = False
                 break
-            seen[path] = mark
+            if mark is not None:
+                seen[path] = mark
         found = [Found(path, mark[1]) for path, mark in sorted(seen.items()) if self._seen.get(path) != mark]
         self._seen = seen
         return found, complete
@@ -81,19 +82,23 @@ class WorkingDirectory:
         finally:
             os.close(descriptor)
 
-    def _walk(self) -> Iterator[tuple[str, Mark]]:
+    def _walk(self) -> Iterator[tuple[str, Mark | None]]:
         try:
             descriptor = os.open(self._path, _DIRECTORY)
         except OSError:
             return
         yield from self._walk_below("", descriptor, 0)
 
-    def _walk_below(self, prefix: str, descriptor: int, depth: int) -> Iterator[tuple[str, Mark]]:
-        """Yield the regular files in the directory of `descriptor`, which is closed in the end, and below it."""
+    def _walk_below(self, prefix: str, descriptor: int, depth: int) -> Iterator[tuple[str, Mark | None]]:
+        """Yield what is in the directory of `descriptor`, which is closed in the end, and below it.
+
+        Only regular files have a mark; the rest counts too, or a million empty directories would be looked at.
+        """
         try:
             with os.scandir(descriptor) as entries:
                 for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
+                        yield prefix + entry.name, None
                         if entry.name not in _SKIPPED_DIRECTORIES and depth < _MAX_DEPTH:
                             yield from self._enter(prefix, entry.name, descriptor, depth)
                     elif entry.is_file(follow_symlinks=False):
@@ -102,12 +107,14 @@ class WorkingDirectory:
                         except OSError:
                             continue
                         yield prefix + entry.name, (status.st_mtime_ns, status.st_size, status.st_ino)
+                    else:
+                        yield prefix + entry.name, None
         except OSError:
             return
         finally:
             os.close(descriptor)
 
-    def _enter(self, prefix: str, name: str, descriptor: int, depth: int) -> Iterator[tuple[str, Mark]]:
+    def _enter(self, prefix: str, name: str, descriptor: int, depth: int) -> Iterator[tuple[str, Mark | None]]:
         try:
             below = os.open(name, _DIRECTORY, dir_fd=descriptor)
         except OSError:

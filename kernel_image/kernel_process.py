@@ -53,6 +53,10 @@ class Reaper:
         """Reap from now on; needs a running event loop."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.reap)
 
+    def forget_recent(self) -> None:
+        """Forget the exits that nobody has asked for: from now on a process id can only mean a new process."""
+        self._recent.clear()
+
     def watch(self, pid: int, ended: Callable[[Exit], None]) -> None:
         """Call `ended` once, soon, when the process has ended (or had already)."""
         if (known := self._recent.pop(pid, None)) is not None:
@@ -123,6 +127,8 @@ class ForkServer:
                 assert self._writer is not None  # noqa: S101 - start() has set it
                 self._writer.write(json.dumps(request).encode() + b"\n")
                 pid: int = (await self._answer())["pid"]
+                if pid <= 0:  # a signal sent to it would reach this process
+                    raise OSError("the fork server could not fork")  # noqa: TRY301 - as bad as its end
             except (OSError, ValueError):
                 self.stop()
                 if attempt:

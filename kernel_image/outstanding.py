@@ -227,9 +227,10 @@ class OutstandingRequests:
         return skipped
 
     async def _put_file(self, request: _Request, path: str, data: bytes) -> None:
+        """Send one file. Room is awaited for all of it: its pieces are acknowledged together, once it is stored."""
         header = json.dumps({"msg_id": "", "msg_type": "artifact"}).encode()
+        await self._relay.wait_for_room()
         for offset in range(0, len(data) or 1, _CHUNK_BYTES):
-            await self._relay.wait_for_room()
             content = json.dumps({"path": path, "bytes": len(data), "offset": offset}).encode()
             piece = data[offset : offset + _CHUNK_BYTES]
             parts = [header, request.header, b"{}", content, piece]

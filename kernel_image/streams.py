@@ -47,10 +47,10 @@ class KernelStream(OutStream):  # type: ignore[misc]
         self._pipe_lock = threading.RLock()
         super().__init__(session, pub_thread, name, **options)
 
-    def write(self, string: str) -> int | None:
+    def write(self, string: object) -> int | None:
         """Write, and copy to the tail unless this is a forked child (whose output the parent's pipe brings)."""
-        if self._tail is not None and self._is_master_process():
-            self._tail.write(tail.encode(str(string)))
+        if self._tail is not None and isinstance(string, str) and self._is_master_process():
+            self._tail.write(tail.encode(string))
         count: int | None = super().write(string)
         return count
 

@@ -59,9 +59,7 @@ class Supervisor:
 
     async def run(self) -> None:
         """Live until told to shut down, signalled, or left without a gateway for too long."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
+        self._heed_signals()
         self._reaper.start()
         self._spawn(self._keep_kernel())
         relay = asyncio.ensure_future(self._relay.run())
@@ -73,6 +71,17 @@ class Supervisor:
                 task.cancel()
             self._fork_server.stop()
             kernel_process.kill_all_but(None)
+
+    def _heed_signals(self) -> None:
+        """End on SIGTERM and SIGINT, but never as PID 1: there they come from the user's code.
+
+        Without a handler the system keeps them from PID 1, see pid_namespaces(7); the engine ends a container by SIGKILL.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if os.getpid() == 1:
+                signal.signal(number, signal.SIG_IGN)
+            else:
+                asyncio.get_running_loop().add_signal_handler(number, self._stopping.set)
 
     # --- what the relay asks and tells --------------------------------------------------------------------------------
 
@@ -114,6 +123,7 @@ class Supervisor:
                 ended = await self._start_process()
             except Exception as error:  # noqa: BLE001 - whatever stops a kernel from starting, the gateway hears of it
                 failures += 1
+                self._close_channels()
                 _say(f"the kernel did not start: {type(error).__name__}: {error}")
                 continue
             if await self._becomes_ready(ended):
@@ -133,6 +143,7 @@ class Supervisor:
         self._generation += 1
         prefix = Path(settings.ipc_dir, f"k{self._generation}")
         connection_file = prefix.with_suffix(".json")
+        self._reaper.forget_recent()
         tail.create(self._tail_path)
         self._tail_sent.clear()
         self._heard.clear()
@@ -140,7 +151,9 @@ class Supervisor:
         self._oom_kills_before = self._meter.read().oom_kills
         os.makedirs(settings.work_dir, exist_ok=True)  # noqa: PTH103 - the user may have removed it
         self._channels = KernelChannels(self._zmq, prefix, self._on_kernel_message)
-        connection_file.write_text(json.dumps(self._channels.connection_info()))
+        connection_file.unlink(missing_ok=True)
+        with connection_file.open("x") as file:  # never into a pipe or a link that the last kernel has left there
+            json.dump(self._channels.connection_info(), file)
         if settings.kernel_name == kernel_process.FORKED_KERNEL:
             self._pid = await self._fork_server.fork(connection_file, self._tail_path)
         else:
@@ -218,18 +231,23 @@ class Supervisor:
     async def _bury(self, end: kernel_process.Exit) -> None:
         """Save what the dead kernel had still to say, clear up after it, and tell its death."""
         self._pid = None
-        channels, self._channels = self._channels, None
-        if channels is not None:
-            await self._drain(channels)
-            channels.close()
-        self._requests.put_lost_output(self._lost_output())
+        if self._channels is not None:
+            await self._drain(self._channels)
+        self._close_channels()
         self._ready.clear()
         oom = end.signal == signal.SIGKILL and self._meter.read().oom_kills > self._oom_kills_before
         cause = "oom" if oom else self._kill_cause or ("signal" if end.signal else "exited")
         if not kernel_process.kill_all_but(self._fork_server.pid):
             _say("something in here cannot be killed; ending with everything that is left")
             self._stopping.set()
+        # Not before: whoever can still cut the file short could end this process while it reads.
+        self._requests.put_lost_output(self._lost_output())
         await self._requests.fail_all(cause, exit_code=end.exit_code, signal_number=end.signal)
+
+    def _close_channels(self) -> None:
+        if self._channels is not None:
+            self._channels.close()
+            self._channels = None
 
     async def _drain(self, channels: KernelChannels) -> None:
         """Take everything out of the dead kernel's sockets: what it had written is in there."""
@@ -255,7 +273,14 @@ class Supervisor:
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A task that fails is a bug; the gateway rather hears that this sandbox is gone than nothing more of it."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _say(f"the supervisor failed: {type(error).__name__}: {error}")
+            self._stopping.set()
 
 
 def _say(text: str) -> None:

@@ -27,8 +27,9 @@ def encode(text: str) -> bytes:
 
 
 def create(path: Path) -> None:
-    """Make the file that both ends map."""
-    with path.open("wb") as file:
+    """Make the file that both ends map, whatever the last kernel has put in its place."""
+    path.unlink(missing_ok=True)
+    with path.open("xb") as file:
         file.truncate(_REGION_BYTES * len(STREAMS))
 
 
