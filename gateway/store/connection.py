@@ -6,9 +6,10 @@ It runs no queries of its own, beyond setting up a connection.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+from psycopg2 import errors
 from sqlalchemy import URL, Engine, QueuePool, create_engine, event, exc, make_url
 
 from sessions.errors import Misconfigured, StoreUnavailable
@@ -58,7 +59,7 @@ def make_engine(url: str, *, pool_size: int, connect_timeout_s: float) -> Engine
 
 def _prepare(connection: Any, _record: object) -> None:
     """Let the server notice when we have hung up on a slow statement, instead of finishing it for nobody."""
-    with connection.cursor() as cursor:
+    with connection.cursor() as cursor, suppress(errors.InvalidParameterValue):  # a server on Windows cannot
         cursor.execute("SET client_connection_check_interval = '2s'")
 
 

@@ -41,6 +41,7 @@ _ARTIFACT_BYTES_PER_S = 5 << 20
 _CONNECT_SHARE = 0.6
 """Of a call's time, what connecting may take: a thread that connects cannot be called back."""
 
+_NOT_KEPT = "The code was run, but the database is out of reach, and what it made could not be kept."
 _RETRY_EVERY_S = 0.1
 _EXPIRY_TIMEOUT_S = 120.0
 _EXPIRY_BATCH = 100
@@ -174,9 +175,9 @@ class PostgresStore:
         while True:
             try:
                 await self._run(work_on_existing_run, timeout_s=deadline - loop.time())
-            except StoreUnavailable:
+            except StoreUnavailable as error:
                 if loop.time() + _RETRY_EVERY_S >= deadline:
-                    raise
+                    raise StoreUnavailable(_NOT_KEPT) from error
                 await asyncio.sleep(_RETRY_EVERY_S)
             else:
                 return

@@ -16,7 +16,7 @@ from sessions.errors import StoreUnavailable
 from sessions.model import Batch, Event, EventType, Result, RunStatus
 
 TIMEOUT_S = 1.0
-SLACK_S = 1.0
+SLACK_S = 3.0
 POOL_SIZE = 2
 
 
@@ -167,7 +167,7 @@ async def test_the_loop_is_never_blocked_by_a_hung_server(own_server: OwnServer,
         await asyncio.sleep(0.01)
         longest_s = max(longest_s, time.monotonic() - begun)
     await calling
-    assert longest_s < 0.3
+    assert longest_s < 0.8 * TIMEOUT_S
 
 
 async def test_a_write_that_a_hang_interrupted_can_be_repeated(own_server: OwnServer, store: PostgresStore) -> None:
@@ -175,7 +175,7 @@ async def test_a_write_that_a_hang_interrupted_can_be_repeated(own_server: OwnSe
     await store.add_run(run)
     result = Result(run.run_id, RunStatus.OK, "1\n")
     own_server.hang()
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StoreUnavailable, match="The code was run"):
         await store.finish_run(result, Batch((Event(1, EventType.END, {}),)), datetime.now(UTC))
     own_server.resume()
     await asyncio.wait_for(_until_reachable(store), 5)

@@ -11,6 +11,7 @@ from run_records import NOW, new_artifact, new_run, ok, output_event
 from sqlalchemy import Connection, create_engine, event, text
 
 from gateway.store.postgres import PostgresStore
+from sessions.errors import StoreUnavailable
 from sessions.model import ArtifactKind, ArtifactRef, Batch, ExceptionInfo, RunStatus, Usage
 
 
@@ -75,6 +76,19 @@ async def test_a_small_run_takes_two_statements(postgres_store: PostgresStore) -
     await postgres_store.add_run(run)
     await postgres_store.finish_run(ok(run), Batch((output_event(1),), (new_artifact(),)), NOW)
     assert [statement.split()[0] for statement in seen] == ["INSERT", "WITH"]
+
+
+async def test_the_server_ends_a_statement_that_we_hung_up_on(
+    postgres_store: PostgresStore, connection: Connection
+) -> None:
+    with pytest.raises(StoreUnavailable):
+        await postgres_store._calls.run(lambda used: used.execute(text("SELECT pg_sleep(120)")), timeout_s=0.3)
+    sleeping = text("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%' AND state = 'active'")
+    assert connection.execute(sleeping).scalar_one() == 1
+    async with asyncio.timeout(10):
+        while connection.execute(sleeping).scalar_one():
+            connection.rollback()  # the view is frozen for the length of a transaction
+            await asyncio.sleep(0.1)
 
 
 async def test_two_gateways_expire_the_same_runs_together(postgres_store: PostgresStore, database_url: str) -> None:
