@@ -183,6 +183,10 @@ class Collection:
         self._assembly = None
         return self._file(path, bytes(assembly.data))
 
+    def is_assembling(self) -> bool:
+        """Whether pieces of a file are still to come."""
+        return self._assembly is not None
+
     def skip(self, skipped: Sequence[Mapping[str, Any]]) -> None:
         """Note files that were not sent; each has `path`, `bytes` and `why`."""
         for item in skipped:

@@ -54,7 +54,6 @@ class Execution:
         self._exit_status: str | None = None
         self._clear_pending = False
         self._notices: list[str] = []
-        self.pending_bytes = 0
 
     def __repr__(self) -> str:
         return f"<Execution {self.run_id}: {self._next_seq - 1} events, {len(self._events)} pending>"
@@ -96,8 +95,16 @@ class Execution:
     def drain(self) -> Batch:
         """The events and artifacts since the last call."""
         batch = Batch(tuple(self._events), tuple(self._artifacts))
-        self._events, self._artifacts, self.pending_bytes = [], [], 0
+        self._events, self._artifacts = [], []
         return batch
+
+    def has_pending(self) -> bool:
+        """Whether `drain` would return anything."""
+        return bool(self._events)
+
+    def is_assembling(self) -> bool:
+        """Whether a file has come in part: what has been taken of it is in no batch yet."""
+        return self._collection.is_assembling()
 
     def ended_status(self) -> RunStatus:
         """What the kernel's own messages say about the end."""
@@ -228,7 +235,6 @@ class Execution:
         """Add to the output, in the last event when it can still grow: output comes in many small pieces."""
         self._start()
         self._text[stream].append(text)
-        self.pending_bytes += len(text)
         last = self._events[-1] if self._events else None
         if last is not None and last.type is stream and len(last.fields["text"]) + len(text) <= _MERGED_TEXT_CHARACTERS:
             self._events[-1] = Event(last.seq, stream, {"text": last.fields["text"] + text})
@@ -243,7 +249,6 @@ class Execution:
         for artifact in artifacts:
             ref = artifact.ref
             self._artifacts.append(artifact)
-            self.pending_bytes += ref.size_bytes
             self._emit(
                 EventType(ref.kind.value),
                 name=ref.name,

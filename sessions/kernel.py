@@ -101,7 +101,7 @@ class Kernel:
     """One kernel and the link to its supervisor.
 
     Its state: the link of the moment, the supervisor's boot, the last frame taken and acknowledged, the outstanding
-    requests. `repr` tells it.
+    requests, and the ended ones of which not all is committed yet. `repr` tells it.
     """
 
     def __init__(self, kernel_id: KernelId, kernel_name: str, credential: str, clock: Clock) -> None:
@@ -120,6 +120,7 @@ class Kernel:
         self._acknowledged_seq = 0
         self._unacknowledged_bytes = 0
         self._requests: dict[str, RequestListener] = {}
+        self._settling: list[RequestListener] = []
         self._refusals = 0
         self._allowance = _BURST_MESSAGES
         self._allowance_at_s = clock.monotonic()
@@ -161,8 +162,8 @@ class Kernel:
         silent: bool = False,
         metadata: Mapping[str, Any] | None = None,
     ) -> str:
-        """Send an execute_request; returns its msg_id. Raises KernelLost when there is no supervisor to send it to."""
-        if self._link is None:
+        """Send an execute_request; returns its msg_id. Raises KernelLost when no kernel would take it."""
+        if self._link is None or not self.is_ready():
             raise KernelLost("The sandbox ended before the code was sent to it.")
         msg_id, frame = self._builder.execute(code, silent=silent, metadata=metadata)
         self._requests[msg_id] = listener
@@ -175,7 +176,9 @@ class Kernel:
 
     def acknowledge(self) -> None:
         """Let the supervisor forget what is committed or needs no commit."""
-        waiting = [seq for listener in self._requests.values() if (seq := listener.uncommitted_seq) is not None]
+        self._settling = [listener for listener in self._settling if listener.uncommitted_seq is not None]
+        listeners = (*self._requests.values(), *self._settling)
+        waiting = [seq for listener in listeners if (seq := listener.uncommitted_seq) is not None]
         seq = min(waiting) - 1 if waiting else self._taken_seq
         if seq > self._acknowledged_seq:
             self._acknowledged_seq = seq
@@ -226,7 +229,8 @@ class Kernel:
         if self._giving_up is not None:
             self._giving_up.cancel()
             self._giving_up = None
-        self._send_control(protocol.WELCOME, acknowledged=self._taken_seq)
+        # Not what has been taken: that may not be committed yet. What is sent again is not taken again.
+        self._send_control(protocol.WELCOME, acknowledged=self._acknowledged_seq)
         self._tell_change()
         return True
 
@@ -256,7 +260,9 @@ class Kernel:
     # --- frames -------------------------------------------------------------------------------------------------------
 
     def take_binary(self, data: bytes) -> None:
-        """Take a numbered Jupyter message."""
+        """Take a numbered Jupyter message; none any more once the kernel has been given up."""
+        if self.state is KernelState.GONE:
+            return
         seq, frame = protocol.split_number(data)
         if self._is_new(seq, len(data)):
             message = decode(frame)
@@ -266,7 +272,9 @@ class Kernel:
         self._acknowledge_if_due()
 
     def take_control(self, fields: Mapping[str, Any]) -> None:
-        """Take a numbered control message."""
+        """Take a numbered control message; none any more once the kernel has been given up."""
+        if self.state is KernelState.GONE:
+            return
         seq = fields.get("seq")
         if type(seq) is not int or not self._is_new(seq, 0):
             return
@@ -276,6 +284,7 @@ class Kernel:
             case protocol.DONE:
                 listener = self._requests.pop(str(fields.get("msg_id")), None)
                 if listener is not None:
+                    self._settling.append(listener)
                     usage, oom_kills = _usage(fields.get("usage"))
                     listener.on_done(Done(usage, oom_kills, _skipped(fields.get("skipped"))))
             case protocol.DIED:
@@ -318,6 +327,7 @@ class Kernel:
 
     def _take_death(self, fields: Mapping[str, Any]) -> None:
         self.deaths += 1
+        self.state = KernelState.STARTING
         try:
             cause = Cause(str(fields.get("cause")))
         except ValueError:
@@ -345,6 +355,7 @@ class Kernel:
 
     def _fail_all(self, died: Died, never_run: list[Any] | None = None) -> None:
         requests, self._requests = self._requests, {}
+        self._settling += requests.values()
         for msg_id, listener in requests.items():
             if never_run is not None and msg_id in never_run:
                 listener.on_died(Died(died.cause, died.exit_code, died.signal, None, (), ran=False))

@@ -36,6 +36,8 @@ class Recording:
         self.ended: asyncio.Future[Done | Died] = asyncio.get_running_loop().create_future()
         self._store = store
         self._clock = clock
+        self._taken_seq = 0
+        self._file_seq = 0
         self._uncommitted_seq: int | None = None
         self._writing_seq: int | None = None
         self._unwritten = Batch()
@@ -53,9 +55,11 @@ class Recording:
 
     def on_message(self, seq: int, message: Message) -> None:
         """Fold a message in; what it adds is written soon."""
-        pending_bytes = self.execution.pending_bytes
+        self._taken_seq = seq
+        if not self.execution.is_assembling():
+            self._file_seq = seq
         self.execution.take(message)
-        if self.execution.pending_bytes > pending_bytes and self._uncommitted_seq is None:
+        if self._uncommitted_seq is None and (self.execution.has_pending() or self.execution.is_assembling()):
             self._uncommitted_seq = seq
         if self._writer is None:
             self._writer = asyncio.ensure_future(self._write())
@@ -66,13 +70,11 @@ class Recording:
 
     def on_done(self, done: Done) -> None:
         """The code has ended."""
-        if not self.ended.done():
-            self.ended.set_result(done)
+        self._end(done)
 
     def on_died(self, died: Died) -> None:
         """The kernel has."""
-        if not self.ended.done():
-            self.ended.set_result(died)
+        self._end(died)
 
     async def finish(self, result: Result) -> None:
         """Commit the end with everything that is not committed yet. Tries for as long as it takes."""
@@ -82,17 +84,28 @@ class Recording:
         batch = self._take_batch()
         finished_at = self._clock.now()
         await self._persist(lambda: self._store.finish_run(result, batch, finished_at))
-        self._unwritten, self._uncommitted_seq = Batch(), None
+        self._unwritten, self._uncommitted_seq, self._writing_seq = Batch(), None, None
+        self._committed()
+
+    def _end(self, end: Done | Died) -> None:
+        """The frame that says so has a number above all others, and only `finish` commits what it says."""
+        if not self.ended.done():
+            self.ended.set_result(end)
+            if self._uncommitted_seq is None:
+                self._uncommitted_seq = self._taken_seq + 1
 
     async def _write(self) -> None:
-        """Write what has come, again and again, until the run's end takes over."""
+        """Write what has come, again and again, until the run's end, which `finish` commits."""
         while True:
             await asyncio.sleep(_BATCH_PAUSE_S)
-            if self._uncommitted_seq is None:
+            if self.ended.done():
+                return
+            if not self.execution.has_pending():
                 continue
             batch = self._take_batch()
-            self._uncommitted_seq, writing_seq = None, self._uncommitted_seq
-            self._writing_seq = writing_seq
+            self._writing_seq = self._uncommitted_seq
+            # The pieces of a file that is not complete are in no batch yet.
+            self._uncommitted_seq = self._file_seq if self.execution.is_assembling() else None
             await self._persist(lambda batch=batch: self._store.append(self.run_id, batch))  # type: ignore[misc]
             self._unwritten, self._writing_seq = Batch(), None
             self._committed()
