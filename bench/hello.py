@@ -1,0 +1,273 @@
+"""What a stateless `print(1)` costs, side by side with a bare local ipykernel in the same minutes on the same machine.
+
+    .venv/bin/python bench/hello.py --rounds 100
+
+Each round waits until the pool is warm again, then takes one measurement of every kind in turn, so that a machine that
+gets slower gets slower for all of them. Medians and their ratios are what to quote. Needs Docker and the kernel image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
+from typing import Any
+
+import docker
+import httpx
+import psutil
+from jupyter_client import BlockingKernelClient, KernelManager
+
+from gateway.clock import SystemClock
+from gateway.config import load
+from gateway.handlers.supervisor import SupervisorSwitchboard
+from gateway.store.embedded import EmbeddedPostgres
+from gateway.store.postgres import PostgresStore
+from gateway.store.schema import migrate
+from sessions.memory_store import MemoryStore
+from sessions.model import ANONYMOUS, EngineSettings, GatewayId, Limits, RunRequest
+from sessions.pool import PoolSettings
+from sessions.ports import Store
+from sessions.provisioners.docker import DockerProvisioner
+from sessions.provisioners.image import ensure_kernel_image
+from sessions.service import Service
+
+CODE = "print(1)"
+SETTLE_S = 0.4
+POOL = 1
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    figures = asyncio.run(measure(arguments.rounds))
+    if arguments.json:
+        print(json.dumps(figures, indent=2))
+    else:
+        show(figures)
+
+
+async def measure(rounds: int) -> dict[str, Any]:
+    """All figures: milliseconds by kind, and bytes."""
+    config = load(None, {})
+    image = await ensure_kernel_image(config.build.settings(), lambda line: print("  ", line, file=sys.stderr))
+    preload = tuple(config.build.preload)
+    times: dict[str, list[float]] = {}
+    with ExitStack() as outer:
+        root = Path(outer.enter_context(tempfile.TemporaryDirectory(prefix="cbb")))
+        bare = outer.enter_context(_BareKernel())
+        gateway = outer.enter_context(_Gateway(root / "gateway", image))
+        async with AsyncExitStack() as stack:
+            memory = await _service(stack, root / "m", image, preload, MemoryStore())
+            database = EmbeddedPostgres(root / "d", exclusive=True)
+            stack.push_async_callback(asyncio.to_thread, database.stop)
+            url = await asyncio.to_thread(database.start)
+            await asyncio.to_thread(migrate, url)
+            store = PostgresStore(url)
+            stack.push_async_callback(store.close)
+            stored = await _service(stack, root / "s", image, preload, store)
+            client = await stack.enter_async_context(httpx.AsyncClient(base_url=gateway.url, timeout=60))
+            kinds: dict[str, Callable[[], Awaitable[None]]] = {
+                "bare ipykernel": bare.run,
+                "engine alone": lambda: _run(memory),
+                "engine and Postgres": lambda: _run(stored),
+                "gateway over HTTP": lambda: _post(client),
+            }
+            for number in range(rounds + 3):
+                await _until_warm(client, memory, stored)
+                for kind, once in kinds.items():
+                    took_ms = await _timed(once)
+                    if number >= 3:
+                        times.setdefault(kind, []).append(took_ms)
+                if number % 10 == 0:
+                    print(f"   round {number} of {rounds}", file=sys.stderr)
+            await _until_warm(client, memory, stored)
+            sizes = {
+                "gateway": psutil.Process(gateway.pid).memory_info().rss,
+                "idle warm container": _container_bytes(gateway.gateway_id),
+            }
+        starts = await _kernel_starts(root, image, preload)
+    return {"times_ms": times, "starts_ms": starts, "memory_bytes": sizes}
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Print medians, and the ratio of each to the bare kernel's."""
+    bare = statistics.median(figures["times_ms"]["bare ipykernel"])
+    print(f"{'`print(1)`':24}{'p50 ms':>9}{'p90 ms':>9}{'ratio':>8}")
+    for kind, times in figures["times_ms"].items():
+        p50 = statistics.median(times)
+        print(f"{kind:24}{p50:9.2f}{statistics.quantiles(times, n=10)[8]:9.2f}{p50 / bare:8.2f}")
+    print()
+    for kind, times in figures["starts_ms"].items():
+        print(f"{kind:44}{statistics.median(times):9.0f} ms (median of {len(times)})")
+    for what, size in figures["memory_bytes"].items():
+        print(f"memory of the {what:30}{size / 2**20:9.0f} MiB")
+
+
+async def _timed(once: Callable[[], Awaitable[None]]) -> float:
+    start = time.perf_counter()
+    await once()
+    return (time.perf_counter() - start) * 1e3
+
+
+# --- the kinds --------------------------------------------------------------------------------------------------------
+
+
+class _BareKernel:
+    """A long-lived local ipykernel over TCP, as any Jupyter application has it."""
+
+    def __enter__(self) -> _BareKernel:
+        self._manager = KernelManager()
+        self._manager.start_kernel()
+        self._client: BlockingKernelClient = self._manager.blocking_client()
+        self._client.start_channels()
+        self._client.wait_for_ready(timeout=60)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.stop_channels()
+        self._manager.shutdown_kernel(now=True)
+
+    async def run(self) -> None:
+        """Execute, and wait for the reply and for all output."""
+        heard: list[str] = []
+        reply = self._client.execute_interactive(CODE, output_hook=lambda message: heard.append(message["msg_type"]))
+        assert reply["content"]["status"] == "ok"
+        assert "stream" in heard
+
+
+class _Gateway:
+    """A real gateway in a process of its own."""
+
+    def __init__(self, data_dir: Path, image: str) -> None:
+        self._data_dir = data_dir
+        self._image = image
+
+    def __enter__(self) -> _Gateway:
+        command = [sys.executable, "-m", "gateway", "serve"]
+        variables = {
+            "CELLBLOCK_SERVER_DATA_DIR": str(self._data_dir),
+            "CELLBLOCK_ENGINE_NAME": "docker",
+            "CELLBLOCK_ENGINE_KERNEL_IMAGE": self._image,
+            "CELLBLOCK_POOL_SIZE": str(POOL),
+            "PORT": "8321",
+        }
+        self._log = (self._data_dir.parent / "gateway.log").open("wb")
+        self._process = subprocess.Popen(command, env={**os.environ, **variables}, stdout=self._log, stderr=self._log)
+        self.pid = self._process.pid
+        self.url = "http://127.0.0.1:8321"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait(60)
+        self._log.close()
+
+    @property
+    def gateway_id(self) -> str:
+        """What its containers are labelled with."""
+        return next(self._data_dir.glob("gateway?id")).read_text().strip()
+
+
+async def _service(stack: AsyncExitStack, root: Path, image: str, preload: tuple[str, ...], store: Store) -> Service:
+    gateway_id = GatewayId(f"bench-{root.name}-{os.getpid()}")
+    provisioner = DockerProvisioner(gateway_id, EngineSettings(name="docker", kernel_image=image))
+    stack.push_async_callback(provisioner.close)
+    service = Service(
+        store=store,
+        provisioner=provisioner,
+        switchboard=SupervisorSwitchboard(root),
+        gateway_id=gateway_id,
+        limits=Limits(),
+        pool=PoolSettings(size=POOL, max=4),
+        languages={"python": "python3"},
+        preload=preload,
+        clock=SystemClock(),
+    )
+    stack.push_async_callback(service.close)
+    await service.start()
+    return service
+
+
+async def _run(service: Service) -> None:
+    result = await service.run(RunRequest(ANONYMOUS, CODE, "python", {}, 30.0))
+    assert result.output == "1\n"
+
+
+async def _post(client: httpx.AsyncClient) -> None:
+    response = await client.post("/runcode", json={"code": CODE})
+    assert response.json()["output"] == "1\n"
+
+
+async def _until_warm(client: httpx.AsyncClient, *services: Service) -> None:
+    """Wait until every pool is full again, and the machine has settled."""
+    while True:
+        warm = [service.readiness().warm for service in services]
+        try:
+            answer = (await client.get("/readyz")).json()
+        except httpx.TransportError:
+            answer = {}
+        if min(*warm, answer.get("warm", 0)) >= POOL:
+            break
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(SETTLE_S)
+
+
+# --- starts and sizes -------------------------------------------------------------------------------------------------
+
+
+async def _kernel_starts(root: Path, image: str, preload: tuple[str, ...], repeats: int = 7) -> dict[str, list[float]]:
+    """How long kernels take to come up, in several ways, one after the other in each round."""
+    starts: dict[str, list[float]] = {}
+    for number in range(repeats):
+        async with AsyncExitStack() as stack:
+            begin = time.perf_counter()
+            service = await _service(stack, root / f"k{number}", image, preload, MemoryStore())
+            while not service.readiness().ready:
+                await asyncio.sleep(0.005)
+            starts.setdefault("container start to warm kernel", []).append((time.perf_counter() - begin) * 1e3)
+            for kind, took_ms in (await _restarts(service)).items():
+                starts.setdefault(kind, []).append(took_ms)
+        starts.setdefault("new local ipykernel process, start to ready", []).append(await asyncio.to_thread(_new_kernel))
+    return starts
+
+
+async def _restarts(service: Service) -> dict[str, float]:
+    """Kill the kernel of a warm container, as a crash would, and time the supervisor's fork of the next one."""
+    kernel = await service._supply.claim("python3", 30.0)  # noqa: SLF001 - no client can restart a kernel yet
+    deaths = kernel.deaths
+    begin = time.perf_counter()
+    kernel._send_control("restart")  # noqa: SLF001
+    while kernel.deaths == deaths or not kernel.is_ready():
+        await asyncio.sleep(0.002)
+    return {"restart: kill, fork, start to ready": (time.perf_counter() - begin) * 1e3}
+
+
+def _new_kernel() -> float:
+    begin = time.perf_counter()
+    with _BareKernel():
+        return (time.perf_counter() - begin) * 1e3
+
+
+def _container_bytes(gateway_id: str) -> int:
+    client = docker.APIClient()
+    containers = client.containers(filters={"label": f"cellblock.gateway={gateway_id}", "status": "running"})
+    newest = max(containers, key=lambda container: container["Created"])
+    return int(client.stats(newest["Id"], stream=False)["memory_stats"]["usage"])
+
+
+if __name__ == "__main__":
+    main()
