@@ -14,6 +14,7 @@ from sessions.model import KernelId
 _IDLE_LAUNCHES = 2
 _FIRST_BACKOFF_S = 0.5
 _LONGEST_BACKOFF_S = 30.0
+_MAX_DOUBLINGS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,8 @@ class WarmPool:
         """A launch has failed; the next one waits, longer each time."""
         self.launching.discard(kernel_id)
         self.failures += 1
-        self.retry_at_s = now_s + min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2 ** (self.failures - 1))
+        doublings = min(self.failures - 1, _MAX_DOUBLINGS)  # a night of failures would overflow
+        self.retry_at_s = now_s + min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2**doublings)
 
     def remove(self, kernel_id: KernelId) -> None:
         """A kernel is used, or has died, and its container is being removed."""

@@ -120,6 +120,10 @@ class KernelSupply:
             if waiter.done() and not waiter.cancelled():
                 return waiter.result()  # it came in the very moment the time was over
             raise NoKernelInTime from None
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self.give_back(waiter.result())  # it came in the very moment the caller left
+            raise
         finally:
             if waiter in waiters:
                 waiters.remove(waiter)
@@ -165,13 +169,9 @@ class KernelSupply:
 
     async def close(self) -> None:
         """End every kernel of this gateway, and everything that was under way."""
-        self._closing = True
         if self._timer is not None:
             self._timer.cancel()
-        for waiters in self._waiters.values():
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_exception(Draining())
+        self.stop_refilling()
         for kernel in list(self._kernels.values()):
             self.retire(kernel)
         while self._tasks:
@@ -183,8 +183,12 @@ class KernelSupply:
             log.warning("sandboxes_left", reason=str(error))
 
     def stop_refilling(self) -> None:
-        """Begin no more launches and take no more claims; what runs goes on."""
+        """Begin no more launches and take no more claims, those that wait included; what runs goes on."""
         self._closing = True
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_exception(Draining())
 
     # --- launching ----------------------------------------------------------------------------------------------------
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-# ECMA-48: CSI sequences, OSC strings, and two-character escapes.
-_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_=>])")
+# ECMA-48: CSI sequences, OSC strings, two-character escapes; and an escape alone, or the rest could make a new one.
+_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_=>])?")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MAX_PATH_CHARACTERS = 1024
 
