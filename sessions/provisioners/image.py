@@ -28,8 +28,13 @@ _REGISTRY_TIMEOUT_S = 20.0
 _PROXY_ARGUMENTS = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
 
 
-async def find_kernel_image(settings: BuildSettings, engine: DockerEngine) -> str | None:
-    """The tag of the image that these settings ask for, when the engine has it. Raises EngineUnavailable."""
+async def find_kernel_image(settings: BuildSettings, engine: DockerEngine, *, named: str = "") -> str | None:
+    """The image called `named`, else the one that these settings ask for, when the engine has it.
+
+    Raises EngineUnavailable, Misconfigured, SetUpFailed.
+    """
+    if named:
+        return named if await engine.call(lambda client: image_exists(client, named)) else None
     content = image_content(settings)
     candidates = [kernel_image_tag(content, _base_identity(settings.base))]
     if settings.base != DEBIAN and not await engine.call(lambda client: image_exists(client, settings.base)):

@@ -1,0 +1,199 @@
+"""`cellblock doctor`: what could keep Cellblock from running code safely here, each with what to do about it.
+
+It looks and changes nothing. Printing is the command line's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
+
+from sessions.errors import CellblockError, EngineUnavailable
+from sessions.model import BuildSettings, EngineSettings, Limits
+from sessions.provisioners.docker_engine import DockerEngine, EngineFacts
+from sessions.provisioners.image import find_kernel_image
+from sessions.provisioners.readback import read_back
+
+Ping = Callable[[], Awaitable[None]]
+
+_PING_TIMEOUT_S = 30.0
+_ENGINE_FLOOR = "20.10"
+_RUNC_FLOOR = "1.1.12"
+_PACKAGE_FLOORS = {
+    "tornado": ("6.5.8", "earlier ones have known vulnerabilities"),
+    "ipykernel": ("7.4", "7.0 to 7.3 can wedge the shell channel"),
+    "jupyter_client": ("8.9", "messages are built and signed with it"),
+}
+# Debian 12's package with the fix for CVE-2024-21626, https://security-tracker.debian.org/tracker/CVE-2024-21626
+_DEBIAN_RUNC = re.compile(r"1\.1\.5\+ds1-1\+deb12u[1-9]")
+
+
+class Level(StrEnum):
+    """How bad a finding is. `fail` means that Cellblock will not run code, or not as safely as it says."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at. `what_to_do` is empty where all is well."""
+
+    name: str
+    level: Level
+    what: str
+    what_to_do: str = ""
+
+
+async def examine(
+    engine: EngineSettings, build: BuildSettings, limits: Limits, ping: Ping | None = None
+) -> list[Finding]:
+    """Look at everything; a failing check is a finding, never an exception. `ping` asks the database."""
+    findings = list(package_findings())
+    if engine.name == "process":
+        findings.append(_no_isolation("`engine.name` is `process`."))
+    else:
+        findings += await _docker_findings(engine, build, limits)
+    if ping is not None:
+        findings.append(await _database_finding(ping))
+    return findings
+
+
+def package_findings() -> Iterator[Finding]:
+    """The libraries whose old versions are known to be unsafe or unreliable here."""
+    for package, (floor, reason) in _PACKAGE_FLOORS.items():
+        try:
+            installed = version(package)
+        except PackageNotFoundError:
+            yield Finding(package, Level.FAIL, f"{package} is not installed", "Run `make setup`.")
+            continue
+        if is_older(installed, floor):
+            what = f"{package} {installed} is older than {floor}: {reason}"
+            yield Finding(package, Level.FAIL, what, f"Run `make setup`, or `pip install '{package}>={floor}'`.")
+        else:
+            yield Finding(package, Level.OK, f"{package} {installed}")
+
+
+def engine_findings(facts: EngineFacts, settings: EngineSettings) -> Iterator[Finding]:
+    """What the engine says of itself, judged. Pure."""
+    if is_older(facts.version, _ENGINE_FLOOR):
+        what = f"Docker {facts.version} is older than {_ENGINE_FLOOR} and cannot isolate as Cellblock asks"
+        yield Finding("engine", Level.FAIL, what, "Install a newer Docker.")
+    else:
+        yield Finding("engine", Level.OK, f"Docker {facts.version}, cgroup v{facts.cgroup_version}")
+    if not facts.shares_host:
+        yield Finding(
+            "engine host",
+            Level.FAIL,
+            "DOCKER_HOST names an engine on another machine, where sandboxes cannot reach this gateway's sockets",
+            "Run the gateway on the machine that the engine is on.",
+        )
+    yield _runc_finding(facts)
+    if settings.runtime and settings.runtime not in facts.runtimes:
+        what = f"The engine has no runtime {settings.runtime!r}; it has {', '.join(facts.runtimes)}"
+        yield Finding("runtime", Level.FAIL, what, "Add it to Docker's daemon.json, or empty `engine.runtime`.")
+    if not facts.seccomp:
+        what = "Docker runs containers without its seccomp profile"
+        yield Finding("seccomp", Level.FAIL, what, "Remove `seccomp-profile: unconfined` from Docker's daemon.json.")
+    for limit in facts.unapplied_limits:
+        what = f"The kernel of this machine cannot limit the {limit} of a container"
+        yield Finding("limits", Level.FAIL, what, "Turn on the cgroup controllers that `docker info` warns of.")
+
+
+def is_older(installed: str, floor: str) -> bool:
+    """Compare the numbers that versions start with: `20.10.24+dfsg1` is not older than `20.10`."""
+    return _numbers(installed) < _numbers(floor)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    start = re.match(r"[0-9]+(\.[0-9]+)*", text)
+    return tuple(map(int, start.group().split("."))) if start else ()
+
+
+def _runc_finding(facts: EngineFacts) -> Finding:
+    name = f"runc {facts.runc_version}" if facts.runc_version else "runc of unknown version"
+    if not is_older(facts.runc_version, _RUNC_FLOOR) or _DEBIAN_RUNC.search(facts.runc_build):
+        return Finding("runc", Level.OK, name)
+    return Finding(
+        "runc",
+        Level.WARN,
+        f"{name}: before {_RUNC_FLOOR} a container could escape (CVE-2024-21626), unless it was patched since",
+        "Update runc, or look the fix up in your distribution's security tracker.",
+    )
+
+
+async def _docker_findings(engine: EngineSettings, build: BuildSettings, limits: Limits) -> list[Finding]:
+    connection = DockerEngine(threads=1)
+    try:
+        facts = await connection.facts()
+        findings = list(engine_findings(facts, engine))
+        image, finding = await _image(connection, engine, build)
+        findings.append(finding)
+        if image is not None:
+            findings += await _sandbox_findings(connection, replace(engine, kernel_image=image), limits)
+    except EngineUnavailable as error:
+        if engine.name == "auto":
+            return [_no_isolation(str(error))]
+        return [Finding("engine", Level.FAIL, str(error), "Start Docker; as root `make test` can do so on Debian.")]
+    finally:
+        await connection.close()
+    return findings
+
+
+async def _image(connection: DockerEngine, engine: EngineSettings, build: BuildSettings) -> tuple[str | None, Finding]:
+    """The kernel image that would be used, if the engine has it."""
+    try:
+        image = await find_kernel_image(build, connection, named=engine.kernel_image)
+    except EngineUnavailable:
+        raise
+    except CellblockError as error:
+        return None, Finding(
+            "kernel image", Level.FAIL, str(error), "Correct the section `build` of the configuration."
+        )
+    if image is None:
+        wanted = f"The image {engine.kernel_image}" if engine.kernel_image else "The kernel image"
+        what_to_do = "Run `cellblock build`; `cellblock serve` does so by itself when `engine.kernel_image` is empty."
+        return None, Finding("kernel image", Level.WARN, f"{wanted} is not there yet", what_to_do)
+    return image, Finding("kernel image", Level.OK, image)
+
+
+async def _sandbox_findings(connection: DockerEngine, engine: EngineSettings, limits: Limits) -> list[Finding]:
+    """Start one container and read back what it got."""
+    try:
+        phrases = await read_back(connection, engine, limits)
+    except EngineUnavailable as error:
+        return [Finding("sandbox", Level.FAIL, str(error), "Try `docker run` with the image by hand.")]
+    if not phrases:
+        return [Finding("sandbox", Level.OK, "a container gets every limit and protection that is asked for")]
+    return [
+        Finding(
+            "sandbox",
+            Level.FAIL,
+            f"In a container, {phrase}",
+            "Do not let code in that you have not read before this is mended.",
+        )
+        for phrase in phrases
+    ]
+
+
+async def _database_finding(ping: Ping) -> Finding:
+    try:
+        await asyncio.wait_for(ping(), _PING_TIMEOUT_S)
+    except (CellblockError, TimeoutError) as error:
+        what = str(error) or "The database does not answer."
+        return Finding("database", Level.FAIL, what, "Start it, or correct `database.url` (empty: the embedded one).")
+    return Finding("database", Level.OK, "it answers")
+
+
+def _no_isolation(reason: str) -> Finding:
+    return Finding(
+        "engine",
+        Level.WARN,
+        f"{reason} Code then runs as plain processes, which isolates nothing.",
+        "Install and start Docker, and leave `engine.name` at `auto`, before letting code in that you have not read.",
+    )

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Puts Cellblock and its development tools into .venv. Does nothing else, and nothing at all when that is done already.
+# On Debian and Ubuntu, as root, it installs the one package that venv needs there; elsewhere it says what is missing.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+stamp=.venv/installed
+if [[ -f $stamp && ! pyproject.toml -nt $stamp && ! constraints.txt -nt $stamp && ! scripts/setup.sh -nt $stamp ]]; then
+    exit 0
+fi
+
+python=""
+for candidate in ${PYTHON:-} python3.13 python3.12 python3.11 python3; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        python=$candidate
+        break
+    fi
+done
+if [[ -z $python ]]; then
+    echo "Cellblock needs Python 3.11 or newer, and none was found: install it, or name it with PYTHON=/path/to/python3." >&2
+    exit 1
+fi
+
+if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+    package="python$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"
+    if [[ $(id -u) -eq 0 ]] && command -v apt-get >/dev/null; then
+        echo "Installing $package, which Debian keeps apart from Python"
+        apt-get update -q
+        DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "$package"
+    else
+        echo "$python has no venv module: install it (on Debian or Ubuntu: sudo apt-get install $package)." >&2
+        exit 1
+    fi
+fi
+
+echo "Installing Cellblock and its tools into .venv with $("$python" --version)"
+if ! .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    "$python" -m venv --clear .venv
+fi
+.venv/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+touch "$stamp"
+echo "Installed: .venv/bin/cellblock"
