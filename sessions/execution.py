@@ -30,7 +30,10 @@ from sessions.text import cut_utf8, strip_ansi, well_formed
 _MERGED_TEXT_CHARACTERS = 32_768
 _MAX_TRACEBACK_LINES = 200
 _MAX_NOTICES = 20
+_MANY_EVENTS = 10_000
+_OPTIONAL_EVENTS = frozenset({EventType.RESULT, EventType.UPDATE, EventType.CLEAR, EventType.ERROR})
 _STREAMS = {"stdout": EventType.STDOUT, "stderr": EventType.STDERR}
+_TEXT_EVENTS = frozenset(_STREAMS.values())
 
 
 class Execution:
@@ -45,7 +48,9 @@ class Execution:
         self._collection = Collection(limits, new_artifact_id)
         self._text: dict[EventType, list[str]] = {EventType.STDOUT: [], EventType.STDERR: []}
         self._output_left_bytes = limits.output_bytes
+        self._errors_left_bytes = limits.output_bytes
         self._dropped_output_bytes = 0
+        self._dropped_events = 0
         self._next_seq = 1
         self._events: list[Event] = []
         self._artifacts: list[Artifact] = []
@@ -124,6 +129,9 @@ class Execution:
             limit = self._limits.output_bytes
             self.notice(f"output was cut: {self._dropped_output_bytes} bytes beyond the limit of {limit} were dropped")
             self._emit(EventType.TRUNCATED, what="output", dropped_bytes=self._dropped_output_bytes)
+        if self._dropped_events:
+            self.notice(f"{self._dropped_events} changes to what was shown were not kept: there were too many")
+            self._emit(EventType.TRUNCATED, what="events", dropped_bytes=0)
         for what, dropped_bytes in self._collection.dropped().items():
             self._emit(EventType.TRUNCATED, what=what, dropped_bytes=dropped_bytes)
         if self._notices:
@@ -232,16 +240,25 @@ class Execution:
             self._emit(EventType.STARTED, execution_count=self._execution_count)
 
     def _append_text(self, stream: EventType, text: str) -> None:
-        """Add to the output, in the last event when it can still grow: output comes in many small pieces."""
+        """Add to the output, in the last event when it can still grow: output comes in many small pieces.
+
+        After very many events order between the two streams is given up, so that pieces can still be put together.
+        """
         self._start()
         self._text[stream].append(text)
-        last = self._events[-1] if self._events else None
-        if last is not None and last.type is stream and len(last.fields["text"]) + len(text) <= _MERGED_TEXT_CHARACTERS:
-            self._events[-1] = Event(last.seq, stream, {"text": last.fields["text"] + text})
-        else:
-            self._emit(stream, text=text)
+        for index in (-1, -2) if self._next_seq > _MANY_EVENTS else (-1,):
+            last = self._events[index] if len(self._events) >= -index else None
+            if last is None or last.type not in _TEXT_EVENTS:
+                break
+            if last.type is stream and len(last.fields["text"]) + len(text) <= _MERGED_TEXT_CHARACTERS:
+                self._events[index] = Event(last.seq, stream, {"text": last.fields["text"] + text})
+                return
+        self._emit(stream, text=text)
 
     def _emit(self, type_: EventType, **fields: Any) -> None:
+        if self._next_seq > _MANY_EVENTS and type_ in _OPTIONAL_EVENTS:
+            self._dropped_events += 1
+            return
         self._events.append(Event(self._next_seq, type_, fields))
         self._next_seq += 1
 
@@ -275,7 +292,7 @@ class Execution:
             images=self._collection.images(),
             files=self._collection.files(),
             execution_count=self._execution_count,
-            truncated=bool(self._dropped_output_bytes or self._collection.dropped()),
+            truncated=bool(self._dropped_output_bytes or self._dropped_events or self._collection.dropped()),
             usage=usage,
         )
 
@@ -284,18 +301,24 @@ class Execution:
         name, value, lines = content.get("ename"), content.get("evalue"), content.get("traceback")
         if not isinstance(name, str) or not isinstance(value, str) or not isinstance(lines, list):
             return None
-        limit_bytes = self._limits.output_bytes
         text = "\n".join(
             strip_ansi(well_formed(line)) for line in lines[:_MAX_TRACEBACK_LINES] if isinstance(line, str)
         )
-        kept = cut_utf8(text, limit_bytes)
-        self._dropped_output_bytes += len(text.encode()) - len(kept.encode())
+        kept = self._charge_error(text)
         return ExceptionInfo(
             name=cut_utf8(strip_ansi(well_formed(name)), 256),
-            value=cut_utf8(strip_ansi(well_formed(value)), limit_bytes),
+            value=self._charge_error(strip_ansi(well_formed(value))),
             traceback=tuple(kept.split("\n")),
             line=_failing_line(kept, self._execution_count),
         )
+
+    def _charge_error(self, text: str) -> str:
+        """The part of a traceback or message that fits what all of them together may take: a run can show many."""
+        kept = cut_utf8(text, self._errors_left_bytes)
+        kept_bytes = len(kept.encode())
+        self._errors_left_bytes -= kept_bytes
+        self._dropped_output_bytes += len(text.encode()) - kept_bytes
+        return kept
 
 
 def _failing_line(traceback: str, execution_count: int | None) -> int | None:
