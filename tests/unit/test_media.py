@@ -1,0 +1,91 @@
+"""What an image really is, whatever its sender says; with pictures that Pillow and matplotlib would make by hand."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sessions import media
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG that says it has this size; its pixels are never looked at."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+GIF = b"GIF89a" + struct.pack("<HH", 3, 4) + b"\x00\x00\x00;"
+JPEG = (
+    b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
+    b"\xff\xc0\x00\x0b\x08\x00\x04\x00\x03\x01\x01\x11\x00\xff\xd9"
+)
+WEBP = b"RIFF\x1a\x00\x00\x00WEBPVP8L\x0d\x00\x00\x00\x2f\x02\xc0\x00\x00" + b"\x00" * 8
+
+
+@pytest.mark.parametrize(
+    ("data", "content_type"),
+    [
+        (png(1, 1), "image/png"),
+        (GIF, "image/gif"),
+        (JPEG, "image/jpeg"),
+        (WEBP, "image/webp"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image/svg+xml"),
+        (b"\xef\xbb\xbf <?xml version='1.0'?>\n<!-- c -->\n<svg/>", "image/svg+xml"),
+        (b"<html><body>no", None),
+        (b"text that mentions <svg", None),
+        (b"\x89PNG", None),
+        (b"RIFF....WAVEfmt ", None),
+        (b"", None),
+    ],
+)
+def test_the_bytes_say_what_an_image_is(data: bytes, content_type: str | None) -> None:
+    assert media.sniff(data) == content_type
+
+
+@pytest.mark.parametrize(
+    ("data", "pixels"), [(png(60_000, 60_000), 3_600_000_000), (png(2, 3), 6), (GIF, 12), (JPEG, 12), (WEBP, 12)]
+)
+def test_pixels_are_counted_from_the_header(data: bytes, pixels: int) -> None:
+    content_type = media.sniff(data)
+    assert content_type is not None
+    assert media.count_pixels(data, content_type) == pixels
+
+
+def test_an_svg_has_no_pixels() -> None:
+    assert media.count_pixels(b"<svg/>", "image/svg+xml") == 0
+
+
+@pytest.mark.parametrize("data", [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", png(0, 5), b"RIFF....WEBP"])
+def test_an_image_without_a_readable_header_has_no_size(data: bytes) -> None:
+    content_type = media.sniff(data)
+    assert content_type is not None
+    assert media.count_pixels(data, content_type) is None
+
+
+@given(st.sampled_from([b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"RIFF....WEBP", b""]), st.binary())
+def test_no_bytes_make_the_judgement_fail(magic: bytes, rest: bytes) -> None:
+    content_type = media.sniff(magic + rest)
+    if content_type is not None:
+        pixels = media.count_pixels(magic + rest, content_type)
+        assert pixels is None or pixels >= 0
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a/t.csv", "text/csv"),
+        ("x.pdf", "application/pdf"),
+        ("x.unknown-thing", "application/octet-stream"),
+        ("x", "application/octet-stream"),
+    ],
+)
+def test_other_files_are_known_by_their_name(name: str, expected: str) -> None:
+    assert media.guess(name) == expected
