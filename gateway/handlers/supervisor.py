@@ -14,7 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tornado.http1connection import HTTP1Connection
 from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPConnection, HTTPMessageDelegate
+from tornado.iostream import IOStream
 from tornado.web import Application
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
@@ -28,6 +31,9 @@ MAX_FRAME_BYTES = 24 << 20
 
 _BACKLOG = 4
 _MAX_LINKS = 4
+_MAX_UNGREETED = 8
+_MAX_CONNECTIONS = 256
+_MAX_REASON_BYTES = 120
 _HEADER_TIMEOUT_S = 10.0
 
 Accept = Callable[[Link], LinkListener]
@@ -54,7 +60,7 @@ class SupervisorSocket(WebSocketHandler):
         """Take the connection, unless this sandbox holds too many already."""
         del args, kwargs
         if len(self._port.links) >= _MAX_LINKS or self.selected_subprotocol is None:
-            self.close(1008, "not welcome")
+            self.hang_up("not welcome")
             return
         self.set_nodelay(True)
         self._port.links.add(self)
@@ -65,6 +71,18 @@ class SupervisorSocket(WebSocketHandler):
         if self._listener is None:
             return None
         return self._listener.on_text(message) if isinstance(message, str) else self._listener.on_binary(message)
+
+    def on_ping(self, data: bytes) -> None:
+        """Hang up: no supervisor pings, and every ping would be answered."""
+        del data
+        self.hang_up("unexpected ping")
+
+    def hang_up(self, reason: str) -> None:
+        """Say why and close at once. A closing handshake would let the other end go on sending for seconds."""
+        connection = self.ws_connection
+        self.close(1000, reason[:_MAX_REASON_BYTES])
+        if connection is not None and connection.stream is not None:
+            connection.stream.close()
 
     def on_close(self) -> None:
         """Tell that the connection is gone."""
@@ -91,13 +109,45 @@ class _SocketLink:
         self._send(text, binary=False)
 
     def close(self, reason: str) -> None:
-        self._handler.close(1000, reason[:120])
+        self._handler.hang_up(reason)
 
     def _send(self, data: bytes | str, *, binary: bool) -> None:
         try:
             self._handler.write_message(data, binary=binary)
         except WebSocketClosedError:
             return
+
+
+class _PortServer(HTTPServer):
+    """An HTTPServer for one supervisor, which needs one connection at a time, and a new one now and then.
+
+    Everybody else in the sandbox can dial too, so few may wait for a greeting at once. After too many connections and
+    requests it listens no more: turning them away takes the gateway's time as well. Its state: how many it has left.
+    """
+
+    def initialize(self, *args: Any, **kwargs: Any) -> None:
+        """Take tornado's arguments."""
+        self._left = _MAX_CONNECTIONS
+        super().initialize(*args, **kwargs)
+
+    def handle_stream(self, stream: IOStream, address: Any) -> None:
+        """Serve a connection, or drop it."""
+        if self._is_used_up() or len(self._connections) >= _MAX_UNGREETED:
+            stream.close()
+        else:
+            super().handle_stream(stream, address)
+
+    def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
+        """Take a request; one connection may bring many."""
+        if self._is_used_up() and isinstance(request_conn, HTTP1Connection):
+            request_conn.close()
+        return super().start_request(server_conn, request_conn)
+
+    def _is_used_up(self) -> bool:
+        self._left -= 1
+        if self._left == 0:
+            self.stop()
+        return self._left <= 0
 
 
 @dataclass(slots=True)
@@ -139,9 +189,12 @@ class SupervisorSwitchboard:
         listening.listen(_BACKLOG)
         port = _Port(directory, accept)
         application = Application(
-            [("/supervisor", SupervisorSocket, {"port": port})], websocket_max_message_size=MAX_FRAME_BYTES
+            [("/supervisor", SupervisorSocket, {"port": port})],
+            websocket_max_message_size=MAX_FRAME_BYTES,
+            # What is asked here is the sandbox's choice, and so would be what stands in the log.
+            log_function=lambda _handler: None,
         )
-        port.server = HTTPServer(
+        port.server = _PortServer(
             application,
             max_header_size=8192,
             max_body_size=0,
@@ -160,7 +213,7 @@ class SupervisorSwitchboard:
         if port.server is not None:
             port.server.stop()
         for link in list(port.links):
-            link.close(1001, "closed")
+            link.hang_up("closed")
         shutil.rmtree(port.directory, ignore_errors=True)
 
     def remove_leftovers(self) -> None:
