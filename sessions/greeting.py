@@ -14,6 +14,7 @@ from sessions.ports import Link
 
 _HELLO_TIMEOUT_S = 10.0
 _MAX_CONTROL_CHARACTERS = 1 << 20
+_MAX_HELLO_CHARACTERS = 64 << 10
 
 
 class Greeting:
@@ -36,7 +37,7 @@ class Greeting:
 
     def on_text(self, text: str) -> asyncio.Task[None] | None:
         """Take a control message; the first one must be the hello."""
-        if len(text) > _MAX_CONTROL_CHARACTERS:
+        if len(text) > (_MAX_CONTROL_CHARACTERS if self._welcome else _MAX_HELLO_CHARACTERS):
             self._refuse("an overlong control message")
             return None
         if self._welcome:
@@ -61,11 +62,10 @@ class Greeting:
     def _guarded(self, take: Callable[..., None], *args: Any) -> asyncio.Task[None] | None:
         """Take a frame; a violation ends the kernel, a flood is slowed down."""
         try:
-            take(*args)
+            pause_s = self._kernel.metered(take, *args)
         except (ProtocolViolation, protocol.FrameError) as error:
             self._kernel.violate(str(error).rstrip("."))
             return None
-        pause_s = self._kernel.throttle()
         return asyncio.ensure_future(asyncio.sleep(pause_s)) if pause_s > 0 else None
 
     def _refuse(self, reason: str) -> None:

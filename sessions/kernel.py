@@ -25,8 +25,8 @@ _MAX_REFUSALS = 16
 _RECONNECT_S = 2.0
 _ACK_FRAMES = 64
 _ACK_BYTES = 1 << 20
-_RATE_MESSAGES_PER_S = 20_000.0
-_BURST_MESSAGES = 40_000.0
+_SHARE_OF_TIME = 0.25
+_BURST_S = 1.0
 
 log = structlog.get_logger()
 
@@ -122,7 +122,7 @@ class Kernel:
         self._requests: dict[str, RequestListener] = {}
         self._settling: list[RequestListener] = []
         self._refusals = 0
-        self._allowance = _BURST_MESSAGES
+        self._allowance_s = _BURST_S
         self._allowance_at_s = clock.monotonic()
         self._changed = asyncio.Event()
         self._giving_up: asyncio.TimerHandle | None = None
@@ -268,7 +268,10 @@ class Kernel:
             message = decode(frame)
             listener = self._requests.get(message.parent_id) if message is not None else None
             if message is not None and listener is not None:
-                listener.on_message(seq, message)
+                if message.dropped_bytes:
+                    listener.on_gap(message.dropped_bytes)
+                else:
+                    listener.on_message(seq, message)
         self._acknowledge_if_due()
 
     def take_control(self, fields: Mapping[str, Any]) -> None:
@@ -293,13 +296,18 @@ class Kernel:
                 self._take_gap(fields)
         self._acknowledge_if_due()
 
-    def throttle(self) -> float:
-        """Count one frame; returns for how many seconds the next one must not be read."""
+    def metered(self, take: Callable[..., None], *args: Any) -> float:
+        """Take one frame; returns for how many seconds the next one must not be read.
+
+        Whatever a flood is made of, it gets a share of the gateway's time and no more.
+        """
+        before_s = self._clock.monotonic()
+        take(*args)
         now_s = self._clock.monotonic()
-        earned = (now_s - self._allowance_at_s) * _RATE_MESSAGES_PER_S
-        self._allowance = min(_BURST_MESSAGES, self._allowance + earned) - 1
+        earned_s = (now_s - self._allowance_at_s) * _SHARE_OF_TIME
+        self._allowance_s = min(_BURST_S, self._allowance_s + earned_s) - (now_s - before_s)
         self._allowance_at_s = now_s
-        return 0.0 if self._allowance >= 0 else -self._allowance / _RATE_MESSAGES_PER_S
+        return max(0.0, -self._allowance_s / _SHARE_OF_TIME)
 
     def _is_new(self, seq: int, size_bytes: int) -> bool:
         """Whether this frame is the next one; a repeated one is none, a skipped one breaks the protocol."""
