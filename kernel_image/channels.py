@@ -25,6 +25,7 @@ _DELIMITER = b"<IDS|MSG>"
 _PORTS = {"shell": 1, "iopub": 2, "stdin": 3, "control": 4, "hb": 5}
 _SOCKET_TYPES = {"shell": zmq.DEALER, "control": zmq.DEALER, "stdin": zmq.DEALER, "iopub": zmq.SUB}
 _PARTS = 4
+_RECONNECT_MS = 5
 
 Listener = Callable[[str, list[bytes]], None]
 """Gets the channel's name and header, parent_header, metadata, content and buffers, as bytes."""
@@ -46,6 +47,8 @@ class KernelChannels:
         for channel, kind in _SOCKET_TYPES.items():
             socket = context.socket(kind)
             socket.linger = 0
+            # The kernel binds after this side has begun to connect; the default would be to look every 100 ms.
+            socket.reconnect_ivl = _RECONNECT_MS
             if kind == zmq.SUB:
                 socket.rcvhwm = 0
                 socket.subscribe(b"")

@@ -71,15 +71,17 @@ class Supervisor:
                 task.cancel()
             self._fork_server.stop()
             kernel_process.kill_all_but(None)
+            self._close_channels()
+            self._zmq.destroy(linger=0)
 
     def _heed_signals(self) -> None:
         """End on SIGTERM and SIGINT, but never as PID 1: there they come from the user's code.
 
-        Without a handler the system keeps them from PID 1, see pid_namespaces(7); the engine ends a container by SIGKILL.
+        Without a handler the system keeps them from PID 1, see pid_namespaces(7). The engine ends it by SIGKILL.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             if os.getpid() == 1:
-                signal.signal(number, signal.SIG_IGN)
+                signal.signal(number, signal.SIG_DFL)
             else:
                 asyncio.get_running_loop().add_signal_handler(number, self._stopping.set)
 
@@ -170,7 +172,7 @@ class Supervisor:
         either: set[asyncio.Future[Any]] = {nudge, ended}
         done, _ = await asyncio.wait(either, timeout=_START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
         nudge.cancel()
-        return nudge in done and ended not in done
+        return nudge in done and nudge.exception() is None and ended not in done
 
     async def _nudge(self) -> None:
         """Ask until both the answer and a message on iopub have come; then have the kernel do everything once.
