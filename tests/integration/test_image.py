@@ -1,0 +1,167 @@
+"""The built kernel image: what an analyst finds in it, and what an attacker does not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from docker.api.client import APIClient
+from engine_fixtures import BUILD
+
+from sessions.errors import SetUpFailed
+from sessions.model import BuildSettings
+from sessions.provisioners.base_image import debian_base_tag
+from sessions.provisioners.default_packages import DEFAULT_DEPENDENCIES
+from sessions.provisioners.docker_engine import DockerEngine
+from sessions.provisioners.image import ensure_kernel_image, find_kernel_image
+
+pytestmark = pytest.mark.docker
+
+MODULES = {
+    "beautifulsoup4": "bs4",
+    "pillow": "PIL",
+    "python-dateutil": "dateutil",
+    "pyyaml": "yaml",
+    "scikit-learn": "sklearn",
+}
+
+CHART = """
+import json, os, shutil, warnings
+warnings.simplefilter("error")
+os.environ["MPLCONFIGDIR"] = "/tmp/mpl"
+shutil.copytree(os.environ["CELLBLOCK_MPL_CACHE"], "/tmp/mpl")
+before = {name: os.stat("/tmp/mpl/" + name).st_mtime_ns for name in os.listdir("/tmp/mpl")}
+import matplotlib.pyplot as plt
+for family in FAMILIES:
+    plt.rcParams["font.family" if family else "figure.dpi"] = family or 100
+    plt.title("\\u4e2d\\u6587 \\u6807\\u9898 caf\\xe9")
+    plt.plot([-1, 1])
+    plt.savefig("/work/chart.png")
+after = {name: os.stat("/tmp/mpl/" + name).st_mtime_ns for name in os.listdir("/tmp/mpl")}
+size = os.path.getsize("/work/chart.png")
+print(json.dumps({"backend": plt.get_backend(), "cache_rebuilt": before != after, "bytes": size}))
+"""
+
+
+def run(client: APIClient, image: str, code: str) -> str:
+    """Run Python in a read-only container of this image, as a user id that nobody has; returns what it printed."""
+    config = {
+        "Image": image,
+        "User": "1900000003:1900000003",
+        "Entrypoint": ["python", "-c", code],
+        "Env": ["HOME=/tmp"],
+        "HostConfig": {
+            "ReadonlyRootfs": True,
+            "NetworkMode": "none",
+            "Tmpfs": {"/tmp": "rw", "/work": "rw,mode=1777,uid=1900000003"},
+        },
+    }
+    container = client.create_container_from_config(config)["Id"]
+    try:
+        client.start(container)
+        status = client.wait(container, timeout=120)["StatusCode"]
+        output: str = client.logs(container).decode()
+    finally:
+        client.remove_container(container, force=True)
+    assert status == 0, output
+    return output.strip()
+
+
+def test_every_default_package_can_be_imported(docker_client: APIClient, kernel_image: str) -> None:
+    names = [MODULES.get(package, package) for package in DEFAULT_DEPENDENCIES]
+    assert run(docker_client, kernel_image, f"import {', '.join(names)}; print('all')").splitlines()[-1] == "all"
+
+
+@pytest.mark.parametrize("family", ["", "SimHei", "Microsoft YaHei"])
+def test_a_chart_with_chinese_labels_comes_out_right(docker_client: APIClient, kernel_image: str, family: str) -> None:
+    # matplotlib warns of every glyph that no font has, and of every family it does not find; here warnings are errors.
+    answer = json.loads(run(docker_client, kernel_image, CHART.replace("FAMILIES", repr([family]))))
+    assert answer["backend"].lower() == "agg"
+    assert answer["bytes"] > 5_000
+
+
+def test_a_family_that_does_not_exist_would_be_warned_of(docker_client: APIClient, kernel_image: str) -> None:
+    with pytest.raises(AssertionError, match="Glyph"):
+        run(docker_client, kernel_image, CHART.replace("FAMILIES", "['DejaVu Sans']"))
+
+
+def test_the_font_cache_is_used_and_not_made_again(docker_client: APIClient, kernel_image: str) -> None:
+    assert json.loads(run(docker_client, kernel_image, CHART.replace("FAMILIES", "['']")))["cache_rebuilt"] is False
+
+
+def test_everything_that_is_imported_is_compiled(docker_client: APIClient, kernel_image: str) -> None:
+    code = """
+import os, sys
+import ipykernel.kernelapp, numpy, pandas, matplotlib, kernel_image.protocol
+modules = [m for m in list(sys.modules.values()) if (getattr(m, "__file__", None) or "").endswith(".py")]
+print([m.__name__ for m in modules if getattr(m, '__cached__', None) and not os.path.exists(m.__cached__)])
+"""
+    assert run(docker_client, kernel_image, code).splitlines()[-1] == "[]"
+
+
+def test_the_supervisor_is_what_starts_and_without_a_shell(docker_client: APIClient, kernel_image: str) -> None:
+    config = docker_client.inspect_image(kernel_image)["Config"]
+    assert config["Entrypoint"] == ["/opt/cellblock/venv/bin/python", "-I", "-m", "kernel_image.supervisor"]
+    assert config["User"] == "65534:65534"
+    assert not config["Cmd"]
+    assert not [entry for entry in config["Env"] if "proxy" in entry.lower()]
+
+
+def test_no_certificate_file_of_the_build_is_left(docker_client: APIClient, kernel_image: str) -> None:
+    assert run(docker_client, kernel_image, "import os; print(os.path.exists('/opt/cellblock/inputs'))") == "False"
+
+
+async def test_what_is_there_is_not_built_again(kernel_image: str) -> None:
+    assert kernel_image
+    first = await ensure_kernel_image(BUILD, print)
+    lines: list[str] = []
+    assert await ensure_kernel_image(BUILD, lines.append) == first
+    assert lines == []
+
+
+async def test_an_image_that_was_never_built_is_not_found(docker_client: APIClient) -> None:
+    assert docker_client.ping()
+    engine = DockerEngine(threads=1)
+    try:
+        assert await find_kernel_image(replace(BUILD, dependencies=("never-built",)), engine) is None
+    finally:
+        await engine.close()
+
+
+async def test_a_step_that_fails_is_told_in_dockers_words(docker_client: APIClient, kernel_image: str) -> None:
+    """The base of the built image is at hand, so this needs no registry; the wrong package ends the build."""
+    base = _base_of(docker_client, kernel_image)
+    lines: list[str] = []
+    settings = BuildSettings(base=base, dependencies=("--no-index", "cellblock-no-such-package"))
+    with pytest.raises(SetUpFailed, match="non-zero code"):
+        await ensure_kernel_image(settings, lines.append)
+    assert any("cellblock-no-such-package" in line for line in lines)
+
+
+async def test_a_small_image_is_built_from_nothing_but_the_base(docker_client: APIClient, kernel_image: str) -> None:
+    settings = BuildSettings(base=_base_of(docker_client, kernel_image), dependencies=("tabulate",))
+    tag = await ensure_kernel_image(settings, print)
+    try:
+        assert run(docker_client, tag, "import tabulate, ipykernel, kernel_image; print('built')") == "built"
+        with pytest.raises(AssertionError, match="No module named 'numpy'"):
+            run(docker_client, tag, "import numpy")
+    finally:
+        docker_client.remove_image(tag, force=True)
+
+
+def _base_of(client: APIClient, kernel_image: str) -> str:
+    assert client.inspect_image(kernel_image)["Id"]
+    for name in (debian_base_tag(), BUILD.base):
+        if client.images(name):
+            return name
+    raise AssertionError("the kernel image was built on one of these")
+
+
+def test_the_docker_engine_script_agrees_that_an_engine_answers(docker_client: APIClient) -> None:
+    assert docker_client.ping()
+    script = Path(__file__).parents[2] / "scripts" / "docker_engine.py"
+    assert subprocess.run(["python3", script, "answers"], check=False).returncode == 0
+    assert "answers" in subprocess.run(["python3", script, "start"], check=True, capture_output=True, text=True).stdout

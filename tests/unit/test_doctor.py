@@ -1,0 +1,114 @@
+"""The doctor's judgements, on what engines have been seen to say of themselves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gateway.doctor import Finding, Level, engine_findings, examine, is_older, package_findings
+from sessions.errors import StoreUnavailable
+from sessions.model import BuildSettings, EngineSettings, Limits
+from sessions.provisioners.docker_engine import EngineFacts, facts_from
+
+GOOD = EngineFacts(
+    version="28.2.2",
+    api_version="1.50",
+    runc_version="1.2.5",
+    runc_build="v1.2.5-0-g59923ef",
+    cgroup_version="2",
+    runtimes=("io.containerd.runc.v2", "runc"),
+    unapplied_limits=(),
+    seccomp=True,
+    maps_users=False,
+    shares_host=True,
+    cpus=2,
+    memory_bytes=8 << 30,
+)
+
+
+def levels(facts: EngineFacts, settings: EngineSettings | None = None) -> dict[str, Level]:
+    return {finding.name: finding.level for finding in engine_findings(facts, settings or EngineSettings())}
+
+
+def test_a_good_engine_has_nothing_against_it() -> None:
+    assert set(levels(GOOD).values()) == {Level.OK}
+
+
+@pytest.mark.parametrize(
+    ("facts", "name", "level"),
+    [
+        (replace(GOOD, version="19.03.15"), "engine", Level.FAIL),
+        (replace(GOOD, runc_version="1.1.5+ds1", runc_build="1.1.5+ds1-1"), "runc", Level.WARN),
+        (replace(GOOD, runc_version=""), "runc", Level.WARN),
+        (replace(GOOD, unapplied_limits=("memory",)), "limits", Level.FAIL),
+        (replace(GOOD, seccomp=False), "seccomp", Level.FAIL),
+        (replace(GOOD, shares_host=False), "engine host", Level.FAIL),
+    ],
+)
+def test_what_is_wrong_is_found_and_comes_with_what_to_do(facts: EngineFacts, name: str, level: Level) -> None:
+    found = [finding for finding in engine_findings(facts, EngineSettings()) if finding.level is not Level.OK]
+    assert [(finding.name, finding.level) for finding in found] == [(name, level)]
+    assert found[0].what_to_do != ""
+
+
+def test_a_distributions_patched_runc_is_not_complained_of() -> None:
+    assert levels(replace(GOOD, runc_version="1.1.5+ds1", runc_build="1.1.5+ds1-1+deb12u1"))["runc"] is Level.OK
+
+
+def test_a_runtime_that_the_engine_lacks_is_found() -> None:
+    assert levels(GOOD, EngineSettings(runtime="runsc"))["runtime"] is Level.FAIL
+    assert "runtime" not in levels(replace(GOOD, runtimes=("runc", "runsc")), EngineSettings(runtime="runsc"))
+
+
+def test_versions_are_compared_by_their_numbers() -> None:
+    assert not is_older("20.10.24+dfsg1", "20.10")
+    assert is_older("6.5.7", "6.5.8")
+    assert not is_older("6.10.0", "6.5.8")
+    assert is_older("", "1.0")
+
+
+def test_the_installed_libraries_are_recent_enough() -> None:
+    assert {finding.level for finding in package_findings()} == {Level.OK}
+
+
+def test_facts_are_read_from_the_engines_own_words() -> None:
+    info = {
+        "CgroupVersion": "1",
+        "Runtimes": {"runc": {}},
+        "SecurityOptions": ["name=seccomp,profile=unconfined", "name=rootless"],
+        "MemoryLimit": True,
+        "SwapLimit": False,
+        "PidsLimit": True,
+        "CpuCfsQuota": True,
+    }
+    version = {"Version": "24.0.7", "Components": [{"Name": "runc", "Version": "1.1.9", "Details": {"GitCommit": "x"}}]}
+    facts = facts_from(info, version, shares_host=True)
+    assert facts.unapplied_limits == ("swap",)
+    assert (facts.seccomp, facts.maps_users, facts.runc_version) == (False, True, "1.1.9")
+
+
+async def test_an_engine_that_is_away_is_a_warning_where_another_may_serve_and_a_failure_where_not(
+    monkeypatch: pytest.MonkeyPatch, short_dir: Path
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:9/{short_dir.name}")
+    found = {}
+    for name in ("auto", "docker", "process"):
+        findings = await examine(EngineSettings(name=name), BuildSettings(), Limits())
+        (found[name],) = (finding.level for finding in findings if finding.name == "engine")
+    assert found == {"auto": Level.WARN, "docker": Level.FAIL, "process": Level.WARN}
+
+
+async def test_a_database_that_is_away_is_a_finding() -> None:
+    async def ping() -> None:
+        raise StoreUnavailable
+
+    findings = await examine(EngineSettings(name="process"), BuildSettings(), Limits(), ping)
+    (database,) = (finding for finding in findings if finding.name == "database")
+    assert database == Finding(
+        "database",
+        Level.FAIL,
+        "The database is out of reach; nothing was run.",
+        "Start it, or correct `database.url` (empty: the embedded one).",
+    )
