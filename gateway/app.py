@@ -16,10 +16,12 @@ from pathlib import Path
 import structlog
 from rich.console import Console
 
+from gateway import doctor
 from gateway.auth import Doorkeeper, SiteRules
 from gateway.clock import SystemClock
 from gateway.config import Config
 from gateway.data_dir import DataDir
+from gateway.doctor import Finding, Level
 from gateway.greeting import Choices, greet, showing_progress
 from gateway.handlers.context import Context
 from gateway.handlers.server import BoundedServer, make_server
@@ -131,12 +133,24 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
 async def migrate_database(config: Config, environ: Mapping[str, str]) -> bool:
     """Bring the database to the current shape; returns whether there was something to do. Raises SetUpFailed."""
     async with AsyncExitStack() as stack:
-        url = config.database.url
-        if not url:
-            embedded = EmbeddedPostgres(config.data_dir(environ))
-            stack.push_async_callback(asyncio.to_thread, embedded.stop)
-            url = await asyncio.to_thread(embedded.start)
-        return await _migrate(url)
+        return await _migrate(await _shared_database_url(config, config.data_dir(environ), stack))
+
+
+async def examine(config: Config, environ: Mapping[str, str]) -> list[Finding]:
+    """Look at everything that could keep code from running safely here; changes nothing. See `gateway.doctor`."""
+    engine, build, limits = config.engine.settings(), config.build.settings(), config.limits.limits()
+    data_dir = config.data_dir(environ)
+
+    async def ping() -> None:
+        async with AsyncExitStack() as stack:
+            store = PostgresStore(await _shared_database_url(config, data_dir, stack))
+            stack.push_async_callback(store.close)
+            await store.ping()
+
+    if config.database.url or EmbeddedPostgres(data_dir).pg_dir.exists():
+        return await doctor.examine(engine, build, limits, ping)
+    not_made = Finding("database", Level.OK, "embedded PostgreSQL, which the first `cellblock serve` makes")
+    return [*await doctor.examine(engine, build, limits), not_made]
 
 
 async def build_image(settings: BuildSettings, console: Console, *, rebuild: bool = False) -> str:
@@ -179,6 +193,15 @@ async def _docker_answers() -> bool:
         return False
     finally:
         await engine.close()
+
+
+async def _shared_database_url(config: Config, data_dir: Path, stack: AsyncExitStack) -> str:
+    """The database for a command that may run beside a gateway: the embedded one is joined, or started for a while."""
+    if config.database.url:
+        return config.database.url
+    embedded = EmbeddedPostgres(data_dir)
+    stack.push_async_callback(asyncio.to_thread, embedded.stop)
+    return await asyncio.to_thread(embedded.start)
 
 
 async def _start_database(config: Config, data_dir: Path, stack: AsyncExitStack) -> tuple[str, str]:

@@ -6,9 +6,10 @@ It reads the configuration and hands over to `gateway.app`; what goes wrong come
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,8 @@ from rich.console import Console
 from gateway import app as composition
 from gateway import config as configuration
 from gateway.config import Config
+from gateway.doctor import Level
+from gateway.greeting import show_findings
 from gateway.logs import configure_logs
 from sessions.errors import CellblockError, Misconfigured
 
@@ -108,6 +111,25 @@ def migrate(*, config: ConfigOption = None) -> None:
     """Bring the database to the shape that this version needs; `serve` does so by itself."""
     changed = asyncio.run(composition.migrate_database(_load(config), os.environ))
     typer.echo("The database is up to date now." if changed else "The database was up to date already.")
+
+
+@app.command()
+def doctor(
+    *,
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list, for programs.")] = False,
+) -> None:
+    """Look for what could keep code from running safely here, and say what to do about it.
+
+    Changes nothing. The exit status is 1 when something fails.
+    """
+    findings = asyncio.run(composition.examine(_load(config), os.environ))
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        show_findings(Console(), findings)
+    if any(finding.level is Level.FAIL for finding in findings):
+        raise typer.Exit(FAILED)
 
 
 def _load(path: Path | None) -> Config:

@@ -1,8 +1,8 @@
-"""What `cellblock serve` and `cellblock build` show on the terminal: progress, what was chosen, a line to try."""
+"""What the commands show on the terminal: progress, what was chosen, a line to try, what the doctor found."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,6 +11,8 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from gateway.doctor import Finding, Level
+
 _NO_ISOLATION = (
     "This is the [bold]process[/bold] engine: it isolates nothing. Whatever runs here can read and change every file "
     "that you can, and use your network. It is for trying things out on this machine, with code that you trust.\n\n"
@@ -18,6 +20,8 @@ _NO_ISOLATION = (
     "(on Debian or Ubuntu: [bold]apt install docker.io[/bold]), then start Cellblock again; "
     "[bold]cellblock doctor[/bold] says what is missing."
 )
+
+_MARKS = {Level.OK: "[green]ok[/green]", Level.WARN: "[yellow]warn[/yellow]", Level.FAIL: "[bold red]FAIL[/bold red]"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,17 @@ def greet(console: Console, choices: Choices) -> None:
     console.print("Try:")
     console.print(_curl(choices), markup=False, highlight=False, soft_wrap=True)
     console.print()
+
+
+def show_findings(console: Console, findings: Iterable[Finding]) -> None:
+    """One row for each finding, with what to do below what is wrong."""
+    table = Table(show_header=False, box=None, padding=(0, 1))
+    for finding in findings:
+        what = escape(finding.what)
+        if finding.what_to_do:
+            what += f"\n[dim]→[/dim] {escape(finding.what_to_do)}"
+        table.add_row(_MARKS[finding.level], escape(finding.name), what)
+    console.print(table)
 
 
 def _curl(choices: Choices) -> str:

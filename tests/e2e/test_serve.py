@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -77,7 +78,12 @@ def start(data_dir: Path, **variables: str) -> Gateway:
             text=True,
         )
     gateway = Gateway(process, f"http://127.0.0.1:{port}", data_dir, output, log)
-    wait_until_ready(gateway)
+    try:
+        wait_until_ready(gateway)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
     return gateway
 
 
@@ -230,11 +236,33 @@ def test_a_mistake_in_the_configuration_is_bad_usage(data_dir: Path) -> None:
     assert "CELLBLOCK_SERVER_PORT" in ended.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["build", "--help"], ["migrate", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["serve", "--help"], ["build", "--help"], ["migrate", "--help"], ["doctor", "--help"]]
+)
 def test_help(data_dir: Path, arguments: list[str]) -> None:
     helped = run_command(data_dir, *arguments)
     assert helped.returncode == 0
     assert "Usage" in helped.stdout
+
+
+def test_the_doctor_looks_and_changes_nothing(gateway: Gateway, data_dir: Path) -> None:
+    fresh = run_command(data_dir, "doctor", "--json")
+    findings = {finding["name"]: finding for finding in json.loads(fresh.stdout)}
+    assert fresh.returncode == 0, fresh.stdout
+    assert findings["engine"]["level"] == "warn"
+    assert findings["database"]["level"] == "ok"
+    assert not data_dir.exists()
+    beside = run_command(gateway.data_dir, "doctor")
+    assert beside.returncode == 0
+    assert "it answers" in beside.stdout
+    assert httpx.get(f"{gateway.url}/readyz").status_code == 200
+
+
+def test_the_doctor_fails_where_the_database_does_not_answer(data_dir: Path) -> None:
+    ended = run_command(data_dir, "doctor", CELLBLOCK_DATABASE_URL=f"postgresql://127.0.0.1:{free_port()}/x")
+    assert ended.returncode == 1
+    assert "FAIL" in ended.stdout
+    assert "database.url" in ended.stdout
 
 
 def test_migrate_says_whether_there_was_something_to_do(data_dir: Path) -> None:
