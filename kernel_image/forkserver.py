@@ -29,6 +29,7 @@ KERNEL_MODULES = (
     "ipykernel.debugger",
     "IPython.core.completer",
     "IPython.core.interactiveshell",
+    "kernel_image.packing",
     "kernel_image.streams",
     "matplotlib_inline.config",
     "uuid",
@@ -105,6 +106,7 @@ def _run_kernel(connection_file: str) -> None:
     config = Config()
     config.IPKernelApp.connection_file = connection_file
     config.IPKernelApp.outstream_class = "kernel_image.streams.KernelStream"
+    config.Session.packer = "kernel_image.packing.pack"
     # The history database would be written on the way to every answer, and nobody can read it afterwards.
     config.HistoryManager.hist_file = ":memory:"
     app = IPKernelApp.instance(config=config)
@@ -163,7 +165,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
     channel = socket.socket(fileno=0)
     lines = channel.makefile("rw", encoding="utf-8", newline="\n")
-    failed = _preload([*KERNEL_MODULES, *sys.argv[1:]])
+    _preload([*KERNEL_MODULES])  # some have a use only where something else is installed; the rest the kernel misses
+    failed = _preload(sys.argv[1:])
     gc.collect()
     gc.freeze()
     print(json.dumps({"ready": True, "failed": failed}), file=lines, flush=True)
