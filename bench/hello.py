@@ -2,8 +2,9 @@
 
     .venv/bin/python bench/hello.py --rounds 100
 
-Each round waits until the pool is warm again, then takes one measurement of every kind in turn, so that a machine that
-gets slower gets slower for all of them. Medians and their ratios are what to quote. Needs Docker and the kernel image.
+Each round takes one measurement of every kind in turn, each after waiting until all pools are warm again and the
+machine is quiet, so that a machine that gets slower gets slower for all of them. Medians and their ratios are what to
+quote. Needs Docker and the kernel image.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import docker
 import httpx
@@ -87,8 +88,8 @@ async def measure(rounds: int) -> dict[str, Any]:
                 "gateway over HTTP": lambda: _post(client),
             }
             for number in range(rounds + 3):
-                await _until_warm(client, memory, stored)
                 for kind, once in kinds.items():
+                    await _until_warm(client, memory, stored)
                     took_ms = await _timed(once)
                     if number >= 3:
                         times.setdefault(kind, []).append(took_ms)
@@ -129,7 +130,7 @@ async def _timed(once: Callable[[], Awaitable[None]]) -> float:
 class _BareKernel:
     """A long-lived local ipykernel over TCP, as any Jupyter application has it."""
 
-    def __enter__(self) -> _BareKernel:
+    def __enter__(self) -> Self:
         self._manager = KernelManager()
         self._manager.start_kernel()
         self._client: BlockingKernelClient = self._manager.blocking_client()
@@ -156,7 +157,7 @@ class _Gateway:
         self._data_dir = data_dir
         self._image = image
 
-    def __enter__(self) -> _Gateway:
+    def __enter__(self) -> Self:
         command = [sys.executable, "-m", "gateway", "serve"]
         variables = {
             "CELLBLOCK_SERVER_DATA_DIR": str(self._data_dir),
@@ -241,7 +242,8 @@ async def _kernel_starts(root: Path, image: str, preload: tuple[str, ...], repea
             starts.setdefault("container start to warm kernel", []).append((time.perf_counter() - begin) * 1e3)
             for kind, took_ms in (await _restarts(service)).items():
                 starts.setdefault(kind, []).append(took_ms)
-        starts.setdefault("new local ipykernel process, start to ready", []).append(await asyncio.to_thread(_new_kernel))
+        new_ms = await asyncio.to_thread(_new_kernel)
+        starts.setdefault("new local ipykernel process, start to ready", []).append(new_ms)
     return starts
 
 
