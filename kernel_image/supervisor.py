@@ -103,6 +103,7 @@ class Supervisor:
             return
         if channel != "shell" or self._requests.accept(parts):
             self._channels.send(channel, parts)
+            self._requests.measure()
 
     def on_control(self, op: str, fields: dict[str, Any]) -> None:
         """Do what the gateway says about the kernel's life."""
