@@ -5,6 +5,7 @@ Wire format: https://jupyter-client.readthedocs.io/en/stable/messaging.html#the-
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -25,6 +26,7 @@ _DELIMITER = b"<IDS|MSG>"
 _PORTS = {"shell": 1, "iopub": 2, "stdin": 3, "control": 4, "hb": 5}
 _SOCKET_TYPES = {"shell": zmq.DEALER, "control": zmq.DEALER, "stdin": zmq.DEALER, "iopub": zmq.SUB}
 _PARTS = 4
+_RECEIVE_QUEUE_MESSAGES = 32
 _RECONNECT_MS = 5
 
 Listener = Callable[[str, list[bytes]], None]
@@ -50,7 +52,8 @@ class KernelChannels:
             # The kernel binds after this side has begun to connect; the default would be to look every 100 ms.
             socket.reconnect_ivl = _RECONNECT_MS
             if kind == zmq.SUB:
-                socket.rcvhwm = 0
+                # With XPUB_NODROP the kernel waits for us; without a bound its queue would grow in PID 1 instead.
+                socket.rcvhwm = _RECEIVE_QUEUE_MESSAGES
                 socket.subscribe(b"")
             else:
                 # stdin replies are routed by the identity that asked on shell.
@@ -74,7 +77,12 @@ class KernelChannels:
 
     def send(self, channel: str, parts: Sequence[bytes]) -> None:
         """Sign and send header, parent_header, metadata, content and buffers."""
-        self._streams[channel].socket.send_multipart([_DELIMITER, self._sign(parts[:_PARTS]), *parts], copy=True)
+        socket = self._streams[channel].socket
+        socket.send_multipart([_DELIMITER, self._sign(parts[:_PARTS]), *parts], copy=True)
+        # Sending may have used up the signal of what has arrived meanwhile (ZMQ_FD in zmq_getsockopt(3)): the stream
+        # would wait for another one, and the other end sees no need to give it.
+        if socket.get(zmq.EVENTS) & zmq.POLLIN:
+            asyncio.get_running_loop().call_soon(self._take_arrived, channel)
 
     def request(self, channel: str, msg_type: str, content: dict[str, Any]) -> str:
         """Send a request of the supervisor's own; returns its msg_id."""
@@ -92,16 +100,7 @@ class KernelChannels:
 
     def drain(self) -> int:
         """Take all that has arrived without waiting; returns how many messages that were."""
-        count = 0
-        for channel, stream in self._streams.items():
-            while True:
-                try:
-                    frames = stream.socket.recv_multipart(zmq.NOBLOCK)
-                except zmq.Again:
-                    break
-                count += 1
-                self._receive(channel, frames)
-        return count
+        return sum(self._take_arrived(channel) for channel in self._streams)
 
     def close(self) -> None:
         """Close all channels and remove what is left of their socket files."""
@@ -110,6 +109,17 @@ class KernelChannels:
         self._streams.clear()
         for port in _PORTS.values():
             Path(f"{self._prefix}-{port}").unlink(missing_ok=True)
+
+    def _take_arrived(self, channel: str) -> int:
+        count = 0
+        while (stream := self._streams.get(channel)) is not None:
+            try:
+                frames = stream.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            count += 1
+            self._receive(channel, frames)
+        return count
 
     def _sign(self, parts: Sequence[bytes]) -> bytes:
         mac = self._mac.copy()
@@ -123,6 +133,6 @@ class KernelChannels:
             start = frames.index(_DELIMITER) + 1
         except ValueError:
             return
-        signature, parts = frames[start], frames[start + 1 :]
+        signature, parts = b"".join(frames[start : start + 1]), frames[start + 1 :]
         if len(parts) >= _PARTS and hmac.compare_digest(signature, self._sign(parts[:_PARTS])):
             self._listener(channel, parts)
