@@ -36,8 +36,15 @@ KERNEL_MODULES = (
 )
 """What every kernel imports anyway."""
 
-OOM_SCORE_ADJUSTMENT = 500
-"""When memory runs out, the kernel goes before the supervisor. See proc(5), /proc/pid/oom_score_adj."""
+OOM_SCORE_ADJUSTMENT = 1000
+"""When memory runs out, the kernel and its children go before the supervisor and the fork server, which have 500.
+
+The largest there is; see proc(5), /proc/pid/oom_score_adj.
+"""
+
+
+SEND_QUEUE_MESSAGES = 32
+"""How much the kernel may publish before it waits; some messages have 10 MB. See ZMQ_SNDHWM in zmq_setsockopt(3)."""
 
 
 def _preload(modules: list[str]) -> dict[str, str]:
@@ -107,9 +114,24 @@ def _run_kernel(connection_file: str) -> None:
     config.IPKernelApp.connection_file = connection_file
     config.IPKernelApp.outstream_class = "kernel_image.streams.KernelStream"
     config.Session.packer = "kernel_image.packing.pack"
+class _Unkept(dict[int, list[Any]]):
+    """Stands for the outputs that IPython 9 keeps for `%notebook`: all of them, so that printing fills the memory."""
+
+    def __missing__(self, execution_count: int) -> list[Any]:
+        return []
+
+
     # The history database would be written on the way to every answer, and nobody can read it afterwards.
     config.HistoryManager.hist_file = ":memory:"
-    app = IPKernelApp.instance(config=config)
+
+    class KernelApp(IPKernelApp):  # type: ignore[misc]
+        """Gives the socket its bound before it listens; the connections that it accepts keep that one."""
+
+        def init_iopub(self, context: Any) -> None:
+            context.sndhwm = SEND_QUEUE_MESSAGES
+            super().init_iopub(context)
+
+    app = KernelApp.instance(config=config)
     app.initialize([])
     _put_working_directory_on_path()
     os.environ.pop(streams.TAIL_VARIABLE, None)
@@ -121,6 +143,7 @@ def _run_kernel(connection_file: str) -> None:
         # It looked for a shell to show figures in when it was imported, and there was none yet.
         app.shell.enable_matplotlib("inline")
     # IPython's advice on `sys.exit()`, which only makes sense at a prompt.
+    app.shell.history_manager.outputs = _Unkept()
     warnings.filterwarnings("ignore", message="To exit: use", category=UserWarning)
     app.start()
 

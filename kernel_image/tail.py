@@ -30,18 +30,30 @@ def create(path: Path) -> None:
     """Make the file that both ends map, whatever the last kernel has put in its place."""
     path.unlink(missing_ok=True)
     with path.open("xb") as file:
-        file.truncate(_REGION_BYTES * len(STREAMS))
+        # Allocated, not only sized: touching a hole of a mapped file on a full disk is a SIGBUS.
+        os.posix_fallocate(file.fileno(), 0, _REGION_BYTES * len(STREAMS))
+
+
+def written_bytes(path: Path) -> dict[str, int]:
+    """How much has been written so far, by stream."""
+    written = {}
+    for stream in STREAMS:
+        ring = Tail(path, stream)
+        written[stream] = ring.written_bytes
+        ring.close()
+    return written
 
 
 class Tail:
     """One stream's ring in the mapped file at `path`, for one writer process and one reader."""
 
     def __init__(self, path: Path, stream: str) -> None:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            self._memory = mmap.mmap(descriptor, _REGION_BYTES * len(STREAMS))
-        finally:
-            os.close(descriptor)
+            self._memory = mmap.mmap(self._descriptor, _REGION_BYTES * len(STREAMS))
+        except BaseException:
+            os.close(self._descriptor)
+            raise
         self._start = STREAMS.index(stream) * _REGION_BYTES
         self._lock = threading.Lock()
 
@@ -68,15 +80,16 @@ class Tail:
 
         The writer may be hostile: any total it left there gives an answer of at most `RING_BYTES`.
         """
-        total = self.written_bytes
+        region = os.pread(self._descriptor, _REGION_BYTES, self._start).ljust(_REGION_BYTES, b"\0")
+        total: int = _TOTAL.unpack_from(region)[0]
         missing = max(0, total - seen_bytes)
         kept = min(missing, RING_BYTES)
         position = (total - kept) % RING_BYTES
-        ring = self._start + _TOTAL.size
-        first = min(kept, RING_BYTES - position)
-        data = self._memory[ring + position : ring + position + first] + self._memory[ring : ring + kept - first]
+        ring = region[_TOTAL.size :]
+        data = (ring + ring)[position : position + kept]
         return data, missing - kept
 
     def close(self) -> None:
         """Unmap."""
         self._memory.close()
+        os.close(self._descriptor)
