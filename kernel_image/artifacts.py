@@ -42,11 +42,13 @@ class WorkingDirectory:
         self._path = path
         self._max_entries = max_entries
         self._seen: dict[str, Mark] = {}
+        self._went_too_deep = False
 
     def changes(self) -> tuple[list[Found], bool]:
         """New and changed files since the last call, by path, and whether all entries could be looked at."""
         seen: dict[str, Mark] = {}
         complete = True
+        self._went_too_deep = False
         for count, (path, mark) in enumerate(self._walk()):
             if count >= self._max_entries:
                 complete = False
@@ -55,7 +57,7 @@ class WorkingDirectory:
                 seen[path] = mark
         found = [Found(path, mark[1]) for path, mark in sorted(seen.items()) if self._seen.get(path) != mark]
         self._seen = seen
-        return found, complete
+        return found, complete and not self._went_too_deep
 
     def read(self, path: str, limit_bytes: int) -> bytes | None:
         """The content of a file that `changes` named, or None when it is gone, no file any more, or over the limit."""
@@ -99,7 +101,9 @@ class WorkingDirectory:
                 for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
                         yield prefix + entry.name, None
-                        if entry.name not in _SKIPPED_DIRECTORIES and depth < _MAX_DEPTH:
+                        if depth >= _MAX_DEPTH:
+                            self._went_too_deep = True
+                        elif entry.name not in _SKIPPED_DIRECTORIES:
                             yield from self._enter(prefix, entry.name, descriptor, depth)
                     elif entry.is_file(follow_symlinks=False):
                         try:

@@ -22,6 +22,8 @@ from kernel_image.tail import STREAMS
 
 _REMEMBERED = 256
 _SAMPLE_S = 0.2
+_MAX_STATUS_BYTES = 64 << 10
+_END_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 20
 _JSON_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
 
@@ -152,7 +154,7 @@ class OutstandingRequests:
         """Hand a message to the relay unless it is too large or its run has said more than enough."""
         size_bytes = sum(map(len, parts))
         # Whatever a kernel publishes can be a flood; only what the end of a run is told by must never be missing.
-        is_output = channel == "iopub" and msg_type != "status"
+        is_output = channel == "iopub" and (msg_type != "status" or request is None or size_bytes > _MAX_STATUS_BYTES)
         settings = self._settings
         if size_bytes > settings.max_message_bytes and msg_type == "stream":
             parts = _cut_stream(parts, settings.max_message_bytes // 8)
@@ -163,7 +165,7 @@ class OutstandingRequests:
         fits = (
             size_bytes <= settings.max_message_bytes
             and len(parts) <= protocol.MAX_PARTS
-            and (not is_output or relayed_bytes + size_bytes <= settings.relay_bytes)
+            and relayed_bytes + size_bytes <= settings.relay_bytes + (0 if is_output else _END_BYTES)
         )
         if fits:
             self._relay.put_message(channel, parts, droppable=is_output)
@@ -213,7 +215,9 @@ class OutstandingRequests:
                 else (self._settings.file_bytes, self._settings.file_count)
             )
             why = None
-            if file.size_bytes > limit_bytes:
+            if len(file.path) > protocol.MAX_PATH_CHARACTERS:
+                why = "path"
+            elif file.size_bytes > limit_bytes:
                 why = "bytes"
             elif counts[file.is_image] >= limit_count:
                 why = "count"
@@ -223,7 +227,7 @@ class OutstandingRequests:
                 counts[file.is_image] += 1
                 await self._put_file(request, file.path, data)
             if why and len(skipped) < _REMEMBERED:
-                skipped.append({"path": file.path, "bytes": file.size_bytes, "why": why})
+                skipped.append({"path": file.path[:_REMEMBERED], "bytes": file.size_bytes, "why": why})
         return skipped
 
     async def _put_file(self, request: _Request, path: str, data: bytes) -> None:

@@ -32,6 +32,9 @@ ARTIFACT_CHANNEL = "artifact"
 
 MESSAGE_CHANNELS = ("shell", "control", "stdin", "iopub")
 
+MAX_PATH_CHARACTERS = 1024
+"""How long an artifact's path may be."""
+
 MAX_PARTS = 62
 """Header, parent_header, metadata, content and at most 58 buffers; the other end refuses a frame with more."""
 

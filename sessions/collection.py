@@ -24,9 +24,10 @@ _MAX_NOTICES_PER_KIND = 3
 _WHY = {
     "bytes": "it is over the size limit",
     "count": "there are too many",
+    "path": "its path is too long",
     "pixels": "it has too many pixels",
     "changed": "it changed while it was being read",
-    "entries": "the working directory has too many entries",
+    "entries": "the working directory has too many entries, or is too deep",
     "invalid": "it is not what it says it is",
 }
 

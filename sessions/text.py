@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from kernel_image.protocol import MAX_PATH_CHARACTERS
+
 # ECMA-48: CSI sequences, OSC strings, two-character escapes; and an escape alone, or the rest could make a new one.
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_=>])?")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_MAX_PATH_CHARACTERS = 1024
 
 
 def strip_ansi(text: str) -> str:
@@ -36,7 +37,7 @@ def well_formed_json(value: Any) -> Any:
 
 def relative_path(path: Any) -> str | None:
     """The path when it is one that stays below a directory; None for everything else a sandbox may say."""
-    if not isinstance(path, str) or not 0 < len(path) <= _MAX_PATH_CHARACTERS or "\0" in path:
+    if not isinstance(path, str) or not 0 < len(path) <= MAX_PATH_CHARACTERS or "\0" in path:
         return None
     if any(part in ("", ".", "..") for part in path.split("/")):
         return None

@@ -136,7 +136,9 @@ def test_directories_below_a_certain_depth_are_left_alone(work: Path, directory:
     (work / "/".join("d" * 32) / "seen").touch()
     (work / "/".join("d" * 33)).mkdir(parents=True)
     (work / "/".join("d" * 33) / "unseen").touch()
-    assert names(directory) == ["/".join("d" * 32) + "/seen"]
+    found, complete = directory.changes()
+    assert [file.path for file in found] == ["/".join("d" * 32) + "/seen"]
+    assert not complete
 
 
 def test_a_working_directory_that_is_gone_or_a_link_is_empty(tmp_path: Path, work: Path) -> None:
