@@ -1,0 +1,314 @@
+"""A real supervisor without a container: crashes, interrupts, restarts and its own end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from supervised import Supervised, supervised
+
+from gateway.handlers.supervisor import SupervisorSwitchboard
+
+Launch = Callable[..., AbstractAsyncContextManager[Supervised]]
+
+
+@pytest.fixture
+def launch(short_dir: Path, switchboard: SupervisorSwitchboard) -> Launch:
+    return lambda **settings: supervised(short_dir, switchboard, **settings)
+
+
+@pytest.fixture
+async def kernel(launch: Launch) -> AsyncIterator[Supervised]:
+    async with launch() as kernel:
+        yield kernel
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+async def gone(*pids: int) -> None:
+    async with asyncio.timeout(10):
+        while any(map(alive, pids)):
+            await asyncio.sleep(0.01)
+
+
+async def test_output_and_its_end_arrive_in_order(kernel: Supervised) -> None:
+    run = await kernel.run("import sys\nprint('out')\nprint('err', file=sys.stderr)\n6 * 7")
+    assert (run.text("stdout"), run.text("stderr"), run.value()) == ("out\n", "err\n", "42")
+    types = run.types()
+    assert types[:2] == ["status", "execute_input"]
+    assert types[-1] == "done"
+    assert {"execute_reply", "status"} == set(types[-3:-1])
+    usage = run.end.content["usage"]
+    assert usage["wall_ms"] > 0
+    assert usage["memory_peak_bytes"] > 10 << 20
+    assert usage["oom_kills"] == 0
+
+
+async def test_an_error_has_its_true_line_and_the_kernel_lives_on(kernel: Supervised) -> None:
+    run = await kernel.run("x = 1\n\n1 / 0")
+    assert run.reply()["ename"] == "ZeroDivisionError"
+    assert "line 3" in "\n".join(run.reply()["traceback"])
+    assert (await kernel.run("x")).value() == "1"
+
+
+CRASHES = {
+    "exit": ("import os; os._exit(4)", "exited", 4, None),
+    "kill": ("import os; os.kill(os.getpid(), 9)", "signal", None, 9),
+    "segfault": ("import os; os.kill(os.getpid(), 11)", "signal", None, 11),
+    "null pointer": ("import ctypes; ctypes.string_at(0)", "signal", None, 11),
+    "abort": ("import os; os.abort()", "signal", None, 6),
+}
+
+
+@pytest.mark.parametrize("crash", CRASHES)
+@pytest.mark.parametrize("flush", [True, False])
+async def test_output_written_before_a_crash_is_kept_exactly_once(
+    kernel: Supervised, crash: str, *, flush: bool
+) -> None:
+    code, cause, exit_code, signal_number = CRASHES[crash]
+    printing = f"import sys\nprint('héllo', flush={flush})\nprint('err', file=sys.stderr, flush={flush})\n"
+    run = await kernel.run(printing + code)
+    assert run.text("stdout") == "héllo\n"
+    assert run.text("stderr").startswith("err\n")
+    end = run.end.content
+    assert (end["cause"], end["exit_code"], end["signal"]) == (cause, exit_code, signal_number)
+    assert end["msg_id"] == run.msg_id
+    await kernel.ready(generation=2)
+    assert (await kernel.run("'x' in dir()")).value() == "False"
+
+
+async def test_much_output_right_before_a_crash_is_whole_or_said_to_be_missing(kernel: Supervised) -> None:
+    run = await kernel.run("import os\nfor i in range(100_000): print(i)\nos._exit(1)")
+    gaps = [frame.content["dropped_bytes"] for frame in run.frames if frame.msg_type == "gap"]
+    expected = "".join(f"{number}\n" for number in range(100_000))
+    assert expected.endswith(run.text()[-1000:])
+    assert len(run.text()) + sum(gaps) == len(expected)
+
+
+async def test_what_was_never_text_is_not_counted_as_output(kernel: Supervised) -> None:
+    code = "import sys, os\ntry: sys.stdout.write(12345)\nexcept TypeError: pass\nprint('x', flush=True)\nos._exit(1)"
+    assert (await kernel.run(code)).text() == "x\n"
+
+
+async def test_files_made_before_a_crash_are_kept(kernel: Supervised) -> None:
+    run = await kernel.run("open('t.txt', 'w').write('made')\nimport os; os._exit(1)")
+    assert run.files() == {"t.txt": b"made"}
+
+
+async def test_a_run_that_ended_before_the_kernel_died_has_ended_well(kernel: Supervised) -> None:
+    kernel.acknowledges = False  # so that the files of the first run are still waiting for room when the kernel dies
+    code = "import threading, os\nfor i in range(4): open(f'f{i}', 'wb').write(os.urandom(9 << 20))\n"
+    run = await kernel.run("pass")
+    msg_id = kernel.send(code + "threading.Timer(0.5, os._exit, [0]).start()")
+    await kernel.until(lambda: any(f.msg_type == "artifact" and f.parent_id == msg_id for f in kernel.frames))
+    await asyncio.sleep(1.0)
+    assert not kernel.deaths()
+    kernel.acknowledges = True
+    kernel.acknowledge(len(kernel.frames))
+    run = await kernel.end_of(msg_id)
+    assert run.end.msg_type == "done"
+    assert {name: len(data) for name, data in run.files().items()} == {f"f{i}": 9 << 20 for i in range(4)}
+    await kernel.until(lambda: bool(kernel.deaths()))
+    assert kernel.deaths()[0].content["msg_id"] is None
+
+
+async def test_requests_behind_the_one_that_crashed_were_never_run(kernel: Supervised) -> None:
+    first, second = kernel.send("import time, os; time.sleep(0.3); os._exit(1)"), kernel.send("print('no')")
+    run = await kernel.end_of(second)
+    assert run.types() == ["died"]
+    assert run.end.content["msg_id"] == first
+    assert run.end.content["never_run"] == [second]
+
+
+async def test_an_interrupt_that_is_obeyed_leaves_the_variables(kernel: Supervised) -> None:
+    msg_id = kernel.send("x = 1\nimport time\nprint('begun', flush=True)\ntime.sleep(60)")
+    await kernel.printed("begun")
+    kernel.interrupt(msg_id)
+    run = await kernel.end_of(msg_id)
+    assert (run.end.msg_type, run.reply()["ename"]) == ("done", "KeyboardInterrupt")
+    assert (await kernel.run("x")).value() == "1"
+
+
+async def test_an_interrupt_ends_the_child_process_that_the_code_waits_for(kernel: Supervised) -> None:
+    msg_id = kernel.send("import subprocess\nprint('begun', flush=True)\nsubprocess.run(['sleep', '60'])")
+    await kernel.printed("begun")
+    kernel.interrupt(msg_id)
+    assert (await kernel.end_of(msg_id)).reply()["ename"] == "KeyboardInterrupt"
+    assert (await kernel.run("import psutil; [p.name() for p in psutil.Process().children()]")).value() == "[]"
+
+
+async def test_code_that_ignores_an_interrupt_is_killed_and_the_kernel_forked_anew(kernel: Supervised) -> None:
+    ignoring = "import time\nprint('begun', flush=True)\nwhile True:\n try: time.sleep(60)\n except: print('no')"
+    msg_id = kernel.send(ignoring)
+    await kernel.printed("begun")
+    kernel.interrupt(msg_id, grace_s=0.5)
+    run = await kernel.end_of(msg_id)
+    assert run.text() == "begun\nno\n"
+    assert (run.end.msg_type, run.end.content["cause"]) == ("died", "interrupt_ignored")
+    await kernel.ready(generation=2)
+    assert (await kernel.run("'time' in dir()")).value() == "False"
+
+
+async def test_code_that_turns_all_signals_off_is_killed_too(kernel: Supervised) -> None:
+    code = (
+        "import signal\nfor n in (2, 15): signal.signal(n, signal.SIG_IGN)\nprint('begun', flush=True)\nwhile 1: pass"
+    )
+    msg_id = kernel.send(code)
+    await kernel.printed("begun")
+    kernel.interrupt(msg_id, grace_s=0.3)
+    assert (await kernel.end_of(msg_id)).end.content["cause"] == "interrupt_ignored"
+
+
+async def test_an_interrupt_of_a_run_that_is_over_harms_nobody(kernel: Supervised) -> None:
+    run = await kernel.run("x = 1")
+    kernel.interrupt(run.msg_id, grace_s=0.0)
+    assert (await kernel.run("import time; time.sleep(0.3); x")).value() == "1"
+    assert not kernel.deaths()
+
+
+async def test_a_restart_gives_a_new_kernel(kernel: Supervised) -> None:
+    await kernel.run("x = 1")
+    kernel.control("restart")
+    await kernel.ready(generation=2)
+    assert kernel.deaths()[0].content["cause"] == "restart"
+    assert (await kernel.run("'x' in dir()")).value() == "False"
+
+
+async def test_what_a_dead_kernel_leaves_running_is_ended(kernel: Supervised) -> None:
+    code = (
+        "import subprocess, os, json\n"
+        "one = subprocess.Popen(['sleep', '600']).pid\n"
+        "two = subprocess.Popen(['setsid', 'sleep', '600'], start_new_session=True).pid\n"
+        "print(json.dumps([one, two]), flush=True)\nos._exit(0)"
+    )
+    run = await kernel.run(code)
+    await gone(*json.loads(run.text()))
+    await kernel.ready(generation=2)
+
+
+async def test_a_killed_fork_server_is_replaced_when_it_is_needed(kernel: Supervised) -> None:
+    servers = [p for p in psutil.Process(kernel.process.pid).children() if "kernel_image.forkserver" in p.cmdline()]
+    servers = [process for process in servers if process.pid != kernel.states("idle")[-1].content["pid"]]
+    assert len(servers) == 1
+    servers[0].kill()
+    assert (await kernel.run("1 + 1")).value() == "2"
+    kernel.control("restart")
+    await kernel.ready(generation=2)
+    assert (await kernel.run("1 + 1")).value() == "2"
+
+
+@pytest.mark.parametrize(
+    "obstacle",
+    [
+        "for n in range(2, 9): os.mkfifo(f'{ipc}/k{n}.json')",
+        "os.unlink(f'{ipc}/tail'); os.mkfifo(f'{ipc}/tail')",
+        "os.truncate(f'{ipc}/tail', 1)",
+        "shutil.rmtree(os.getcwd())",
+        "os.unlink(f'{ipc}/tail'); os.symlink('/dev/full', f'{ipc}/tail')",
+    ],
+)
+async def test_what_a_kernel_puts_in_the_way_does_not_stop_the_next_one(kernel: Supervised, obstacle: str) -> None:
+    ipc = f"import os, shutil\nipc = {str(kernel.ipc_dir)!r}\n"
+    run = await kernel.run(f"{ipc}{obstacle}\nos._exit(3)")
+    assert run.end.content["exit_code"] == 3
+    await kernel.ready(generation=2)
+    assert (await kernel.run("open('f', 'w').write('ok')")).files() == {"f": b"ok"}
+
+
+async def test_messages_that_no_kernel_would_send_do_not_stop_the_relay(kernel: Supervised) -> None:
+    code = """
+kernel = get_ipython().kernel
+session, socket = kernel.session, kernel.iopub_socket
+parent = kernel.get_parent("shell")
+def send(header={}, parent=parent["header"], metadata={}, content={}, buffers=()):
+    message = session.msg("stream", {"name": "stdout", "text": "x"}, parent=parent)
+    message["header"] |= header
+    message["parent_header"] = parent
+    message["metadata"] = metadata
+    message["content"] |= content
+    session.send(socket, message, buffers=list(buffers))
+send(header={"msg_type": ["a"]})
+send(header={"msg_type": {"a": 1}})
+send(parent={"msg_id": ["a"]})
+send(parent={"msg_id": {"a": 1}})
+send(metadata={"cellblock_sent": ["stdout", 1e400]})
+send(metadata={"cellblock_sent": ["stdout", -1]})
+send(metadata={"cellblock_sent": [["stdout"], 1]})
+send(metadata={"cellblock_sent": 7})
+send(buffers=[b"x"] * 100)
+print("still here", flush=True)
+import os; os._exit(1)
+"""
+    run = await kernel.run(code)
+    assert "still here\n" in run.text()
+    assert run.end.content["exit_code"] == 1
+    await kernel.ready(generation=2)
+
+
+async def test_without_a_gateway_it_ends_itself_and_every_descendant(launch: Launch) -> None:
+    async with launch(orphan_timeout_s=0.5) as kernel:
+        code = "import subprocess; subprocess.Popen(['setsid', 'sleep', '600'], start_new_session=True).pid"
+        run = await kernel.run(code)
+        descendants = [p.pid for p in psutil.Process(kernel.process.pid).children(recursive=True)]
+        assert int(run.value()) in descendants
+        kernel.welcomes = False
+        assert kernel.link is not None
+        kernel.link.close("gone for good")
+        assert await kernel.ended() == 0
+        await gone(*descendants)
+
+
+async def test_while_the_gateway_is_there_it_never_ends_itself(launch: Launch) -> None:
+    async with launch(orphan_timeout_s=0.2) as kernel:
+        assert (await kernel.run("import time; time.sleep(0.6); 1")).value() == "1"
+
+
+@pytest.mark.parametrize("how", ["shutdown", "SIGTERM"])
+async def test_told_to_end_it_ends_with_everything(kernel: Supervised, how: str) -> None:
+    kernel.send("import subprocess; subprocess.Popen(['sleep', '600'])\nwhile True: pass")
+    await kernel.until(lambda: any(frame.msg_type == "execute_input" for frame in kernel.frames))
+    descendants = [p.pid for p in psutil.Process(kernel.process.pid).children(recursive=True)]
+    assert len(descendants) >= 2
+    started = time.monotonic()
+    if how == "shutdown":
+        kernel.control("shutdown")
+    else:
+        kernel.process.send_signal(signal.SIGTERM)
+    assert await kernel.ended() == 0
+    assert time.monotonic() - started < 5
+    await gone(*descendants)
+
+
+async def test_killed_itself_it_takes_the_kernel_along(kernel: Supervised) -> None:
+    pid: Any = kernel.states("idle")[-1].content["pid"]
+    assert alive(pid)
+    os.kill(kernel.process.pid, signal.SIGKILL)
+    await gone(pid)
+
+
+async def test_its_credential_is_not_in_its_environment_or_the_kernels(kernel: Supervised) -> None:
+    with open(f"/proc/{kernel.process.pid}/environ", "rb") as file:  # noqa: ASYNC230, PTH123 - /proc never blocks
+        environ = file.read()
+    assert b"the credential" not in environ
+    assert b"CELLBLOCK_SUPERVISOR=xxxx" in environ
+    assert (await kernel.run("import os; 'CELLBLOCK_SUPERVISOR' in os.environ")).value() == "False"
+
+
+async def test_a_kernel_that_never_comes_up_is_given_up_and_said_so(launch: Launch) -> None:
+    async with launch(kernel_name="no-such-kernel", waits=False) as kernel:
+        await kernel.until(lambda: bool(kernel.states("dead")))
+        assert not kernel.states("idle")

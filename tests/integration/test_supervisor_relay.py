@@ -1,0 +1,201 @@
+"""A real supervisor and a gateway that comes and goes: nothing missing, nothing twice, and a gap where there is one."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from supervised import Supervised, supervised
+
+from gateway.handlers.supervisor import SupervisorSwitchboard
+from kernel_image.protocol import encode_message
+from sessions.messages import RequestBuilder
+
+
+@pytest.fixture
+async def kernel(short_dir: Path, switchboard: SupervisorSwitchboard) -> AsyncIterator[Supervised]:
+    async with supervised(short_dir, switchboard) as kernel:
+        yield kernel
+
+
+def gaps(kernel: Supervised) -> int:
+    return sum(frame.content["dropped_bytes"] for frame in kernel.frames if frame.msg_type == "gap")
+
+
+async def test_a_request_that_comes_twice_runs_once(kernel: Supervised) -> None:
+    await kernel.run("count = 0")
+    msg_id, frame = RequestBuilder().execute("count += 1; import time; time.sleep(0.2)")
+    kernel.send_frame(frame)
+    kernel.send_frame(frame)
+    await kernel.end_of(msg_id)
+    kernel.send_frame(frame)
+    assert (await kernel.run("count")).value() == "1"
+
+
+async def test_a_request_whose_kernel_died_is_not_run_by_the_next_kernel(kernel: Supervised) -> None:
+    path = kernel.work_dir / "ran"
+    msg_id, frame = RequestBuilder().execute(f"open({str(path)!r}, 'a').write('x'); import os; os._exit(0)")
+    kernel.send_frame(frame)
+    await kernel.end_of(msg_id)
+    await kernel.ready(generation=2)
+    kernel.send_frame(frame)
+    await kernel.run("pass")
+    assert path.read_text() == "x"
+
+
+@pytest.mark.parametrize("garbage", [b"", b"nonsense", b"\xff" * 200])
+async def test_a_gateway_that_sends_no_frames_is_hung_up_on_and_dialled_again(
+    kernel: Supervised, garbage: bytes
+) -> None:
+    kernel.send_frame(garbage)
+    await kernel.until(lambda: len(kernel.hellos) == 2)
+    assert (await kernel.run("1 + 1")).value() == "2"
+
+
+@pytest.mark.parametrize("part", [b"{", b"[]", b"{}", b'{"msg_id": 5}', b"\xff"])
+async def test_a_request_without_a_header_is_not_run(kernel: Supervised, part: bytes) -> None:
+    kernel.send_frame(encode_message("shell", [part] * 4))
+    assert (await kernel.run("1 + 1")).value() == "2"
+    assert len(kernel.hellos) == 1
+
+
+@pytest.mark.parametrize("acknowledges", [True, False])
+async def test_after_a_reconnect_nothing_is_missing_and_nothing_repeated(
+    kernel: Supervised, *, acknowledges: bool
+) -> None:
+    kernel.acknowledges = acknowledges
+    code = "import time\nfor i in range(400): print(i, flush=True); time.sleep(0.002)"
+    msg_id = kernel.send(code)
+    for number in (20, 120, 250):
+        await kernel.printed(f"{number}\n")
+        if not acknowledges:
+            kernel.acknowledged = len(kernel.frames)  # the welcome says it
+        await kernel.reconnect()
+        assert kernel.hellos[-1]["running"] == msg_id
+    run = await kernel.end_of(msg_id)
+    assert run.text() == "".join(f"{number}\n" for number in range(400))
+    assert run.end.msg_type == "done"
+
+
+async def test_what_was_taken_and_not_acknowledged_comes_again(kernel: Supervised) -> None:
+    kernel.acknowledges = False
+    kernel.acknowledged = len(kernel.frames)
+    run = await kernel.run("print('hello')")
+    assert kernel.resent == 0
+    await kernel.reconnect()
+    await kernel.until(lambda: kernel.resent == len(kernel.frames) - kernel.acknowledged)
+    assert kernel.hellos[-1]["oldest_seq"] <= kernel.acknowledged + 1
+    assert kernel.hellos[-1]["next_seq"] == len(kernel.frames) + 1
+    assert run.msg_id in kernel.hellos[-1]["finished"]
+    assert kernel.hellos[-1]["running"] is None
+
+
+async def test_a_run_that_ends_while_no_gateway_is_there_is_told_whole(kernel: Supervised) -> None:
+    msg_id = kernel.send("import time; time.sleep(0.3)\nfor i in range(1000): print(i)\nopen('f', 'w').write('x')")
+    kernel.welcomes = False
+    assert kernel.link is not None
+    kernel.link.close("away for a while")
+    await asyncio.sleep(1.0)
+    kernel.welcomes = True
+    run = await kernel.end_of(msg_id)
+    assert run.text() == "".join(f"{number}\n" for number in range(1000))
+    assert run.files() == {"f": b"x"}
+
+
+async def test_every_greeting_is_of_the_same_boot(kernel: Supervised) -> None:
+    await kernel.reconnect()
+    first, second = kernel.hellos
+    assert first["boot_id"] == second["boot_id"]
+    assert (second["kernel_id"], second["credential"], second["state"]) == (kernel.kernel_id, "the credential", "idle")
+
+
+async def test_an_overflowing_spool_drops_output_says_how_much_and_keeps_the_end(
+    short_dir: Path, switchboard: SupervisorSwitchboard
+) -> None:
+    async with supervised(short_dir, switchboard, spool_bytes=200_000) as kernel:
+        kernel.acknowledges = False
+        kernel.acknowledge(len(kernel.frames))
+        msg_id = kernel.send("for i in range(1000): print('x' * 999, flush=True)")
+        run = await kernel.end_of(msg_id)
+        assert run.end.msg_type == "done"
+        assert run.reply()["status"] == "ok"
+        assert 0 < len(run.text()) < 200_000
+        assert gaps(kernel) >= 1_000_000 - len(run.text())
+        assert "gap" in [frame.msg_type for frame in kernel.frames[:-2]]
+        kernel.acknowledges = True
+        kernel.acknowledge(len(kernel.frames))
+        assert (await kernel.run("print('again')")).text() == "again\n"
+
+
+async def test_a_flood_of_anything_published_is_bounded_too(
+    short_dir: Path, switchboard: SupervisorSwitchboard
+) -> None:
+    async with supervised(short_dir, switchboard, spool_bytes=200_000) as kernel:
+        kernel.acknowledges = False
+        kernel.acknowledge(len(kernel.frames))
+        before = len(kernel.frames)
+        msg_id = kernel.send("from IPython.display import clear_output\nfor i in range(2000): clear_output()")
+        run = await kernel.end_of(msg_id)
+        assert run.end.msg_type == "done"
+        assert len(kernel.frames) - before < 1000
+        assert gaps(kernel) > 100_000
+
+
+async def test_one_run_cannot_pass_on_more_than_its_share(short_dir: Path, switchboard: SupervisorSwitchboard) -> None:
+    async with supervised(short_dir, switchboard, relay_bytes=100_000) as kernel:
+        run = await kernel.run("for i in range(300): print('x' * 999, flush=True)")
+        assert 0 < len(run.text()) < 100_000
+        assert gaps(kernel) >= 300_000 - len(run.text())
+        assert (await kernel.run("print('another run')")).text() == "another run\n"
+
+
+async def test_a_message_over_the_limit_is_cut_when_it_is_text_and_dropped_otherwise(
+    short_dir: Path, switchboard: SupervisorSwitchboard
+) -> None:
+    async with supervised(short_dir, switchboard, max_message_bytes=100_000) as kernel:
+        run = await kernel.run("print('y' * 500_000)")
+        assert set(run.text()) == {"y"}
+        assert gaps(kernel) > 400_000
+        run = await kernel.run("from IPython.display import *\ndisplay(HTML('z' * 500_000))\nprint('after')")
+        assert "display_data" not in run.types()
+        assert "gap" in run.types()
+        assert run.text() == "after\n"
+
+
+async def test_links_and_pipes_are_no_artifacts_and_odd_names_are(kernel: Supervised) -> None:
+    code = """
+import os
+open(b"\\xff\\xfe.txt", "w").write("odd")
+os.makedirs("a/b"); open("a/b/t.csv", "w").write("1,2")
+os.symlink("/etc/passwd", "passwd.txt"); os.mkfifo("pipe.png"); os.symlink("/etc", "etc")
+open("empty", "w").close()
+"""
+    run = await kernel.run(code)
+    assert run.files() == {"\udcff\udcfe.txt": b"odd", "a/b/t.csv": b"1,2", "empty": b""}
+
+
+async def test_files_over_a_limit_are_named_and_not_sent(short_dir: Path, switchboard: SupervisorSwitchboard) -> None:
+    limits = {"file_bytes": 100, "file_count": 2, "image_bytes": 50, "image_count": 1}
+    async with supervised(short_dir, switchboard, **limits) as kernel:
+        sizes = {"a.txt": 101, "b.txt": 100, "c.txt": 1, "d.txt": 1, "e.png": 51, "f.png": 50, "g.png": 1}
+        run = await kernel.run(f"for n, s in {json.dumps(sizes)}.items(): open(n, 'w').write('x' * s)")
+        assert {name: len(data) for name, data in run.files().items()} == {"b.txt": 100, "c.txt": 1, "f.png": 50}
+        skipped = {item["path"]: item["why"] for item in run.end.content["skipped"]}
+        assert skipped == {"a.txt": "bytes", "d.txt": "count", "e.png": "bytes", "g.png": "count"}
+
+
+async def test_a_large_file_comes_in_pieces_and_whole(kernel: Supervised) -> None:
+    code = "import os, hashlib\ndata = os.urandom(5_000_000)\nopen('f', 'wb').write(data)\n"
+    run = await kernel.run(f"{code}hashlib.sha256(data).hexdigest()")
+    assert repr(hashlib.sha256(run.files()["f"]).hexdigest()) == run.value()
+    assert run.types().count("artifact") == 5
+
+
+async def test_a_request_may_ask_for_no_artifacts_and_the_next_one_gets_them(kernel: Supervised) -> None:
+    run = await kernel.run("open('f', 'w').write('x')", cellblock={"artifacts": False})
+    assert run.files() == {}
+    assert (await kernel.run("pass")).files() == {"f": b"x"}

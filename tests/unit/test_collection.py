@@ -1,0 +1,213 @@
+"""Results, figures and files of a run: numbered as they stand, within their limits, and honest about what is missing."""
+
+from __future__ import annotations
+
+import base64
+from itertools import count
+from typing import Any
+
+import pytest
+from test_media import GIF, png
+
+from sessions.collection import Collection
+from sessions.model import Artifact, ArtifactId, ArtifactKind, Limits
+
+LIMITS = Limits(output_bytes=100, image_bytes=200, image_count=3, file_bytes=50, file_count=2, image_pixels=1000)
+PNG = png(3, 4)
+
+
+def collection(**limits: int) -> Collection:
+    numbers = count(1)
+    merged = {name: getattr(LIMITS, name) for name in ("output_bytes", "image_bytes", "image_count", "file_bytes")}
+    merged |= {"file_count": LIMITS.file_count, "image_pixels": LIMITS.image_pixels, **limits}
+    return Collection(Limits(**merged), lambda: ArtifactId(f"id-{next(numbers)}"))
+
+
+def encoded(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def show(into: Collection, data: Any = None, display_id: str | None = None) -> dict[str, Any]:
+    return into.show({"image/png": encoded(PNG)} if data is None else data, display_id)[0]
+
+
+def add(into: Collection, path: object, data: bytes) -> Artifact | None:
+    return into.add_piece({"path": path, "bytes": len(data), "offset": 0}, (data,))
+
+
+def test_a_figure_becomes_an_artifact_and_leaves_its_name() -> None:
+    run = collection()
+    shown, artifacts = run.show({"text/plain": "<Figure>", "image/png": encoded(PNG)}, None)
+    assert shown == {"text/plain": "<Figure>", "image": "figure-1.png"}
+    (artifact,) = artifacts
+    assert artifact.data == PNG
+    ref = artifact.ref
+    assert (ref.kind, ref.name, ref.content_type) == (ArtifactKind.IMAGE, "figure-1.png", "image/png")
+    assert run.images() == {"figure-1.png": ref}
+    assert run.results() == (shown,)
+
+
+def test_figures_are_numbered_in_order_and_from_one_again_after_a_clear() -> None:
+    run = collection()
+    assert [show(run)["image"], show(run)["image"]] == ["figure-1.png", "figure-2.png"]
+    run.clear()
+    assert show(run)["image"] == "figure-1.png"
+    assert list(run.images()) == ["figure-1.png"]
+
+
+def test_an_updated_figure_keeps_its_number_everywhere_it_is_shown() -> None:
+    run = collection()
+    show(run, display_id="d")
+    show(run)
+    show(run, {"text/plain": "same"}, display_id="d")
+    shown, artifacts = run.update({"image/gif": encoded(GIF)}, "d")
+    assert shown == {"image": "figure-1.gif"}
+    assert run.results() == (shown, {"image": "figure-2.png"}, shown)
+    assert run.images() == {"figure-1.gif": artifacts[0].ref, "figure-2.png": run.images()["figure-2.png"]}
+
+
+def test_an_update_of_what_is_not_shown_is_nothing() -> None:
+    run = collection()
+    show(run, {"text/plain": "x"}, display_id="d")
+    assert run.update({"text/plain": "y"}, "other") == ({}, [])
+    run.clear()
+    assert run.update({"text/plain": "y"}, "d") == ({}, [])
+
+
+def test_an_svg_comes_as_text_and_is_a_figure() -> None:
+    assert show(collection(), {"image/svg+xml": "<svg/>"}) == {"image": "figure-1.svg"}
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("not base64!", "it is not what it says it is"),
+        (encoded(b"<html>"), "it is not what it says it is"),
+        (encoded(b"\x89PNG\r\n\x1a\n"), "it is not what it says it is"),
+        (None, "it is not what it says it is"),
+        (encoded(png(100, 100)), "it has too many pixels"),
+        (encoded(PNG + b"x" * 200), "it is over the size limit"),
+    ],
+)
+def test_a_figure_that_breaks_a_rule_is_dropped_and_why_is_said(value: object, why: str) -> None:
+    run = collection()
+    assert show(run, {"image/png": value, "text/plain": "alt"}) == {"text/plain": "alt"}
+    assert run.images() == {}
+    assert run.notices() == [f"a figure was dropped: {why}"]
+    assert "images" in run.dropped()
+
+
+def test_what_a_picture_is_decides_its_ending() -> None:
+    assert show(collection(), {"image/png": encoded(GIF)}) == {"image": "figure-1.gif"}
+
+
+def test_no_more_images_than_allowed_are_kept_figures_and_files_together() -> None:
+    run = collection()
+    show(run)
+    assert add(run, "a.png", PNG) is not None
+    show(run)
+    assert show(run) == {}
+    assert add(run, "b.png", PNG) is None
+    assert list(run.images()) == ["figure-1.png", "figure-2.png", "a.png"]
+    assert run.dropped()["images"] > len(PNG)
+
+
+def test_replacing_one_figure_for_ever_does_not_store_for_ever() -> None:
+    run = collection()
+    show(run, display_id="d")
+    made = sum(len(run.update({"image/png": encoded(PNG)}, "d")[1]) for _ in range(1000))
+    assert made < 10 * LIMITS.image_count
+
+
+def test_results_share_the_output_limit_and_plain_text_is_cut_to_fit() -> None:
+    run = collection()
+    assert show(run, {"text/html": "h" * 60}) == {"text/html": "h" * 60}
+    assert show(run, {"text/html": "h" * 60, "text/plain": "p" * 60}) == {"text/plain": "p" * 40}
+    assert run.dropped() == {"results": 80}
+    assert run.notices() == [
+        "a result of type text/html was dropped: it is over the size limit",
+        "a result of type text/plain was dropped: it is over the size limit",
+    ]
+
+
+def test_notices_are_few_and_count_the_rest() -> None:
+    run = collection(file_count=0)
+    for number in range(10):
+        add(run, f"f{number}", b"x")
+    assert len(run.notices()) == 4
+    assert run.notices()[-1] == "7 more files were dropped"
+
+
+def test_a_file_comes_together_from_its_pieces() -> None:
+    run = collection()
+    pieces = [run.add_piece({"path": "d/t.csv", "bytes": 5, "offset": o}, (d,)) for o, d in ((0, b"12"), (2, b"345"))]
+    assert pieces[0] is None
+    assert pieces[1] is not None
+    assert pieces[1].data == b"12345"
+    assert run.files()["d/t.csv"].content_type == "text/csv"
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        {"path": "other", "bytes": 5, "offset": 2},
+        {"path": "f", "bytes": 5, "offset": 3},
+        {"path": "f", "bytes": 5, "offset": None},
+        {"path": "f", "bytes": "5", "offset": 2},
+        {"path": "f", "bytes": 10**9, "offset": 2},
+        {"path": "../f", "bytes": 5, "offset": 2},
+    ],
+)
+def test_a_piece_that_does_not_fit_is_no_file(second: dict[str, object]) -> None:
+    run = collection()
+    run.add_piece({"path": "f", "bytes": 5, "offset": 0}, (b"12",))
+    assert run.add_piece(second, (b"345",)) is None
+    assert run.files() == {}
+
+
+def test_a_piece_longer_than_the_file_is_cut() -> None:
+    artifact = collection().add_piece({"path": "f", "bytes": 3, "offset": 0}, (b"12345",))
+    assert artifact is not None
+    assert artifact.data == b"123"
+
+
+def test_an_empty_file_is_a_file() -> None:
+    run = collection()
+    assert add(run, "empty", b"") is not None
+    assert run.files()["empty"].size_bytes == 0
+
+
+def test_a_file_is_an_image_when_its_name_and_its_bytes_say_so() -> None:
+    run = collection()
+    add(run, "real.png", PNG)
+    add(run, "fake.png", b"<script>")
+    add(run, "hidden.txt", GIF)
+    assert list(run.images()) == ["real.png"]
+    assert {name: ref.content_type for name, ref in run.files().items()} == {
+        "fake.png": "image/png",
+        "hidden.txt": "text/plain",
+    }
+
+
+def test_a_file_with_a_figures_name_does_not_replace_it() -> None:
+    run = collection()
+    show(run)
+    add(run, "figure-1.png", GIF)
+    assert list(run.images()) == ["figure-1.png", "./figure-1.png"]
+
+
+def test_files_that_were_not_sent_are_named() -> None:
+    run = collection()
+    run.skip(
+        [
+            {"path": "big.bin", "bytes": 900, "why": "bytes"},
+            {"path": "x.png", "bytes": 5, "why": "count"},
+            {"path": "../../etc", "bytes": "many", "why": ["odd"]},
+        ]
+    )
+    assert run.dropped() == {"files": 900, "images": 5}
+    assert run.notices() == [
+        "big.bin was dropped: it is over the size limit",
+        "x.png was dropped: there are too many",
+        "a file was dropped: it could not be read",
+    ]
