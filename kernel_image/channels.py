@@ -26,7 +26,7 @@ _DELIMITER = b"<IDS|MSG>"
 _PORTS = {"shell": 1, "iopub": 2, "stdin": 3, "control": 4, "hb": 5}
 _SOCKET_TYPES = {"shell": zmq.DEALER, "control": zmq.DEALER, "stdin": zmq.DEALER, "iopub": zmq.SUB}
 _PARTS = 4
-_RECEIVE_QUEUE_MESSAGES = 32
+_RECEIVE_QUEUE_MESSAGES = 8
 _RECONNECT_MS = 5
 
 Listener = Callable[[str, list[bytes]], None]

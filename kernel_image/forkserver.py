@@ -43,8 +43,8 @@ The largest there is; see proc(5), /proc/pid/oom_score_adj.
 """
 
 
-SEND_QUEUE_MESSAGES = 32
-"""How much the kernel may publish before it waits; some messages have 10 MB. See ZMQ_SNDHWM in zmq_setsockopt(3)."""
+SEND_QUEUE_MESSAGES = 8
+"""How much the kernel may publish before it waits; some messages have 16 MB. See ZMQ_SNDHWM in zmq_setsockopt(3)."""
 
 
 def _preload(modules: list[str]) -> dict[str, str]:
