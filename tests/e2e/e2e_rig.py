@@ -1,0 +1,164 @@
+"""A gateway without its HTTP face: a Service on real containers and a real PostgreSQL, shared by a module's tests.
+
+`settled` runs around every test: afterwards another run works, and nothing that the test has used is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from docker.api.client import APIClient
+from sqlalchemy import create_engine, text
+from store_fixtures import execute, with_database
+
+from gateway.clock import SystemClock
+from gateway.handlers.supervisor import SupervisorSwitchboard
+from gateway.store.postgres import PostgresStore
+from sessions.model import ANONYMOUS, EngineSettings, GatewayId, Limits, Result, RunRequest, RunStatus
+from sessions.pool import PoolSettings
+from sessions.provisioners.container import GATEWAY_LABEL
+from sessions.provisioners.default_packages import DEFAULT_PRELOAD
+from sessions.provisioners.docker import DockerProvisioner
+from sessions.service import Service
+
+WARM = 3
+MAX_CONTAINERS = 6
+SETTLE_TIMEOUT_S = 30.0
+DESCRIPTOR_SLACK = 12
+"""Docker's and PostgreSQL's client pools open connections when they need them; leaks add up beyond this."""
+
+LIMITS = Limits(timeout_s=20.0, memory_bytes=512 << 20, disk_bytes=64 << 20)
+
+
+@dataclass
+class Rig:
+    """The gateway of one module. `quiet_descriptors` is how many files are open when nothing runs."""
+
+    service: Service
+    docker: APIClient
+    database_url: str
+    socket_root: Path
+    gateway_id: GatewayId
+    quiet_descriptors: int = 0
+    quiet_tasks: int = 0
+
+    async def run(self, code: str, *, timeout_s: float = 20.0, variables: Mapping[str, Any] | None = None) -> Result:
+        """Run code as any caller would. What comes back is what was committed."""
+        result = await self.service.run(RunRequest(ANONYMOUS, code, "python", variables or {}, timeout_s))
+        assert await asyncio.to_thread(self.stored_status, result.run_id) == result.status
+        return result
+
+    def stored_status(self, run_id: str) -> str:
+        """The run's status in the database; its events must be whole and end with it, once."""
+        engine = create_engine(self.database_url)
+        try:
+            with engine.connect() as connection:
+                status: str = connection.execute(
+                    text("SELECT status FROM runs WHERE run_id = :id"), {"id": run_id}
+                ).scalar_one()
+                events = connection.execute(
+                    text("SELECT seq, type FROM events WHERE run_id = :id ORDER BY seq"), {"id": run_id}
+                ).all()
+        finally:
+            engine.dispose()
+        assert [seq for seq, _ in events] == list(range(1, len(events) + 1))
+        assert [type_ for _, type_ in events].count("end") == 1
+        assert events[-1][1] == "end"
+        return status
+
+    def containers(self) -> list[Mapping[str, Any]]:
+        """This gateway's containers, dead ones included."""
+        filters = {"label": f"{GATEWAY_LABEL}={self.gateway_id}"}
+        found: list[Mapping[str, Any]] = self.docker.containers(all=True, filters=filters)
+        return found
+
+    def differences(self) -> list[str]:
+        """What is not as it is when nothing runs."""
+        supply = self.service._supply
+        counts = {
+            "warm kernels": (supply.warm(), WARM, WARM),
+            "kernels": (len(supply._kernels), WARM, WARM),
+            "containers": (len(self.containers()), WARM, WARM),
+            "socket directories": (len(list(self.socket_root.iterdir())), WARM, WARM),
+            "tasks": (len(asyncio.all_tasks()), 0, self.quiet_tasks or 1000),
+            "descriptors": (open_descriptors(), 0, self.quiet_descriptors + DESCRIPTOR_SLACK),
+        }
+        return [f"{found} {name}" for name, (found, least, most) in counts.items() if not least <= found <= most]
+
+    async def settle(self) -> None:
+        """Wait until nothing of earlier runs is left and the pool is full again."""
+        differences = self.differences()
+        try:
+            async with asyncio.timeout(SETTLE_TIMEOUT_S):
+                while differences := self.differences():
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            pytest.fail(f"left behind: {', '.join(differences)}")
+
+
+def open_descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+@pytest.fixture(scope="module")
+def module_database_url(postgres_server: str, migrated_template: str) -> Iterator[str]:
+    name = f"e2e_{uuid.uuid4().hex}"
+    execute(postgres_server, f"CREATE DATABASE {name} TEMPLATE {migrated_template} STRATEGY file_copy")
+    yield with_database(postgres_server, name)
+    execute(postgres_server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def rig(
+    docker_client: APIClient,
+    kernel_image: str,
+    module_database_url: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[Rig]:
+    root = tmp_path_factory.getbasetemp().parent / uuid.uuid4().hex[:8]
+    gateway_id = GatewayId(uuid.uuid4().hex)
+    provisioner = DockerProvisioner(gateway_id, EngineSettings(name="docker", kernel_image=kernel_image))
+    store = PostgresStore(module_database_url)
+    service = Service(
+        store=store,
+        provisioner=provisioner,
+        switchboard=SupervisorSwitchboard(root),
+        gateway_id=gateway_id,
+        limits=LIMITS,
+        pool=PoolSettings(WARM, MAX_CONTAINERS),
+        languages={"python": "python3"},
+        preload=DEFAULT_PRELOAD,
+        clock=SystemClock(),
+    )
+    await service.start()
+    rig = Rig(service, docker_client, module_database_url, root, gateway_id)
+    try:
+        rig.quiet_descriptors = 1 << 20
+        await asyncio.gather(*(rig.run("print(1)") for _ in range(3)))
+        await rig.settle()
+        rig.quiet_descriptors, rig.quiet_tasks = open_descriptors(), len(asyncio.all_tasks())
+        yield rig
+    finally:
+        await service.drain(5)
+        await service.close()
+        await provisioner.close()
+        await store.close()
+    assert rig.containers() == []
+    assert list(root.iterdir()) == []
+    root.rmdir()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def settled(rig: Rig) -> AsyncIterator[None]:
+    """Ask for this around a test that attacks: another run must work afterwards, and nothing may be left."""
+    yield
+    after = await rig.run("print('still here')")
+    assert (after.status, after.output) == (RunStatus.OK, "still here\n")
+    await rig.settle()
