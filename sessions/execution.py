@@ -304,6 +304,8 @@ class Execution:
         text = "\n".join(
             strip_ansi(well_formed(line)) for line in lines[:_MAX_TRACEBACK_LINES] if isinstance(line, str)
         )
+        if not text.strip():  # IPython writes the traceback of an ExceptionGroup to stderr, and sends an empty one
+            text = strip_ansi(well_formed(f"{name}: {value}"))
         kept = self._charge_error(text)
         return ExceptionInfo(
             name=cut_utf8(strip_ansi(well_formed(name)), 256),
