@@ -81,7 +81,7 @@ class KernelChannels:
         socket.send_multipart([_DELIMITER, self._sign(parts[:_PARTS]), *parts], copy=True)
         # Sending may have used up the signal of what has arrived meanwhile (ZMQ_FD in zmq_getsockopt(3)): the stream
         # would wait for another one, and the other end sees no need to give it.
-        if socket.get(zmq.EVENTS) & zmq.POLLIN:
+        if int(socket.get(zmq.EVENTS)) & zmq.POLLIN:
             asyncio.get_running_loop().call_soon(self._take_arrived, channel)
 
     def request(self, channel: str, msg_type: str, content: dict[str, Any]) -> str:

@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jupyter_client.kernelspec import KernelSpecManager
-
 from kernel_image import accounting
 
 FORKED_KERNEL = "python3"
@@ -161,6 +159,9 @@ def spawn_kernel(kernel_name: str, connection_file: Path, environment: dict[str,
 
     Raises `jupyter_client.kernelspec.NoSuchKernel`, or OSError when its program cannot be started.
     """
+    # Imported here, since it takes as long as everything else in the supervisor together.
+    from jupyter_client.kernelspec import KernelSpecManager  # noqa: PLC0415
+
     spec = KernelSpecManager().get_kernel_spec(kernel_name)
     values = {"{connection_file}": str(connection_file), "{resource_dir}": spec.resource_dir}
     argv = list(spec.argv)

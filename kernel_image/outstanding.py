@@ -17,14 +17,13 @@ from kernel_image import protocol
 from kernel_image.accounting import Meter, Meterage
 from kernel_image.artifacts import Found, WorkingDirectory
 from kernel_image.relay import Relay
-from kernel_image.streams import TAIL_METADATA
-from kernel_image.tail import STREAMS
+from kernel_image.tail import SENT_METADATA, STREAMS
 
 _REMEMBERED = 256
 _SAMPLE_S = 0.2
+_CHUNK_BYTES = 1 << 20
 _MAX_STATUS_BYTES = 64 << 10
 _END_BYTES = 1 << 20
-_CHUNK_BYTES = 1 << 20
 _JSON_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
 
 
@@ -78,12 +77,16 @@ class OutstandingRequests:
         if msg_id in self._outstanding or msg_id in self.finished:
             return False
         request = _Request(msg_id, parts[0], wants_artifacts=options.get("artifacts", True))
-        if not self._outstanding:
-            request.meterage = Meterage.start(self._meter.read())
         self._outstanding[msg_id] = request
-        if self._sampler is None:
-            self._schedule_sample()
         return True
+
+    def measure(self) -> None:
+        """Begin to measure the oldest request, unless that has begun: its turn has come."""
+        request = self._outstanding.get(self.running or "")
+        if request is not None and request.meterage is None:
+            request.meterage = Meterage.start(self._meter.read())
+            if self._sampler is None:
+                self._schedule_sample()
 
     def relay(self, channel: str, parts: list[bytes], tail_sent: dict[str, int]) -> None:
         """Pass a kernel's message on, within bounds; `tail_sent` learns how much of each stream is out."""
@@ -95,7 +98,7 @@ class OutstandingRequests:
         request = self._outstanding.get(parent)
         if msg_type == "stream" and parts[2] != b"{}":
             with suppress(*_JSON_ERRORS):
-                stream, sent_bytes = json.loads(parts[2])[TAIL_METADATA]
+                stream, sent_bytes = json.loads(parts[2])[SENT_METADATA]
                 if stream in STREAMS:
                     tail_sent[stream] = max(0, int(sent_bytes))
         self._put(channel, parts, msg_type, request)
@@ -181,9 +184,7 @@ class OutstandingRequests:
         usage = self._usage(request)
         del self._outstanding[request.msg_id]
         self.finished.append(request.msg_id)
-        following = self._outstanding.get(self.running or "")
-        if following is not None and following.meterage is None:
-            following.meterage = Meterage.start(self._meter.read())
+        self.measure()
         self._put_gap(request)
         found, complete = self._files.changes() if request.wants_artifacts else ([], True)
         if not found:

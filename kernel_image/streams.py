@@ -24,12 +24,9 @@ from kernel_image import tail
 TAIL_VARIABLE = "CELLBLOCK_TAIL"
 """Environment variable with the path of the tail's file; taken out as the kernel starts."""
 
-TAIL_METADATA = "cellblock_sent"
+_READ_BYTES = 65_536
 _WRITE_AHEAD_CHARACTERS = 1 << 19
 """How much may be written before it is sent: a loop writes a gigabyte in the time that the thread waits to send."""
-"""Metadata field of `stream` messages: the stream's name, and how many of its bytes are out once this message is."""
-
-_READ_BYTES = 65_536
 
 
 def _available_bytes(descriptor: int) -> int:
@@ -42,24 +39,24 @@ class KernelStream(OutStream):  # type: ignore[misc]
     """One of the kernel's two output streams. Its own state: the tail, the sent count and the pipe's decoder."""
 
     def __init__(self, session: Any, pub_thread: Any, name: str, **options: Any) -> None:
-        self._unsent_characters = 0
         path = os.environ.get(TAIL_VARIABLE)
         self._tail = tail.Tail(Path(path), name) if path else None
         self._sent_bytes = 0
+        self._unsent_characters = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._pipe_lock = threading.RLock()
         super().__init__(session, pub_thread, name, **options)
 
     def write(self, string: object) -> int | None:
         """Write, and copy to the tail unless this is a forked child (whose output the parent's pipe brings)."""
+        if self._tail is not None and isinstance(string, str) and self._is_master_process():
+            self._tail.write(tail.encode(string))
+        count: int | None = super().write(string)
         if isinstance(string, str):
             self._unsent_characters += len(string)
         if self._unsent_characters > _WRITE_AHEAD_CHARACTERS:
             self._unsent_characters = 0
             self.flush()
-        if self._tail is not None and isinstance(string, str) and self._is_master_process():
-            self._tail.write(tail.encode(string))
-        count: int | None = super().write(string)
         return count
 
     def flush(self) -> None:
@@ -86,7 +83,7 @@ class KernelStream(OutStream):  # type: ignore[misc]
                 "stream",
                 {"name": self.name, "text": text.encode("utf-8", "replace").decode()},
                 parent=parent,
-                metadata={TAIL_METADATA: [self.name, self._sent_bytes]},
+                metadata={tail.SENT_METADATA: [self.name, self._sent_bytes]},
             )
             for hook in self._hooks:
                 message = hook(message)

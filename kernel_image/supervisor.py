@@ -26,6 +26,9 @@ from kernel_image.relay import Relay
 _NUDGE_S = 0.2
 _START_TIMEOUT_S = 60.0
 _START_ATTEMPTS = 3
+_WARM_UP_CODE = {kernel_process.FORKED_KERNEL: "print()"}
+"""Run silently, its output dropped, before a kernel counts as ready: what is done the first time takes longer."""
+
 _DRAIN_PAUSE_S = 0.004
 _DRAIN_QUIET_ROUNDS = 3
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_MAX_THREADS")
@@ -131,6 +134,7 @@ class Supervisor:
                 continue
             if await self._becomes_ready(ended):
                 failures = 0
+                self._tail_sent.update(tail.written_bytes(self._tail_path))
                 self._ready.set()
                 self._set_state("idle")
             else:
@@ -185,7 +189,8 @@ class Supervisor:
             self._channels.request("shell", "kernel_info_request", {})
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wait_until_heard({"kernel_info_reply", "iopub"}), _NUDGE_S)
-        content = {"code": "", "silent": True, "store_history": False, "user_expressions": {}, "allow_stdin": False}
+        code = _WARM_UP_CODE.get(self._settings.kernel_name, "")
+        content = {"code": code, "silent": True, "store_history": False, "user_expressions": {}, "allow_stdin": False}
         warm_up = self._channels.request("shell", "execute_request", content)
         await self._wait_until_heard({"execute_reply", f"idle after {warm_up}"})
 

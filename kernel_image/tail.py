@@ -17,6 +17,10 @@ RING_BYTES = 256 << 10
 """How much of the end of each stream is kept."""
 
 STREAMS = ("stdout", "stderr")
+
+SENT_METADATA = "cellblock_sent"
+"""Metadata field of `stream` messages: the stream's name, and how many of its bytes are out once this message is."""
+
 _TOTAL = struct.Struct("<Q")
 _REGION_BYTES = _TOTAL.size + RING_BYTES
 
@@ -78,7 +82,8 @@ class Tail:
     def after(self, seen_bytes: int) -> tuple[bytes, int]:
         """What was written behind the first `seen_bytes`, and how many bytes of that have already fallen out.
 
-        The writer may be hostile: any total it left there gives an answer of at most `RING_BYTES`.
+        The writer may be hostile: any total it left there gives an answer of at most `RING_BYTES`, and the file is read
+        here, not the mapping, whose pages may have been taken away.
         """
         region = os.pread(self._descriptor, _REGION_BYTES, self._start).ljust(_REGION_BYTES, b"\0")
         total: int = _TOTAL.unpack_from(region)[0]

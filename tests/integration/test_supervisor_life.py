@@ -144,7 +144,7 @@ async def test_an_interrupt_that_is_obeyed_leaves_the_variables(kernel: Supervis
 
 
 async def test_an_interrupt_ends_the_child_process_that_the_code_waits_for(kernel: Supervised) -> None:
-    msg_id = kernel.send("import subprocess\nprint('begun', flush=True)\nsubprocess.run(['sleep', '60'])")
+    msg_id = kernel.send("import subprocess\nsubprocess.run(['sh', '-c', 'echo begun; exec sleep 60'])")
     await kernel.printed("begun")
     kernel.interrupt(msg_id)
     assert (await kernel.end_of(msg_id)).reply()["ename"] == "KeyboardInterrupt"
