@@ -152,8 +152,8 @@ class Service:
     async def run(self, request: RunRequest) -> Result:
         """Run code in a fresh kernel and return its answer, which is committed then.
 
-        Raises InvalidRequest, UnsupportedLanguage; TooManyRequests; Unavailable and its kinds, which mean that nothing was run unless
-        they say so. A caller that is cancelled does not stop the run.
+        Raises InvalidRequest, UnsupportedLanguage, TooManyRequests, and Unavailable in its kinds, which mean that
+        nothing was run unless they say so. A caller that is cancelled does not stop the run.
         """
         if self._draining:
             raise Draining
