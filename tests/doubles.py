@@ -71,10 +71,9 @@ def message_frame(
     return protocol.number_frame(seq, frame)
 
 
-def hello(kernel_id: str, credential: str, **fields: Any) -> str:
-    """The hello of an honest supervisor, with `fields` changed."""
-    honest = {"protocol": protocol.PROTOCOL_VERSION, "kernel_id": kernel_id, "credential": credential, "boot_id": "b1"}
-    return protocol.encode_control(protocol.HELLO, **{**honest, **fields})
+def hello(**fields: Any) -> str:
+    """The hello of an honest supervisor, once `fields` say who it is."""
+    return protocol.encode_control(protocol.HELLO, **{"protocol": protocol.PROTOCOL_VERSION, "boot_id": "b1", **fields})
 
 
 class MemoryEngine:
@@ -147,7 +146,7 @@ class MemoryEngine:
         link = RecordingLink()
         listener = self.ports[kernel_id](link)
         self.dialled[kernel_id] = (listener, link)
-        listener.on_text(hello(kernel_id, self.specs[kernel_id].credential))
+        listener.on_text(hello(kernel_id=kernel_id, credential=self.specs[kernel_id].credential))
         self.say(kernel_id, protocol.STATE, state="idle")
 
     def say(self, kernel_id: KernelId, op: str, **fields: Any) -> None:

@@ -1,4 +1,4 @@
-"""Results, figures and files of a run: numbered as they stand, within their limits, and honest about what is missing."""
+"""Results, figures and files of a run: numbered as they stand, within limits, and honest about what is missing."""
 
 from __future__ import annotations
 

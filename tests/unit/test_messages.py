@@ -121,3 +121,20 @@ def test_text_is_an_object_or_a_violation(data: bytes | str) -> None:
         assert isinstance(decode_object(data), dict)
     except ProtocolViolation as error:
         assert str(error).endswith(".")  # noqa: PT017 - the other outcome is allowed too
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("value", ["[],", "{},", "1,", '"",', '["a"],'])
+def test_a_message_of_too_many_values_is_counted_and_not_decoded(value: str) -> None:
+    content = f'{{"x": [{value * 200_000}0]}}'.encode()
+    parts = [b'{"msg_type": "stream"}', b'{"msg_id": "p"}', b"{}", content]
+    assert decode(encode_message("iopub", parts)) == Message("iopub", "stream", "p", {}, (), dropped_bytes=len(content))
+    with pytest.raises(ProtocolViolation):
+        decode_object(content)
+
+
+@pytest.mark.parametrize("text", ["x" * 1_000_000, "[{," * 300_000, '",[' * 200_000, "\\" * 300_000])
+def test_a_long_text_is_decoded_whatever_is_in_it(text: str) -> None:
+    message = decode(frame("iopub", {"msg_type": "stream"}, PARENT, {"text": text}))
+    assert message is not None
+    assert message.content == {"text": text}

@@ -1,0 +1,467 @@
+"""The conversation with a supervisor, over a link that remembers all: greeting, frames, acknowledgement, ends."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from doubles import ManualClock, RecordingLink, hello, message_frame
+
+import sessions.greeting
+import sessions.kernel
+from kernel_image import protocol
+from sessions.errors import KernelLost
+from sessions.greeting import Greeting
+from sessions.kernel import Cause, Died, Done, Kernel, KernelState
+from sessions.messages import Message
+from sessions.model import KernelId, Usage
+
+CREDENTIAL = "s3cret"
+
+
+@dataclass
+class Heard:
+    """A request listener that remembers; the test says what it has not committed yet."""
+
+    uncommitted_seq: int | None = None
+    messages: list[tuple[int, Message]] = field(default_factory=list)
+    gaps: list[int] = field(default_factory=list)
+    ends: list[Done | Died] = field(default_factory=list)
+
+    def on_message(self, seq: int, message: Message) -> None:
+        self.messages.append((seq, message))
+
+    def on_gap(self, dropped_bytes: int) -> None:
+        self.gaps.append(dropped_bytes)
+
+    def on_done(self, done: Done) -> None:
+        self.ends.append(done)
+
+    def on_died(self, died: Died) -> None:
+        self.ends.append(died)
+
+
+class Line:
+    """A kernel, and the supervisor at the other end of the line. `seq` is the last frame the supervisor numbered."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.kernel = Kernel(KernelId("k1"), "python3", CREDENTIAL, self.clock)
+        self.seq = 0
+        self.dial()
+
+    def dial(self) -> None:
+        self.link = RecordingLink()
+        self.greeting = Greeting(self.kernel, self.link)
+
+    def greet(self, **fields: Any) -> None:
+        self.greeting.on_text(hello(**{"kernel_id": "k1", "credential": CREDENTIAL, **fields}))
+
+    def say(self, op: str, **fields: Any) -> None:
+        self.seq += 1
+        self.greeting.on_text(protocol.encode_control(op, seq=self.seq, **fields))
+
+    def publish(self, parent_id: str, msg_type: str = "stream", **content: Any) -> None:
+        self.seq += 1
+        self.greeting.on_binary(message_frame(self.seq, msg_type, parent_id, content))
+
+    def ready(self) -> Line:
+        self.greet()
+        self.say("state", state="idle")
+        return self
+
+
+@pytest.fixture
+async def line() -> Line:
+    return Line()
+
+
+# --- greeting ---------------------------------------------------------------------------------------------------------
+
+
+async def test_the_right_credential_is_welcomed(line: Line) -> None:
+    line.greet(limits={"pids": 5})
+    assert line.link.controls == [{"op": "welcome", "acknowledged": 0}]
+    assert line.kernel.limits_seen == {"pids": 5}
+    assert not line.kernel.is_ready()
+    line.say("state", state="idle")
+    assert line.kernel.is_ready()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"credential": "guessed"},
+        {"credential": ""},
+        {"credential": None},
+        {"credential": "\ud800"},
+        {"credential": ["s3cret"]},
+        {"kernel_id": "k2"},
+        {"boot_id": None},
+        {"protocol": 2},
+        {"op": "state"},
+    ],
+)
+async def test_anything_else_is_refused_and_hears_nothing(line: Line, fields: dict[str, Any]) -> None:
+    line.greet(**fields) if "op" not in fields else line.greeting.on_text('{"op": "state", "state": "idle", "seq": 1}')
+    assert [control["op"] for control in line.link.controls] == ["refused"]
+    assert line.link.closed is not None
+    line.say("state", state="idle")
+    line.greeting.on_binary(message_frame(1, "stream", "p"))
+    assert line.kernel.state is KernelState.STARTING
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"op": 5}', "[" * 60_000, '{"op": "hello"}', " " * 70_000])
+async def test_a_first_message_that_is_no_hello_is_refused(line: Line, text: str) -> None:
+    line.greeting.on_text(text)
+    assert line.link.closed is not None
+    assert line.kernel.state is KernelState.STARTING
+
+
+async def test_a_jupyter_message_before_the_hello_is_refused(line: Line) -> None:
+    line.greeting.on_binary(message_frame(1, "stream", "p"))
+    assert line.link.closed is not None
+    line.greet()
+    assert line.link.sent("welcome") == []
+
+
+async def test_whoever_says_nothing_is_hung_up_on(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions.greeting, "_HELLO_TIMEOUT_S", 0.01)
+    line.dial()
+    async with asyncio.timeout(5):
+        while line.link.closed is None:
+            await asyncio.sleep(0.005)
+    assert line.link.closed == "no hello in time"
+
+
+async def test_too_many_guesses_end_the_kernel(line: Line) -> None:
+    honest = line.ready().link
+    for _ in range(15):
+        line.dial()
+        line.greet(credential="guess")
+        assert line.kernel.is_ready()
+    line.dial()
+    line.greet(credential="guess")
+    assert line.kernel.state is KernelState.GONE
+    assert line.kernel.violation is not None
+    assert honest.closed is not None
+
+
+async def test_a_newer_connection_takes_the_place_of_the_older(line: Line) -> None:
+    older, listener = line.ready().link, line.greeting
+    line.dial()
+    line.greet()
+    assert older.closed is not None
+    listener.on_closed()
+    assert line.kernel.is_ready()
+
+
+async def test_a_supervisor_that_has_started_anew_is_another_one(line: Line) -> None:
+    heard = Heard()
+    line.ready().kernel.execute("x", heard)
+    line.dial()
+    line.greet(boot_id="b2")
+    assert line.kernel.state is KernelState.GONE
+    assert [end.cause for end in heard.ends if isinstance(end, Died)] == [Cause.GONE]
+
+
+# --- frames -----------------------------------------------------------------------------------------------------------
+
+
+async def test_messages_reach_the_request_they_answer_and_nobody_else(line: Line) -> None:
+    one, two = Heard(), Heard()
+    first = line.ready().kernel.execute("1", one)
+    second = line.kernel.execute("2", two)
+    assert line.link.request_ids() == [first, second]
+    line.publish(second, text="for two")
+    line.publish("somebody else's", text="for nobody")
+    line.publish(first, "comm_open")
+    line.publish(first, text="for one")
+    assert [(seq, message.content) for seq, message in one.messages] == [(5, {"text": "for one"})]
+    assert [(seq, message.content) for seq, message in two.messages] == [(2, {"text": "for two"})]
+
+
+async def test_a_request_ends_once_and_hears_nothing_after(line: Line) -> None:
+    heard = Heard()
+    msg_id = line.ready().kernel.execute("x", heard)
+    usage = {"wall_ms": 1.5, "cpu_ms": 1, "memory_peak_bytes": 7, "oom_kills": 2}
+    line.say("done", msg_id=msg_id, usage=usage, skipped=[{"path": "f"}, "odd"])
+    assert heard.ends == [Done(Usage(1.5, 1.0, 7), 2, ({"path": "f"},))]
+    line.publish(msg_id, text="late")
+    line.say("done", msg_id=msg_id, usage=usage)
+    line.say("died", cause="exited", exit_code=1)
+    assert len(heard.ends) == 1
+    assert heard.messages == []
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        [],
+        {"wall_ms": "1"},
+        {"wall_ms": True, "cpu_ms": 1, "memory_peak_bytes": 1},
+        {"wall_ms": -1, "cpu_ms": 1, "memory_peak_bytes": 1},
+        {"wall_ms": float("nan"), "cpu_ms": 1, "memory_peak_bytes": 1},
+        {"wall_ms": 1, "cpu_ms": float("inf"), "memory_peak_bytes": 1},
+        {"wall_ms": 1, "cpu_ms": 1, "memory_peak_bytes": 10**400},
+        {"wall_ms": 1, "cpu_ms": 1},
+    ],
+)
+async def test_usage_that_cannot_be_true_is_none(line: Line, usage: object) -> None:
+    heard = Heard()
+    msg_id = line.ready().kernel.execute("x", heard)
+    line.say("done", msg_id=msg_id, usage=usage, skipped={"not": "a list"})
+    assert heard.ends == [Done(None, 0, ())]
+
+
+async def test_a_death_ends_every_request_and_tells_which_had_not_begun(line: Line) -> None:
+    one, two = Heard(), Heard()
+    first = line.ready().kernel.execute("1", one)
+    second = line.kernel.execute("2", two)
+    line.say("died", msg_id=first, never_run=[second], cause="signal", exit_code=None, signal=9, usage=None)
+    assert one.ends == [Died(Cause.SIGNAL, None, 9, None, ())]
+    assert two.ends == [Died(Cause.SIGNAL, None, 9, None, (), ran=False)]
+    assert line.kernel.deaths == 1
+
+
+async def test_after_a_death_nothing_is_sent_until_the_next_kernel_answers(line: Line) -> None:
+    line.ready().say("died", cause="exited", exit_code=0)
+    assert not line.kernel.is_ready()
+    with pytest.raises(KernelLost):
+        line.kernel.execute("x", Heard())
+    assert line.link.binary == []
+    line.say("state", state="starting")
+    line.say("state", state="idle")
+    assert line.kernel.execute("x", Heard()) in line.link.request_ids()
+
+
+@pytest.mark.parametrize("fields", [{}, {"cause": ["x"]}, {"never_run": 7}, {"exit_code": "4", "signal": 1.5}])
+async def test_a_death_told_badly_is_still_a_death(line: Line, fields: dict[str, Any]) -> None:
+    heard = Heard()
+    line.ready().kernel.execute("x", heard)
+    line.say("died", **fields)
+    assert heard.ends == [Died(Cause.EXITED, None, None, None, ())]
+
+
+async def test_a_gap_reaches_the_request_it_names_or_else_all(line: Line) -> None:
+    one, two = Heard(), Heard()
+    first = line.ready().kernel.execute("1", one)
+    line.kernel.execute("2", two)
+    line.say("gap", msg_id=first, dropped_bytes=5)
+    line.say("gap", msg_id=None, dropped_bytes=7)
+    for odd in (-1, 0, True, "9", 1 << 60, None):
+        line.say("gap", msg_id=None, dropped_bytes=odd)
+    line.say("gap", msg_id="unknown", dropped_bytes=9)
+    assert (one.gaps, two.gaps) == ([5, 7], [7])
+
+
+async def test_a_frame_that_comes_again_is_taken_once(line: Line) -> None:
+    heard = Heard()
+    msg_id = line.ready().kernel.execute("x", heard)
+    frame = message_frame(2, "stream", msg_id, {"text": "once"})
+    for _ in range(3):
+        line.greeting.on_binary(frame)
+    line.greeting.on_text(protocol.encode_control("state", seq=2, state="dead"))
+    assert len(heard.messages) == 1
+    assert line.kernel.is_ready()
+
+
+@pytest.mark.parametrize("frame", [b"", b"1234567", protocol.number_frame(2, b"junk"), message_frame(3, "stream", "p")])
+async def test_a_frame_that_breaks_the_protocol_ends_the_kernel(line: Line, frame: bytes) -> None:
+    heard = Heard()
+    line.ready().kernel.execute("x", heard)
+    line.greeting.on_binary(frame)
+    assert line.kernel.state is KernelState.GONE
+    assert line.kernel.violation is not None
+    assert line.link.closed is not None
+    assert len(heard.ends) == 1
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, '{"seq": 3, "op": "state"}', '{"seq": ' + "9" * 5000 + "}"])
+async def test_a_control_message_that_is_none_ends_the_kernel(line: Line, text: str) -> None:
+    line.ready().greeting.on_text(text)
+    assert line.kernel.state is KernelState.GONE
+
+
+@pytest.mark.parametrize("fields", [{}, {"seq": "2"}, {"seq": True}, {"seq": 2.0}, {"seq": None}])
+async def test_a_control_message_without_a_number_says_nothing(line: Line, fields: dict[str, Any]) -> None:
+    line.ready().greeting.on_text(protocol.encode_control("state", **{"state": "dead", **fields}))
+    assert line.kernel.is_ready()
+
+
+async def test_an_overlong_control_message_is_refused(line: Line) -> None:
+    line.ready().greeting.on_text('{"x": "' + "y" * (1 << 20) + '"}')
+    assert line.link.closed is not None
+
+
+async def test_a_kernel_given_up_takes_no_more_frames(line: Line) -> None:
+    changes: list[KernelState] = []
+    line.ready().kernel.abandon("enough")
+    line.kernel.watch(lambda kernel: changes.append(kernel.state))
+    line.say("state", state="idle")
+    line.publish("p")
+    line.kernel.abandon("again")
+    assert line.kernel.state is KernelState.GONE
+    assert changes == []
+
+
+async def test_a_supervisor_whose_kernel_does_not_start_is_given_up(line: Line) -> None:
+    line.greet()
+    line.say("state", state="dead")
+    with pytest.raises(KernelLost):
+        await line.kernel.wait_ready(5)
+
+
+async def test_a_flood_gets_a_share_of_the_time_and_a_pause_forgives_it(line: Line) -> None:
+    def take_long() -> None:
+        line.clock.at_s += 0.1
+
+    pauses = [line.ready().kernel.metered(take_long) for _ in range(30)]
+    assert pauses[:10] == [0.0] * 10
+    assert 4 < pauses[-1] < 6
+    paused = line.greeting.on_text(protocol.encode_control("gap", seq=99))
+    assert line.kernel.state is KernelState.GONE  # frame 99 was not the next one: that is said at once
+    assert paused is None
+    line.clock.at_s += 100.0
+    assert line.kernel.metered(take_long) == 0.0
+
+
+async def test_the_next_frame_of_a_flood_waits(line: Line) -> None:
+    line.ready()
+    line.kernel._allowance_s = -0.01
+    started_s = asyncio.get_running_loop().time()
+    waiting = line.greeting.on_text(protocol.encode_control("unknown"))
+    assert waiting is not None
+    await waiting
+    assert asyncio.get_running_loop().time() - started_s >= 0.035
+
+
+# --- acknowledgement --------------------------------------------------------------------------------------------------
+
+
+def acknowledged(line: Line) -> int:
+    return max((control["seq"] for control in line.link.sent("ack")), default=0)
+
+
+async def test_what_needs_no_commit_is_acknowledged_now_and_then(line: Line) -> None:
+    line.ready()
+    for _ in range(62):
+        line.publish("nobody")
+    assert line.link.sent("ack") == []
+    line.publish("nobody")
+    assert line.link.sent("ack") == [{"op": "ack", "seq": 64}]
+
+
+async def test_many_bytes_are_acknowledged_at_once(line: Line) -> None:
+    line.ready().publish("nobody", text="x" * (1 << 20))
+    assert acknowledged(line) == 2
+
+
+async def test_nothing_is_acknowledged_before_it_is_committed(line: Line) -> None:
+    heard = Heard()
+    msg_id = line.ready().kernel.execute("x", heard)
+    heard.uncommitted_seq = 2
+    for _ in range(200):
+        line.publish(msg_id, text="x")
+    assert acknowledged(line) == 1
+    heard.uncommitted_seq = 100
+    line.kernel.acknowledge()
+    assert acknowledged(line) == 99
+    heard.uncommitted_seq = None
+    line.kernel.acknowledge()
+    assert acknowledged(line) == 201
+
+
+@pytest.mark.parametrize("end", ["done", "died"])
+async def test_the_end_of_a_request_is_not_acknowledged_before_it_is_committed(line: Line, end: str) -> None:
+    heard = Heard()
+    msg_id = line.ready().kernel.execute("x", heard)
+    line.publish(msg_id, text="x")
+    heard.uncommitted_seq = 2
+    line.say(end, msg_id=msg_id)
+    for _ in range(200):
+        line.publish("nobody")
+    assert acknowledged(line) == 1
+    heard.uncommitted_seq = None
+    line.kernel.acknowledge()
+    assert acknowledged(line) == 203
+
+
+async def test_the_slowest_of_several_requests_holds_the_acknowledgement(line: Line) -> None:
+    one, two = Heard(uncommitted_seq=5), Heard(uncommitted_seq=3)
+    line.ready().kernel.execute("1", one)
+    line.kernel.execute("2", two)
+    for _ in range(100):
+        line.publish("nobody")
+    assert acknowledged(line) == 2
+
+
+async def test_a_reconnected_supervisor_is_told_what_is_committed_not_what_is_taken(line: Line) -> None:
+    heard = Heard()
+    msg_id = line.ready().kernel.execute("x", heard)
+    heard.uncommitted_seq = 4
+    for _ in range(6):
+        line.publish(msg_id, text="x")
+    line.kernel.acknowledge()
+    line.greeting.on_closed()
+    assert not line.kernel.is_ready()
+    line.dial()
+    line.greet()
+    assert line.link.controls == [{"op": "welcome", "acknowledged": 3}]
+    line.seq = 3  # it sends again from there
+    for _ in range(6):
+        line.publish(msg_id, text="y")
+    assert [message.content["text"] for _, message in heard.messages] == ["x"] * 6 + ["y"] * 2
+    assert line.kernel.is_ready()
+
+
+async def test_a_supervisor_that_does_not_come_back_is_given_up(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions.kernel, "_RECONNECT_S", 0.01)
+    heard = Heard()
+    line.ready().kernel.execute("x", heard)
+    line.greeting.on_closed()
+    assert heard.ends == []
+    with pytest.raises(KernelLost):
+        line.kernel.execute("y", Heard())
+    async with asyncio.timeout(5):
+        while not heard.ends:
+            await asyncio.sleep(0.005)
+    assert heard.ends == [Died(Cause.GONE, None, None, None, ())]
+
+
+async def test_a_supervisor_that_comes_back_in_time_is_kept(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions.kernel, "_RECONNECT_S", 0.05)
+    line.ready().greeting.on_closed()
+    line.dial()
+    line.greet()
+    await asyncio.sleep(0.15)
+    assert line.kernel.is_ready()
+
+
+async def test_giving_a_kernel_up_ends_its_supervisor_and_its_requests_once(line: Line) -> None:
+    heard = Heard()
+    line.ready().kernel.execute("x", heard)
+    line.kernel.abandon("enough")
+    line.kernel.abandon("enough")
+    assert line.link.sent("shutdown") == [{"op": "shutdown"}]
+    assert line.link.closed == "enough"
+    assert len(heard.ends) == 1
+
+
+async def test_waiting_for_a_kernel_that_never_comes_ends_in_time(line: Line) -> None:
+    with pytest.raises(KernelLost, match="not ready after"):
+        await line.kernel.wait_ready(0.01)
+
+
+async def test_an_interrupt_names_the_request_and_the_grace_time(line: Line) -> None:
+    msg_id = line.ready().kernel.execute("x", Heard())
+    line.kernel.interrupt(msg_id, 2.0)
+    assert line.link.sent("interrupt") == [{"op": "interrupt", "msg_id": msg_id, "grace_s": 2.0}]
+
+
+async def test_the_kernels_state_is_in_its_representation(line: Line) -> None:
+    line.ready().kernel.execute("x", Heard())
+    assert repr(line.kernel) == "<Kernel k1 ready linked, 1 outstanding>"

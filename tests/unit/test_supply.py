@@ -1,0 +1,369 @@
+"""Where kernels come from and go to, with an engine in memory whose supervisors do what the test says."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from doubles import MemoryEngine
+
+import sessions.pool
+import sessions.supply
+from sessions.errors import Draining, EngineUnavailable, NoKernelInTime, TooManyRequests
+from sessions.kernel import Kernel
+from sessions.model import Fate, GatewayId, KernelId, Limits, Sandbox
+from sessions.pool import PoolSettings
+from sessions.supply import KernelSupply
+
+NAME = "python3"
+
+
+class RealClock:
+    monotonic = staticmethod(time.monotonic)
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+
+@pytest.fixture
+def engine() -> MemoryEngine:
+    return MemoryEngine()
+
+
+Make = Callable[..., Awaitable[KernelSupply]]
+
+
+@pytest.fixture
+async def make(engine: MemoryEngine, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
+    monkeypatch.setattr(sessions.pool, "_FIRST_BACKOFF_S", 0.01)
+    supplies: list[KernelSupply] = []
+
+    async def make(size: int = 2, most: int = 4, queue: int = 8, **options: Any) -> KernelSupply:
+        supply = KernelSupply(
+            provisioner=engine,
+            switchboard=engine,
+            gateway_id=GatewayId("g"),
+            limits=Limits(queue=queue),
+            pool=PoolSettings(size, most, refill_pause_s=0.0),
+            kernel_names=options.pop("kernel_names", {NAME: size}),
+            preload=("numpy",),
+            clock=RealClock(),
+        )
+        supplies.append(supply)
+        await supply.start()
+        return supply
+
+    yield make
+    engine.is_reachable = True
+    for supply in supplies:
+        await supply.close()
+    assert engine.sandboxes == {}
+    assert engine.ports == {}
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+def in_queue(supply: KernelSupply) -> int:
+    return len(supply._waiters[NAME])
+
+
+async def claim(supply: KernelSupply, timeout_s: float = 5.0) -> Kernel:
+    return await supply.claim(NAME, timeout_s)
+
+
+async def test_kernels_are_warm_before_anybody_asks(engine: MemoryEngine, make: Make) -> None:
+    supply = await make(size=2)
+    assert supply.reasons_not_ready() == ["The first sandbox is still being started."]
+    await until(lambda: supply.warm() == 2)
+    assert supply.reasons_not_ready() == []
+    assert len(engine.sandboxes) == 2
+    spec = next(iter(engine.specs.values()))
+    assert (spec.gateway_id, spec.kernel_name, spec.preload) == ("g", NAME, ("numpy",))
+    assert len({spec.credential for spec in engine.specs.values()}) == 2
+
+
+async def test_every_kernel_is_handed_out_once_and_replaced(engine: MemoryEngine, make: Make) -> None:
+    supply = await make(size=2, most=4)
+    used = set()
+    for _ in range(10):
+        kernel = await claim(supply)
+        assert kernel.is_ready()
+        used.add(kernel.kernel_id)
+        supply.retire(kernel)
+    assert len(used) == 10
+    await until(lambda: supply.warm() == 2 and len(engine.sandboxes) == 2)
+    assert supply.working() == 0
+    assert not used & set(engine.sandboxes)
+    assert engine.most_at_once <= 4
+
+
+async def test_retiring_twice_is_retiring_once(engine: MemoryEngine, make: Make) -> None:
+    supply = await make(size=1)
+    kernel = await claim(supply)
+    supply.retire(kernel)
+    supply.retire(kernel)
+    await until(lambda: supply.warm() == 1 and len(engine.sandboxes) == 1)
+
+
+async def test_claims_wait_in_order_for_what_comes_up(engine: MemoryEngine, make: Make) -> None:
+    supply = await make(size=0, most=1)
+    order: list[int] = []
+
+    async def work(number: int) -> None:
+        kernel = await claim(supply)
+        order.append(number)
+        supply.retire(kernel)
+
+    tasks = []
+    for number in range(5):
+        tasks.append(asyncio.ensure_future(work(number)))
+        await asyncio.sleep(0)
+    await asyncio.gather(*tasks)
+    assert order == [0, 1, 2, 3, 4]
+    assert engine.most_at_once == 1
+
+
+async def test_a_claim_does_not_overtake_those_who_wait(engine: MemoryEngine, make: Make) -> None:
+    engine.comes_up = False
+    supply = await make(size=1, most=1)
+    first = asyncio.ensure_future(claim(supply))
+    await until(lambda: len(engine.specs) == 1)
+    engine.come_up(next(iter(engine.specs)))
+    second = asyncio.ensure_future(claim(supply))
+    kernel = await first
+    assert not second.done()
+    supply.give_back(kernel)
+    assert await second is kernel
+    supply.retire(kernel)
+
+
+async def test_a_full_queue_turns_claims_away_at_once(engine: MemoryEngine, make: Make) -> None:
+    engine.comes_up = False
+    supply = await make(size=0, queue=2)
+    waiting = [asyncio.ensure_future(claim(supply)) for _ in range(2)]
+    await until(lambda: in_queue(supply) == 2)
+    with pytest.raises(TooManyRequests):
+        await claim(supply)
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
+    assert in_queue(supply) == 0
+
+
+async def test_a_claim_that_is_not_served_in_time_leaves_the_queue(engine: MemoryEngine, make: Make) -> None:
+    engine.comes_up = False
+    supply = await make(size=0)
+    with pytest.raises(NoKernelInTime):
+        await claim(supply, 0.02)
+    assert in_queue(supply) == 0
+    await until(lambda: len(engine.specs) == 1)
+    engine.come_up(next(iter(engine.specs)))
+    await until(lambda: supply.warm() == 1)
+    assert supply.working() == 0
+
+
+async def test_a_claim_cancelled_after_it_was_served_gives_the_kernel_back(make: Make) -> None:
+    supply = await make(size=1, most=1)
+    held = await claim(supply)
+    task = asyncio.ensure_future(claim(supply))
+    await until(lambda: in_queue(supply) == 1)
+    supply.give_back(held)  # serves the waiting claim, whose task has not run since
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert (supply.warm(), supply.working()) == (1, 0)
+
+
+async def test_a_warm_kernel_that_dies_is_replaced_before_anybody_meets_it(engine: MemoryEngine, make: Make) -> None:
+    supply = await make(size=1)
+    await until(lambda: supply.warm() == 1)
+    dead = next(iter(engine.sandboxes))
+    engine.say(dead, "died", cause="signal", signal=9)
+    assert supply.warm() == 0
+    kernel = await claim(supply)
+    assert kernel.kernel_id != dead
+    supply.retire(kernel)
+    await until(lambda: dead not in engine.sandboxes)
+
+
+async def test_a_warm_kernel_without_a_supervisor_is_never_handed_out(engine: MemoryEngine, make: Make) -> None:
+    supply = await make(size=1)
+    await until(lambda: supply.warm() == 1)
+    cut_off = next(iter(engine.sandboxes))
+    engine.hang_up(cut_off)
+    kernel = await claim(supply)
+    assert kernel.kernel_id != cut_off
+    supply.retire(kernel)
+
+
+async def test_a_kernel_given_back_dead_is_replaced(engine: MemoryEngine, make: Make) -> None:
+    supply = await make(size=1)
+    kernel = await claim(supply)
+    engine.hang_up(kernel.kernel_id)
+    supply.give_back(kernel)
+    await until(lambda: supply.warm() == 1)
+    assert kernel.kernel_id not in engine.sandboxes
+    assert supply.working() == 0
+
+
+async def test_launches_that_fail_are_told_and_tried_again(engine: MemoryEngine, make: Make) -> None:
+    engine.launches_fail = 3
+    supply = await make(size=1)
+    await until(lambda: supply.last_failure is not None)
+    await until(lambda: supply.warm() == 1)
+    assert supply.last_failure is None
+    assert len(engine.sandboxes) == 1
+
+
+async def test_while_no_launch_works_claims_fail_at_once_and_say_why(engine: MemoryEngine, make: Make) -> None:
+    engine.launches_fail = 10**6
+    supply = await make(size=1)
+    with pytest.raises(EngineUnavailable, match="told to fail"):
+        await claim(supply)
+    assert supply.reasons_not_ready() == ["No sandbox can be started: This launch was told to fail."]
+    with pytest.raises(EngineUnavailable, match="told to fail"):
+        await claim(supply)
+    engine.launches_fail = 0
+    await until(lambda: supply.warm() == 1)
+    supply.retire(await claim(supply))
+
+
+async def test_a_kernel_that_never_answers_is_a_failed_launch(
+    engine: MemoryEngine, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions.supply, "_READY_TIMEOUT_S", 0.02)
+    engine.comes_up = False
+    supply = await make(size=1)
+    await until(lambda: supply.last_failure is not None)
+    engine.comes_up = True
+    await until(lambda: supply.warm() == 1)
+    await until(lambda: len(engine.sandboxes) == 1)
+
+
+async def test_what_an_earlier_gateway_left_is_removed_first(engine: MemoryEngine, make: Make) -> None:
+    old = KernelId("old")
+    engine.sandboxes[old] = Sandbox(old, GatewayId("g"), "7")
+    supply = await make(size=1)
+    assert old not in engine.sandboxes
+    assert engine.leftovers_removed
+    await until(lambda: supply.warm() == 1)
+
+
+async def test_the_bound_holds_over_all_languages_together(engine: MemoryEngine, make: Make) -> None:
+    supply = await make(size=2, most=3, kernel_names={NAME: 2, "bash": 0})
+    await until(lambda: supply.warm() == 2)
+    claims = [asyncio.ensure_future(supply.claim("bash", 5.0)) for _ in range(2)]
+    done, _ = await asyncio.wait(claims, return_when=asyncio.FIRST_COMPLETED)
+    supply.retire(done.pop().result())
+    await asyncio.wait(claims)
+    for task in claims:
+        supply.retire(task.result())
+    assert engine.most_at_once == 3
+
+
+async def test_closing_turns_waiting_claims_away_and_removes_everything(engine: MemoryEngine, make: Make) -> None:
+    supply = await make(size=1, most=1)
+    held = await claim(supply)
+    waiting = asyncio.ensure_future(claim(supply))
+    await until(lambda: in_queue(supply) == 1)
+    await supply.close()
+    with pytest.raises(Draining):
+        await waiting
+    with pytest.raises(Draining):
+        await claim(supply)
+    assert not held.is_ready()
+    assert engine.sandboxes == {}
+    assert supply._tasks == set()
+
+
+async def test_draining_turns_waiting_claims_away_and_lets_running_code_be(engine: MemoryEngine, make: Make) -> None:
+    supply = await make(size=1, most=1)
+    held = await claim(supply)
+    waiting = asyncio.ensure_future(claim(supply))
+    await until(lambda: in_queue(supply) == 1)
+    supply.stop_refilling()
+    with pytest.raises(Draining):
+        await waiting
+    assert held.is_ready()
+    supply.retire(held)
+    await until(lambda: engine.sandboxes == {})
+    await asyncio.sleep(0.02)
+    assert supply.warm() == 0
+
+
+async def test_a_removal_that_fails_is_tried_again(
+    engine: MemoryEngine, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supply = await make(size=0)
+    kernel = await claim(supply)
+    failures = iter([True, False])
+    kill = engine.kill
+
+    async def unreliable(kernel_id: KernelId) -> None:
+        if next(failures, False):
+            raise EngineUnavailable
+        await kill(kernel_id)
+
+    monkeypatch.setattr(engine, "kill", unreliable)
+    supply.retire(kernel)
+    await until(lambda: engine.sandboxes == {})
+
+
+async def test_a_fate_is_asked_for_until_the_engine_knows_it(
+    engine: MemoryEngine, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions.supply, "_FATE_POLL_S", 0.01)
+    supply = await make(size=1)
+    kernel = await claim(supply)
+    asking = asyncio.ensure_future(supply.fate(kernel))
+    await asyncio.sleep(0.03)
+    assert not asking.done()
+    engine.fates[kernel.kernel_id] = Fate(137, oom=True)
+    assert await asking == Fate(137, oom=True)
+    supply.retire(kernel)
+
+
+async def test_under_a_storm_of_claims_every_kernel_has_one_user_and_the_bound_holds(
+    engine: MemoryEngine, make: Make
+) -> None:
+    supply = await make(size=2, most=5, queue=1000)
+    in_use: set[KernelId] = set()
+    outcomes = {"used": 0, "given back": 0, "too late": 0}
+
+    async def work(number: int) -> None:
+        try:
+            kernel = await supply.claim(NAME, 0.001 * (number % 7) if number % 5 == 0 else 10.0)
+        except NoKernelInTime:
+            outcomes["too late"] += 1
+            return
+        assert kernel.kernel_id not in in_use
+        in_use.add(kernel.kernel_id)
+        try:
+            await asyncio.sleep(0.0005 * (number % 3))
+        finally:
+            in_use.remove(kernel.kernel_id)
+            if number % 4 == 0:
+                supply.give_back(kernel)
+                outcomes["given back"] += 1
+            else:
+                supply.retire(kernel)
+                outcomes["used"] += 1
+
+    tasks = [asyncio.ensure_future(work(number)) for number in range(200)]
+    for number in range(0, 200, 9):
+        await asyncio.sleep(0.001)
+        tasks[number].cancel()
+    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+        assert outcome is None or isinstance(outcome, asyncio.CancelledError), outcome
+    assert engine.most_at_once <= 5
+    assert min(outcomes["used"], outcomes["given back"]) > 10
+    assert (supply.working(), in_queue(supply)) == (0, 0)
+    await until(lambda: supply.warm() >= 2)
