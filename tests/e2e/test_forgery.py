@@ -118,7 +118,7 @@ async def test_an_end_that_never_comes_is_a_timeout(rig: Rig) -> None:
 
 
 async def test_costly_messages_leave_the_gateway_to_others(rig: Rig) -> None:
-    """The control is in test_messages.py: decoding just one of these takes seconds."""
+    """Decoding just one of these would take seconds; that it is not tried is shown in unit/test_messages.py."""
     result = await beside(
         rig,
         FORGE
