@@ -164,13 +164,22 @@ async def test_the_kernel_leads_a_group_of_its_own_and_sees_no_secrets(kernel: S
     assert stdin == ""
 
 
-async def test_leaving_is_an_exception_and_the_kernel_stays(kernel: Supervised) -> None:
-    for code in ("import sys; sys.exit(3)", "exit()", "raise SystemExit('bad')"):
-        run = await kernel.run(code)
-        assert run.end.msg_type in ("done", "died")
-        await kernel.ready(len(kernel.deaths()) + 1)
-    run = await kernel.run("import sys; sys.exit(3)")
+@pytest.mark.parametrize("code", ["import sys; sys.exit(3)", "raise SystemExit('bad')"])
+async def test_leaving_is_an_exception_and_the_kernel_stays(kernel: Supervised, code: str) -> None:
+    deaths = len(kernel.deaths())
+    run = await kernel.run(f"stays = 1\n{code}")
     assert (run.reply()["ename"], run.text("stderr")) == ("SystemExit", "")
+    assert (await kernel.run("stays")).value() == "1"
+    assert len(kernel.deaths()) == deaths
+
+
+async def test_exit_ends_the_run_well_and_the_kernel_after_it(kernel: Supervised) -> None:
+    deaths = len(kernel.deaths())
+    run = await kernel.run("print('bye')\nexit()")
+    assert (run.end.msg_type, run.reply()["status"], run.text()) == ("done", "ok", "bye\n")
+    await kernel.until(lambda: len(kernel.deaths()) > deaths)
+    death = kernel.deaths()[-1].content
+    assert (death["cause"], death["exit_code"], death["msg_id"]) == ("exited", 0, None)
 
 
 async def test_asking_for_input_fails_at_once(kernel: Supervised) -> None:
@@ -204,12 +213,13 @@ async def test_text_that_cannot_be_encoded_does_not_silence_the_kernel(kernel: S
 
 
 async def test_cpu_time_and_memory_of_a_run_are_its_own(kernel: Supervised) -> None:
+    await restart(kernel)  # what other tests have left running is counted too, and may end meanwhile
     quiet = await kernel.run("pass")
     busy = await kernel.run("import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass")
-    large = await kernel.run("x = bytearray(100 << 20); import time; time.sleep(0.5); del x")
+    large = await kernel.run("x = b'x' * (100 << 20); import time; time.sleep(0.6); del x")
     cpu_ms = [run.end.content["usage"]["cpu_ms"] for run in (quiet, busy)]
-    assert cpu_ms[0] < 200
-    assert 250 < cpu_ms[1] < 2000
+    assert cpu_ms[1] - cpu_ms[0] > 200
+    assert cpu_ms[1] < 5000
     peaks = [run.end.content["usage"]["memory_peak_bytes"] for run in (quiet, large)]
     assert peaks[1] - peaks[0] > 80 << 20
 

@@ -193,3 +193,13 @@ async def test_after_the_end_no_task_is_left(taped: Taped) -> None:
     await taped.finish()
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_once_the_run_has_ended_only_its_end_is_written(taped: Taped) -> None:
+    seq = taped.print("last words")
+    taped.recording.on_done(DONE)
+    await asyncio.sleep(0.05)
+    assert (taped.recording.uncommitted_seq, taped.acknowledgeable) == (seq, [])
+    await taped.finish()
+    assert taped.acknowledgeable == [None]
+    assert taped.stored_text() == "last words"
