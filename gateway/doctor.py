@@ -22,14 +22,41 @@ Ping = Callable[[], Awaitable[None]]
 
 _PING_TIMEOUT_S = 30.0
 _ENGINE_FLOOR = "20.10"
-_RUNC_FLOOR = "1.1.12"
 _PACKAGE_FLOORS = {
     "tornado": ("6.5.8", "earlier ones have known vulnerabilities"),
     "ipykernel": ("7.4", "7.0 to 7.3 can wedge the shell channel"),
     "jupyter_client": ("8.9", "messages are built and signed with it"),
 }
-# Debian 12's package with the fix for CVE-2024-21626, https://security-tracker.debian.org/tracker/CVE-2024-21626
-_DEBIAN_RUNC = re.compile(r"1\.1\.5\+ds1-1\+deb12u[1-9]")
+
+
+@dataclass(frozen=True, slots=True)
+class _Holes:
+    """Known holes, and where they are closed: from the last of `floors` on, and in older lines from their own floor."""
+
+    floors: tuple[str, ...]
+    what: str
+    look_up: str
+
+    def are_open(self, installed: str) -> bool:
+        """Whether this version, taken by its number alone, has them."""
+        line = _numbers(installed)[:2]
+        own = [floor for floor in self.floors if _numbers(floor)[:2] == line]
+        return is_older(installed, own[0] if own else self.floors[-1])
+
+
+# As of November 2025. Look here again with every release: https://github.com/opencontainers/runc/security/advisories
+_RUNC_HOLES = _Holes(
+    ("1.2.8", "1.3.3", "1.4"),
+    "a container can escape before runc 1.2.8 and 1.3.3 (CVE-2025-31133, CVE-2025-52565, CVE-2025-52881)",
+    "CVE-2025-31133",
+)
+# As of January 2024; later ones are about plugins and firewalls that sandboxes do not depend on.
+# https://github.com/moby/moby/security/advisories
+_DOCKER_HOLES = _Holes(
+    ("24.0.9", "25.0.2"),
+    "before Docker 24.0.9 and 25.0.2 what is built can be poisoned through the build cache (CVE-2024-24557)",
+    "CVE-2024-24557",
+)
 
 
 class Level(StrEnum):
@@ -85,7 +112,8 @@ def engine_findings(facts: EngineFacts, settings: EngineSettings) -> Iterator[Fi
         what = f"Docker {facts.version} is older than {_ENGINE_FLOOR} and cannot isolate as Cellblock asks"
         yield Finding("engine", Level.FAIL, what, "Install a newer Docker.")
     else:
-        yield Finding("engine", Level.OK, f"Docker {facts.version}, cgroup v{facts.cgroup_version}")
+        name = f"Docker {facts.version}, cgroup v{facts.cgroup_version}"
+        yield _judged("engine", name, facts.version, _DOCKER_HOLES)
     if not facts.shares_host:
         yield Finding(
             "engine host",
@@ -93,7 +121,8 @@ def engine_findings(facts: EngineFacts, settings: EngineSettings) -> Iterator[Fi
             "DOCKER_HOST names an engine on another machine, where sandboxes cannot reach this gateway's sockets",
             "Run the gateway on the machine that the engine is on.",
         )
-    yield _runc_finding(facts)
+    name = f"runc {facts.runc_build or facts.runc_version}" if facts.runc_version else "runc of unknown version"
+    yield _judged("runc", name, facts.runc_version, _RUNC_HOLES)
     if settings.runtime and settings.runtime not in facts.runtimes:
         what = f"The engine has no runtime {settings.runtime!r}; it has {', '.join(facts.runtimes)}"
         yield Finding("runtime", Level.FAIL, what, "Add it to Docker's daemon.json, or empty `engine.runtime`.")
@@ -115,15 +144,16 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(map(int, start.group().split("."))) if start else ()
 
 
-def _runc_finding(facts: EngineFacts) -> Finding:
-    name = f"runc {facts.runc_version}" if facts.runc_version else "runc of unknown version"
-    if not is_older(facts.runc_version, _RUNC_FLOOR) or _DEBIAN_RUNC.search(facts.runc_build):
-        return Finding("runc", Level.OK, name)
+def _judged(part: str, name: str, installed: str, holes: _Holes) -> Finding:
+    """A warning and no more where the number is too old: it does not tell what a distribution has mended."""
+    if not holes.are_open(installed):
+        return Finding(part, Level.OK, name)
     return Finding(
-        "runc",
+        part,
         Level.WARN,
-        f"{name}: before {_RUNC_FLOOR} a container could escape (CVE-2024-21626), unless it was patched since",
-        "Update runc, or look the fix up in your distribution's security tracker.",
+        f"{name}: {holes.what}, unless your distribution has mended this version",
+        "Update Docker and runc. Debian and others put fixes into old versions and keep the number: look up "
+        f"{holes.look_up} in your distribution's security tracker, for Debian https://security-tracker.debian.org.",
     )
 
 

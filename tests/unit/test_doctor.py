@@ -15,8 +15,8 @@ from sessions.provisioners.docker_engine import EngineFacts, facts_from
 GOOD = EngineFacts(
     version="28.2.2",
     api_version="1.50",
-    runc_version="1.2.5",
-    runc_build="v1.2.5-0-g59923ef",
+    runc_version="1.3.3",
+    runc_build="v1.3.3-0-gd842d771",
     cgroup_version="2",
     runtimes=("io.containerd.runc.v2", "runc"),
     unapplied_limits=(),
@@ -40,7 +40,12 @@ def test_a_good_engine_has_nothing_against_it() -> None:
     ("facts", "name", "level"),
     [
         (replace(GOOD, version="19.03.15"), "engine", Level.FAIL),
-        (replace(GOOD, runc_version="1.1.5+ds1", runc_build="1.1.5+ds1-1"), "runc", Level.WARN),
+        (replace(GOOD, version="20.10.24+dfsg1"), "engine", Level.WARN),
+        (replace(GOOD, version="25.0.1"), "engine", Level.WARN),
+        (replace(GOOD, runc_version="1.1.5+ds1", runc_build="1.1.5+ds1-1+deb12u1"), "runc", Level.WARN),
+        (replace(GOOD, runc_version="1.1.15"), "runc", Level.WARN),
+        (replace(GOOD, runc_version="1.2.7"), "runc", Level.WARN),
+        (replace(GOOD, runc_version="1.3.2"), "runc", Level.WARN),
         (replace(GOOD, runc_version=""), "runc", Level.WARN),
         (replace(GOOD, unapplied_limits=("memory",)), "limits", Level.FAIL),
         (replace(GOOD, seccomp=False), "seccomp", Level.FAIL),
@@ -53,8 +58,25 @@ def test_what_is_wrong_is_found_and_comes_with_what_to_do(facts: EngineFacts, na
     assert found[0].what_to_do != ""
 
 
-def test_a_distributions_patched_runc_is_not_complained_of() -> None:
-    assert levels(replace(GOOD, runc_version="1.1.5+ds1", runc_build="1.1.5+ds1-1+deb12u1"))["runc"] is Level.OK
+@pytest.mark.parametrize(
+    "facts",
+    [
+        replace(GOOD, version="24.0.9"),
+        replace(GOOD, version="29.0.0"),
+        replace(GOOD, runc_version="1.2.8"),
+        replace(GOOD, runc_version="1.4.0"),
+    ],
+)
+def test_every_line_of_releases_has_a_floor_of_its_own(facts: EngineFacts) -> None:
+    assert set(levels(facts).values()) == {Level.OK}
+
+
+def test_a_distributions_old_number_is_a_warning_that_says_where_to_look() -> None:
+    facts = replace(GOOD, runc_version="1.1.5+ds1", runc_build="1.1.5+ds1-1+deb12u1")
+    (runc,) = (finding for finding in engine_findings(facts, EngineSettings()) if finding.name == "runc")
+    assert "1.1.5+ds1-1+deb12u1" in runc.what
+    assert "CVE-2025-31133" in runc.what_to_do
+    assert "security-tracker.debian.org" in runc.what_to_do
 
 
 def test_a_runtime_that_the_engine_lacks_is_found() -> None:
