@@ -5,10 +5,12 @@ A pytest plugin. Tests that stop or break a server start one themselves, as `Own
 
 from __future__ import annotations
 
+import shutil
 import signal
+import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -40,10 +42,22 @@ def with_database(url: str, name: str) -> str:
     return make_url(url).set(database=name).render_as_string(hide_password=False)
 
 
+@contextmanager
+def postgres_dir() -> Iterator[Path]:
+    """A directory for a server, outside pytest's own: as root the server has an account of its own, and a second pytest
+    closes that directory to all others.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="cellblock-postgres-"))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_server() -> Iterator[str]:
     """URL of a running server's maintenance database."""
-    with EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), settings=FAST) as server:
+    with postgres_dir() as data_dir, EmbeddedPostgres(data_dir, settings=FAST) as server:
         yield server.start()
 
 
@@ -124,12 +138,13 @@ class OwnServer:
 
 
 @pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[OwnServer]:
+def own_server() -> Iterator[OwnServer]:
     """A running, migrated server that nobody else uses."""
-    server = OwnServer(tmp_path / "data")
-    server.start()
-    migrate(server.url)
-    try:
-        yield server
-    finally:
-        server.stop()
+    with postgres_dir() as directory:
+        server = OwnServer(directory / "data")
+        try:
+            server.start()
+            migrate(server.url)
+            yield server
+        finally:
+            server.stop()
