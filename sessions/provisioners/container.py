@@ -1,6 +1,6 @@
 """What every kernel container looks like: the whole of its hardening in one dictionary, for Docker's create call.
 
-Pure: it decides, docker.py acts. design.md, "Kernel container, always", is the list that this follows.
+Pure: it decides, docker.py acts. docs/security.md says why each line is there.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ def container_config(spec: LaunchSpec, settings: EngineSettings, *, uid: int) ->
         "User": f"{uid}:{uid}",
         "Hostname": HOST_NAME,
         "WorkingDir": WORK_DIR,
+        # As PID 1 the supervisor heeds no SIGTERM, which code in there could send too: `docker stop` would wait.
+        "StopSignal": "SIGKILL",
         "Env": [f"{name}={value}" for name, value in _environment(spec).items()],
         "Labels": _labels(spec, uid),
         "AttachStdin": False,

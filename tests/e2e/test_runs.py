@@ -1,4 +1,4 @@
-"""What a run answers, in a real container and out of a real PostgreSQL: issue 2's list of cases, end to end."""
+"""What a run answers, in a real container and out of a real PostgreSQL: one case after another, end to end."""
 
 from __future__ import annotations
 
