@@ -25,6 +25,8 @@ from kernel_image import accounting
 FORKED_KERNEL = "python3"
 """The kernelspec name that stands for a fork of the fork server."""
 
+_START_TIMEOUT_S = 30.0
+_FORK_TIMEOUT_S = 10.0
 _KILL_ROUNDS = 50
 _KILL_PAUSE_S = 0.02
 
@@ -82,7 +84,10 @@ class Reaper:
 
 
 class ForkServer:
-    """The fork server's process and the socket it listens to. Started anew when it has gone."""
+    """The fork server's process and the socket it listens to. Started anew when it has gone or does not answer.
+
+    It has the uid of the code, which may well stop it.
+    """
 
     def __init__(self, preload: Sequence[str], environment: dict[str, str], work_dir: str) -> None:
         self._preload = tuple(preload)
@@ -99,7 +104,7 @@ class ForkServer:
         return self._process.pid if self._process else None
 
     async def start(self) -> None:
-        """Start it and wait until everything is imported. Raises OSError when it ends before that."""
+        """Start it and wait until everything is imported. Raises OSError when it ends first, or takes too long."""
         self.stop()
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-I", "-m", "kernel_image.forkserver", *self._preload]
@@ -113,18 +118,21 @@ class ForkServer:
                 start_new_session=True,
             )
         self._reader, self._writer = await asyncio.open_connection(sock=ours)
-        self.failed_preloads = (await self._answer())["failed"]
+        self.failed_preloads = (await self._answer(_START_TIMEOUT_S))["failed"]
 
     async def fork(self, connection_file: Path, tail: Path) -> int:
-        """Fork a kernel; returns its process id. Starts the fork server anew when it has died."""
+        """Fork a kernel; returns its process id. Starts the fork server anew, once, when it does not do its part.
+
+        Raises OSError or ValueError when that does not help.
+        """
         request = {"connection_file": str(connection_file), "tail": str(tail), "work_dir": self._work_dir}
         for attempt in range(2):
-            if self._writer is None:
-                await self.start()
             try:
+                if self._writer is None:
+                    await self.start()
                 assert self._writer is not None  # noqa: S101 - start() has set it
                 self._writer.write(json.dumps(request).encode() + b"\n")
-                pid: int = (await self._answer())["pid"]
+                pid: int = (await self._answer(_FORK_TIMEOUT_S))["pid"]
                 if pid <= 0:  # a signal sent to it would reach this process
                     raise OSError("the fork server could not fork")  # noqa: TRY301 - as bad as its end
             except (OSError, ValueError):
@@ -146,9 +154,10 @@ class ForkServer:
             self._process.returncode = -signal.SIGKILL
             self._process = None
 
-    async def _answer(self) -> Any:
+    async def _answer(self, timeout_s: float) -> Any:
         assert self._reader is not None  # noqa: S101 - only called between start and stop
-        line = await self._reader.readline()
+        async with asyncio.timeout(timeout_s):  # TimeoutError is an OSError
+            line = await self._reader.readline()
         if not line:
             raise OSError("the fork server has ended")
         return json.loads(line)
