@@ -22,6 +22,77 @@ EXTENSIONS = {
 
 _SVG = "image/svg+xml"
 _SVG_PROLOGUE_BYTES = 4096
+_MAX_READS = 4096
+_UNKNOWN = "application/octet-stream"
+_ENCODINGS = {
+    "gzip": "application/gzip",
+    "bzip2": "application/x-bzip2",
+    "xz": "application/x-xz",
+    "br": "application/x-brotli",
+    "compress": "application/x-compress",
+}
+# What Python's own table lacks in one of its versions, or says otherwise; the host's tables are never asked.
+_OWN_TYPES = {
+    "application/json": ".json",
+    "application/pdf": ".pdf",
+    "application/sql": ".sql",
+    "application/toml": ".toml",
+    "application/vnd.apache.arrow.file": ".arrow .feather",
+    "application/vnd.apache.parquet": ".parquet",
+    "application/vnd.ms-excel": ".xls",
+    "application/vnd.ms-powerpoint": ".ppt",
+    "application/vnd.openxmlformats-officedocument.presentationml.presentation": ".pptx",
+    "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet": ".xlsx",
+    "application/vnd.openxmlformats-officedocument.wordprocessingml.document": ".docx",
+    "application/vnd.oasis.opendocument.spreadsheet": ".ods",
+    "application/vnd.oasis.opendocument.text": ".odt",
+    "application/vnd.sqlite3": ".sqlite .sqlite3",
+    "application/x-7z-compressed": ".7z",
+    "application/x-hdf5": ".h5 .hdf5",
+    "application/x-ipynb+json": ".ipynb",
+    "application/x-ndjson": ".jsonl .ndjson",
+    "application/xml": ".xml",
+    "application/yaml": ".yaml .yml",
+    "application/zip": ".zip",
+    "application/zstd": ".zst",
+    "audio/mpeg": ".mp3",
+    "audio/wav": ".wav",
+    "image/svg+xml": ".svg",
+    "image/webp": ".webp",
+    "text/csv": ".csv",
+    "text/html": ".html .htm",
+    "text/javascript": ".js .mjs",
+    "text/markdown": ".md .markdown",
+    "text/plain": ".txt .log",
+    "text/tab-separated-values": ".tsv",
+    "text/x-python": ".py",
+    "video/mp4": ".mp4",
+    "video/webm": ".webm",
+}
+
+
+def _type_table() -> mimetypes.MimeTypes:
+    table = mimetypes.MimeTypes()
+    for content_type, extensions in _OWN_TYPES.items():
+        for extension in extensions.split():
+            table.add_type(content_type, extension)
+    return table
+
+
+_TYPES = _type_table()
+
+
+class _BoundedReads(io.BytesIO):
+    """Bytes that can be read so many times: imagesize walks a JPEG marker by marker, and there could be millions."""
+
+    _left = _MAX_READS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read on, or raise ValueError."""
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError("too many parts")
+        return super().read(size)
 
 
 def sniff(data: bytes) -> str | None:
@@ -44,12 +115,14 @@ def count_pixels(data: bytes, content_type: str) -> int | None:
     if content_type == _SVG:
         return 0
     try:
-        width, height = imagesize.get(io.BytesIO(data))
+        width, height = imagesize.get(_BoundedReads(data), exif_rotation=False)
     except Exception:  # noqa: BLE001 - it parses hostile headers, and what it may raise is not documented
         return None
     return int(width * height) if width > 0 and height > 0 else None
 
 
 def guess(name: str) -> str:
-    """The content type of a file that is no image, from its name."""
-    return mimetypes.guess_type(PurePosixPath(name).name)[0] or "application/octet-stream"
+    """The content type of a file that is no image, from its name; of a compressed one, what it is compressed with."""
+    # The name goes in as a path: `guess_type` would take "data:…" and "http://…" for URLs.
+    content_type, encoding = _TYPES.guess_type("./" + PurePosixPath(name).name.lower())
+    return _ENCODINGS.get(encoding, _UNKNOWN) if encoding else content_type or _UNKNOWN

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mimetypes
 import struct
+import time
 import zlib
 
 import pytest
@@ -85,7 +87,52 @@ def test_no_bytes_make_the_judgement_fail(magic: bytes, rest: bytes) -> None:
         ("x.pdf", "application/pdf"),
         ("x.unknown-thing", "application/octet-stream"),
         ("x", "application/octet-stream"),
+        ("t.csv.gz", "application/gzip"),
+        ("t.tar.gz", "application/gzip"),
+        ("t.tgz", "application/gzip"),
+        ("t.csv.bz2", "application/x-bzip2"),
+        ("t.tar.xz", "application/x-xz"),
+        ("t.zip", "application/zip"),
+        ("t.json", "application/json"),
+        ("t.parquet", "application/vnd.apache.parquet"),
+        ("t.ipynb", "application/x-ipynb+json"),
+        ("t.XLSX", "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"),
+        ("t.yml", "application/yaml"),
+        ("t.md", "text/markdown"),
+        ("t.tsv", "text/tab-separated-values"),
+        ("t.webp", "image/webp"),
+        ("t.svg", "image/svg+xml"),
+        ("data:text/html,x", "application/octet-stream"),
+        ("http:x.csv", "text/csv"),
     ],
 )
 def test_other_files_are_known_by_their_name(name: str, expected: str) -> None:
     assert media.guess(name) == expected
+
+
+def test_the_hosts_own_table_of_types_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(mimetypes.types_map, ".csv", "application/of-this-host")
+    assert media.guess("a.csv") == "text/csv"
+
+
+@pytest.mark.timeout(5)
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff\xd8" + b"\xff\xe0\x00\x02" * 2_500_000,
+        b"\xff\xd8" + b"\xff" * 10_000_000,
+        b"\xff\xd8" + b"\xff\xd0" * 5_000_000,
+        b"\xff\xd8\xff\xe1\x00\x40Exif\0\0" + bytes(10_000_000),
+    ],
+    ids=["segments", "fill bytes", "markers", "zeros"],
+)
+def test_a_picture_of_endless_parts_takes_no_time(data: bytes) -> None:
+    started_s = time.process_time()
+    assert media.count_pixels(data, "image/jpeg") is None
+    assert time.process_time() - started_s < 0.1
+
+
+def test_a_photo_with_megabytes_before_its_size_is_a_picture_all_the_same() -> None:
+    exif = b"\xff\xe1\xff\xffExif\0\0" + bytes(0xFFFF - 8)
+    colours = (b"\xff\xe2\xff\xffICC_PROFILE\0" + bytes(0xFFFF - 14)) * 64
+    assert media.count_pixels(JPEG[:20] + exif + colours + JPEG[20:], "image/jpeg") == 12
