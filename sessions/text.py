@@ -10,6 +10,7 @@ from kernel_image.protocol import MAX_PATH_CHARACTERS
 # ECMA-48: CSI sequences, OSC strings, two-character escapes; and an escape alone, or the rest could make a new one.
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_=>])?")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_ESCAPED_BYTE = re.compile("(?<![\ud800-\udbff])[\udc80-\udcff]")
 
 
 def strip_ansi(text: str) -> str:
@@ -36,12 +37,15 @@ def well_formed_json(value: Any) -> Any:
 
 
 def relative_path(path: Any) -> str | None:
-    """The path when it is one that stays below a directory; None for everything else a sandbox may say."""
+    """The path when it is one that stays below a directory; None for everything else a sandbox may say.
+
+    Bytes that are no UTF-8, which Python has as lone surrogates (PEP 383), are percent-escaped: two names stay two.
+    """
     if not isinstance(path, str) or not 0 < len(path) <= MAX_PATH_CHARACTERS or "\0" in path:
         return None
     if any(part in ("", ".", "..") for part in path.split("/")):
         return None
-    return well_formed(path)
+    return well_formed(_ESCAPED_BYTE.sub(lambda match: f"%{ord(match[0]) - 0xDC00:02X}", path))
 
 
 def cut_utf8(text: str, limit_bytes: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -93,3 +94,8 @@ def test_whatever_a_path_is_it_stays_below(path: str) -> None:
         kept.encode()
         assert not kept.startswith("/")
         assert not {"", ".", ".."} & set(kept.split("/"))
+
+
+def test_names_of_bytes_that_are_no_utf8_stay_distinct() -> None:
+    names = [b"bad\xff.txt", b"bad\xfe.txt", "bä/\U0001f600.txt".encode()]
+    assert [relative_path(os.fsdecode(name)) for name in names] == ["bad%FF.txt", "bad%FE.txt", "bä/\U0001f600.txt"]
