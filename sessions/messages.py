@@ -7,7 +7,6 @@ type covers all that can be wrong. Message types: https://jupyter-client.readthe
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from jupyter_client.session import Session
 
 from kernel_image.protocol import ARTIFACT_CHANNEL, FrameError, decode_message, encode_message
 from sessions.errors import ProtocolViolation
+from sessions.json_bounds import has_too_many_values, is_deeper
 
 ACCEPTED: Mapping[str, frozenset[str]] = {
     "iopub": frozenset(
@@ -40,8 +40,6 @@ ACCEPTED: Mapping[str, frozenset[str]] = {
 
 _MAX_JSON_DEPTH = 64
 _MAX_JSON_VALUES = 100_000
-# Closed or cut off, and possessive, so that no text takes more than one pass.
-_JSON_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _MAX_ID_CHARACTERS = 256
 
 
@@ -104,7 +102,7 @@ def decode(frame: bytes | memoryview) -> Message | None:
         if not isinstance(parent_id, str) or len(parent_id) > _MAX_ID_CHARACTERS:
             return None
         content = parts[3].decode("utf-8", "replace")
-        if _has_too_many_values(content):
+        if _is_too_costly(content):
             return Message(channel, msg_type, parent_id, {}, (), dropped_bytes=len(parts[3]))
         return Message(channel, msg_type, parent_id, decode_object(content), tuple(parts[4:]))
     except ProtocolViolation:
@@ -117,39 +115,16 @@ def decode_object(data: bytes | str) -> dict[str, Any]:
     Recursion and integer size are bounded by Python itself; both of its errors are caught here.
     """
     text = data.decode("utf-8", "replace") if isinstance(data, bytes) else data
-    if _has_too_many_values(text):
+    if _is_too_costly(text):
         raise ProtocolViolation("A supervisor sent JSON with too many values in it.")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ProtocolViolation("A supervisor sent text that is no JSON.") from error
-    if not isinstance(value, dict) or _is_deeper(value, _MAX_JSON_DEPTH):
+    if not isinstance(value, dict) or is_deeper(value, _MAX_JSON_DEPTH):
         raise ProtocolViolation("A supervisor sent JSON that is no object, or nested too deeply.")
     return value
 
 
-def _has_too_many_values(text: str) -> bool:
-    """Whether decoding would hold up everybody else: 16 MB of strings take 20 ms, 16 MB of empty lists 7 s."""
-    if len(text) <= _MAX_JSON_VALUES or _count_values(text) <= _MAX_JSON_VALUES:
-        return False
-    strings = (text.count('"') - text.count('\\"')) // 2
-    return strings > _MAX_JSON_VALUES or _count_values(_JSON_STRING.sub("", text)) > _MAX_JSON_VALUES
-
-
-def _count_values(text: str) -> int:
-    """At least as many as there are values in this JSON: what stands inside of strings is counted too."""
-    return text.count("[") + text.count("{") + text.count(",")
-
-
-def _is_deeper(value: Any, depth: int) -> bool:
-    level = [value]
-    for _ in range(depth):
-        level = [
-            child
-            for parent in level
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-            if isinstance(child, (dict, list))
-        ]
-        if not level:
-            return False
-    return True
+def _is_too_costly(text: str) -> bool:
+    return has_too_many_values(text, max_values=_MAX_JSON_VALUES, max_containers=_MAX_JSON_VALUES)

@@ -13,9 +13,14 @@ from urllib.parse import parse_qsl
 from tornado.httputil import HTTPFile, HTTPHeaders, HTTPInputError, parse_body_arguments
 
 from sessions.errors import InvalidJSON, InvalidRequest, UnsupportedMediaType
+from sessions.json_bounds import has_too_many_values, is_deeper
 
 MAX_DEPTH = 100
 """Nesting that is still taken; the next one to walk through it may be recursive."""
+
+MAX_JSON_VALUES = 250_000
+MAX_JSON_CONTAINERS = 100_000
+"""All values, and the lists and objects among them: decoding takes 0.1 to 0.2 s then, and all others wait meanwhile."""
 
 MAX_FORM_FIELDS = 100
 _URLENCODED = "application/x-www-form-urlencoded"
@@ -47,37 +52,54 @@ def parse_json_object(body: bytes) -> dict[str, Any]:
     Raises InvalidJSON.
     """
     try:
-        value = json.loads(body.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        value = _parse_json(body.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InvalidJSON("The body is not UTF-8: send one JSON object, encoded as UTF-8.") from error
-    except json.JSONDecodeError as error:
-        raise InvalidJSON(
-            f"The body is not valid JSON at line {error.lineno}, column {error.colno}: send one JSON object."
-        ) from error
-    except RecursionError as error:
-        raise InvalidJSON("The JSON is nested too deeply.") from error
-    except ValueError as error:  # a number of more than 4,300 digits
-        raise InvalidJSON("The JSON holds a number that cannot be read: NaN, infinite or too long.") from error
-    check_depth(value)
+    except _JSONMistake as error:
+        raise InvalidJSON(f"The body {error}: send one JSON object.") from error
     if not isinstance(value, dict):
         raise InvalidJSON('The body must be one JSON object such as {"code": "print(1)"}.')
     return value
 
 
-def check_depth(value: Any) -> None:
-    """Raise InvalidJSON when lists and objects are nested more than MAX_DEPTH deep."""
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [
-            child
-            for item in level
-            if isinstance(item, dict | list)
-            for child in (item.values() if isinstance(item, dict) else item)
-            if isinstance(child, dict | list)
-        ]
-        if not level:
-            return
-    raise InvalidJSON(f"The JSON is nested more than {MAX_DEPTH} levels deep.")
+def form_variables(text: str) -> Mapping[str, Any] | list[Any] | None:
+    """The `variables` field of a form or query: a JSON string. Raises InvalidRequest."""
+    if not text.strip():
+        return None
+    try:
+        value = _parse_json(text)
+    except _JSONMistake as error:
+        raise InvalidRequest(f'"variables" {error}: send a JSON object, as in {{"x": 1}}.') from error
+    if value is not None and not isinstance(value, dict | list):
+        raise InvalidRequest('"variables" must be a JSON object, as in {"x": 1}.')
+    return value
+
+
+class _JSONMistake(Exception):
+    """What is wrong with a JSON text, as the end of a sentence."""
+
+
+def _parse_json(text: str) -> Any:
+    """Decode JSON of bounded cost. Raises _JSONMistake."""
+    if has_too_many_values(text, max_values=MAX_JSON_VALUES, max_containers=MAX_JSON_CONTAINERS):
+        raise _JSONMistake(
+            f"holds more than {MAX_JSON_VALUES} values, or more than {MAX_JSON_CONTAINERS} lists and objects"
+        )
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise _JSONMistake(f"is not valid JSON at line {error.lineno}, column {error.colno}") from error
+    except RecursionError as error:
+        raise _JSONMistake("is nested too deeply") from error
+    except ValueError as error:  # a number of more than 4,300 digits
+        raise _JSONMistake("holds a number of too many digits") from error
+    if is_deeper(value, MAX_DEPTH):
+        raise _JSONMistake(f"is nested more than {MAX_DEPTH} levels deep")
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise _JSONMistake(f"holds {name}, which is no JSON (null or a string is)")
 
 
 def parse_query(query: str) -> dict[str, str]:
@@ -123,21 +145,3 @@ def _each_once(pairs: list[tuple[str, str]]) -> dict[str, str]:
             raise InvalidRequest(f'The field "{name[:60]}" is given more than once.')
         fields[name] = value
     return fields
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise InvalidJSON(f"{name} is no JSON: use null or a string.")
-
-
-def form_variables(text: str) -> Mapping[str, Any] | list[Any] | None:
-    """The `variables` field of a form or query: a JSON string. Raises InvalidRequest."""
-    if not text.strip():
-        return None
-    try:
-        value = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest('"variables" must be a JSON object, as in {"x": 1}.') from error
-    check_depth(value)
-    if value is not None and not isinstance(value, dict | list):
-        raise InvalidRequest('"variables" must be a JSON object, as in {"x": 1}.')
-    return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 import math
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from sessions.errors import InvalidRequest, UnsupportedLanguage
 from sessions.model import Limits, RunRequest, TenantId
 
 DEFAULT_LANGUAGE = "python"
+_MAX_NAME_CHARACTERS = 255  # normalizing takes quadratic time where a name is nothing but combining marks
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off"})
 
@@ -83,7 +85,7 @@ def run_request(
 
 
 def _language(fields: RunFields, languages: Mapping[str, str]) -> str:
-    given = {name.strip().lower() for name in (fields.languageType, fields.language) if name is not None}
+    given = {name.strip().lower() for name in (fields.languageType, fields.language) if name}
     if len(given) > 1:
         raise InvalidRequest('"languageType" and "language" differ: give one of them.')
     language = given.pop() if given else DEFAULT_LANGUAGE
@@ -99,10 +101,23 @@ def _variables(variables: Mapping[str, Any] | list[Any] | None) -> Mapping[str, 
         return {}
     if isinstance(variables, list):
         raise InvalidRequest('"variables" must be an object, as in {"x": 1}, not a list.')
-    for name in variables:
-        if not name.isidentifier() or keyword.iskeyword(name):
-            raise InvalidRequest(f'"variables" has the name "{shown(name)}", which cannot be a variable in Python.')
-    return variables
+    named: dict[str, Any] = {}
+    for given, value in variables.items():
+        name = _python_name(given)
+        if name in named:
+            raise InvalidRequest(f'"variables" has two names that are the same "{shown(name)}" to Python: send one.')
+        named[name] = value
+    return named
+
+
+def _python_name(given: str) -> str:
+    """The name as Python reads it in source: NFKC, https://docs.python.org/3/reference/lexical_analysis.html."""
+    if len(given) > _MAX_NAME_CHARACTERS:
+        raise InvalidRequest(f'"variables" has a name of more than {_MAX_NAME_CHARACTERS} characters.')
+    name = unicodedata.normalize("NFKC", given)
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise InvalidRequest(f'"variables" has the name "{shown(given)}", which cannot be a variable in Python.')
+    return name
 
 
 def _timeout(timeout: float | None, limits: Limits) -> float:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.handlers.answer import clean_text, strict_json
+from gateway.handlers import run_request
+from gateway.handlers.answer import strict_json
 from gateway.handlers.artifacts import disposition, shown_type
 from gateway.handlers.code_text import strip_fence, unescape_query_code
-from gateway.handlers.fields import parse_json_object
-from sessions.errors import InvalidJSON
+from gateway.handlers.fields import form_variables, parse_json_object
+from sessions.errors import InvalidJSON, InvalidRequest
+from sessions.model import Limits, RunRequest, TenantId
 
 
 @pytest.mark.parametrize(
@@ -117,7 +120,6 @@ def test_every_value_becomes_json_that_any_parser_takes(value: object) -> None:
 
 @given(st.text())
 def test_text_that_utf8_can_say_is_kept(text: str) -> None:
-    assert clean_text(text) == text
     assert json.loads(strict_json(text)) == text
 
 
@@ -156,3 +158,59 @@ def test_a_file_name_cannot_leave_its_header(name: str) -> None:
     assert header.isascii()
     assert header.isprintable()
     assert header.count('"') == 2
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("unit", ["[],", "{},", "[[]],", '{"a":1},', "0,", '"",'])
+def test_a_body_that_is_costly_to_decode_is_refused_at_once(unit: str) -> None:
+    body = b'{"code": "1", "variables": {"x": [' + (unit * (6_000_000 // len(unit))).encode() + b"0]}}"
+    started_s = time.process_time()
+    with pytest.raises(InvalidJSON, match="more than 250000 values"):
+        parse_json_object(body)
+    assert time.process_time() - started_s < 0.5
+
+
+@pytest.mark.parametrize("value", [list(range(100_000)), ["[{,"] * 100_000, [[1, 2]] * 50_000, "[{," * 1_000_000])
+def test_plain_large_data_is_taken(value: object) -> None:
+    assert parse_json_object(json.dumps({"x": value}).encode()) == {"x": value}
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[1", '{"x": NaN}', '{"x": -Infinity}', "1", '"x"', "[" * 200 + "]" * 200, "9" * 5000, "[],"]
+)
+def test_every_mistake_in_the_variables_of_a_form_is_an_invalid_request(text: str) -> None:
+    with pytest.raises(InvalidRequest, match='"variables"') as caught:
+        form_variables(text)
+    assert caught.value.code == "invalid_request"
+
+
+@pytest.mark.parametrize("text", ['{"x": NaN}', '{"x": Infinity}', "{", '{"x": ' + "9" * 5000 + "}"])
+def test_every_mistake_in_a_body_is_invalid_json(text: str) -> None:
+    with pytest.raises(InvalidJSON):
+        parse_json_object(text.encode())
+
+
+def request_of(**fields: object) -> RunRequest:
+    given = run_request.from_json({"code": "1", **fields})
+    return run_request.run_request(
+        given, tenant=TenantId("t"), languages={"python": "python3"}, limits=Limits(), from_query=False
+    )
+
+
+def test_variables_get_the_names_that_python_gives_them() -> None:
+    assert request_of(variables={"\ufb01le": 1, "\u212b": 2}).variables == {"file": 1, "\u00c5": 2}
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"\ufb01": 1, "fi": 2}, {"\u1d62\ufb01": 1, "i\ufb01": 2}, {"\u1d62n": 1}, {"a" * 256: 1}, {"\ud800": 1}],
+)
+def test_names_that_python_would_read_as_something_else_are_refused(variables: dict[str, int]) -> None:
+    with pytest.raises(InvalidRequest, match='"variables"'):
+        request_of(variables=variables)
+
+
+def test_an_empty_language_is_none_in_json_as_in_a_form() -> None:
+    assert request_of(languageType="").language == request_of(languageType="", language="python").language == "python"
+    form = run_request.from_text({"code": "1", "languageType": ""})
+    assert form.languageType is None
