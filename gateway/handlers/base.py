@@ -6,6 +6,7 @@ A subclass says its `route`, `methods` and `exposure`, and implements `answer`. 
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 import uuid
@@ -18,10 +19,11 @@ from tornado.httputil import HTTPServerRequest
 from tornado.iostream import StreamClosedError
 from tornado.web import Application, HTTPError, RequestHandler, stream_request_body
 
-from gateway.handlers.answer import clean_text, strict_json
+from gateway.handlers.answer import strict_json
 from gateway.handlers.context import Context
-from sessions.errors import CellblockError, TooLarge
+from sessions.errors import CellblockError, TooLarge, Unavailable
 from sessions.model import ANONYMOUS, TenantId
+from sessions.text import well_formed
 
 STATUS_OF_CODE = {
     "invalid_json": 400,
@@ -42,6 +44,12 @@ STATUS_OF_CODE = {
 INTERNAL_SENTENCE = "Something went wrong inside Cellblock; its log tells more under this request id."
 DRAIN_FACTOR = 8
 """A body up to so many times the limit is read to its end, so that the client gets to see the 413."""
+
+BUFFERED_BODIES = 16
+"""Request bodies that may be in memory at once, if all are as large as the limit allows; of smaller ones more."""
+
+MAX_HEADER_BYTES = 64 << 10
+"""The request line and the headers together. The parser reads longer ones too, so that the answer is a 413 in JSON."""
 
 SEND_TIMEOUT_S = 120.0
 """A client that does not take its answer in this time loses its connection."""
@@ -74,13 +82,15 @@ class BaseHandler(RequestHandler):
     """One request.
 
     The state is `_refusal` (why it will not be served), `_body`, `tenant`, and how far the answer is: `_is_in_flight`,
-    `_is_sending`.
+    `_is_answering`, `_is_sending`.
     """
 
     route: ClassVar[str]
     methods: ClassVar[tuple[str, ...]] = ("GET", "HEAD")
     exposure: ClassVar[Exposure] = Exposure.GUARDED
     needs_token: ClassVar[bool] = True
+    is_probe: ClassVar[bool] = False
+    """Asked every few seconds by a machine: a 200 is no news for the log."""
 
     def __init__(self, application: Application, request: HTTPServerRequest, **kwargs: Any) -> None:
         self.request_id = _request_id(request)
@@ -90,6 +100,7 @@ class BaseHandler(RequestHandler):
         self._body = bytearray()
         self._body_bytes = 0
         self._is_in_flight = False
+        self._is_answering = False
         self._is_sending = False
         super().__init__(application, request, **kwargs)
 
@@ -143,6 +154,8 @@ class BaseHandler(RequestHandler):
     def _check_headers(self) -> None:
         site, headers, host = self.context.site, self.request.headers, self.request.host
         origin = headers.get("Origin")
+        if _header_bytes(self.request) > MAX_HEADER_BYTES:
+            raise TooLarge("The URL and the headers are too long: POST takes its fields in the body.")
         site.check_host(host)
         if self.exposure is not Exposure.EMBEDDABLE:
             site.check_origin(origin, host)
@@ -177,6 +190,8 @@ class BaseHandler(RequestHandler):
         if self._is_in_flight:
             self._is_in_flight = False
             self.context.in_flight.leave()
+        if not self._is_answering:  # what answers goes on without the client, and so does its body
+            self._forget_body()
 
     # --- the body comes in --------------------------------------------------------------------------------------------
 
@@ -194,13 +209,25 @@ class BaseHandler(RequestHandler):
         self._body_bytes += len(chunk)
         if self._body_bytes > self.context.limits.request_bytes and self._refusal is None:
             self._refusal = TooLarge()
-        if self._refusal is None:
-            self._body += chunk
+        if self._refusal is None and self._keep(chunk):
             return
-        self._body.clear()
+        self._forget_body()
         if self._body_bytes > self._drained_bytes and not self._finished:
             error = self._refusal
             self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, exc_info=(type(error), error, None))
+
+    def _keep(self, chunk: bytes) -> bool:
+        """Add to the body, unless all bodies together take too much memory then."""
+        limit_bytes = BUFFERED_BODIES * self.context.limits.request_bytes
+        if not self.context.bodies.take(len(chunk), limit_bytes):
+            self._refusal = Unavailable("Too many requests are being read; nothing was run: try again in a moment.")
+            return False
+        self._body += chunk
+        return True
+
+    def _forget_body(self) -> None:
+        self.context.bodies.give_back(len(self._body))
+        self._body.clear()
 
     # --- the answer goes out ------------------------------------------------------------------------------------------
 
@@ -211,7 +238,12 @@ class BaseHandler(RequestHandler):
         if self.request.method == "OPTIONS":
             self._answer_preflight()
             return
-        await self.answer()
+        self._is_answering = True
+        try:
+            await self.answer()
+        finally:
+            self._is_answering = False
+            self._forget_body()
 
     head = post = put = delete = patch = options = get
 
@@ -261,7 +293,7 @@ class BaseHandler(RequestHandler):
         self.error_code = code
         self.set_status(status_code)
         self.set_header("Content-Type", "application/json; charset=utf-8")
-        shape = {"error": clean_text(sentence), "code": code, "request_id": self.request_id}
+        shape = {"error": well_formed(sentence), "code": code, "request_id": self.request_id}
         self.finish(strict_json(self.complete_error(shape)))
 
     def complete_error(self, shape: dict[str, Any]) -> dict[str, Any]:
@@ -287,7 +319,9 @@ def log_access(handler: RequestHandler) -> None:
     if not isinstance(handler, BaseHandler):
         return
     refusal = {"error_code": handler.error_code} if handler.error_code else {}
-    _log.info(
+    level = logging.DEBUG if handler.is_probe and handler.get_status() == HTTPStatus.OK else logging.INFO
+    _log.log(
+        level,
         "request",
         request_id=handler.request_id,
         tenant=handler.tenant,
@@ -297,6 +331,10 @@ def log_access(handler: RequestHandler) -> None:
         ms=round((time.time() - handler.request._start_time) * 1000, 1),  # noqa: SLF001 - tornado's own clock for this
         **refusal,
     )
+
+
+def _header_bytes(request: HTTPServerRequest) -> int:
+    return len(request.uri or "") + sum(len(name) + len(value) + 4 for name, value in request.headers.get_all())
 
 
 def _request_id(request: HTTPServerRequest) -> str:

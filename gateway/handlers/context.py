@@ -78,6 +78,27 @@ class InFlight:
         await self._none.wait()
 
 
+class BufferedBodies:
+    """Counts the bytes of request bodies that are in memory, over all connections."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+
+    def __repr__(self) -> str:
+        return f"<BufferedBodies {self._bytes}>"
+
+    def take(self, size_bytes: int, limit_bytes: int) -> bool:
+        """Count these too, unless that would be more than the limit."""
+        if self._bytes + size_bytes > limit_bytes:
+            return False
+        self._bytes += size_bytes
+        return True
+
+    def give_back(self, size_bytes: int) -> None:
+        """These are gone."""
+        self._bytes -= size_bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """Shared by all handlers of one server. `public_url` is empty where URLs follow the request's own host."""
@@ -89,3 +110,4 @@ class Context:
     languages: Mapping[str, str]
     public_url: str = ""
     in_flight: InFlight = field(default_factory=InFlight)
+    bodies: BufferedBodies = field(default_factory=BufferedBodies)

@@ -14,6 +14,7 @@ class HealthHandler(BaseHandler):
     route: ClassVar[str] = "/healthz"
     exposure: ClassVar[Exposure] = Exposure.OPEN
     needs_token: ClassVar[bool] = False
+    is_probe: ClassVar[bool] = True
 
     async def answer(self) -> None:
         """Say so."""
@@ -26,6 +27,7 @@ class ReadyHandler(BaseHandler):
     route: ClassVar[str] = "/readyz"
     exposure: ClassVar[Exposure] = Exposure.OPEN
     needs_token: ClassVar[bool] = False
+    is_probe: ClassVar[bool] = True
 
     async def answer(self) -> None:
         """Say so, with the engine's name and how many kernels are warm."""

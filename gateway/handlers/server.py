@@ -8,28 +8,26 @@ from __future__ import annotations
 from typing import Any
 
 from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPConnection, HTTPMessageDelegate
 from tornado.iostream import IOStream
 from tornado.web import Application
 
 from gateway.handlers.artifacts import FileHandler, ImageHandler
-from gateway.handlers.base import log_access
+from gateway.handlers.base import MAX_HEADER_BYTES, log_access
 from gateway.handlers.context import Context
+from gateway.handlers.first_lines import AbsoluteFormRequest, SpeakingStream, bare_answer
 from gateway.handlers.ops import HealthHandler, ReadyHandler, RootHandler, UnknownRouteHandler
 from gateway.handlers.runcode import RunCodeHandler
 
 HEADER_TIMEOUT_S = 30.0
 BODY_TIMEOUT_S = 60.0
-MAX_HEADER_BYTES = 64 << 10
 READ_BUFFER_BYTES = 1 << 20
 MAX_CONNECTIONS = 1024
 
 # Larger than any body that is read: the handlers count, so that the answer is a 413 in JSON and no bare 400.
 _UNBOUNDED = 1 << 60
-_FULL_BODY = b'{"error":"This server has too many connections: try again in a moment.","code":"unavailable"}'
-_FULL = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n"
-    b"Content-Length: %d\r\n\r\n%b" % (len(_FULL_BODY), _FULL_BODY)
-)
+# What the parser takes is more than what is served. Beyond that the connection closes without a word.
+_PARSED_HEADER_BYTES = 4 * MAX_HEADER_BYTES
 
 
 def make_application(context: Context) -> Application:
@@ -61,10 +59,21 @@ class BoundedServer(HTTPServer):
     def handle_stream(self, stream: IOStream, address: Any) -> None:
         """Serve a connection, or turn it away."""
         if len(self._connections) >= self.max_connections:
-            stream.write(_FULL)
+            stream.write(
+                bare_answer(
+                    "503 Service Unavailable",
+                    "unavailable",
+                    "This server has too many connections: try again in a moment.",
+                    retry_after_s=1,
+                )
+            )
             stream.close()
             return
-        super().handle_stream(stream, address)
+        super().handle_stream(SpeakingStream.taking_over(stream), address)
+
+    def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
+        """Serve a request, whichever form its target has."""
+        return AbsoluteFormRequest(super().start_request(server_conn, request_conn))
 
 
 def make_server(
@@ -81,7 +90,7 @@ def make_server(
         decompress_request=False,
         idle_connection_timeout=header_timeout_s,
         body_timeout=body_timeout_s,
-        max_header_size=MAX_HEADER_BYTES,
+        max_header_size=_PARSED_HEADER_BYTES,
         max_body_size=_UNBOUNDED,
         max_buffer_size=READ_BUFFER_BYTES,
         max_connections=max_connections,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.auth import Doorkeeper, SiteRules, Token
-from gateway.handlers.context import Context, InFlight
+from gateway.handlers.context import BufferedBodies, Context, InFlight
 from gateway.handlers.server import make_server
 from sessions.errors import NotFound
 from sessions.model import (
@@ -83,6 +83,7 @@ class Face:
     port: int
     service: MemoryService
     in_flight: InFlight
+    bodies: BufferedBodies
 
 
 @asynccontextmanager
@@ -99,9 +100,7 @@ async def serving(
     context = Context(
         service=service,
         doorkeeper=Doorkeeper(tokens, required=bool(tokens)),
-        site=SiteRules.of(
-            loopback=loopback, public_url=public_url, allowed_origins=allowed_origins, allowed_hosts=()
-        ),
+        site=SiteRules.of(loopback=loopback, public_url=public_url, allowed_origins=allowed_origins, allowed_hosts=()),
         limits=limits or Limits(request_bytes=10_000),
         languages={"python": "python3"},
         public_url=public_url,
@@ -110,7 +109,7 @@ async def serving(
     server.listen(0, "127.0.0.1")
     port = next(iter(server._sockets.values())).getsockname()[1]
     try:
-        yield Face(f"http://127.0.0.1:{port}", port, service, context.in_flight)
+        yield Face(f"http://127.0.0.1:{port}", port, service, context.in_flight, context.bodies)
     finally:
         server.stop()
         await server.close_all_connections()

@@ -118,13 +118,14 @@ async def test_the_connection_serves_on_after_a_413(face: Face) -> None:
         b"POST /runcode HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"POST /runcode HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: xchunked\r\n\r\n",
         b"POST /runcode HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-        b"GET /runcode?code=1 HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
     ],
 )
 async def test_malformed_and_smuggled_requests_run_nothing_and_close(face: Face, request_bytes: bytes) -> None:
     smuggled = b"GET /runcode?code=smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
     answer = await talk(face, request_bytes + smuggled)
-    assert answer == b"" or answer.startswith(b"HTTP/1.1 4")
+    assert 400 <= split(answer)[0] < 500
+    assert split(answer)[1].keys() == {"error", "code", "request_id"}
+    assert split(answer)[1]["request_id"].encode() in answer.partition(b"\r\n\r\n")[0]
     assert face.service.requests == []
     assert split(await talk(face, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"))[0] == 200
 
@@ -175,6 +176,7 @@ async def test_one_connection_too_many_is_told_so_and_the_others_live() -> None:
         await asyncio.sleep(0.05)
         status, body = split(await talk(face))
         assert (status, body["code"]) == (503, "unavailable")
+        assert len(body["request_id"]) == 32
         first[1].write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         async with asyncio.timeout(5):
             assert split(await first[0].read())[0] == 200
@@ -227,3 +229,80 @@ async def test_a_client_that_takes_its_time_within_the_bound_gets_it_all(face: F
     async with asyncio.timeout(20):
         assert len((await reader.read()).partition(b"\r\n\r\n")[2]) == 40 << 20
     writer.close()
+
+
+@pytest.mark.parametrize("size", [base.MAX_HEADER_BYTES, 3 * base.MAX_HEADER_BYTES])
+async def test_an_overlong_url_or_header_gets_its_413(face: Face, size: int) -> None:
+    for request in (
+        b"GET /runcode?code=" + b"1" * size + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX: " + b"a" * size + b"\r\n\r\n",
+    ):
+        status, body = split(await talk(face, request))
+        assert (status, body["code"]) == (413, "too_large")
+    assert face.service.requests == []
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "status"),
+    [
+        (b"http://127.0.0.1:8000/healthz", b"127.0.0.1:8000", 200),
+        (b"HTTP://LocalHost/healthz?x=1", b"localhost", 200),
+        (b"http://localhost", b"localhost", 200),
+        (b"http://localhost?x", b"localhost", 200),
+        (b"http://localhost/nowhere", b"localhost", 404),
+        (b"http://evil.example/healthz", b"evil.example", 403),
+        (b"http://evil.example/healthz", b"localhost", 400),
+        (b"http://localhost/healthz", b"evil.example", 400),
+        (b"http://user@localhost/healthz", b"localhost", 400),
+        (b"http:///healthz", b"", 403),
+    ],
+)
+async def test_the_host_of_an_absolute_target_is_checked_too(
+    face: Face, target: bytes, host: bytes, status: int
+) -> None:
+    request = b"GET %b HTTP/1.1\r\nHost: %b\r\nConnection: close\r\n\r\n" % (target, host)
+    assert split(await talk(face, request))[0] == status
+
+
+async def test_an_old_client_has_no_host_but_the_targets(face: Face) -> None:
+    assert split(await talk(face, b"GET http://localhost/healthz HTTP/1.0\r\n\r\n"))[0] == 200
+    assert split(await talk(face, b"GET http://evil.example/healthz HTTP/1.0\r\n\r\n"))[0] == 403
+
+
+async def test_all_bodies_together_are_bounded_and_given_back(face: Face) -> None:
+    started = post(LIMIT)
+    writers = []
+    for _ in range(base.BUFFERED_BODIES):
+        _, writer = await asyncio.open_connection("127.0.0.1", face.port)
+        writer.write(started + b" " * (LIMIT - 1))
+        writers.append(writer)
+    async with asyncio.timeout(10):
+        while repr(face.bodies) != f"<BufferedBodies {base.BUFFERED_BODIES * (LIMIT - 1)}>":
+            await asyncio.sleep(0.01)
+    answer = await talk(face, post(LIMIT), b'{"code": "1"}'.ljust(LIMIT))
+    assert (split(answer)[0], split(answer)[1]["code"]) == (503, "unavailable")
+    assert b"Retry-After: " in answer
+    assert face.service.requests == []
+    assert repr(face.bodies) == f"<BufferedBodies {base.BUFFERED_BODIES * (LIMIT - 1)}>"
+    for writer in writers:
+        writer.transport.abort()
+    async with asyncio.timeout(10):
+        await face.in_flight.wait_for_none()
+    assert repr(face.bodies) == "<BufferedBodies 0>"
+    assert split(await talk(face, post(LIMIT), b'{"code": "1"}'.ljust(LIMIT)))[0] == 200
+    assert repr(face.bodies) == "<BufferedBodies 0>"
+
+
+async def test_the_body_of_a_run_counts_until_the_run_ends_though_its_client_has_gone(face: Face) -> None:
+    face.service.hold = asyncio.Event()
+    body = b'{"code": "1"}'
+    _, writer = await asyncio.open_connection("127.0.0.1", face.port)
+    writer.write(post(len(body)) + body)
+    async with asyncio.timeout(10):
+        await face.service.was_asked.wait()
+        writer.transport.abort()
+        await face.in_flight.wait_for_none()
+        assert repr(face.bodies) == f"<BufferedBodies {len(body)}>"
+        face.service.hold.set()
+        while repr(face.bodies) != "<BufferedBodies 0>":
+            await asyncio.sleep(0.01)

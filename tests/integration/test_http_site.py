@@ -179,3 +179,14 @@ async def test_forwarded_headers_are_not_believed() -> None:
         headers = {"X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "https", "X-Scheme": "https"}
         answer = await client.post(f"{face.url}/runcode", json={"code": "1"}, headers=headers)
         assert answer.json()["images"]["a.png"] == f"{face.url}/image/{ref.url_name}"
+
+
+async def test_probes_that_find_all_well_leave_no_line_in_the_log() -> None:
+    async with serving() as face, httpx.AsyncClient(base_url=face.url) as client:
+        with capture_logs() as logs:
+            for path in ("/healthz", "/readyz", "/"):
+                await client.get(path)
+            face.service.state.ready = False
+            await client.get("/readyz")
+        lines = [(line["route"], line["status"]) for line in logs if line["log_level"] == "info"]
+        assert lines == [("/", 200), ("/readyz", 503)]

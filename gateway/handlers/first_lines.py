@@ -1,0 +1,92 @@
+"""What happens before a request reaches a handler: forms of the request target, and answers to what is no HTTP.
+
+Tornado answers a malformed request with a bare status line and knows no absolute-form targets. It knows no routes.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Awaitable
+from typing import Any
+
+from tornado.httputil import (
+    HTTPHeaders,
+    HTTPInputError,
+    HTTPMessageDelegate,
+    RequestStartLine,
+    ResponseStartLine,
+)
+from tornado.iostream import IOStream
+
+_TORNADOS_400 = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+_SCHEMES = ("http://", "https://")
+
+
+def bare_answer(status_line: str, code: str, sentence: str, *, retry_after_s: int | None = None) -> bytes:
+    """A whole HTTP error answer, for a connection that is about to be closed."""
+    request_id = uuid.uuid4().hex
+    body = json.dumps({"error": sentence, "code": code, "request_id": request_id}, separators=(",", ":"))
+    retry = "" if retry_after_s is None else f"Retry-After: {retry_after_s}\r\n"
+    head = (
+        f"HTTP/1.1 {status_line}\r\nContent-Type: application/json; charset=utf-8\r\nX-Request-Id: {request_id}\r\n"
+        f"{retry}Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    return (head + body).encode("ascii")
+
+
+class SpeakingStream(IOStream):
+    """A stream on which tornado's bare 400 goes out as JSON, with a request id."""
+
+    @classmethod
+    def taking_over(cls, stream: IOStream) -> SpeakingStream:
+        """A stream on the socket of another one, that has not been used yet."""
+        return cls(stream.socket, max_buffer_size=stream.max_buffer_size, read_chunk_size=stream.read_chunk_size)
+
+    def write(self, data: bytes | memoryview, *args: Any, **kwargs: Any) -> Any:
+        """Write, with the one answer replaced."""
+        if data == _TORNADOS_400:
+            data = bare_answer("400 Bad Request", "invalid_request", "The request is malformed: it is no valid HTTP.")
+        return super().write(data, *args, **kwargs)
+
+
+class AbsoluteFormRequest(HTTPMessageDelegate):
+    """Makes `GET http://host/path` what `GET /path` with `Host: host` is (RFC 9112, 3.2.2), and passes all else on."""
+
+    def __init__(self, delegate: HTTPMessageDelegate) -> None:
+        self._delegate = delegate
+
+    def headers_received(
+        self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
+    ) -> Awaitable[None] | None:
+        """Take the host out of the target. Raises HTTPInputError when the header `Host` names another one."""
+        if isinstance(start_line, RequestStartLine) and start_line.path.lower().startswith(_SCHEMES):
+            host, path = _split_target(start_line.path)
+            # Whoever obeyed the other one of the two would see another request.
+            if headers.get("Host", host).lower() != host.lower():
+                raise HTTPInputError("Host and target differ")
+            if start_line.version == "HTTP/1.0":
+                headers["Host"] = host
+            start_line = start_line._replace(path=path)
+        return self._delegate.headers_received(start_line, headers)
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        """Pass it on."""
+        return self._delegate.data_received(chunk)
+
+    def finish(self) -> None:
+        """Pass it on."""
+        self._delegate.finish()
+
+    def on_connection_close(self) -> None:
+        """Pass it on."""
+        self._delegate.on_connection_close()
+
+
+def _split_target(target: str) -> tuple[str, str]:
+    """`http://host:8000/path?query` as `host:8000` and `/path?query`."""
+    rest = target.partition("://")[2]
+    end = min((at for at in (rest.find("/"), rest.find("?")) if at >= 0), default=len(rest))
+    path = rest[end:]
+    return rest[:end], path if path.startswith("/") else f"/{path}"
