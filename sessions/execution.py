@@ -352,9 +352,5 @@ def _end_fields(result: Result) -> dict[str, Any]:
     if result.error is not None:
         fields["error"] = result.error
     if result.usage is not None:
-        fields["usage"] = {
-            "wall_ms": result.usage.wall_ms,
-            "cpu_ms": result.usage.cpu_ms,
-            "memory_peak_bytes": result.usage.memory_peak_bytes,
-        }
+        fields["usage"] = result.usage.as_json()
     return fields

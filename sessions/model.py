@@ -118,6 +118,10 @@ class Usage:
     cpu_ms: float
     memory_peak_bytes: int
 
+    def as_json(self) -> dict[str, Any]:
+        """As it stands in answers and events."""
+        return {"wall_ms": self.wall_ms, "cpu_ms": self.cpu_ms, "memory_peak_bytes": self.memory_peak_bytes}
+
 
 @dataclass(frozen=True, slots=True)
 class ExceptionInfo:
@@ -127,6 +131,10 @@ class ExceptionInfo:
     value: str
     traceback: tuple[str, ...]
     line: int | None
+
+    def as_json(self) -> dict[str, Any]:
+        """As it stands in answers, live and stored."""
+        return {"name": self.name, "value": self.value, "traceback": list(self.traceback), "line": self.line}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The JSON of a run's answer, as docs/api describes it, and JSON that every parser accepts.
+"""The JSON of a run's answer, as docs/http.md describes it, and JSON that every parser accepts.
 
 Pure: what is known of the run comes in as a Result, URLs are built from the base that is passed in.
 """
@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from sessions.model import ArtifactKind, ArtifactRef, Result, RunStatus
+from sessions.text import well_formed
 
 _SEGMENTS = {ArtifactKind.IMAGE: "image", ArtifactKind.FILE: "file"}
 _PLAIN_WORDS = {
@@ -32,12 +33,7 @@ def run_answer(result: Result, base_url: str) -> dict[str, Any]:
     if result.status is not RunStatus.OK:
         answer["error"] = result.error or _PLAIN_WORDS.get(result.status, f"The run ended as {result.status.value}.")
     if result.exception is not None:
-        answer["exception"] = {
-            "name": result.exception.name,
-            "value": result.exception.value,
-            "traceback": list(result.exception.traceback),
-            "line": result.exception.line,
-        }
+        answer["exception"] = result.exception.as_json()
     if result.results:
         answer["results"] = [dict(bundle) for bundle in result.results]
     for key, refs in (("images", result.images), ("files", result.files)):
@@ -48,11 +44,7 @@ def run_answer(result: Result, base_url: str) -> dict[str, Any]:
     if result.truncated:
         answer["truncated"] = True
     if result.usage is not None:
-        answer["usage"] = {
-            "wall_ms": result.usage.wall_ms,
-            "cpu_ms": result.usage.cpu_ms,
-            "memory_peak_bytes": result.usage.memory_peak_bytes,
-        }
+        answer["usage"] = result.usage.as_json()
     return answer
 
 
@@ -63,7 +55,7 @@ def artifact_url(ref: ArtifactRef, base_url: str) -> str:
 
 def file_name(ref: ArtifactRef) -> str:
     """The last part of the artifact's path, as it is written in URLs: without lone surrogates."""
-    return clean_text(PurePosixPath(ref.name).name)
+    return well_formed(PurePosixPath(ref.name).name)
 
 
 def strict_json(value: Any) -> bytes:
@@ -74,22 +66,13 @@ def strict_json(value: Any) -> bytes:
         return json.dumps(_clean(value), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
-def clean_text(text: str) -> str:
-    """Join surrogate pairs and replace lone surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
-
-
 def _clean(value: Any) -> Any:
     if isinstance(value, str):
-        return clean_text(value)
+        return well_formed(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {clean_text(str(key)): _clean(item) for key, item in value.items()}
+        return {well_formed(str(key)): _clean(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_clean(item) for item in value]
     return value

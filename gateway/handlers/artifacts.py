@@ -14,16 +14,12 @@ from urllib.parse import quote, unquote_to_bytes
 from gateway.handlers.answer import file_name
 from gateway.handlers.base import BaseHandler, Exposure
 from sessions.errors import NotFound
+from sessions.media import sniff
 from sessions.model import Artifact, ArtifactId, ArtifactKind
 
 _UUID_CHARACTERS = 36
 _MEDIA_TYPE = re.compile(r"[a-z0-9.+-]{1,60}/[a-z0-9.+-]{1,80}")
-_MAGIC = (
-    (re.compile(rb"\x89PNG\r\n\x1a\n"), "image/png"),
-    (re.compile(rb"\xff\xd8\xff"), "image/jpeg"),
-    (re.compile(rb"GIF8[79]a"), "image/gif"),
-    (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), "image/webp"),
-)
+_SHOWN = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})  # an SVG can hold scripts
 
 
 class ArtifactHandler(BaseHandler):
@@ -88,7 +84,8 @@ class FileHandler(ArtifactHandler):
 
 def shown_type(data: bytes) -> str | None:
     """The content type of a picture that may be shown, by its first bytes, or None."""
-    return next((content_type for magic, content_type in _MAGIC if magic.match(data)), None)
+    content_type = sniff(data)
+    return content_type if content_type in _SHOWN else None
 
 
 def disposition(name: str, *, inline: bool) -> str:

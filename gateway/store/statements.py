@@ -204,16 +204,9 @@ def finish_parameters(result: Result) -> dict[str, Any]:
 
 def _answer(result: Result) -> dict[str, Any]:
     """What of the final answer has no column of its own; only what has something to say."""
-    exception = result.exception
     fields = {
         "error": result.error,
-        "exception": exception
-        and {
-            "name": exception.name,
-            "value": exception.value,
-            "traceback": exception.traceback,
-            "line": exception.line,
-        },
+        "exception": result.exception and result.exception.as_json(),
         "results": [dict(bundle) for bundle in result.results],
         "images": _refs(result.images),
         "files": _refs(result.files),
