@@ -83,10 +83,7 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
         gateway_id = data_dir.gateway_id()
         chosen = await _choose_engine(config, gateway_id, data_dir, console)
         stack.push_async_callback(chosen.provisioner.close)
-        stack.push_async_callback(_remove_sandboxes, chosen.provisioner)
-        await chosen.provisioner.check()
         switchboard = SupervisorSwitchboard(data_dir.sockets)
-        switchboard.remove_leftovers()
         clock = SystemClock()
         service = Service(
             store=store,
@@ -263,15 +260,6 @@ async def _close_connections(server: BoundedServer, context: Context) -> None:
     with suppress(TimeoutError):
         await asyncio.wait_for(context.in_flight.wait_for_none(), _LAST_ANSWERS_S)
     await server.close_all_connections()
-
-
-async def _remove_sandboxes(provisioner: Provisioner) -> None:
-    """Whatever is left of this gateway's sandboxes goes; the provisioner lists no others."""
-    try:
-        for sandbox in await provisioner.list():
-            await provisioner.kill(sandbox.kernel_id)
-    except EngineUnavailable as error:
-        _log.warning("sandboxes left behind; the next start removes them", reason=str(error))
 
 
 def _raise_descriptor_limit() -> None:

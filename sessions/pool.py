@@ -57,9 +57,13 @@ class WarmPool:
         """How many containers there are, or will be in a moment."""
         return len(self.warm) + len(self.launching) + len(self.working) + len(self.removing)
 
-    def is_failing(self) -> bool:
-        """Whether nothing is warm and the last launches have all failed."""
-        return not self.warm and self.failures > 1
+    def is_failing(self, now_s: float) -> bool:
+        """Whether nothing is warm and the last launches have all failed.
+
+        Where none is kept warm only a claim makes the next attempt, so one is let through once it is due.
+        """
+        is_due = self.settings.size == 0 and now_s >= self.retry_at_s
+        return not self.warm and self.failures > 1 and not is_due
 
     # --- what happens -------------------------------------------------------------------------------------------------
 

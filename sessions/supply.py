@@ -1,36 +1,24 @@
-"""Where kernels come from and go to: launching, connecting, handing out warm ones, removing used ones. The pool's I/O.
+"""Where kernels come from and go to: keeping some warm, handing them out, taking used ones away. The pool's I/O.
 
-The decisions are pool.py's. The mutable state is the pools, the live kernels and the claims that wait.
+The decisions are pool.py's, a single sandbox is sandboxes.py's. The mutable state is the pools, the live kernels and
+the claims that wait.
 """
 
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections import deque
 from collections.abc import Coroutine, Mapping
 from typing import Any
-from uuid import uuid4
 
 import structlog
 
-from sessions.errors import (
-    CellblockError,
-    Draining,
-    EngineUnavailable,
-    NoKernelInTime,
-    TooManyRequests,
-)
-from sessions.greeting import Greeting
+from sessions.errors import CellblockError, Draining, EngineUnavailable, NoKernelInTime, TooManyRequests
 from sessions.kernel import Kernel, KernelState
-from sessions.model import Fate, GatewayId, KernelId, LaunchSpec, Limits
+from sessions.model import Fate, GatewayId, KernelId, Limits
 from sessions.pool import PoolSettings, WarmPool
 from sessions.ports import Clock, Provisioner, Switchboard
-
-_READY_TIMEOUT_S = 60.0
-_FATE_POLL_S = 0.05
-_FATE_POLLS = 40
-_REMOVE_ATTEMPTS = 5
+from sessions.sandboxes import Sandboxes
 
 log = structlog.get_logger()
 
@@ -51,11 +39,15 @@ class KernelSupply:
         clock: Clock,
     ) -> None:
         """`kernel_names` says how many kernels of each kernelspec to keep warm."""
-        self._provisioner = provisioner
-        self._switchboard = switchboard
-        self._gateway_id = gateway_id
-        self._limits = limits
-        self._preload = preload
+        self._sandboxes = Sandboxes(
+            provisioner=provisioner,
+            switchboard=switchboard,
+            gateway_id=gateway_id,
+            limits=limits,
+            preload=preload,
+            clock=clock,
+        )
+        self._queue = limits.queue
         self._clock = clock
         self._max = pool.max
         self._pools = {
@@ -65,6 +57,7 @@ class KernelSupply:
         self._kernels: dict[KernelId, Kernel] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._engine_watch: asyncio.Task[None] | None = None
         self._closing = False
         self.last_failure: str | None = None
 
@@ -80,8 +73,13 @@ class KernelSupply:
 
     def reasons_not_ready(self) -> list[str]:
         """Why code could not run now, in sentences; empty when it could."""
-        if any(pool.is_failing() for pool in self._pools.values()):
+        # Without kernels that are kept warm, whether the engine answers is all that can be known before somebody asks.
+        now_s = self._clock.monotonic()
+        kept = [pool for pool in self._pools.values() if pool.settings.size]
+        if any(pool.is_failing(now_s) for pool in kept or self._pools.values()):
             return [f"No sandbox can be started: {self.last_failure}"]
+        if not kept:
+            return [self._sandboxes.engine_failure] if self._sandboxes.engine_failure else []
         if not any(pool.ever_warm for pool in self._pools.values()):
             return [f"The first sandbox is still being started.{f' {self.last_failure}' if self.last_failure else ''}"]
         return []
@@ -104,9 +102,9 @@ class KernelSupply:
         if not waiters and (kernel := self._take_warm(pool)) is not None:
             self._refill()
             return kernel
-        if len(waiters) >= self._limits.queue:
+        if len(waiters) >= self._queue:
             raise TooManyRequests
-        if pool.is_failing():
+        if pool.is_failing(self._clock.monotonic()):
             self._refill()
             raise EngineUnavailable(f"No sandbox can be started, and nothing was run: {self.last_failure}")
         waiter: asyncio.Future[Kernel] = asyncio.get_running_loop().create_future()
@@ -144,47 +142,40 @@ class KernelSupply:
             return
         pool.remove(kernel.kernel_id)
         kernel.watch(lambda _: None)
-        kernel.abandon("retired")
-        self._switchboard.close(kernel.kernel_id)
+        self._sandboxes.hang_up(kernel)
         self._spawn(self._remove(kernel, pool))
 
     async def fate(self, kernel: Kernel) -> Fate | None:
-        """How the engine says this kernel's sandbox ended, once it says so; None when it does not, in time."""
-        for _ in range(_FATE_POLLS):
-            fate = await self._provisioner.fate(kernel.kernel_id)
-            if fate is not None:
-                return fate
-            await asyncio.sleep(_FATE_POLL_S)
-        return None
+        """How the engine says this kernel's sandbox ended; None when it does not say so within 2 s, or not at all."""
+        return await self._sandboxes.fate(kernel)
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Remove what an earlier gateway has left, then begin to warm up."""
-        for sandbox in await self._provisioner.list():
-            log.info("leftover_removed", kernel_id=sandbox.kernel_id)
-            await self._provisioner.kill(sandbox.kernel_id)
-        self._switchboard.remove_leftovers()
+        """Remove what an earlier gateway has left, then begin to warm up. Raises EngineUnavailable."""
+        await self._sandboxes.check()
+        await self._sandboxes.remove_leftovers()
+        if not any(pool.settings.size for pool in self._pools.values()):
+            self._engine_watch = asyncio.ensure_future(self._sandboxes.keep_checking())
         self._refill()
 
     async def close(self) -> None:
         """End every kernel of this gateway, and everything that was under way."""
         if self._timer is not None:
             self._timer.cancel()
+        if self._engine_watch is not None:
+            self._engine_watch.cancel()
+            await asyncio.wait([self._engine_watch])
         self.stop_refilling()
         for kernel in list(self._kernels.values()):
             self.retire(kernel)
         while self._tasks:
             await asyncio.wait(self._tasks)
-        try:
-            for sandbox in await self._provisioner.list():
-                await self._provisioner.kill(sandbox.kernel_id)
-        except EngineUnavailable as error:
-            log.warning("sandboxes_left", reason=str(error))
+        await self._sandboxes.remove_all()
 
     def stop_refilling(self) -> None:
         """Begin no more launches and take no more claims, those that wait included; what runs goes on."""
-        self._closing = True
+        self._closing = self._sandboxes.hurries = True
         for waiters in self._waiters.values():
             for waiter in waiters:
                 if not waiter.done():
@@ -198,9 +189,12 @@ class KernelSupply:
             return
         now_s = self._clock.monotonic()
         looks = []
-        for name, pool in self._pools.items():
-            others = sum(other.live() for other in self._pools.values()) - pool.live()
-            for _ in range(min(pool.launches(now_s), max(0, self._max - others - pool.live()))):
+        # Who is waited for comes first, and of those who has the least.
+        for name, pool in sorted(self._pools.items(), key=lambda item: (item[1].waiting == 0, item[1].live())):
+            wanted = pool.launches(now_s)
+            if pool.waiting:
+                self._make_room(pool, wanted)
+            for _ in range(min(wanted, self._room())):
                 self._launch(name, pool)
             if (look_s := pool.next_look_s(now_s)) is not None:
                 looks.append(look_s)
@@ -210,28 +204,28 @@ class KernelSupply:
         if looks:
             self._timer = asyncio.get_running_loop().call_later(max(0.01, min(looks) - now_s), self._refill)
 
+    def _room(self) -> int:
+        """How many more sandboxes there may be, over all languages."""
+        return max(0, self._max - sum(pool.live() for pool in self._pools.values()))
+
+    def _make_room(self, pool: WarmPool, wanted: int) -> None:
+        """Where warm kernels of other languages fill the whole, the oldest of them go: somebody waits for this one."""
+        coming = self._room() + sum(len(other.removing) for other in self._pools.values())
+        idle = [kernel_id for other in self._pools.values() if other is not pool for kernel_id in other.warm]
+        for kernel_id in idle[: max(0, min(wanted, pool.waiting - len(pool.launching)) - coming)]:
+            self.retire(self._kernels[kernel_id])
+
     def _launch(self, name: str, pool: WarmPool) -> None:
-        kernel = Kernel(KernelId(str(uuid4())), name, secrets.token_urlsafe(32), self._clock)
+        kernel = self._sandboxes.make_kernel(name)
         self._kernels[kernel.kernel_id] = kernel
         pool.launch(kernel.kernel_id)
         self._spawn(self._bring_up(kernel, pool))
 
     async def _bring_up(self, kernel: Kernel, pool: WarmPool) -> None:
-        """Launch a sandbox and wait until its kernel answers."""
+        """Have a kernel come up, then let it serve."""
         kernel.watch(self._on_change)
         try:
-            directory = self._switchboard.open(kernel.kernel_id, lambda link: Greeting(kernel, link))
-            spec = LaunchSpec(
-                kernel_id=kernel.kernel_id,
-                gateway_id=self._gateway_id,
-                credential=kernel.credential,
-                socket_dir=directory,
-                limits=self._limits,
-                kernel_name=kernel.kernel_name,
-                preload=self._preload,
-            )
-            await self._provisioner.launch(spec)
-            await kernel.wait_ready(_READY_TIMEOUT_S)
+            await self._sandboxes.bring_up(kernel)
         except Exception as error:  # noqa: BLE001 - however a launch fails, it is undone, told and tried again later
             self._launch_failed(kernel, pool, error)
             return
@@ -250,7 +244,7 @@ class KernelSupply:
         log.error("launch_failed", kernel_id=kernel.kernel_id, reason=str(error), exc_info=not expected)
         pool.failed(kernel.kernel_id, self._clock.monotonic())
         self.retire(kernel)
-        if pool.is_failing():
+        if pool.is_failing(self._clock.monotonic()):
             for waiter in self._waiters[kernel.kernel_name]:
                 if not waiter.done():
                     message = f"No sandbox can be started, and nothing was run: {self.last_failure}"
@@ -289,14 +283,7 @@ class KernelSupply:
             self._refill()
 
     async def _remove(self, kernel: Kernel, pool: WarmPool) -> None:
-        """Remove a kernel's container."""
-        for attempt in range(_REMOVE_ATTEMPTS):
-            try:
-                await self._provisioner.kill(kernel.kernel_id)
-                break
-            except EngineUnavailable as error:
-                log.warning("removal_failed", kernel_id=kernel.kernel_id, reason=str(error), attempt=attempt)
-                await asyncio.sleep(2**attempt if not self._closing else 0)
+        await self._sandboxes.remove(kernel)
         pool.removed(kernel.kernel_id)
         self._refill()
 

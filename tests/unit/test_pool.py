@@ -100,12 +100,12 @@ def test_a_night_of_failures_does_not_end_the_trying() -> None:
 def test_one_failure_is_no_reason_to_turn_claims_away_and_a_success_forgets_them() -> None:
     failing = pool()
     failing.failed(KernelId("x"), 0.0)
-    assert not failing.is_failing()
+    assert not failing.is_failing(0)
     failing.failed(KernelId("y"), 0.0)
-    assert failing.is_failing()
+    assert failing.is_failing(0)
     failing.launch(KernelId("z"))
     failing.became_warm(KernelId("z"))
-    assert not failing.is_failing()
+    assert not failing.is_failing(0)
     assert failing.failures == 0
 
 

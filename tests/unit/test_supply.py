@@ -12,7 +12,7 @@ import pytest
 from doubles import MemoryEngine
 
 import sessions.pool
-import sessions.supply
+import sessions.sandboxes
 from sessions.errors import Draining, EngineUnavailable, NoKernelInTime, TooManyRequests
 from sessions.kernel import Kernel
 from sessions.model import Fate, GatewayId, KernelId, Limits, Sandbox
@@ -239,7 +239,7 @@ async def test_while_no_launch_works_claims_fail_at_once_and_say_why(engine: Mem
 async def test_a_kernel_that_never_answers_is_a_failed_launch(
     engine: MemoryEngine, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions.supply, "_READY_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(sessions.sandboxes, "_READY_TIMEOUT_S", 0.02)
     engine.comes_up = False
     supply = await make(size=1)
     await until(lambda: supply.last_failure is not None)
@@ -320,7 +320,7 @@ async def test_a_removal_that_fails_is_tried_again(
 async def test_a_fate_is_asked_for_until_the_engine_knows_it(
     engine: MemoryEngine, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions.supply, "_FATE_POLL_S", 0.01)
+    monkeypatch.setattr(sessions.sandboxes, "_FATE_POLL_S", 0.01)
     supply = await make(size=1)
     kernel = await claim(supply)
     asking = asyncio.ensure_future(supply.fate(kernel))
@@ -329,6 +329,83 @@ async def test_a_fate_is_asked_for_until_the_engine_knows_it(
     engine.fates[kernel.kernel_id] = Fate(137, oom=True)
     assert await asking == Fate(137, oom=True)
     supply.retire(kernel)
+
+
+async def test_an_engine_that_does_not_answer_knows_no_fate(
+    engine: MemoryEngine, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supply = await make(size=1)
+    kernel = await claim(supply)
+
+    async def unreachable(_kernel_id: KernelId) -> None:
+        raise EngineUnavailable
+
+    monkeypatch.setattr(engine, "fate", unreachable)
+    assert await supply.fate(kernel) is None
+    supply.retire(kernel)
+
+
+async def test_a_fate_is_waited_for_within_one_bound_however_slow_the_engine_is(
+    engine: MemoryEngine, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions.sandboxes, "_FATE_TIMEOUT_S", 0.05)
+    supply = await make(size=1)
+    kernel = await claim(supply)
+
+    async def slow(_kernel_id: KernelId) -> None:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(engine, "fate", slow)
+    async with asyncio.timeout(5):
+        assert await supply.fate(kernel) is None
+    supply.retire(kernel)
+
+
+async def test_without_warm_kernels_the_engine_decides_whether_code_can_run(
+    engine: MemoryEngine, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions.sandboxes, "_CHECK_PAUSE_S", 0.01)
+    supply = await make(size=0)
+    assert supply.reasons_not_ready() == []
+    engine.is_reachable = False
+    await until(lambda: len(supply.reasons_not_ready()) == 1)
+    engine.is_reachable = True
+    await until(lambda: supply.reasons_not_ready() == [])
+
+
+async def test_without_warm_kernels_launches_that_fail_are_tried_again_by_later_claims(
+    engine: MemoryEngine, make: Make
+) -> None:
+    engine.launches_fail = 3
+    supply = await make(size=0)
+    with pytest.raises(EngineUnavailable, match="told to fail"):
+        await claim(supply)
+    assert supply.reasons_not_ready() == ["No sandbox can be started: This launch was told to fail."]
+    await until(lambda: supply.reasons_not_ready() == [])
+    with pytest.raises(EngineUnavailable, match="told to fail"):
+        await claim(supply)
+    await until(lambda: supply.reasons_not_ready() == [])
+    supply.retire(await claim(supply))
+
+
+async def test_warm_kernels_make_room_for_a_language_that_somebody_waits_for(engine: MemoryEngine, make: Make) -> None:
+    supply = await make(size=2, most=2, kernel_names={NAME: 2, "bash": 0})
+    await until(lambda: supply.warm() == 2)
+    kernel = await supply.claim("bash", 5.0)
+    assert kernel.kernel_name == "bash"
+    assert supply.warm() == 1
+    supply.retire(kernel)
+    await until(lambda: supply.warm() == 2)
+    assert engine.most_at_once == 2
+
+
+async def test_a_language_that_does_not_start_leaves_the_others_ready(engine: MemoryEngine, make: Make) -> None:
+    supply = await make(size=1, kernel_names={NAME: 1, "bash": 0})
+    await until(lambda: supply.warm() == 1)
+    engine.launches_fail = 2
+    with pytest.raises(EngineUnavailable, match="told to fail"):
+        await supply.claim("bash", 5.0)
+    assert supply.reasons_not_ready() == []
 
 
 async def test_under_a_storm_of_claims_every_kernel_has_one_user_and_the_bound_holds(

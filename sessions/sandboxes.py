@@ -1,0 +1,132 @@
+"""One kernel's sandbox, made, asked after and removed: the engine, the switchboard and the supervisor's hello together.
+
+Which kernels there should be, and who gets them, is supply.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from uuid import uuid4
+
+import structlog
+
+from sessions.errors import EngineUnavailable
+from sessions.greeting import Greeting
+from sessions.kernel import Kernel
+from sessions.model import Fate, GatewayId, KernelId, LaunchSpec, Limits
+from sessions.ports import Clock, Provisioner, Switchboard
+
+_READY_TIMEOUT_S = 60.0
+_FATE_TIMEOUT_S = 2.0
+_FATE_POLL_S = 0.05
+_REMOVE_ATTEMPTS = 5
+_CHECK_PAUSE_S = 10.0
+
+log = structlog.get_logger()
+
+
+class Sandboxes:
+    """This gateway's sandboxes on one engine.
+
+    Its state: `hurries`, when a removal that has failed is tried again without a pause; and `engine_failure`, what the
+    last of the regular checks found.
+    """
+
+    def __init__(
+        self,
+        *,
+        provisioner: Provisioner,
+        switchboard: Switchboard,
+        gateway_id: GatewayId,
+        limits: Limits,
+        preload: tuple[str, ...],
+        clock: Clock,
+    ) -> None:
+        self._provisioner = provisioner
+        self._switchboard = switchboard
+        self._gateway_id = gateway_id
+        self._limits = limits
+        self._preload = preload
+        self._clock = clock
+        self.hurries = False
+        self.engine_failure: str | None = None
+
+    def make_kernel(self, kernel_name: str) -> Kernel:
+        """A kernel that has no sandbox yet."""
+        return Kernel(KernelId(str(uuid4())), kernel_name, secrets.token_urlsafe(32), self._clock)
+
+    async def bring_up(self, kernel: Kernel) -> None:
+        """Launch the kernel's sandbox and return once it answers.
+
+        Raises EngineUnavailable, KernelLost, SetUpFailed; what has been made by then is `remove`'s to clear away.
+        """
+        directory = self._switchboard.open(kernel.kernel_id, lambda link: Greeting(kernel, link))
+        spec = LaunchSpec(
+            kernel_id=kernel.kernel_id,
+            gateway_id=self._gateway_id,
+            credential=kernel.credential,
+            socket_dir=directory,
+            limits=self._limits,
+            kernel_name=kernel.kernel_name,
+            preload=self._preload,
+        )
+        await self._provisioner.launch(spec)
+        await kernel.wait_ready(_READY_TIMEOUT_S)
+
+    def hang_up(self, kernel: Kernel) -> None:
+        """End the conversation; nobody can dial in for this kernel any more."""
+        kernel.abandon("retired")
+        self._switchboard.close(kernel.kernel_id)
+
+    async def remove(self, kernel: Kernel) -> None:
+        """Remove what there is of the sandbox. An engine that does not answer is asked again, a few times."""
+        for attempt in range(_REMOVE_ATTEMPTS):
+            try:
+                await self._provisioner.kill(kernel.kernel_id)
+                break
+            except EngineUnavailable as error:
+                log.warning("removal_failed", kernel_id=kernel.kernel_id, reason=str(error), attempt=attempt)
+                await asyncio.sleep(0 if self.hurries else 2**attempt)
+
+    async def fate(self, kernel: Kernel) -> Fate | None:
+        """How the engine says this kernel's sandbox ended; None when it does not say so within 2 s, or not at all."""
+        try:
+            async with asyncio.timeout(_FATE_TIMEOUT_S):
+                while True:
+                    fate = await self._provisioner.fate(kernel.kernel_id)
+                    if fate is not None:
+                        return fate
+                    await asyncio.sleep(_FATE_POLL_S)
+        except (TimeoutError, EngineUnavailable):
+            return None
+
+    async def check(self) -> None:
+        """Raise EngineUnavailable, saying what to do, unless a launch could work now."""
+        await self._provisioner.check()
+
+    async def keep_checking(self) -> None:
+        """Keep `engine_failure` true until cancelled."""
+        while True:
+            await asyncio.sleep(_CHECK_PAUSE_S)
+            try:
+                await self.check()
+            except EngineUnavailable as error:
+                self.engine_failure = str(error)
+            else:
+                self.engine_failure = None
+
+    async def remove_leftovers(self) -> None:
+        """Remove what an earlier gateway on the same data has left. Raises EngineUnavailable."""
+        for sandbox in await self._provisioner.list():
+            log.info("leftover_removed", kernel_id=sandbox.kernel_id)
+            await self._provisioner.kill(sandbox.kernel_id)
+        self._switchboard.remove_leftovers()
+
+    async def remove_all(self) -> None:
+        """Remove every sandbox of this gateway that the engine lists; where it does not answer, that is logged."""
+        try:
+            for sandbox in await self._provisioner.list():
+                await self._provisioner.kill(sandbox.kernel_id)
+        except EngineUnavailable as error:
+            log.warning("sandboxes_left", reason=str(error), consequence="the next start removes them")
