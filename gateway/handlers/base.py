@@ -1,4 +1,4 @@
-"""What all HTTP answers have in common: request id, error shape, security headers, access log, bounded bodies.
+"""What all HTTP answers have in common: request id, error shape, security headers, bounded bodies.
 
 A subclass says its `route`, `methods` and `exposure`, and implements `answer`. It knows nothing of runs.
 """
@@ -6,9 +6,7 @@ A subclass says its `route`, `methods` and `exposure`, and implements `answer`. 
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
-import time
 import uuid
 from enum import Enum
 from http import HTTPStatus
@@ -21,27 +19,11 @@ from tornado.web import Application, HTTPError, RequestHandler, stream_request_b
 
 from gateway.handlers.answer import strict_json
 from gateway.handlers.context import Context
+from gateway.handlers.statuses import INTERNAL_SENTENCE, SHAPE_OF_STATUS, STATUS_OF_CODE
 from sessions.errors import CellblockError, TooLarge, Unavailable
 from sessions.model import ANONYMOUS, TenantId
 from sessions.text import well_formed
 
-STATUS_OF_CODE = {
-    "invalid_json": 400,
-    "invalid_request": 400,
-    "unsupported_language": 400,
-    "unauthorized": 401,
-    "forbidden": 403,
-    "not_found": 404,
-    "method_not_allowed": 405,
-    "too_large": 413,
-    "unsupported_media_type": 415,
-    "too_many_requests": 429,
-    "unavailable": 503,
-    "timeout": 504,
-}
-"""The one table from an error's `code` to an HTTP status; any other code is a 500 without details."""
-
-INTERNAL_SENTENCE = "Something went wrong inside Cellblock; its log tells more under this request id."
 DRAIN_FACTOR = 8
 """A body up to so many times the limit is read to its end, so that the client gets to see the 413."""
 
@@ -55,12 +37,6 @@ SEND_TIMEOUT_S = 120.0
 """A client that does not take its answer in this time loses its connection."""
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_SHAPE_OF_STATUS = {
-    400: ("invalid_request", "The request is malformed."),
-    403: ("forbidden", "This is not allowed."),
-    404: ("not_found", "There is nothing here: see / for the routes."),
-    405: ("method_not_allowed", "This route does not take this method."),
-}
 _log = structlog.get_logger("cellblock.http")
 
 
@@ -285,7 +261,7 @@ class BaseHandler(RequestHandler):
             if error.retry_after_s is not None:
                 self.set_header("Retry-After", str(error.retry_after_s))
         else:
-            code, sentence = _SHAPE_OF_STATUS.get(status_code, ("internal", INTERNAL_SENTENCE))
+            code, sentence = SHAPE_OF_STATUS.get(status_code, ("internal", INTERNAL_SENTENCE))
         if status_code == HTTPStatus.UNAUTHORIZED:
             self.set_header("WWW-Authenticate", "Bearer")
         if status_code == HTTPStatus.METHOD_NOT_ALLOWED:
@@ -312,25 +288,6 @@ class BaseHandler(RequestHandler):
     @property
     def _allow(self) -> str:
         return ", ".join((*self.methods, "OPTIONS"))
-
-
-def log_access(handler: RequestHandler) -> None:
-    """One line per request. The route, never the URL: GET /runcode has code in it."""
-    if not isinstance(handler, BaseHandler):
-        return
-    refusal = {"error_code": handler.error_code} if handler.error_code else {}
-    level = logging.DEBUG if handler.is_probe and handler.get_status() == HTTPStatus.OK else logging.INFO
-    _log.log(
-        level,
-        "request",
-        request_id=handler.request_id,
-        tenant=handler.tenant,
-        method=handler.request.method,
-        route=handler.route,
-        status=handler.get_status(),
-        ms=round((time.time() - handler.request._start_time) * 1000, 1),  # noqa: SLF001 - tornado's own clock for this
-        **refusal,
-    )
 
 
 def _header_bytes(request: HTTPServerRequest) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Awaitable
+from contextlib import suppress
 from typing import Any
 
 from tornado.httputil import (
@@ -17,7 +18,7 @@ from tornado.httputil import (
     RequestStartLine,
     ResponseStartLine,
 )
-from tornado.iostream import IOStream
+from tornado.iostream import IOStream, StreamClosedError, UnsatisfiableReadError
 
 _TORNADOS_400 = b"HTTP/1.1 400 Bad Request\r\n\r\n"
 _SCHEMES = ("http://", "https://")
@@ -37,7 +38,7 @@ def bare_answer(status_line: str, code: str, sentence: str, *, retry_after_s: in
 
 
 class SpeakingStream(IOStream):
-    """A stream on which tornado's bare 400 goes out as JSON, with a request id."""
+    """A stream on which tornado's bare 400 goes out as JSON, and overlong headers get an answer."""
 
     @classmethod
     def taking_over(cls, stream: IOStream) -> SpeakingStream:
@@ -49,6 +50,14 @@ class SpeakingStream(IOStream):
         if data == _TORNADOS_400:
             data = bare_answer("400 Bad Request", "invalid_request", "The request is malformed: it is no valid HTTP.")
         return super().write(data, *args, **kwargs)
+
+    def close(self, exc_info: Any = False) -> None:  # noqa: FBT002 - the base class has it so
+        """Close; when it is for a line or headers that do not end, say so first."""
+        if isinstance(exc_info, UnsatisfiableReadError) and not self.closed():
+            sentence = "The URL, the headers or a line of this request are too long: POST takes its fields in the body."
+            with suppress(StreamClosedError):
+                super().write(bare_answer("413 Request Entity Too Large", "too_large", sentence))
+        super().close(exc_info)
 
 
 class AbsoluteFormRequest(HTTPMessageDelegate):

@@ -12,8 +12,9 @@ from tornado.httputil import HTTPConnection, HTTPMessageDelegate
 from tornado.iostream import IOStream
 from tornado.web import Application
 
+from gateway.handlers.access_log import log_access
 from gateway.handlers.artifacts import FileHandler, ImageHandler
-from gateway.handlers.base import MAX_HEADER_BYTES, log_access
+from gateway.handlers.base import MAX_HEADER_BYTES
 from gateway.handlers.context import Context
 from gateway.handlers.first_lines import AbsoluteFormRequest, SpeakingStream, bare_answer
 from gateway.handlers.ops import HealthHandler, ReadyHandler, RootHandler, UnknownRouteHandler
@@ -26,7 +27,7 @@ MAX_CONNECTIONS = 1024
 
 # Larger than any body that is read: the handlers count, so that the answer is a 413 in JSON and no bare 400.
 _UNBOUNDED = 1 << 60
-# What the parser takes is more than what is served. Beyond that the connection closes without a word.
+# What the parser takes is more than what is served: a request that was read whole keeps its connection.
 _PARSED_HEADER_BYTES = 4 * MAX_HEADER_BYTES
 
 

@@ -242,6 +242,11 @@ async def test_an_overlong_url_or_header_gets_its_413(face: Face, size: int) -> 
     assert face.service.requests == []
 
 
+async def test_headers_that_do_not_end_get_their_413(face: Face) -> None:
+    status, body = split(await talk(face, b"GET / HTTP/1.1\r\nX: ".ljust(4 * base.MAX_HEADER_BYTES + 1, b"a")))
+    assert (status, body["code"]) == (413, "too_large")
+
+
 @pytest.mark.parametrize(
     ("target", "host", "status"),
     [

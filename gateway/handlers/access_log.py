@@ -1,0 +1,33 @@
+"""The access log: one line per request, without anything that the client wrote but its request id."""
+
+from __future__ import annotations
+
+import logging
+import time
+from http import HTTPStatus
+
+import structlog
+from tornado.web import RequestHandler
+
+from gateway.handlers.base import BaseHandler
+
+_log = structlog.get_logger("cellblock.http")
+
+
+def log_access(handler: RequestHandler) -> None:
+    """One line per request. The route, never the URL: GET /runcode has code in it."""
+    if not isinstance(handler, BaseHandler):
+        return
+    refusal = {"error_code": handler.error_code} if handler.error_code else {}
+    level = logging.DEBUG if handler.is_probe and handler.get_status() == HTTPStatus.OK else logging.INFO
+    _log.log(
+        level,
+        "request",
+        request_id=handler.request_id,
+        tenant=handler.tenant,
+        method=handler.request.method,
+        route=handler.route,
+        status=handler.get_status(),
+        ms=round((time.time() - handler.request._start_time) * 1000, 1),  # noqa: SLF001 - tornado's own clock for this
+        **refusal,
+    )

@@ -1,0 +1,26 @@
+"""Which HTTP status an error has, and what is said where there is a status alone. Tables, and no more."""
+
+STATUS_OF_CODE = {
+    "invalid_json": 400,
+    "invalid_request": 400,
+    "unsupported_language": 400,
+    "unauthorized": 401,
+    "forbidden": 403,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "too_large": 413,
+    "unsupported_media_type": 415,
+    "too_many_requests": 429,
+    "unavailable": 503,
+    "timeout": 504,
+}
+"""The one table from an error's `code` to an HTTP status; any other code is a 500 without details."""
+
+INTERNAL_SENTENCE = "Something went wrong inside Cellblock; its log tells more under this request id."
+SHAPE_OF_STATUS = {
+    400: ("invalid_request", "The request is malformed."),
+    403: ("forbidden", "This is not allowed."),
+    404: ("not_found", "There is nothing here: see / for the routes."),
+    405: ("method_not_allowed", "This route does not take this method."),
+}
+"""Code and sentence of an answer that tornado itself decided on."""
