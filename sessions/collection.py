@@ -28,6 +28,7 @@ _WHY = {
     "pixels": "it has too many pixels",
     "changed": "it changed while it was being read",
     "entries": "the working directory has too many entries, or is too deep",
+    "time": "it could not be stored in time",
     "invalid": "it is not what it says it is",
 }
 

@@ -88,6 +88,12 @@ class StoreUnavailable(Unavailable):
     """The database is out of reach; nothing was run."""
 
 
+class EndNotStored(CellblockError):
+    """The code was run, but its end could not be stored yet. Do not run it again."""
+
+    code = "end_not_stored"
+
+
 class Draining(Unavailable):
     """This gateway is shutting down; nothing was run."""
 

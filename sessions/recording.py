@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import structlog
 
@@ -27,13 +28,16 @@ log = structlog.get_logger()
 class Recording:
     """`sessions.kernel.RequestListener` of one run.
 
-    Its state: the run's fold, the batch that is being written, and the first frame that no commit covers yet.
+    `code_ended` is done when the kernel has said so, `ended` once all that the code has made has come as well. Its
+    state: the run's fold, the batch that is being written, and the first frame that no commit covers yet.
     """
 
     def __init__(self, run_id: RunId, execution: Execution, store: Store, clock: Clock) -> None:
         self.run_id = run_id
         self.execution = execution
+        self.code_ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.ended: asyncio.Future[Done | Died] = asyncio.get_running_loop().create_future()
+        self._said: set[str] = set()
         self._store = store
         self._clock = clock
         self._taken_seq = 0
@@ -63,6 +67,14 @@ class Recording:
             self._uncommitted_seq = seq
         if self._writer is None:
             self._writer = asyncio.ensure_future(self._write())
+        if message.msg_type == "execute_reply" or message.content.get("execution_state") == "idle":
+            self._said.add(message.msg_type)
+            if self.is_complete() and not self.code_ended.done():
+                self.code_ended.set_result(None)
+
+    def is_complete(self) -> bool:
+        """Whether the kernel itself has told the end of the code: by its reply, and by being idle."""
+        return self._said >= {"execute_reply", "status"}
 
     def on_gap(self, dropped_bytes: int) -> None:
         """Output was lost on the way."""
@@ -76,19 +88,30 @@ class Recording:
         """The kernel has."""
         self._end(died)
 
-    async def finish(self, result: Result) -> None:
-        """Commit the end with everything that is not committed yet. Tries for as long as it takes."""
+    async def finish(self, result: Result) -> Result:
+        """Commit the end with everything that is not committed yet; returns the result as it was stored.
+
+        Tries for as long as it takes while the database is out of reach. What the database refuses is left out.
+        """
         if self._writer is not None:
             self._writer.cancel()
             await asyncio.wait([self._writer])
         batch = self._take_batch()
         finished_at = self._clock.now()
-        await self._persist(lambda: self._store.finish_run(result, batch, finished_at))
+        try:
+            await self._persist(lambda: self._store.finish_run(result, batch, finished_at))
+        except Exception:
+            log.exception("batch_refused", run_id=self.run_id, events=len(batch.events))
+            result = replace(result, truncated=True)
+            await self._persist(lambda: self._store.finish_run(result, Batch(), finished_at))
         self._unwritten, self._uncommitted_seq, self._writing_seq = Batch(), None, None
         self._committed()
+        return result
 
     def _end(self, end: Done | Died) -> None:
         """The frame that says so has a number above all others, and only `finish` commits what it says."""
+        if not self.code_ended.done():
+            self.code_ended.set_result(None)
         if not self.ended.done():
             self.ended.set_result(end)
             if self._uncommitted_seq is None:
@@ -106,7 +129,11 @@ class Recording:
             self._writing_seq = self._uncommitted_seq
             # The pieces of a file that is not complete are in no batch yet.
             self._uncommitted_seq = self._file_seq if self.execution.is_assembling() else None
-            await self._persist(lambda batch=batch: self._store.append(self.run_id, batch))  # type: ignore[misc]
+            try:
+                await self._persist(lambda batch=batch: self._store.append(self.run_id, batch))  # type: ignore[misc]
+            except Exception:
+                log.exception("batch_refused", run_id=self.run_id, events=len(batch.events))
+                return  # `finish` tries once more, with everything
             self._unwritten, self._writing_seq = Batch(), None
             self._committed()
 

@@ -17,10 +17,10 @@ import structlog
 
 from sessions.errors import (
     Draining,
+    EndNotStored,
     InvalidRequest,
     KernelLost,
     NotFound,
-    StoreUnavailable,
     Unavailable,
     UnsupportedLanguage,
 )
@@ -46,12 +46,15 @@ _CLAIM_TIMEOUT_S = 30.0
 _INTERRUPT_GRACE_S = 2.0
 _KILL_GRACE_S = 5.0
 _COMMIT_PATIENCE_S = 30.0
+_FILES_PATIENCE_S = 120.0
 _HEALTH_PAUSE_S = 2.0
 
 # By kernelspec. The values come with the request's metadata, never as source text.
 _SET_VARIABLES = {
     "python3": 'get_ipython().push(get_ipython().kernel.get_parent("shell")["metadata"]["cellblock"]["variables"])',
 }
+
+_INTERNAL_ERROR = "An error inside the gateway lost this run's answer; the code may have run. The gateway's log has it."
 
 log = structlog.get_logger()
 
@@ -184,10 +187,16 @@ class Service:
         execution = Execution(run.run_id, self._limits, lambda: ArtifactId(str(uuid4())))
         recording = Recording(run.run_id, execution, self._store, self._clock)
         try:
-            result = await self._execute(request, kernel, recording)
+            try:
+                result = await self._execute(request, kernel, recording)
+            except Exception:
+                # A bug of ours, but the run has one final status all the same.
+                log.exception("run_failed", run_id=run.run_id)
+                result = Result(run.run_id, RunStatus.LOST, output="", error=_INTERNAL_ERROR)
+            return await self._commit(recording, result)
         finally:
-            self._supply.retire(kernel)
-        return await self._commit(recording, result)
+            # Behind the answer's back: the loop gets to it once the answer is on its way.
+            asyncio.get_running_loop().call_soon(self._supply.retire, kernel)
 
     def _make_run(self, request: RunRequest, kernel: Kernel) -> Run:
         return Run(
@@ -214,37 +223,42 @@ class Service:
             recording.on_died(Died(Cause.GONE, None, None, None, ()))
             msg_id = ""
         end, timed_out = await self._wait_for_end(kernel, msg_id, recording, request.timeout_s)
-        return await self._conclude(kernel, recording.execution, end, request.timeout_s if timed_out else None)
+        return await self._conclude(kernel, recording, end, request.timeout_s if timed_out else None)
 
     async def _wait_for_end(
         self, kernel: Kernel, msg_id: str, recording: Recording, timeout_s: float
     ) -> tuple[Done | Died, bool]:
-        """The end of the run, and whether the time limit brought it about: by an interrupt first, then by a kill."""
-        patience = ((timeout_s, None), (_INTERRUPT_GRACE_S + _KILL_GRACE_S, _INTERRUPT_GRACE_S))
-        for wait_s, grace_s in patience:
-            if grace_s is not None:
-                kernel.interrupt(msg_id, grace_s)
-            done, _ = await asyncio.wait([recording.ended], timeout=wait_s)
-            if done:
-                return recording.ended.result(), grace_s is not None
-        # Not even the supervisor answers; what remains is to end the container with everything in it.
-        kernel.abandon("the run did not end in time")
-        return await recording.ended, True
+        """The end of the run, and whether the time limit brought it about: by an interrupt first, then by a kill.
+
+        The limit is the code's. What the code has made is brought over and stored in a time of its own.
+        """
+        in_time, _ = await asyncio.wait([recording.code_ended], timeout=timeout_s)
+        if not in_time:
+            kernel.interrupt(msg_id, _INTERRUPT_GRACE_S)
+            await asyncio.wait([recording.code_ended], timeout=_INTERRUPT_GRACE_S + _KILL_GRACE_S)
+        if recording.code_ended.done():
+            await asyncio.wait([recording.ended], timeout=_FILES_PATIENCE_S)
+        if not recording.ended.done():
+            # Not even the supervisor answers; what remains is to end the container with everything in it.
+            kernel.abandon("the run did not end in time")
+        return await recording.ended, not in_time
 
     async def _conclude(
-        self, kernel: Kernel, execution: Execution, end: Done | Died, passed_limit_s: float | None
+        self, kernel: Kernel, recording: Recording, end: Done | Died, passed_limit_s: float | None
     ) -> Result:
         """The run's one final status, and a sentence for it where the traceback says nothing."""
+        execution = recording.execution
         execution.take_skipped(end.skipped)
-        if isinstance(end, Done):
-            if end.oom_kills:
-                execution.notice("a process of this run was killed: the memory limit was reached")
-            if passed_limit_s is None:
-                return execution.finish(execution.ended_status(), None, end.usage)
+        if isinstance(end, Done) and end.oom_kills:
+            execution.notice("a process of this run was killed: the memory limit was reached")
         if passed_limit_s is not None:
             reason = f"The run passed its time limit of {passed_limit_s:g} s and was stopped."
             return execution.finish(RunStatus.TIMEOUT, reason, end.usage)
-        assert isinstance(end, Died)  # noqa: S101 - what is left, and mypy cannot see it
+        if isinstance(end, Done):
+            return execution.finish(execution.ended_status(), None, end.usage)
+        if recording.is_complete():
+            execution.take_skipped([{"path": "", "bytes": 0, "why": "time"}])
+            return execution.finish(execution.ended_status(), None, end.usage)
         oom = end.cause is Cause.OOM
         if end.cause is Cause.GONE and kernel.violation is None and not self._draining:
             fate = await self._supply.fate(kernel)
@@ -273,12 +287,12 @@ class Service:
         committing = self._track(recording.finish(result))
         done, _ = await asyncio.wait([committing], timeout=_COMMIT_PATIENCE_S)
         if not done:
-            raise StoreUnavailable(
+            raise EndNotStored(
                 f"The run {result.run_id} has ended with status {result.status}, but the database is out of reach: "
                 "its result is kept and will be stored when the database is back. Do not run it again."
             )
-        committing.result()
-        return result
+        stored: Result = committing.result()
+        return stored
 
     async def _watch_store(self) -> None:
         """Keep knowing whether the store answers, for `readiness`."""

@@ -11,6 +11,7 @@ STATUS_OF_CODE = {
     "too_large": 413,
     "unsupported_media_type": 415,
     "too_many_requests": 429,
+    "end_not_stored": 500,
     "unavailable": 503,
     "timeout": 504,
 }
