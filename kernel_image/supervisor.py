@@ -27,7 +27,8 @@ _NUDGE_S = 0.2
 _START_TIMEOUT_S = 60.0
 _START_ATTEMPTS = 3
 _WARM_UP_CODE = {kernel_process.FORKED_KERNEL: "print()"}
-"""Run silently, its output dropped, before a kernel counts as ready: what is done the first time takes longer."""
+_WARM_UPS = 3
+"""Run silently, its output dropped, before a kernel counts as ready: what is done the first times takes longer."""
 
 _DRAIN_PAUSE_S = 0.004
 _DRAIN_QUIET_ROUNDS = 3
@@ -191,8 +192,9 @@ class Supervisor:
                 await asyncio.wait_for(self._wait_until_heard({"kernel_info_reply", "iopub"}), _NUDGE_S)
         code = _WARM_UP_CODE.get(self._settings.kernel_name, "")
         content = {"code": code, "silent": True, "store_history": False, "user_expressions": {}, "allow_stdin": False}
-        warm_up = self._channels.request("shell", "execute_request", content)
-        await self._wait_until_heard({"execute_reply", f"idle after {warm_up}"})
+        for _ in range(_WARM_UPS):
+            warm_up = self._channels.request("shell", "execute_request", content)
+            await self._wait_until_heard({f"reply to {warm_up}", f"idle after {warm_up}"})
 
     async def _wait_until_heard(self, wanted: set[str]) -> None:
         while not wanted <= self._heard:
@@ -214,6 +216,8 @@ class Supervisor:
         with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
             msg_type = json.loads(parts[0])["msg_type"]
             self._heard.add("iopub" if channel == "iopub" else str(msg_type))
+            if msg_type == "execute_reply":
+                self._heard.add(f"reply to {json.loads(parts[1])['msg_id']}")
             if msg_type == "status":
                 self._heard.add(f"{json.loads(parts[3])['execution_state']} after {json.loads(parts[1])['msg_id']}")
             self._news.set()
