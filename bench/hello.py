@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import http.client
 import json
 import os
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -25,7 +27,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import docker
-import httpx
 import psutil
 from jupyter_client import BlockingKernelClient, KernelManager
 
@@ -80,22 +81,21 @@ async def measure(rounds: int) -> dict[str, Any]:
             store = PostgresStore(url)
             stack.push_async_callback(store.close)
             stored = await _service(stack, root / "s", image, preload, store)
-            client = await stack.enter_async_context(httpx.AsyncClient(base_url=gateway.url, timeout=60))
             kinds: dict[str, Callable[[], Awaitable[None]]] = {
                 "bare ipykernel": bare.run,
                 "engine alone": lambda: _run(memory),
                 "engine and Postgres": lambda: _run(stored),
-                "gateway over HTTP": lambda: _post(client),
+                "gateway over HTTP": gateway.run,
             }
             for number in range(rounds + 3):
                 for kind, once in kinds.items():
-                    await _until_warm(client, memory, stored)
+                    await _until_warm(gateway, memory, stored)
                     took_ms = await _timed(once)
                     if number >= 3:
                         times.setdefault(kind, []).append(took_ms)
                 if number % 10 == 0:
                     print(f"   round {number} of {rounds}", file=sys.stderr)
-            await _until_warm(client, memory, stored)
+            await _until_warm(gateway, memory, stored)
             sizes = {
                 "gateway": psutil.Process(gateway.pid).memory_info().rss,
                 "idle warm container": _container_bytes(gateway.gateway_id),
@@ -156,6 +156,8 @@ class _Gateway:
     def __init__(self, data_dir: Path, image: str) -> None:
         self._data_dir = data_dir
         self._image = image
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
 
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", "gateway", "serve"]
@@ -164,15 +166,17 @@ class _Gateway:
             "CELLBLOCK_ENGINE_NAME": "docker",
             "CELLBLOCK_ENGINE_KERNEL_IMAGE": self._image,
             "CELLBLOCK_POOL_SIZE": str(POOL),
-            "PORT": "8321",
+            "CELLBLOCK_SERVER_PORT": str(self._port),
         }
         self._log = (self._data_dir.parent / "gateway.log").open("wb")
         self._process = subprocess.Popen(command, env={**os.environ, **variables}, stdout=self._log, stderr=self._log)
         self.pid = self._process.pid
-        self.url = "http://127.0.0.1:8321"
+        # As light as the Jupyter client that the bare kernel is asked with: blocking, one connection.
+        self._connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._connection.close()
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(60)
         self._log.close()
@@ -180,7 +184,23 @@ class _Gateway:
     @property
     def gateway_id(self) -> str:
         """What its containers are labelled with."""
-        return next(self._data_dir.glob("gateway?id")).read_text().strip()
+        return (self._data_dir / "gateway_id").read_text().strip()
+
+    async def run(self) -> None:
+        """One call, on a connection that is kept."""
+        assert self._ask("POST", "/runcode", json.dumps({"code": CODE}))["output"] == "1\n"
+
+    def warm(self) -> int:
+        """How many kernels wait; 0 while the gateway is not there yet."""
+        try:
+            return int(self._ask("GET", "/readyz").get("warm", 0))
+        except OSError:
+            self._connection.close()
+            return 0
+
+    def _ask(self, method: str, path: str, body: str | None = None) -> Any:
+        self._connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
+        return json.loads(self._connection.getresponse().read())
 
 
 async def _service(stack: AsyncExitStack, root: Path, image: str, preload: tuple[str, ...], store: Store) -> Service:
@@ -208,22 +228,13 @@ async def _run(service: Service) -> None:
     assert result.output == "1\n"
 
 
-async def _post(client: httpx.AsyncClient) -> None:
-    response = await client.post("/runcode", json={"code": CODE})
-    assert response.json()["output"] == "1\n"
-
-
-async def _until_warm(client: httpx.AsyncClient, *services: Service) -> None:
+async def _until_warm(gateway: _Gateway, *services: Service) -> None:
     """Wait until every pool is full again, and the machine has settled."""
     while True:
         warm = [service.readiness().warm for service in services]
-        try:
-            answer = (await client.get("/readyz")).json()
-        except httpx.TransportError:
-            answer = {}
-        if min(*warm, answer.get("warm", 0)) >= POOL:
+        if min(warm) >= POOL and gateway.warm() >= POOL:
             break
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.1)
     await asyncio.sleep(SETTLE_S)
 
 
