@@ -83,14 +83,15 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
         gateway_id = data_dir.gateway_id()
         chosen = await _choose_engine(config, gateway_id, data_dir, console)
         stack.push_async_callback(chosen.provisioner.close)
-        switchboard = SupervisorSwitchboard(data_dir.sockets)
+        limits = config.limits.limits()
+        switchboard = SupervisorSwitchboard(data_dir.sockets, limits.message_bytes)
         clock = SystemClock()
         service = Service(
             store=store,
             provisioner=chosen.provisioner,
             switchboard=switchboard,
             gateway_id=gateway_id,
-            limits=config.limits.limits(),
+            limits=limits,
             pool=PoolSettings(size=config.pool.size, max=config.pool.max),
             languages=config.languages,
             preload=config.build.preload,

@@ -17,7 +17,7 @@ import yaml
 
 from gateway.auth import Token
 from gateway.complaints import complaint, near, shown
-from gateway.config_sections import ENGINES, SECTIONS, AuthSection, Config, Section, Size
+from gateway.config_sections import ENGINES, SECTIONS, AuthSection, Config, Section, is_size
 from sessions.errors import Misconfigured
 
 __all__ = ["Config", "Token", "load", "parse_size"]
@@ -163,7 +163,8 @@ def _prepare(section: type[Section], key: str, value: Any) -> Any:
             return []
         if isinstance(value, list):
             return [{"sha256": item} if isinstance(item, str) else item for item in value]
-    if isinstance(value, str) and any(f.name == key and f.type is Size for f in msgspec.structs.fields(section)):
+    kinds = {field.name: field.type for field in msgspec.structs.fields(section)}
+    if isinstance(value, str) and is_size(kinds.get(key)):
         return parse_size(value, f"{section.title}.{key}")
     return value
 

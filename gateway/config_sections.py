@@ -30,6 +30,16 @@ Seconds = Annotated[float, Meta(gt=0, le=30 * 86_400)]
 Size = Annotated[int, Meta(ge=1, extra={"human": True})]
 """Bytes; "512M", "1.5 GiB" and plain numbers are understood, with K = 1024 as Docker has it."""
 
+OutputSize = Annotated[int, Meta(ge=1, le=8 << 20, extra={"human": True})]
+ArtifactSize = Annotated[int, Meta(ge=1, le=64 << 20, extra={"human": True})]
+RequestSize = Annotated[int, Meta(ge=1, le=32 << 20, extra={"human": True})]
+"""What passes between gateway and supervisor as one message, and is held in memory at both ends."""
+
+
+def is_size(kind: object) -> bool:
+    """Whether a key of this type is given in bytes, and may be written as a person would."""
+    return any(isinstance(meta, Meta) and bool(meta.extra) for meta in getattr(kind, "__metadata__", ()))
+
 
 class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One part of the configuration."""
@@ -128,13 +138,13 @@ class LimitsSection(Section, frozen=True):
     disk: Size = _LIMITS.disk_bytes
     inodes: Positive = _LIMITS.inodes
     nofile: Positive = _LIMITS.nofile
-    output_bytes: Size = _LIMITS.output_bytes
-    image_bytes: Size = _LIMITS.image_bytes
+    output_bytes: OutputSize = _LIMITS.output_bytes
+    image_bytes: ArtifactSize = _LIMITS.image_bytes
     image_count: Annotated[int, Meta(ge=0)] = _LIMITS.image_count
     image_pixels: Positive = _LIMITS.image_pixels
-    file_bytes: Size = _LIMITS.file_bytes
+    file_bytes: ArtifactSize = _LIMITS.file_bytes
     file_count: Annotated[int, Meta(ge=0)] = _LIMITS.file_count
-    request_bytes: Size = _LIMITS.request_bytes
+    request_bytes: RequestSize = _LIMITS.request_bytes
     queue: Annotated[int, Meta(ge=0)] = _LIMITS.queue
 
     def limits(self) -> Limits:

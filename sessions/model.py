@@ -193,6 +193,9 @@ class Batch:
     artifacts: tuple[Artifact, ...] = ()
 
 
+_SMALLEST_MESSAGE_BYTES = 16 << 20
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What one run, and the container around it, may use. Sizes in bytes, times in seconds."""
@@ -213,6 +216,11 @@ class Limits:
     file_count: int = 50
     request_bytes: int = 10 << 20
     queue: int = 64
+
+    @property
+    def message_bytes(self) -> int:
+        """How large a kernel's message may be: an image in base64, or all output with JSON's escapes (6 for 1) fits."""
+        return max(_SMALLEST_MESSAGE_BYTES, self.image_bytes * 3 // 2, self.output_bytes * 8)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,12 +23,13 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from kernel_image import protocol
 from sessions.errors import SetUpFailed
-from sessions.model import KernelId
+from sessions.model import KernelId, Limits
 from sessions.ports import Link, LinkListener
 
-MAX_FRAME_BYTES = 24 << 20
-"""Above what an honest supervisor sends (`max_message_bytes` and a little); a larger frame closes the connection."""
+_FRAMING_BYTES = 1 << 20
+"""More than is put around a message; a larger frame closes the connection."""
 
+_MESSAGE_BYTES = Limits().message_bytes
 _BACKLOG = 4
 _MAX_LINKS = 4
 _MAX_UNGREETED = 8
@@ -163,11 +164,12 @@ class _Port:
 class SupervisorSwitchboard:
     """`sessions.ports.Switchboard` on unix sockets below `root`, which nobody else on this host may enter.
 
-    Its state: the open ports by kernel.
+    `message_bytes` is what the supervisors are told that a message may have. Its state: the open ports by kernel.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, message_bytes: int = _MESSAGE_BYTES) -> None:
         self._root = root
+        self._max_frame_bytes = message_bytes + _FRAMING_BYTES
         self._ports: dict[KernelId, _Port] = {}
 
     def open(self, kernel_id: KernelId, accept: Accept) -> Path:
@@ -190,7 +192,7 @@ class SupervisorSwitchboard:
         port = _Port(directory, accept)
         application = Application(
             [("/supervisor", SupervisorSocket, {"port": port})],
-            websocket_max_message_size=MAX_FRAME_BYTES,
+            websocket_max_message_size=self._max_frame_bytes,
             # What is asked here is the sandbox's choice, and so would be what stands in the log.
             log_function=lambda _handler: None,
         )
@@ -199,7 +201,7 @@ class SupervisorSwitchboard:
             max_header_size=8192,
             max_body_size=0,
             idle_connection_timeout=_HEADER_TIMEOUT_S,
-            max_buffer_size=2 * MAX_FRAME_BYTES,
+            max_buffer_size=2 * self._max_frame_bytes,
         )
         port.server.add_socket(listening)
         self._ports[kernel_id] = port

@@ -5,6 +5,9 @@ from __future__ import annotations
 from kernel_image.protocol import SupervisorSettings
 from sessions.model import LaunchSpec
 
+_MESSAGES_IN_SPOOL = 2
+_MESSAGES_PER_RUN = 4
+
 USER_NAME = "sandbox"
 """USER and LOGNAME of kernels: their user id has no name of its own."""
 
@@ -24,6 +27,11 @@ def supervisor_settings(
         preload=spec.preload,
         # More linear algebra threads than the CPU limit allows would only wait for one another.
         threads=max(1, round(spec.limits.cpus)),
+        max_message_bytes=spec.limits.message_bytes,
+        # While no gateway is there, what a kernel says is kept in the container's own memory.
+        spool_bytes=spec.limits.message_bytes * _MESSAGES_IN_SPOOL,
+        # A run shows a few images of the largest size, or many of a usual one; what it saves as files is not in this.
+        relay_bytes=spec.limits.message_bytes * _MESSAGES_PER_RUN,
         image_bytes=spec.limits.image_bytes,
         image_count=spec.limits.image_count,
         file_bytes=spec.limits.file_bytes,

@@ -14,6 +14,7 @@ from supervised import Supervised, supervised
 from gateway.handlers.supervisor import SupervisorSwitchboard
 from kernel_image.protocol import encode_message
 from sessions.messages import RequestBuilder
+from sessions.model import Limits
 
 
 @pytest.fixture
@@ -164,6 +165,18 @@ async def test_a_message_over_the_limit_is_cut_when_it_is_text_and_dropped_other
         assert "display_data" not in run.types()
         assert "gap" in run.types()
         assert run.text() == "after\n"
+
+
+async def test_a_raised_limit_lets_larger_messages_through_to_the_gateway(short_dir: Path) -> None:
+    limits = Limits(image_bytes=20 << 20)
+    switchboard = SupervisorSwitchboard(short_dir / "s", limits.message_bytes)
+    told = {"max_message_bytes": limits.message_bytes, "spool_bytes": 2 * limits.message_bytes}
+    async with supervised(short_dir, switchboard, **told) as kernel:
+        size_bytes = limits.image_bytes * 4 // 3
+        code = f"display({{'image/png': 'x' * {size_bytes}}}, raw=True)"
+        (shown,) = (frame for frame in (await kernel.run(code)).frames if frame.msg_type == "display_data")
+        assert len(shown.content["data"]["image/png"]) == size_bytes
+        assert gaps(kernel) == 0
 
 
 async def test_links_and_pipes_are_no_artifacts_and_odd_names_are(kernel: Supervised) -> None:

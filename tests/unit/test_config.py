@@ -53,6 +53,22 @@ def test_the_environment_wins_over_the_file(file: Path) -> None:
     assert (config.server.port, config.server.host, config.limits.memory) == (9002, "127.0.0.2", 512 << 20)
 
 
+@pytest.mark.parametrize(
+    ("key", "most"),
+    [("output_bytes", "8M"), ("image_bytes", "64M"), ("file_bytes", "64M"), ("request_bytes", "32M")],
+)
+def test_what_passes_as_one_message_has_a_largest_size(file: Path, key: str, most: str) -> None:
+    size_bytes = parse_size(most, key)
+    assert getattr(load(file_with(file, f"limits: {{{key}: {most}}}"), {}).limits, key) == size_bytes
+    with pytest.raises(Misconfigured, match=f"limits.{key}.*{size_bytes}"):
+        load(file_with(file, f"limits: {{{key}: {size_bytes + 1}}}"), {})
+
+
+def file_with(file: Path, text: str) -> Path:
+    file.write_text(text)
+    return file
+
+
 def test_port_alone_sets_the_port(file: Path) -> None:
     file.write_text("server: {port: 9001}")
     assert load(file, {"PORT": "9003"}).server.port == 9003
