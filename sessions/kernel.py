@@ -109,6 +109,7 @@ class Kernel:
         self.kernel_name = kernel_name
         self.state = KernelState.STARTING
         self.limits_seen: Mapping[str, Any] = {}
+        self.failed_preloads: Mapping[str, Any] = {}
         self.violation: str | None = None
         self.deaths = 0
         self.credential = credential
@@ -223,6 +224,7 @@ class Kernel:
         self._boot_id = boot_id
         limits = hello.get("limits")
         self.limits_seen = limits if isinstance(limits, dict) else {}
+        self._take_failed_preloads(hello)
         previous, self._link = self._link, link
         if previous is not None:
             previous.close("replaced by a newer connection")
@@ -283,6 +285,7 @@ class Kernel:
             return
         match fields.get("op"):
             case protocol.STATE:
+                self._take_failed_preloads(fields)
                 self._take_state(fields.get("state"))
             case protocol.DONE:
                 listener = self._requests.pop(str(fields.get("msg_id")), None)
@@ -332,6 +335,12 @@ class Kernel:
             self._tell_change()
         elif state == "dead":
             self.abandon("the kernel does not start")
+
+    def _take_failed_preloads(self, fields: Mapping[str, Any]) -> None:
+        """Reasons by module; said by the first message after the imports, and by every hello from then on."""
+        failed = fields.get("failed_preloads")
+        if isinstance(failed, dict) and failed:
+            self.failed_preloads = failed
 
     def _take_death(self, fields: Mapping[str, Any]) -> None:
         self.deaths += 1

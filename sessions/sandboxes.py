@@ -22,6 +22,8 @@ _FATE_TIMEOUT_S = 2.0
 _FATE_POLL_S = 0.05
 _REMOVE_ATTEMPTS = 5
 _CHECK_PAUSE_S = 10.0
+_MOST_LOGGED = 8
+_LONGEST_LOGGED = 200
 
 log = structlog.get_logger()
 
@@ -29,8 +31,8 @@ log = structlog.get_logger()
 class Sandboxes:
     """This gateway's sandboxes on one engine.
 
-    Its state: `hurries`, when a removal that has failed is tried again without a pause; and `engine_failure`, what the
-    last of the regular checks found.
+    Its state: `hurries`, when a removal that has failed is tried again without a pause; `engine_failure`, what the last
+    of the regular checks found; and whether failed preloads have been told.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Sandboxes:
         self._clock = clock
         self.hurries = False
         self.engine_failure: str | None = None
+        self._told_failed_preloads = False
 
     def make_kernel(self, kernel_name: str) -> Kernel:
         """A kernel that has no sandbox yet."""
@@ -73,6 +76,15 @@ class Sandboxes:
         )
         await self._provisioner.launch(spec)
         await kernel.wait_ready(_READY_TIMEOUT_S)
+        self._tell_failed_preloads(kernel)
+
+    def _tell_failed_preloads(self, kernel: Kernel) -> None:
+        """Log, once, what could not be imported ahead: code runs all the same. A sandbox may say anything here."""
+        if kernel.failed_preloads and not self._told_failed_preloads:
+            self._told_failed_preloads = True
+            first = list(kernel.failed_preloads.items())[:_MOST_LOGGED]
+            reasons = {module[:_LONGEST_LOGGED]: str(reason)[:_LONGEST_LOGGED] for module, reason in first}
+            log.warning("preloads_failed", reasons=reasons, consequence="code that needs them starts more slowly")
 
     def hang_up(self, kernel: Kernel) -> None:
         """End the conversation; nobody can dial in for this kernel any more."""

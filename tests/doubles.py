@@ -143,11 +143,14 @@ class MemoryEngine:
     # --- what a test has supervisors do -------------------------------------------------------------------------------
 
     def come_up(self, kernel_id: KernelId) -> None:
+        self.dial(kernel_id)
+        self.say(kernel_id, protocol.STATE, state="idle")
+
+    def dial(self, kernel_id: KernelId, **fields: Any) -> None:
         link = RecordingLink()
         listener = self.ports[kernel_id](link)
         self.dialled[kernel_id] = (listener, link)
-        listener.on_text(hello(kernel_id=kernel_id, credential=self.specs[kernel_id].credential))
-        self.say(kernel_id, protocol.STATE, state="idle")
+        listener.on_text(hello(kernel_id=kernel_id, credential=self.specs[kernel_id].credential, **fields))
 
     def say(self, kernel_id: KernelId, op: str, **fields: Any) -> None:
         seq = self.seqs[kernel_id] = self.seqs.get(kernel_id, 0) + 1

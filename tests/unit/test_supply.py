@@ -9,10 +9,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+import structlog
 from doubles import MemoryEngine
 
 import sessions.pool
 import sessions.sandboxes
+from kernel_image import protocol
 from sessions.errors import Draining, EngineUnavailable, NoKernelInTime, TooManyRequests
 from sessions.kernel import Kernel
 from sessions.model import Fate, GatewayId, KernelId, Limits, Sandbox
@@ -406,6 +408,20 @@ async def test_a_language_that_does_not_start_leaves_the_others_ready(engine: Me
     with pytest.raises(EngineUnavailable, match="told to fail"):
         await supply.claim("bash", 5.0)
     assert supply.reasons_not_ready() == []
+
+
+async def test_preloads_that_fail_are_logged_once(engine: MemoryEngine, make: Make) -> None:
+    engine.comes_up = False
+    with structlog.testing.capture_logs() as logs:
+        supply = await make(size=1)
+        for count in (1, 2):
+            await until(lambda count=count: len(engine.specs) == count)  # type: ignore[misc]
+            newest = [*engine.specs][-1]
+            engine.dial(newest, failed_preloads={"torch": "ModuleNotFoundError: no torch"})
+            engine.say(newest, protocol.STATE, state="idle")
+            supply.retire(await claim(supply))
+    warnings = [entry["reasons"] for entry in logs if entry["event"] == "preloads_failed"]
+    assert warnings == [{"torch": "ModuleNotFoundError: no torch"}]
 
 
 async def test_under_a_storm_of_claims_every_kernel_has_one_user_and_the_bound_holds(
