@@ -54,7 +54,8 @@ class SupervisorSettings:
     """What a supervisor is told at start. Sizes in bytes, times in seconds.
 
     `gateway` is `unix:<path>`, or a `ws://`/`wss://` URL. `threads` is what linear algebra libraries may use.
-    `relay_bytes` bounds the output of one run that is passed on at all; the gateway's own limits are tighter.
+    `max_message_bytes` bounds one Jupyter message, `spool_bytes` what is kept for a gateway that is away, `relay_bytes`
+    the messages of one run that are passed on at all. The gateway derives them from its limits on output and images.
     """
 
     kernel_id: str
@@ -142,14 +143,17 @@ def encode_control(op: str, **fields: Any) -> str:
     return json.dumps({"op": op, **fields})
 
 
-# Control messages. Those marked * are numbered: they carry `seq` and stay in the spool until acknowledged.
+# Control messages; docs/protocol.md says more of each. Those marked * are numbered: they carry `seq` and stay in the
+# spool until acknowledged.
 #
 # supervisor -> gateway
-HELLO = "hello"  # protocol, kernel_id, credential, boot_id, state, oldest_seq, next_seq, running, finished, limits
+HELLO = "hello"  # protocol, kernel_id, credential, boot_id, state, oldest_seq, next_seq, running, finished, limits,
+#                  failed_preloads {module: reason}
 STATE = "state"  # * state: starting | idle | dead; pid
-DONE = "done"  # * msg_id, usage {wall_ms, cpu_ms, memory_peak_bytes}, oom_kills, skipped [{path, bytes, why}]
-DIED = "died"  # * msg_id or null, exit_code, signal, cause: oom | exited | signal | interrupt_ignored | restart
-GAP = "gap"  # * msg_id or null, dropped_bytes, dropped_frames, what: output | spool | message
+DONE = "done"  # * msg_id, usage {wall_ms, cpu_ms, memory_peak_bytes, oom_kills}, skipped [{path, bytes, why}]
+DIED = "died"  # * msg_id or null, never_run [msg_id], usage or null, skipped, exit_code, signal,
+#                  cause, which is one of oom, exited, signal, interrupt_ignored, restart, start
+GAP = "gap"  # * msg_id or null, dropped_bytes, dropped_frames, what: output (of one request) | spool (an overflow)
 # gateway -> supervisor
 WELCOME = "welcome"  # acknowledged: the last seq of this boot that the gateway needs no more
 REFUSED = "refused"  # reason; the connection is closed after it
