@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -125,10 +126,15 @@ Run = Callable[[str], str]
 def hardened(docker_client: APIClient, kernel_image: str) -> Iterator[Run]:
     with tempfile.TemporaryDirectory(prefix="cb-") as socket_dir:
         Path(socket_dir).chmod(0o777)
-        spec = LaunchSpec(KernelId(str(uuid.uuid4())), GatewayId("test"), "secret", Path(socket_dir), LIMITS)
-        uid = secrets.choice(WIDE_UIDS)
-        config = container_config(spec, EngineSettings(kernel_image=kernel_image), uid=uid)
-        yield from running(docker_client, config, container_name(uid))
+        config, name = kernel_container(kernel_image, Path(socket_dir))
+        yield from running(docker_client, config, name)
+
+
+def kernel_container(kernel_image: str, socket_dir: Path) -> tuple[dict[str, Any], str]:
+    """What the engine is asked for, and the container's name."""
+    spec = LaunchSpec(KernelId(str(uuid.uuid4())), GatewayId("test"), "secret", socket_dir, LIMITS)
+    uid = secrets.choice(WIDE_UIDS)
+    return container_config(spec, EngineSettings(kernel_image=kernel_image), uid=uid), container_name(uid)
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +216,15 @@ def test_every_limit_that_is_missing_is_named() -> None:
     }
     assert len(shortfalls(report, LIMITS, network="none")) == 14
     assert len(shortfalls(report, LIMITS, network="bridge")) == 13
+
+
+def test_docker_stop_need_not_wait(docker_client: APIClient, kernel_image: str, short_dir: Path) -> None:
+    config, name = kernel_container(kernel_image, short_dir)
+    container = docker_client.create_container_from_config({**config, "Entrypoint": ["sleep", "600"]}, name)["Id"]
+    docker_client.start(container)
+    before_s = time.monotonic()
+    docker_client.stop(container, timeout=30)
+    assert time.monotonic() - before_s < 15
 
 
 def test_docker_gets_no_proxy_variables(hardened: Run) -> None:
