@@ -149,7 +149,7 @@ def encode_control(op: str, **fields: Any) -> str:
 # supervisor -> gateway
 HELLO = "hello"  # protocol, kernel_id, credential, boot_id, state, oldest_seq, next_seq, running, finished, limits,
 #                  failed_preloads {module: reason}
-STATE = "state"  # * state: starting | idle | dead; pid
+STATE = "state"  # * state: starting | idle | dead; pid, failed_preloads
 DONE = "done"  # * msg_id, usage {wall_ms, cpu_ms, memory_peak_bytes, oom_kills}, skipped [{path, bytes, why}]
 DIED = "died"  # * msg_id or null, never_run [msg_id], usage or null, skipped, exit_code, signal,
 #                  cause, which is one of oom, exited, signal, interrupt_ignored, restart, start

@@ -203,7 +203,8 @@ class Supervisor:
 
     def _set_state(self, state: str) -> None:
         self._state = state
-        self._relay.put_control(protocol.STATE, state=state, pid=self._pid)
+        failed_preloads = self._fork_server.failed_preloads
+        self._relay.put_control(protocol.STATE, state=state, pid=self._pid, failed_preloads=failed_preloads)
 
     def _on_kernel_message(self, channel: str, parts: list[bytes]) -> None:
         """Pass a kernel's message on, and see whether it ends a request."""
