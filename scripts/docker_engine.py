@@ -93,7 +93,7 @@ def start_daemon(options: list[str]) -> bool:
     if (running := alive_pid(Path("/var/run/docker.pid"), "dockerd")) is not None:
         print(f"A Docker engine is starting already (process {running})")
         return wait_for_answer(None)
-    print(f"Starting the Docker engine (dockerd {' '.join(options)}), its log is {LOG}", flush=True)
+    print(f"Starting the Docker engine ({' '.join(['dockerd', *options])}), its log is {LOG}", flush=True)
     with LOG.open("ab") as log:
         process = subprocess.Popen(
             ["dockerd", *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
