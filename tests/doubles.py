@@ -156,6 +156,18 @@ class MemoryEngine:
         seq = self.seqs[kernel_id] = self.seqs.get(kernel_id, 0) + 1
         self.dialled[kernel_id][0].on_text(protocol.encode_control(op, seq=seq, **fields))
 
+    def publish(
+        self,
+        kernel_id: KernelId,
+        msg_type: str,
+        parent_id: str,
+        content: Mapping[str, Any] | None = None,
+        *,
+        channel: str = "iopub",
+    ) -> None:
+        seq = self.seqs[kernel_id] = self.seqs.get(kernel_id, 0) + 1
+        self.dialled[kernel_id][0].on_binary(message_frame(seq, msg_type, parent_id, content, channel=channel))
+
     def link(self, kernel_id: KernelId) -> RecordingLink:
         return self.dialled[kernel_id][1]
 

@@ -170,7 +170,7 @@ print(client.get_control_msg(timeout=10)['msg_type'])
 print('before')
 print(subprocess.run([sys.executable, '-c', client], capture_output=True, text=True).stdout)
 """,
-        timeout_s=15,
+        timeout_s=60,
     )
     # The key opens the kernel's own door, and no further: the kernel answers, and nothing is said in the run's name.
     assert (result.status, result.output) == (RunStatus.OK, "before\nkernel_info_reply\n\n")
