@@ -77,16 +77,19 @@ def _reseed() -> None:
         torch.seed()
 
 
-def _become_child_of(supervisor: int) -> None:
-    """Wait until the process between has ended, so that the parent's death is the supervisor's."""
-    while os.getppid() != supervisor:
+def _become_child_of(supervisor: int, between: int) -> None:
+    """Wait until the process between has ended, so that the parent's death is the supervisor's.
+
+    A kernel whose supervisor has ended meanwhile falls to somebody else, and ends.
+    """
+    while os.getppid() == between:
         time.sleep(0.0005)
     hardening.die_with_parent()
     if os.getppid() != supervisor:
         os._exit(1)
 
 
-def _prepare(request: dict[str, Any], supervisor: int) -> None:
+def _prepare(request: dict[str, Any], supervisor: int, between: int) -> None:
     """Undo in the forked process what was the fork server's, and take on what is the kernel's."""
     os.setsid()
     hardening.allow_tracing()
@@ -98,7 +101,7 @@ def _prepare(request: dict[str, Any], supervisor: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    _become_child_of(supervisor)
+    _become_child_of(supervisor, between)
     os.chdir(request["work_dir"])
     os.environ[streams.TAIL_VARIABLE] = request["tail"]
     with contextlib.suppress(OSError):
@@ -173,6 +176,7 @@ def _fork_kernel(request: dict[str, Any], supervisor: int) -> int:
 def _fork_again(request: dict[str, Any], supervisor: int, writer: int) -> NoReturn:
     """Fork the kernel proper, say its process id, and end; the kernel is an orphan then, and the supervisor's."""
     status = 1
+    between = os.getpid()
     try:
         kernel = os.fork()
         if kernel:
@@ -180,7 +184,7 @@ def _fork_again(request: dict[str, Any], supervisor: int, writer: int) -> NoRetu
             status = 0
         else:
             os.close(writer)
-            _prepare(request, supervisor)
+            _prepare(request, supervisor, between)
             _run_kernel(request["connection_file"])
             sys.stdout.flush()
             sys.stderr.flush()
