@@ -48,6 +48,7 @@ _KILL_GRACE_S = 5.0
 _COMMIT_PATIENCE_S = 30.0
 _FILES_PATIENCE_S = 120.0
 _HEALTH_PAUSE_S = 2.0
+_RETIRE_AFTER_S = 0.01
 
 # By kernelspec. The values come with the request's metadata, never as source text.
 _SET_VARIABLES = {
@@ -195,8 +196,8 @@ class Service:
                 result = Result(run.run_id, RunStatus.LOST, output="", error=_INTERNAL_ERROR)
             return await self._commit(recording, result)
         finally:
-            # Behind the answer's back: the loop gets to it once the answer is on its way.
-            asyncio.get_running_loop().call_soon(self._supply.retire, kernel)
+            # Behind the answer's back: removing a container, and starting the next one, is hard work.
+            asyncio.get_running_loop().call_later(_RETIRE_AFTER_S, self._supply.retire, kernel)
 
     def _make_run(self, request: RunRequest, kernel: Kernel) -> Run:
         return Run(
