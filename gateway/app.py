@@ -6,6 +6,7 @@ It decides nothing about runs, and holds no state of its own beyond the stack of
 from __future__ import annotations
 
 import asyncio
+import gc
 import resource
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
@@ -108,6 +109,7 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
             stack.push_async_callback(retention.stop)
             retention.start()
         _raise_descriptor_limit()
+        _spare_the_collector()
         stack.callback(server.stop)
         server.add_sockets(sockets.listen())
         greet(
@@ -267,6 +269,12 @@ def _raise_descriptor_limit() -> None:
     """Connections, sockets and kernels all need descriptors; the usual soft limit of 1024 is soon used up."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _spare_the_collector() -> None:
+    """Modules and what start-up has made stay to the end: walking through them again would cost an answer 25 ms."""
+    gc.collect()
+    gc.freeze()
 
 
 def _own_url(config: Config, port: int) -> str:
