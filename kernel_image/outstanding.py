@@ -24,6 +24,9 @@ _SAMPLE_S = 0.2
 _CHUNK_BYTES = 1 << 20
 _MAX_STATUS_BYTES = 64 << 10
 _END_BYTES = 1 << 20
+_MAX_OUTCOMES = 4
+_OUTCOME_CHARACTERS = 4096
+_OUTCOME_LINES = 20
 _JSON_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
 
 
@@ -40,6 +43,7 @@ class _Request:
     relayed_bytes: int = 0
     dropped_bytes: int = 0
     dropped_frames: int = 0
+    outcomes: int = 0
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
 
@@ -164,12 +168,15 @@ class OutstandingRequests:
             if request is not None:
                 request.dropped_bytes += size_bytes - sum(map(len, parts))
             size_bytes = sum(map(len, parts))
-        relayed_bytes = request.relayed_bytes if request is not None else 0
-        fits = (
-            size_bytes <= settings.max_message_bytes
-            and len(parts) <= protocol.MAX_PARTS
-            and relayed_bytes + size_bytes <= settings.relay_bytes + (0 if is_output else _END_BYTES)
-        )
+        fits = self._fits(parts, size_bytes, request, extra_bytes=0 if is_output else _END_BYTES)
+        if not fits and request is not None and _is_outcome(channel, msg_type) and request.outcomes < _MAX_OUTCOMES:
+            # Whether the code raised must be known, however much it had to say about it.
+            request.outcomes += 1
+            short = _shorten_outcome(parts)
+            short_bytes = sum(map(len, short))
+            if short_bytes <= _END_BYTES:  # the headers are the kernel's, too
+                request.dropped_bytes += size_bytes - short_bytes
+                parts, size_bytes, is_output, fits = short, short_bytes, False, True
         if fits:
             self._relay.put_message(channel, parts, droppable=is_output)
         if request is not None:
@@ -178,6 +185,15 @@ class OutstandingRequests:
             else:
                 request.dropped_bytes += size_bytes
                 request.dropped_frames += 1
+
+    def _fits(self, parts: list[bytes], size_bytes: int, request: _Request | None, *, extra_bytes: int) -> bool:
+        """Whether the gateway would take this message, and its run has not said more than enough."""
+        relayed_bytes = request.relayed_bytes if request is not None else 0
+        return (
+            size_bytes <= self._settings.max_message_bytes
+            and len(parts) <= protocol.MAX_PARTS
+            and relayed_bytes + size_bytes <= self._settings.relay_bytes + extra_bytes
+        )
 
     def _finish(self, request: _Request) -> None:
         """The request has ended: send what it cost and what it made, then `done`."""
@@ -279,6 +295,22 @@ def _is_idle(content: bytes) -> bool:
     with suppress(*_JSON_ERRORS):
         return bool(json.loads(content)["execution_state"] == "idle")
     return False
+
+
+def _is_outcome(channel: str, msg_type: str) -> bool:
+    return (channel, msg_type) in {("shell", "execute_reply"), ("iopub", "error")}
+
+
+def _shorten_outcome(parts: list[bytes]) -> list[bytes]:
+    """An `execute_reply` or `error` with the most telling of it, which is at most about a megabyte."""
+    try:
+        content = json.loads(parts[3])
+        lines = [str(line)[:_OUTCOME_CHARACTERS] for line in content.get("traceback", [])[-_OUTCOME_LINES:]]
+        texts = {name: str(content.get(name, ""))[:_OUTCOME_CHARACTERS] for name in ("status", "ename", "evalue")}
+        short = {**texts, "traceback": lines, "execution_count": int(content.get("execution_count", 0))}
+    except _JSON_ERRORS:
+        return parts
+    return [parts[0], parts[1], b"{}", json.dumps(short).encode()]
 
 
 def _cut_stream(parts: list[bytes], limit_bytes: int) -> list[bytes]:

@@ -167,6 +167,20 @@ async def test_a_message_over_the_limit_is_cut_when_it_is_text_and_dropped_other
         assert run.text() == "after\n"
 
 
+@pytest.mark.parametrize("limit", [{"max_message_bytes": 100_000}, {"relay_bytes": 100_000}])
+async def test_an_error_with_much_to_say_is_cut_and_stays_an_error(
+    short_dir: Path, switchboard: SupervisorSwitchboard, limit: dict[str, int]
+) -> None:
+    async with supervised(short_dir, switchboard, **limit) as kernel:
+        run = await kernel.run("print('y' * 90_000, flush=True)\nraise ValueError('x' * 9_000_000)")
+        for msg_type in ("error", "execute_reply"):
+            (content,) = (frame.content for frame in run.frames if frame.msg_type == msg_type)
+            assert (content["ename"], content["evalue"][:3]) == ("ValueError", "xxx")
+            assert len(json.dumps(content)) < 50_000
+            assert "xxx" in content["traceback"][-1]
+        assert gaps(kernel) > 9_000_000
+
+
 async def test_a_raised_limit_lets_larger_messages_through_to_the_gateway(short_dir: Path) -> None:
     limits = Limits(image_bytes=20 << 20)
     switchboard = SupervisorSwitchboard(short_dir / "s", limits.message_bytes)
