@@ -28,7 +28,7 @@ _WHY = {
     "pixels": "it has too many pixels",
     "changed": "it changed while it was being read",
     "entries": "the working directory has too many entries, or is too deep",
-    "time": "it could not be stored in time",
+    "time": "it did not come in time",
     "invalid": "it is not what it says it is",
 }
 
@@ -192,8 +192,8 @@ class Collection:
     def skip(self, skipped: Sequence[Mapping[str, Any]]) -> None:
         """Note files that were not sent; each has `path`, `bytes` and `why`."""
         for item in skipped:
-            path = relative_path(item.get("path")) or "a file"
             size_bytes, why = item.get("bytes"), item.get("why")
+            path = relative_path(item.get("path")) or ("whatever else the run made" if why == "time" else "a file")
             what = "images" if media.guess(path) in media.EXTENSIONS else "files"
             self._drop(what, size_bytes if type(size_bytes) is int and size_bytes > 0 else 0, path, str(why))
 

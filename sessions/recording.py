@@ -28,8 +28,9 @@ log = structlog.get_logger()
 class Recording:
     """`sessions.kernel.RequestListener` of one run.
 
-    `code_ended` is done when the kernel has said so, `ended` once all that the code has made has come as well. Its
-    state: the run's fold, the batch that is being written, and the first frame that no commit covers yet.
+    `code_ended` is done when the kernel has said so, or its first file comes, which the supervisor sends only then;
+    `ended` once all that the code has made has come as well. Its state: the run's fold, the batch that is being
+    written, and the first frame that no commit covers yet.
     """
 
     def __init__(self, run_id: RunId, execution: Execution, store: Store, clock: Clock) -> None:
@@ -37,6 +38,7 @@ class Recording:
         self.execution = execution
         self.code_ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.ended: asyncio.Future[Done | Died] = asyncio.get_running_loop().create_future()
+        self.has_files = False
         self._said: set[str] = set()
         self._store = store
         self._clock = clock
@@ -63,14 +65,21 @@ class Recording:
         if not self.execution.is_assembling():
             self._file_seq = seq
         self.execution.take(message)
-        if self._uncommitted_seq is None and (self.execution.has_pending() or self.execution.is_assembling()):
+        if not self.execution.has_pending() and not self.execution.is_assembling():
+            self._uncommitted_seq = None  # a file whose last piece this was is not kept: nothing is left to commit
+        elif self._uncommitted_seq is None:
             self._uncommitted_seq = seq
         if self._writer is None:
             self._writer = asyncio.ensure_future(self._write())
         if message.msg_type == "execute_reply" or message.content.get("execution_state") == "idle":
             self._said.add(message.msg_type)
-            if self.is_complete() and not self.code_ended.done():
-                self.code_ended.set_result(None)
+        self.has_files = self.has_files or message.msg_type == "artifact"
+        if (self.has_files or self.is_complete()) and not self.code_ended.done():
+            self.code_ended.set_result(None)
+
+    def has_reply(self) -> bool:
+        """Whether the kernel's reply has come, which tells whether the code raised."""
+        return "execute_reply" in self._said
 
     def is_complete(self) -> bool:
         """Whether the kernel itself has told the end of the code: by its reply, and by being idle."""

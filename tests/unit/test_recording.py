@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -117,6 +118,17 @@ async def test_the_pieces_of_a_file_are_held_until_the_file_is_committed(taped: 
     assert following > last > first
     await until(lambda: taped.acknowledgeable == [first, following])
     assert [artifact.data for artifact in taped.store.runs[RUN_ID].artifacts.values()] == [b"abcd"]
+
+
+async def test_a_file_that_is_not_kept_holds_nothing_up_once_it_is_complete(taped: Taped) -> None:
+    taped.print("before")
+    huge = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBB", 13, b"IHDR", 30_000, 30_000, 8, 2, 0, 0, 0) + bytes(64)
+    first = taped.say("artifact", {"path": "f.png", "bytes": len(huge), "offset": 0}, huge[:50])
+    await until(lambda: taped.acknowledgeable == [first])
+    taped.say("artifact", {"path": "f.png", "bytes": len(huge), "offset": 50}, huge[50:])
+    assert taped.recording.uncommitted_seq is None
+    await taped.finish()
+    assert taped.store.runs[RUN_ID].artifacts == {}
 
 
 async def test_while_the_store_is_away_nothing_is_acknowledged_and_nothing_lost(taped: Taped) -> None:
