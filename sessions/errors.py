@@ -94,6 +94,10 @@ class EndNotStored(CellblockError):
     code = "end_not_stored"
 
 
+class SandboxLost(Unavailable):
+    """The sandbox ended before the code was sent to it; nothing was run."""
+
+
 class Draining(Unavailable):
     """This gateway is shutting down; nothing was run."""
 

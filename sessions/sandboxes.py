@@ -125,6 +125,9 @@ class Sandboxes:
                 await self.check()
             except EngineUnavailable as error:
                 self.engine_failure = str(error)
+            except Exception:
+                log.exception("engine_check_failed")
+                self.engine_failure = "An unexpected error with the engine; the gateway's log has it."
             else:
                 self.engine_failure = None
 

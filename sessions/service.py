@@ -21,6 +21,7 @@ from sessions.errors import (
     InvalidRequest,
     KernelLost,
     NotFound,
+    SandboxLost,
     Unavailable,
     UnsupportedLanguage,
 )
@@ -57,6 +58,8 @@ _SET_VARIABLES = {
 
 _INTERNAL_ERROR = "An error inside the gateway lost this run's answer; the code may have run. The gateway's log has it."
 
+_NO_REPLY = "The kernel's reply to this run could not be read, so whether the code raised is unknown."
+
 log = structlog.get_logger()
 
 
@@ -71,7 +74,10 @@ class Readiness:
 
 
 class Service:
-    """Runs. Its state: the runs under way, whether the store answers, and whether it is draining."""
+    """Runs. Its state: the runs under way, whether the store answers, and how far it is on its way to the end.
+
+    `_ending` is done when even ends that are not stored yet are given up.
+    """
 
     def __init__(
         self,
@@ -105,7 +111,10 @@ class Service:
             clock=clock,
         )
         self._runs: set[asyncio.Task[Any]] = set()
+        self._storing: set[asyncio.Task[Any]] = set()
         self._draining = False
+        self._closing = False
+        self._ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._store_failure: str | None = None
         self._health: asyncio.Task[None] | None = None
 
@@ -123,19 +132,23 @@ class Service:
         """Take no more runs, and wait for those under way, but not for longer than this."""
         self._draining = True
         self._supply.stop_refilling()
-        if self._runs:
-            log.info("draining", runs=len(self._runs))
-            await asyncio.wait(self._runs, timeout=timeout_s)
+        if unfinished := self._runs | self._storing:
+            log.info("draining", runs=len(unfinished))
+            await asyncio.wait(unfinished, timeout=timeout_s)
 
     async def close(self) -> None:
         """End what is still running, and remove this gateway's containers. The store is not closed."""
-        self._draining = True
+        self._draining = self._closing = True
         if self._health is not None:
             self._health.cancel()
         await self._supply.close()  # fails what is still running, which then records its end
+        if unfinished := self._runs | self._storing:
+            await asyncio.wait(unfinished, timeout=_KILL_GRACE_S)
+        if not self._ending.done():
+            self._ending.set_result(None)
         if self._runs:
             await asyncio.wait(self._runs, timeout=_KILL_GRACE_S)
-        for task in self._runs:
+        for task in self._runs | self._storing:
             task.cancel()
 
     def readiness(self) -> Readiness:
@@ -166,7 +179,7 @@ class Service:
             raise UnsupportedLanguage(f"The language {request.language!r} is not configured here; there is: {known}.")
         if request.variables and self._languages[request.language] not in _SET_VARIABLES:
             raise InvalidRequest(f"`variables` cannot be set in the language {request.language!r}: write them as code.")
-        return await asyncio.shield(self._track(self._perform(request)))
+        return await asyncio.shield(_track(self._perform(request), self._runs))
 
     async def artifact(self, artifact_id: ArtifactId) -> Artifact:
         """An artifact with its bytes. Raises NotFound, StoreUnavailable."""
@@ -187,14 +200,21 @@ class Service:
             raise
         execution = Execution(run.run_id, self._limits, lambda: ArtifactId(str(uuid4())))
         recording = Recording(run.run_id, execution, self._store, self._clock)
+        unsent: SandboxLost | None = None
         try:
             try:
                 result = await self._execute(request, kernel, recording)
+            except KernelLost:
+                unsent = SandboxLost()
+                result = execution.finish(RunStatus.KERNEL_DIED, str(unsent), None)
             except Exception:
                 # A bug of ours, but the run has one final status all the same.
                 log.exception("run_failed", run_id=run.run_id)
                 result = Result(run.run_id, RunStatus.LOST, output="", error=_INTERNAL_ERROR)
-            return await self._commit(recording, result)
+            stored = await self._commit(recording, result)
+            if unsent is not None:
+                raise unsent
+            return stored
         finally:
             # Behind the answer's back: removing a container, and starting the next one, is hard work.
             asyncio.get_running_loop().call_later(_RETIRE_AFTER_S, self._supply.retire, kernel)
@@ -213,16 +233,12 @@ class Service:
         )
 
     async def _execute(self, request: RunRequest, kernel: Kernel, recording: Recording) -> Result:
-        """Send the code, wait for its end, and fold that into the answer."""
+        """Send the code, wait for its end, and fold that into the answer. Raises KernelLost when it was not sent."""
         recording.on_commit(kernel.acknowledge)
-        try:
-            if request.variables:
-                metadata = {"cellblock": {"variables": request.variables, "artifacts": False}}
-                kernel.execute(_SET_VARIABLES[kernel.kernel_name], _Ignored(), silent=True, metadata=metadata)
-            msg_id = kernel.execute(request.code, recording)
-        except KernelLost:
-            recording.on_died(Died(Cause.GONE, None, None, None, ()))
-            msg_id = ""
+        if request.variables:
+            metadata = {"cellblock": {"variables": request.variables, "artifacts": False}}
+            kernel.execute(_SET_VARIABLES[kernel.kernel_name], _Ignored(), silent=True, metadata=metadata)
+        msg_id = kernel.execute(request.code, recording)
         end, timed_out = await self._wait_for_end(kernel, msg_id, recording, request.timeout_s)
         return await self._conclude(kernel, recording, end, request.timeout_s if timed_out else None)
 
@@ -252,16 +268,18 @@ class Service:
         execution.take_skipped(end.skipped)
         if isinstance(end, Done) and end.oom_kills:
             execution.notice("a process of this run was killed: the memory limit was reached")
+        is_gone = isinstance(end, Died) and end.cause is Cause.GONE
+        if is_gone and (recording.is_complete() or recording.has_files or passed_limit_s is not None):
+            execution.take_skipped([{"path": "", "bytes": 0, "why": "time"}])
         if passed_limit_s is not None:
             reason = f"The run passed its time limit of {passed_limit_s:g} s and was stopped."
             return execution.finish(RunStatus.TIMEOUT, reason, end.usage)
-        if isinstance(end, Done):
-            return execution.finish(execution.ended_status(), None, end.usage)
-        if recording.is_complete():
-            execution.take_skipped([{"path": "", "bytes": 0, "why": "time"}])
+        if isinstance(end, Done) and not recording.has_reply():
+            return execution.finish(RunStatus.ERROR, _NO_REPLY, end.usage)
+        if isinstance(end, Done) or recording.is_complete():
             return execution.finish(execution.ended_status(), None, end.usage)
         oom = end.cause is Cause.OOM
-        if end.cause is Cause.GONE and kernel.violation is None and not self._draining:
+        if is_gone and kernel.violation is None and not self._closing:
             fate = await self._supply.fate(kernel)
             oom = fate is not None and fate.oom
         if oom:
@@ -274,7 +292,7 @@ class Service:
         if kernel.violation is not None:
             return kernel.violation
         if died.cause is Cause.GONE:
-            return "The gateway is shutting down." if self._draining else "The sandbox ended before the code did."
+            return "The gateway is shutting down." if self._closing else "The sandbox ended before the code did."
         if died.signal is not None:
             try:
                 name = signal.Signals(died.signal).name
@@ -285,12 +303,14 @@ class Service:
 
     async def _commit(self, recording: Recording, result: Result) -> Result:
         """Commit the end. The caller waits for a while; the commit is tried for as long as this gateway lives."""
-        committing = self._track(recording.finish(result))
-        done, _ = await asyncio.wait([committing], timeout=_COMMIT_PATIENCE_S)
-        if not done:
+        committing = _track(recording.finish(result), self._storing)
+        either: set[asyncio.Future[Any]] = {committing, self._ending}
+        done, _ = await asyncio.wait(either, timeout=_COMMIT_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+        if committing not in done:
+            fate = "lost: this gateway is shutting down" if done else "kept, and stored when the database is back"
             raise EndNotStored(
                 f"The run {result.run_id} has ended with status {result.status}, but the database is out of reach: "
-                "its result is kept and will be stored when the database is back. Do not run it again."
+                f"its result is {fate}. Do not run it again."
             )
         stored: Result = committing.result()
         return stored
@@ -302,15 +322,20 @@ class Service:
                 await self._store.ping()
             except Unavailable as error:
                 self._store_failure = str(error)
+            except Exception:
+                log.exception("store_check_failed")
+                self._store_failure = "An unexpected error with the database; the gateway's log has it."
             else:
                 self._store_failure = None
             await asyncio.sleep(_HEALTH_PAUSE_S)
 
-    def _track(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        task = asyncio.ensure_future(work)
-        self._runs.add(task)
-        task.add_done_callback(self._runs.discard)
-        return task
+
+def _track(work: Coroutine[Any, Any, Any], tasks: set[asyncio.Task[Any]]) -> asyncio.Task[Any]:
+    """Begin `work`, which is among `tasks` until it ends."""
+    task = asyncio.ensure_future(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+    return task
 
 
 class _Ignored:

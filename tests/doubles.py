@@ -164,9 +164,11 @@ class MemoryEngine:
         content: Mapping[str, Any] | None = None,
         *,
         channel: str = "iopub",
+        buffers: tuple[bytes, ...] = (),
     ) -> None:
         seq = self.seqs[kernel_id] = self.seqs.get(kernel_id, 0) + 1
-        self.dialled[kernel_id][0].on_binary(message_frame(seq, msg_type, parent_id, content, channel=channel))
+        frame = message_frame(seq, msg_type, parent_id, content, channel=channel, buffers=buffers)
+        self.dialled[kernel_id][0].on_binary(frame)
 
     def link(self, kernel_id: KernelId) -> RecordingLink:
         return self.dialled[kernel_id][1]

@@ -187,7 +187,7 @@ class PoolAtRandom(RuleBasedStateMachine):
     @invariant()
     def always_has_something_to_do_or_a_time_to_look_again(self) -> None:
         wanted = self.pool.settings.size + self.pool.waiting - len(self.pool.warm) - len(self.pool.launching)
-        idle = not self.pool.launching and not self.pool.working and not self.pool.removing
+        idle = not self.pool.launching and not self.pool.removing
         if wanted > 0 and idle and self.pool.live() < self.most:
             assert self.pool.launches(self.now_s) > 0 or self.pool.next_look_s(self.now_s) is not None
 

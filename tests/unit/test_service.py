@@ -15,7 +15,7 @@ from doubles import MemoryEngine, RecordingLink
 import sessions.recording
 import sessions.service
 from kernel_image import protocol
-from sessions.errors import Draining, EndNotStored, InvalidRequest, StoreUnavailable, UnsupportedLanguage
+from sessions.errors import Draining, EndNotStored, InvalidRequest, SandboxLost, StoreUnavailable, UnsupportedLanguage
 from sessions.memory_store import MemoryStore
 from sessions.model import (
     ANONYMOUS,
@@ -67,7 +67,7 @@ class Bench:
             switchboard=self.engine,
             gateway_id=GATEWAY,
             limits=Limits(),
-            pool=PoolSettings(1, 2, refill_pause_s=0.0),
+            pool=PoolSettings(1, 2, refill_pause_s=0.25),
             languages={"python": "python3", "other": "another"},
             preload=(),
             clock=RealClock(),
@@ -113,6 +113,10 @@ class Kernel:
 
     def print(self, text: str) -> None:
         self.engine.publish(self.kernel_id, "stream", self.msg_id, {"name": "stdout", "text": text})
+
+    def file(self, path: str, data: bytes) -> None:
+        content = {"path": path, "bytes": len(data), "offset": 0}
+        self.engine.publish(self.kernel_id, "artifact", self.msg_id, content, channel="artifact", buffers=(data,))
 
     def reply(self, status: str = "ok", **content: Any) -> None:
         fields = {"status": status, "execution_count": 1, **content}
@@ -165,7 +169,19 @@ async def test_an_answer_is_committed_before_it_is_given_and_the_kernel_is_used_
         EventType.END,
     ]
     assert kernel.link.sent(protocol.ACK)[-1]["seq"] == bench.engine.seqs[kernel.kernel_id]
+    assert kernel.kernel_id in bench.engine.sandboxes  # removing it, and starting the next, do not delay the answer
+    assert len(bench.engine.specs) == 1
     await until(lambda: kernel.kernel_id not in bench.engine.sandboxes)
+
+
+async def test_beside_a_long_run_the_pool_is_filled_again(bench: Bench) -> None:
+    running = bench.begin()
+    kernel = await bench.sent()
+    assert bench.service.readiness().warm == 0
+    await until(lambda: bench.service.readiness().warm == 1)
+    assert not running.done()
+    kernel.end()
+    await running
 
 
 async def test_variables_travel_as_metadata_of_a_silent_request_before_the_code(bench: Bench) -> None:
@@ -206,6 +222,57 @@ async def test_files_that_never_come_are_left_out_and_said(bench: Bench) -> None
     result = await running
     assert (result.status, result.output, result.truncated) == (RunStatus.OK, "1\n", True)
     assert "[cellblock]" in result.stderr
+
+
+async def test_a_death_in_time_is_no_timeout_however_long_its_files_take(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions.service, "_FILES_PATIENCE_S", 10.0)
+    running = bench.begin(timeout_s=0.2)
+    kernel = await bench.sent()
+    kernel.file("made.txt", b"x")  # the supervisor sends files only once the code has ended
+    await asyncio.sleep(0.3)
+    assert not kernel.link.sent(protocol.INTERRUPT)
+    kernel.died("oom", signal=9)
+    result = await running
+    assert (result.status, set(result.files)) == (RunStatus.OOM, {"made.txt"})
+
+
+async def test_files_that_a_run_past_its_limit_might_have_made_are_left_out_and_said(bench: Bench) -> None:
+    running = bench.begin(timeout_s=0.05)
+    kernel = await bench.sent()
+    await until(lambda: bool(kernel.link.sent(protocol.INTERRUPT)))
+    kernel.reply("error", ename="KeyboardInterrupt", evalue="", traceback=["KeyboardInterrupt"])
+    kernel.idle()
+    result = await running
+    assert (result.status, result.truncated) == (RunStatus.TIMEOUT, True)
+    assert "did not come in time" in result.stderr
+
+
+async def test_a_run_whose_reply_is_missing_is_not_taken_for_a_success(bench: Bench) -> None:
+    running = bench.begin()
+    kernel = await bench.sent()
+    kernel.idle()
+    kernel.done()
+    result = await running
+    assert result.status is RunStatus.ERROR
+    assert "whether the code raised is unknown" in str(result.error)
+
+
+async def test_a_kernel_that_dies_before_the_code_is_sent_has_run_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (kernel_id,) = bench.engine.sandboxes
+    add_run = bench.store.add_run
+
+    async def add_run_meanwhile(run: Run) -> None:
+        bench.engine.say(kernel_id, protocol.DIED, cause="signal", signal=9)
+        await add_run(run)
+
+    monkeypatch.setattr(bench.store, "add_run", add_run_meanwhile)
+    with pytest.raises(SandboxLost, match="nothing was run"):
+        await bench.begin()
+    assert bench.stored().status is RunStatus.KERNEL_DIED
 
 
 async def test_past_its_limit_a_run_is_interrupted_and_keeps_what_it_said(bench: Bench) -> None:
@@ -357,6 +424,34 @@ async def test_draining_waits_for_what_runs_and_takes_no_more(bench: Bench) -> N
     assert (await running).status is RunStatus.OK
 
 
+async def test_while_draining_a_sandbox_that_ends_is_still_asked_after(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sessions.kernel._RECONNECT_S", 0.01)
+    running = bench.begin()
+    kernel = await bench.sent()
+    draining = asyncio.ensure_future(bench.service.drain(5.0))
+    await asyncio.sleep(0)
+    bench.engine.fates[kernel.kernel_id] = Fate(137, oom=True)
+    bench.engine.hang_up(kernel.kernel_id)
+    assert (await running).status is RunStatus.OOM
+    await draining
+
+
+async def test_closing_without_a_database_still_says_how_the_run_ended(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions.service, "_COMMIT_PATIENCE_S", 30.0)
+    running = bench.begin()
+    kernel = await bench.sent()
+    bench.store.is_reachable = False
+    kernel.end()
+    await asyncio.sleep(0.02)
+    await bench.service.close()
+    with pytest.raises(EndNotStored, match=r"status ok, .* lost: this gateway is shutting down"):
+        await running
+
+
 async def test_what_runs_at_the_very_end_has_an_end_as_well(bench: Bench) -> None:
     running = bench.begin()
     (await bench.sent()).print("cut off")
@@ -378,10 +473,19 @@ async def test_runs_of_an_earlier_gateway_are_settled_at_the_start() -> None:
     await bench.stop()
 
 
-async def test_a_store_that_is_away_is_a_reason_not_to_be_ready(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_store_that_is_away_is_a_reason_not_to_be_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions.service, "_HEALTH_PAUSE_S", 0.01)
-    await bench.service.close()
     bench = await Bench().start()
+    ping = bench.store.ping
+
+    async def out_of_descriptors() -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(bench.store, "ping", out_of_descriptors)
+    await until(lambda: not bench.service.readiness().ready)
+    assert "unexpected" in bench.service.readiness().reasons[0]
+    monkeypatch.setattr(bench.store, "ping", ping)
+    await until(lambda: bench.service.readiness().ready)
     bench.store.is_reachable = False
     await until(lambda: not bench.service.readiness().ready)
     assert bench.service.readiness().reasons
