@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
 import structlog
 
 from kernel_image import protocol
+from sessions.ends import Cause, Died, Done, died_of, done_of
 from sessions.errors import KernelLost, ProtocolViolation
 from sessions.messages import Message, RequestBuilder, decode
-from sessions.model import KernelId, Usage
+from sessions.model import KernelId
 from sessions.ports import Clock, Link
 
 _MAX_REFUSALS = 16
@@ -37,39 +37,6 @@ class KernelState(StrEnum):
     STARTING = "starting"
     READY = "ready"
     GONE = "gone"
-
-
-class Cause(StrEnum):
-    """Why a kernel died, in the supervisor's words, or `gone` when the supervisor died with it."""
-
-    OOM = "oom"
-    EXITED = "exited"
-    SIGNAL = "signal"
-    INTERRUPT_IGNORED = "interrupt_ignored"
-    RESTART = "restart"
-    START = "start"
-    GONE = "gone"
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """A request has ended, and nothing more will come of it."""
-
-    usage: Usage | None
-    oom_kills: int
-    skipped: tuple[Mapping[str, Any], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Died:
-    """The kernel died before the request ended. `ran` is False when the request had not reached the kernel's turn."""
-
-    cause: Cause
-    exit_code: int | None
-    signal: int | None
-    usage: Usage | None
-    skipped: tuple[Mapping[str, Any], ...]
-    ran: bool = True
 
 
 class RequestListener(Protocol):
@@ -291,8 +258,7 @@ class Kernel:
                 listener = self._requests.pop(str(fields.get("msg_id")), None)
                 if listener is not None:
                     self._settling.append(listener)
-                    usage, oom_kills = _usage(fields.get("usage"))
-                    listener.on_done(Done(usage, oom_kills, _skipped(fields.get("skipped"))))
+                    listener.on_done(done_of(fields))
             case protocol.DIED:
                 self._take_death(fields)
             case protocol.GAP:
@@ -345,21 +311,8 @@ class Kernel:
     def _take_death(self, fields: Mapping[str, Any]) -> None:
         self.deaths += 1
         self.state = KernelState.STARTING
-        try:
-            cause = Cause(str(fields.get("cause")))
-        except ValueError:
-            cause = Cause.EXITED
-        usage, _ = _usage(fields.get("usage"))
-        exit_code, signal = fields.get("exit_code"), fields.get("signal")
-        died = Died(
-            cause,
-            exit_code if type(exit_code) is int else None,
-            signal if type(signal) is int else None,
-            usage,
-            _skipped(fields.get("skipped")),
-        )
         never_run = fields.get("never_run")
-        self._fail_all(died, never_run if isinstance(never_run, list) else [])
+        self._fail_all(died_of(fields), never_run if isinstance(never_run, list) else [])
         self._tell_change()
 
     def _take_gap(self, fields: Mapping[str, Any]) -> None:
@@ -387,21 +340,3 @@ class Kernel:
         self._changed.set()
         if self._on_change is not None:
             self._on_change(self)
-
-
-def _usage(value: Any) -> tuple[Usage | None, int]:
-    """The supervisor's `usage` object, when its numbers are numbers and not absurd; and the OOM kills it counted."""
-    fields = value if isinstance(value, dict) else {}
-    wall_ms, cpu_ms = fields.get("wall_ms"), fields.get("cpu_ms")
-    memory_bytes, oom_kills = fields.get("memory_peak_bytes"), fields.get("oom_kills")
-    numbers = (wall_ms, cpu_ms, memory_bytes)
-    if not all(type(number) in (int, float) and 0 <= number < 1 << 53 for number in numbers if number is not None):
-        return None, 0
-    if None in numbers:
-        return None, 0
-    usage = Usage(float(wall_ms or 0), float(cpu_ms or 0), int(memory_bytes or 0))
-    return usage, oom_kills if type(oom_kills) is int and oom_kills > 0 else 0
-
-
-def _skipped(value: Any) -> tuple[Mapping[str, Any], ...]:
-    return tuple(item for item in value[:256] if isinstance(item, dict)) if isinstance(value, list) else ()

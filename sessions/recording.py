@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import structlog
 
+from sessions.ends import Died, Done
 from sessions.errors import StoreUnavailable
 from sessions.execution import Execution
-from sessions.kernel import Died, Done
 from sessions.messages import Message
 from sessions.model import Batch, Result, RunId
 from sessions.ports import Clock, Store

@@ -21,7 +21,6 @@ _READY_TIMEOUT_S = 60.0
 _FATE_TIMEOUT_S = 2.0
 _FATE_POLL_S = 0.05
 _REMOVE_ATTEMPTS = 5
-_CHECK_PAUSE_S = 10.0
 _MOST_LOGGED = 8
 _LONGEST_LOGGED = 200
 
@@ -31,8 +30,8 @@ log = structlog.get_logger()
 class Sandboxes:
     """This gateway's sandboxes on one engine.
 
-    Its state: `hurries`, when a removal that has failed is tried again without a pause; `engine_failure`, what the last
-    of the regular checks found; and whether failed preloads have been told.
+    Its state: `hurries`, when a removal that has failed is tried again without a pause; and whether failed preloads
+    have been told.
     """
 
     def __init__(
@@ -52,7 +51,6 @@ class Sandboxes:
         self._preload = preload
         self._clock = clock
         self.hurries = False
-        self.engine_failure: str | None = None
         self._told_failed_preloads = False
 
     def make_kernel(self, kernel_name: str) -> Kernel:
@@ -116,20 +114,6 @@ class Sandboxes:
     async def check(self) -> None:
         """Raise EngineUnavailable, saying what to do, unless a launch could work now."""
         await self._provisioner.check()
-
-    async def keep_checking(self) -> None:
-        """Keep `engine_failure` true until cancelled."""
-        while True:
-            await asyncio.sleep(_CHECK_PAUSE_S)
-            try:
-                await self.check()
-            except EngineUnavailable as error:
-                self.engine_failure = str(error)
-            except Exception:
-                log.exception("engine_check_failed")
-                self.engine_failure = "An unexpected error with the engine; the gateway's log has it."
-            else:
-                self.engine_failure = None
 
     async def remove_leftovers(self) -> None:
         """Remove what an earlier gateway on the same data has left. Raises EngineUnavailable."""

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import structlog
 
+from sessions.ends import Cause, Died, Done
 from sessions.errors import (
     Draining,
     EndNotStored,
@@ -22,11 +23,10 @@ from sessions.errors import (
     KernelLost,
     NotFound,
     SandboxLost,
-    Unavailable,
     UnsupportedLanguage,
 )
 from sessions.execution import Execution
-from sessions.kernel import Cause, Died, Done, Kernel
+from sessions.kernel import Kernel
 from sessions.model import (
     Artifact,
     ArtifactId,
@@ -42,6 +42,7 @@ from sessions.pool import PoolSettings
 from sessions.ports import Clock, Provisioner, Store, Switchboard
 from sessions.recording import Recording
 from sessions.supply import KernelSupply
+from sessions.watch import Watch
 
 _CLAIM_TIMEOUT_S = 30.0
 _INTERRUPT_GRACE_S = 2.0
@@ -115,7 +116,7 @@ class Service:
         self._draining = False
         self._closing = False
         self._ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._store_failure: str | None = None
+        self._store_watch = Watch("database", store.ping)
         self._health: asyncio.Task[None] | None = None
 
     # --- life ---------------------------------------------------------------------------------------------------------
@@ -126,7 +127,7 @@ class Service:
         if lost:
             log.warning("runs_lost", count=lost)
         await self._supply.start()
-        self._health = asyncio.ensure_future(self._watch_store())
+        self._health = asyncio.ensure_future(self._store_watch.keep_asking(_HEALTH_PAUSE_S))
 
     async def drain(self, timeout_s: float) -> None:
         """Take no more runs, and wait for those under way, but not for longer than this."""
@@ -154,8 +155,8 @@ class Service:
     def readiness(self) -> Readiness:
         """Whether code can run now."""
         reasons = self._supply.reasons_not_ready()
-        if self._store_failure is not None:
-            reasons.append(self._store_failure)
+        if self._store_watch.failure is not None:
+            reasons.append(self._store_watch.failure)
         if self._draining:
             reasons.append(str(Draining()))
         return Readiness(not reasons, tuple(reasons), self._supply.warm(), self._provisioner.name)
@@ -314,20 +315,6 @@ class Service:
             )
         stored: Result = committing.result()
         return stored
-
-    async def _watch_store(self) -> None:
-        """Keep knowing whether the store answers, for `readiness`."""
-        while True:
-            try:
-                await self._store.ping()
-            except Unavailable as error:
-                self._store_failure = str(error)
-            except Exception:
-                log.exception("store_check_failed")
-                self._store_failure = "An unexpected error with the database; the gateway's log has it."
-            else:
-                self._store_failure = None
-            await asyncio.sleep(_HEALTH_PAUSE_S)
 
 
 def _track(work: Coroutine[Any, Any, Any], tasks: set[asyncio.Task[Any]]) -> asyncio.Task[Any]:

@@ -19,6 +19,9 @@ from sessions.model import Fate, GatewayId, KernelId, Limits
 from sessions.pool import PoolSettings, WarmPool
 from sessions.ports import Clock, Provisioner, Switchboard
 from sessions.sandboxes import Sandboxes
+from sessions.watch import Watch
+
+_CHECK_PAUSE_S = 10.0
 
 log = structlog.get_logger()
 
@@ -57,6 +60,7 @@ class KernelSupply:
         self._kernels: dict[KernelId, Kernel] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._engine = Watch("engine", self._sandboxes.check)
         self._engine_watch: asyncio.Task[None] | None = None
         self._closing = False
         self.last_failure: str | None = None
@@ -79,7 +83,7 @@ class KernelSupply:
         if any(pool.is_failing(now_s) for pool in kept or self._pools.values()):
             return [f"No sandbox can be started: {self.last_failure}"]
         if not kept:
-            return [self._sandboxes.engine_failure] if self._sandboxes.engine_failure else []
+            return [self._engine.failure] if self._engine.failure else []
         if not any(pool.ever_warm for pool in self._pools.values()):
             return [f"The first sandbox is still being started.{f' {self.last_failure}' if self.last_failure else ''}"]
         return []
@@ -156,7 +160,7 @@ class KernelSupply:
         await self._sandboxes.check()
         await self._sandboxes.remove_leftovers()
         if not any(pool.settings.size for pool in self._pools.values()):
-            self._engine_watch = asyncio.ensure_future(self._sandboxes.keep_checking())
+            self._engine_watch = asyncio.ensure_future(self._engine.keep_asking(_CHECK_PAUSE_S))
         self._refill()
 
     async def close(self) -> None:

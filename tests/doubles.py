@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,13 @@ from kernel_image import protocol
 from sessions.errors import EngineUnavailable
 from sessions.model import Fate, KernelId, LaunchSpec, Sandbox
 from sessions.ports import Link, LinkListener
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for it, while the loop goes on."""
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.002)
 
 
 class ManualClock:

@@ -12,9 +12,10 @@ from doubles import ManualClock, RecordingLink, hello, message_frame
 import sessions.greeting
 import sessions.kernel
 from kernel_image import protocol
+from sessions.ends import Cause, Died, Done
 from sessions.errors import KernelLost
 from sessions.greeting import Greeting
-from sessions.kernel import Cause, Died, Done, Kernel, KernelState
+from sessions.kernel import Kernel, KernelState
 from sessions.messages import Message
 from sessions.model import KernelId, Usage
 

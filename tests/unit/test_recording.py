@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from doubles import ManualClock
+from doubles import ManualClock, until
 
 import sessions.recording
+from sessions.ends import Cause, Died, Done
 from sessions.execution import Execution
-from sessions.kernel import Cause, Died, Done
 from sessions.memory_store import MemoryStore
 from sessions.messages import Message
 from sessions.model import ANONYMOUS, ArtifactId, EventType, GatewayId, Limits, Run, RunId, RunStatus
@@ -65,12 +65,6 @@ async def taped(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Taped]:
     taped.store.is_reachable = True
     if not taped.store.runs[RUN_ID].finished_at:
         await taped.finish()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 async def test_output_is_stored_while_the_run_goes_on(taped: Taped) -> None:

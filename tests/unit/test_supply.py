@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 import structlog
-from doubles import MemoryEngine
+from doubles import MemoryEngine, until
 
 import sessions.pool
 import sessions.sandboxes
+import sessions.supply
+from gateway.clock import SystemClock
 from kernel_image import protocol
 from sessions.errors import Draining, EngineUnavailable, NoKernelInTime, TooManyRequests
 from sessions.kernel import Kernel
@@ -22,13 +22,6 @@ from sessions.pool import PoolSettings
 from sessions.supply import KernelSupply
 
 NAME = "python3"
-
-
-class RealClock:
-    monotonic = staticmethod(time.monotonic)
-
-    def now(self) -> datetime:
-        return datetime.now(UTC)
 
 
 @pytest.fixture
@@ -53,7 +46,7 @@ async def make(engine: MemoryEngine, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
             pool=PoolSettings(size, most, refill_pause_s=0.0),
             kernel_names=options.pop("kernel_names", {NAME: size}),
             preload=("numpy",),
-            clock=RealClock(),
+            clock=SystemClock(),
         )
         supplies.append(supply)
         await supply.start()
@@ -65,12 +58,6 @@ async def make(engine: MemoryEngine, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
         await supply.close()
     assert engine.sandboxes == {}
     assert engine.ports == {}
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 def in_queue(supply: KernelSupply) -> int:
@@ -366,7 +353,7 @@ async def test_a_fate_is_waited_for_within_one_bound_however_slow_the_engine_is(
 async def test_without_warm_kernels_the_engine_decides_whether_code_can_run(
     engine: MemoryEngine, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions.sandboxes, "_CHECK_PAUSE_S", 0.01)
+    monkeypatch.setattr(sessions.supply, "_CHECK_PAUSE_S", 0.01)
     supply = await make(size=0)
     assert supply.reasons_not_ready() == []
     engine.is_reachable = False

@@ -1,0 +1,87 @@
+"""How a request on a kernel ends, as its supervisor tells it: `done`, or `died`. Pure.
+
+A sandbox may say anything here: what is not of its type, or absurd, counts as not said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from sessions.model import Usage
+
+
+class Cause(StrEnum):
+    """Why a kernel died, in the supervisor's words, or `gone` when the supervisor died with it."""
+
+    OOM = "oom"
+    EXITED = "exited"
+    SIGNAL = "signal"
+    INTERRUPT_IGNORED = "interrupt_ignored"
+    RESTART = "restart"
+    START = "start"
+    GONE = "gone"
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A request has ended, and nothing more will come of it."""
+
+    usage: Usage | None
+    oom_kills: int
+    skipped: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """The kernel died before the request ended. `ran` is False when the request had not reached the kernel's turn."""
+
+    cause: Cause
+    exit_code: int | None
+    signal: int | None
+    usage: Usage | None
+    skipped: tuple[Mapping[str, Any], ...]
+    ran: bool = True
+
+
+def done_of(fields: Mapping[str, Any]) -> Done:
+    """What a `done` says."""
+    usage, oom_kills = _usage(fields.get("usage"))
+    return Done(usage, oom_kills, _skipped(fields.get("skipped")))
+
+
+def died_of(fields: Mapping[str, Any]) -> Died:
+    """What a `died` says, of the request that ran."""
+    try:
+        cause = Cause(str(fields.get("cause")))
+    except ValueError:
+        cause = Cause.EXITED
+    usage, _ = _usage(fields.get("usage"))
+    exit_code, signal = fields.get("exit_code"), fields.get("signal")
+    return Died(
+        cause,
+        exit_code if type(exit_code) is int else None,
+        signal if type(signal) is int else None,
+        usage,
+        _skipped(fields.get("skipped")),
+    )
+
+
+def _usage(value: Any) -> tuple[Usage | None, int]:
+    """The supervisor's `usage` object, when its numbers are numbers and not absurd; and the OOM kills it counted."""
+    fields = value if isinstance(value, dict) else {}
+    wall_ms, cpu_ms = fields.get("wall_ms"), fields.get("cpu_ms")
+    memory_bytes, oom_kills = fields.get("memory_peak_bytes"), fields.get("oom_kills")
+    numbers = (wall_ms, cpu_ms, memory_bytes)
+    if not all(type(number) in (int, float) and 0 <= number < 1 << 53 for number in numbers if number is not None):
+        return None, 0
+    if None in numbers:
+        return None, 0
+    usage = Usage(float(wall_ms or 0), float(cpu_ms or 0), int(memory_bytes or 0))
+    return usage, oom_kills if type(oom_kills) is int and oom_kills > 0 else 0
+
+
+def _skipped(value: Any) -> tuple[Mapping[str, Any], ...]:
+    return tuple(item for item in value[:256] if isinstance(item, dict)) if isinstance(value, list) else ()

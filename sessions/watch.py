@@ -1,0 +1,39 @@
+"""Keeps knowing whether something that runs depend on answers: the engine, the database. Decides nothing by it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from sessions.errors import Unavailable
+
+log = structlog.get_logger()
+
+
+class Watch:
+    """Asks again and again. The state: `failure`, why the last answer did not come, as a sentence, or None."""
+
+    def __init__(self, what: str, ask: Callable[[], Awaitable[None]]) -> None:
+        """`ask` raises Unavailable when `what` does not answer."""
+        self.failure: str | None = None
+        self._what = what
+        self._ask = ask
+
+    def __repr__(self) -> str:
+        return f"<Watch of the {self._what}: {self.failure or 'answers'}>"
+
+    async def keep_asking(self, pause_s: float) -> None:
+        """Keep `failure` true until cancelled, whatever `ask` raises."""
+        while True:
+            try:
+                await self._ask()
+            except Unavailable as error:
+                self.failure = str(error)
+            except Exception:
+                log.exception("watch_failed", what=self._what)
+                self.failure = f"An unexpected error with the {self._what}; the gateway's log has it."
+            else:
+                self.failure = None
+            await asyncio.sleep(pause_s)
