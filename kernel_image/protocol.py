@@ -16,7 +16,7 @@ from typing import Any
 SUBPROTOCOL = "v1.kernel.websocket.jupyter.org"
 """Jupyter's own WebSocket framing: https://jupyter-server.readthedocs.io/en/latest/developers/websocket-protocols.html"""
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 SOCKET_NAME = "s"
 """File name of the gateway's listening socket in the mounted directory; short, since socket paths are."""
@@ -28,7 +28,10 @@ SETTINGS_VARIABLE = "CELLBLOCK_SUPERVISOR"
 """Environment variable with the supervisor's settings as JSON, credential included; scrubbed as it is read."""
 
 ARTIFACT_CHANNEL = "artifact"
-"""Our own channel name: frames that carry a piece of a file, in Jupyter's framing."""
+"""Our own channel name: frames that carry a piece of a file that a run has made, in Jupyter's framing."""
+
+FILE_CHANNEL = "file"
+"""Likewise, for files that a client reads or writes; from the supervisor such a frame has the number 0."""
 
 MESSAGE_CHANNELS = ("shell", "control", "stdin", "iopub")
 
@@ -147,12 +150,13 @@ def encode_control(op: str, **fields: Any) -> str:
 # spool until acknowledged.
 #
 # supervisor -> gateway
-HELLO = "hello"  # protocol, kernel_id, credential, boot_id, state, oldest_seq, next_seq, running, finished, limits,
-#                  failed_preloads {module: reason}
-STATE = "state"  # * state: starting | idle | dead; pid, failed_preloads
+HELLO = "hello"  # protocol, kernel_id, credential, boot_id, state, generation, oldest_seq, next_seq,
+#                  outstanding [msg_id], finished [msg_id], limits, failed_preloads {module: reason}
+STATE = "state"  # * state: starting | idle | dead; generation, pid, failed_preloads
 DONE = "done"  # * msg_id, usage {wall_ms, cpu_ms, memory_peak_bytes, oom_kills}, skipped [{path, bytes, why}]
 DIED = "died"  # * msg_id or null, never_run [msg_id], usage or null, skipped, exit_code, signal,
 #                  cause, which is one of oom, exited, signal, interrupt_ignored, restart, start
+REJECTED = "rejected"  # * msg_id: there was no kernel to take this request; it was not run and will not be
 GAP = "gap"  # * msg_id or null, dropped_bytes, dropped_frames, what: output (of one request) | spool (an overflow)
 # gateway -> supervisor
 WELCOME = "welcome"  # acknowledged: the last seq of this boot that the gateway needs no more
@@ -161,3 +165,27 @@ ACK = "ack"  # seq
 INTERRUPT = "interrupt"  # msg_id or null, grace_s: SIGINT now, kill and fork anew when it is still running then
 RESTART = "restart"  # kill the kernel and fork anew
 SHUTDOWN = "shutdown"  # end the supervisor
+
+# Files of the working directory. The gateway asks, with an `id` of its own choosing; answers carry the same `id` and
+# are not numbered: with the connection they are gone, and so is every file that was open.
+FILE_LIST = "file_list"  # id, after: the path after which to go on, "" at first
+FILE_OPEN = "file_open"  # id, path: open for reading
+FILE_READ = "file_read"  # id: answered by a binary frame, numbered 0, on FILE_CHANNEL {id, offset}; no bytes at the end
+FILE_CREATE = "file_create"  # id, path, limit_bytes: begin to write; pieces follow on FILE_CHANNEL {id, offset}
+FILE_COMMIT = "file_commit"  # id: put what has been written in its place
+FILE_CLOSE = "file_close"  # id: close what is open, forget what is not committed; no answer
+FILE_REMOVE = "file_remove"  # id, path
+# and the answers
+FILE_ENTRIES = (
+    "file_entries"  # id, entries [[path, bytes, mtime_ns]] in order, at most FILE_PAGE; more: whether to go on
+)
+FILE_OPENED = "file_opened"  # id, bytes, mtime_ns; of FILE_CREATE too
+FILE_WRITTEN = "file_written"  # id, offset: how many bytes are there now
+FILE_COMMITTED = "file_committed"  # id, bytes, mtime_ns, created: whether there was none of that name
+FILE_REMOVED = "file_removed"  # id
+FILE_FAILED = (
+    "file_failed"  # id, why: not_found | not_a_file | link | invalid | too_large | no_space | too_many | changed | io
+)
+
+FILE_PAGE = 1000
+FILE_PIECE_BYTES = 256 << 10

@@ -54,6 +54,18 @@ class NotFound(CellblockError):
     code = "not_found"
 
 
+class Conflict(CellblockError):
+    """This cannot be done as things are."""
+
+    code = "conflict"
+
+
+class Gone(CellblockError):
+    """What this run has made has been removed: it was older than `retention.days`."""
+
+    code = "gone"
+
+
 class TooLarge(CellblockError):
     """The request body is larger than `limits.request_bytes` allows."""
 

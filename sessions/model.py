@@ -5,9 +5,11 @@ Plain frozen dataclasses and enums; no behaviour beyond questions about themselv
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Any, NewType
@@ -47,10 +49,6 @@ class RunStatus(StrEnum):
     def is_final(self) -> bool:
         """Whether nothing can follow this status."""
         return self not in (RunStatus.QUEUED, RunStatus.RUNNING)
-
-
-LOST_RUN = "The gateway stopped while this run was under way; how far it came is not known."
-"""The `error` of a run that a store marks as lost."""
 
 
 class EventType(StrEnum):
@@ -139,20 +137,32 @@ class ExceptionInfo:
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """What a caller asks for, already validated: a configured language, identifier names, a finite timeout."""
+    """What a caller asks for, already validated: a configured language, identifier names, a finite timeout.
+
+    `allow_stdin`: somebody is there to answer `input()`.
+    """
 
     tenant: TenantId
     code: str
     language: str
     variables: Mapping[str, Any]
     timeout_s: float
+    session_id: SessionId | None = None
+    allow_stdin: bool = False
+    idempotency_key: str | None = None
+
+    def sha256(self) -> bytes:
+        """Tells whether two requests under one `Idempotency-Key` ask for the same."""
+        asked = [self.code, self.language, self.variables, self.timeout_s, self.session_id]
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).digest()
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """One execution of one piece of code, as it is recorded before it starts.
 
-    `kernel_id` is set when a kernel has been claimed for it. `code` and `variables` may hold NUL and lone surrogates.
+    `kernel_id` and `started_at` are set when it is about to be sent to that kernel; they change when it was not taken
+    there. `code` and `variables` may hold NUL and lone surrogates. `request_sha256` comes with `idempotency_key`.
     """
 
     run_id: RunId
@@ -164,7 +174,11 @@ class Run:
     timeout_s: float
     created_at: datetime
     kernel_id: KernelId | None = None
+    started_at: datetime | None = None
     session_id: SessionId | None = None
+    allow_stdin: bool = False
+    idempotency_key: str | None = None
+    request_sha256: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +197,22 @@ class Result:
     execution_count: int | None = None
     truncated: bool = False
     usage: Usage | None = None
+    session_id: SessionId | None = None
+    session_created: bool = False
+    session_lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run's record goes, committed with its events, so that another gateway can go on from there.
+
+    Frames up to `taken_seq` are in the committed events; where a file was half there, its pieces from `file_seq` on are
+    needed again. `state` is what the fold knows beyond its events, JSON-ready and small.
+    """
+
+    taken_seq: int
+    file_seq: int | None
+    state: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +221,142 @@ class Batch:
 
     events: tuple[Event, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A run as the store has it.
+
+    `number` counts up in the order in which runs were added. `result` is there once the run has ended, until retention
+    removes it, which sets `expired_at`; `progress` is there while the run lives and something of it is committed.
+    """
+
+    run: Run
+    number: int
+    status: RunStatus
+    finished_at: datetime | None = None
+    expired_at: datetime | None = None
+    result: Result | None = None
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """A run as lists show it."""
+
+    run_id: RunId
+    number: int
+    status: RunStatus
+    language: str
+    created_at: datetime
+    finished_at: datetime | None
+    session_id: SessionId | None
+    usage: Usage | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunQuery:
+    """Which runs of a tenant to list, newest first: those that match every field that is set."""
+
+    tenant: TenantId
+    limit: int
+    session_id: SessionId | None = None
+    status: RunStatus | None = None
+    before_number: int | None = None
+    created_before: datetime | None = None
+    created_from: datetime | None = None
+
+
+class SessionState(StrEnum):
+    """What a session's kernel is at. `dead` is one that is gone; the next run gets a fresh one."""
+
+    STARTING = "starting"
+    IDLE = "idle"
+    BUSY = "busy"
+    DEAD = "dead"
+
+
+class SessionNews(StrEnum):
+    """What the next run in a session has to say of it: nothing, that its kernel is fresh, or that variables were lost.
+
+    Lost variables mean a fresh kernel too. Either is said once.
+    """
+
+    NONE = "none"
+    CREATED = "created"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A kernel with an id that a client keeps.
+
+    `kernel_id` is None while no sandbox is there. `generation` says which of the kernel processes that its supervisor
+    has started one after the other (counted from 1) the client knows of. `usage` and `runs` add up its ended runs;
+    `memory_peak_bytes` is their largest.
+    """
+
+    tenant: TenantId
+    session_id: SessionId
+    gateway_id: GatewayId
+    language: str
+    idle_timeout_s: float
+    max_lifetime_s: float
+    created_at: datetime
+    last_used_at: datetime
+    kernel_id: KernelId | None = None
+    generation: int = 0
+    news: SessionNews = SessionNews.NONE
+    runs: int = 0
+    usage: Usage = Usage(0.0, 0.0, 0)
+
+    @property
+    def expires_at(self) -> datetime:
+        """When it ends unless it is used or renewed before."""
+        idle = self.last_used_at + timedelta(seconds=self.idle_timeout_s)
+        return min(idle, self.created_at + timedelta(seconds=self.max_lifetime_s))
+
+
+@dataclass(frozen=True, slots=True)
+class SessionView:
+    """A session as it is now."""
+
+    session: Session
+    state: SessionState
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRequest:
+    """What a caller asks for, already validated. Without a `session_id` one is made up."""
+
+    tenant: TenantId
+    session_id: SessionId | None
+    language: str
+    variables: Mapping[str, Any]
+    idle_timeout_s: float
+    max_lifetime_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """How long sessions are kept unless a client asks for less, and how many a tenant may have.
+
+    A client may ask for up to `max_lifetime_s`, of either time.
+    """
+
+    idle_timeout_s: float = 1800.0
+    max_lifetime_s: float = 86_400.0
+    max_per_tenant: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A file below a session's working directory. `path` is relative to it."""
+
+    path: str
+    size_bytes: int
+    modified_at: datetime
 
 
 _SMALLEST_MESSAGE_BYTES = 16 << 20

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
@@ -11,14 +11,22 @@ from sessions.model import (
     Artifact,
     ArtifactId,
     Batch,
+    Event,
     Fate,
+    FileEntry,
     GatewayId,
     KernelId,
     LaunchSpec,
     Result,
     Run,
     RunId,
+    RunQuery,
+    RunRecord,
+    RunSummary,
     Sandbox,
+    Session,
+    SessionId,
+    TenantId,
 )
 
 
@@ -64,24 +72,72 @@ class Store(Protocol):
     Every method raises `StoreUnavailable` when the database is out of reach, in bounded time.
     """
 
-    async def add_run(self, run: Run) -> None:
-        """Record a run as `queued` (or `running` when it has a `kernel_id`)."""
+    async def add_run(self, run: Run) -> RunRecord | None:
+        """Record a run as `queued` (or `running` when it has a `kernel_id`). Repeating it is harmless.
+
+        Returns None, or the run that has this tenant's `idempotency_key` already; then nothing is added.
+        """
+        ...
+
+    async def start_run(self, run_id: RunId, kernel_id: KernelId, started_at: datetime) -> None:
+        """A run that lives is `running`, on this kernel now. Raises NotFound."""
+        ...
+
+    async def withdraw_run(self, run_id: RunId) -> None:
+        """Remove a living run that was never sent to a kernel, as if it had not been asked for. No error if unknown."""
         ...
 
     async def append(self, run_id: RunId, batch: Batch) -> None:
-        """Add events and artifacts to a run that goes on. Repeating a batch is harmless."""
+        """Add events and artifacts to a run that goes on, and its progress. Repeating a batch is harmless."""
         ...
 
-    async def finish_run(self, result: Result, batch: Batch, finished_at: datetime) -> None:
-        """Add the last events and artifacts and the final answer, in one transaction. Repeating it changes nothing."""
+    async def finish_run(
+        self, result: Result, batch: Batch, finished_at: datetime, session: Session | None = None
+    ) -> None:
+        """Add the last events and artifacts and the final answer, in one transaction. Repeating it changes nothing.
+
+        With it goes what the run has changed of its session: all but the two time-outs.
+        """
+        ...
+
+    async def get_run(self, run_id: RunId) -> RunRecord | None:
+        """A run, or None. Anything that is no UUID is simply unknown."""
+        ...
+
+    async def find_run(self, tenant: TenantId, idempotency_key: str) -> RunRecord | None:
+        """The run under this key, or None."""
+        ...
+
+    async def list_runs(self, query: RunQuery) -> list[RunSummary]:
+        """Runs, newest first. Those that retention has removed are not among them."""
+        ...
+
+    async def get_events(self, run_id: RunId, after: int, limit: int) -> list[Event]:
+        """At most `limit` events with a `seq` above `after`, in order."""
+        ...
+
+    async def unfinished_runs(self, gateway_id: GatewayId) -> list[RunRecord]:
+        """This gateway's runs that have not ended, in the order in which they were added."""
         ...
 
     async def get_artifact(self, artifact_id: ArtifactId) -> Artifact | None:
         """An artifact with its bytes, or None."""
         ...
 
-    async def mark_lost(self, gateway_id: GatewayId, at: datetime) -> int:
-        """Give every unfinished run of this gateway the status `lost`; returns how many there were."""
+    async def add_session(self, session: Session) -> Session | None:
+        """Record a session. Returns None, or the one that has its id already; then nothing is added."""
+        ...
+
+    async def update_session(self, session: Session) -> None:
+        """Record what may change of a session, but for what its runs add up to. No error if unknown."""
+        ...
+
+    async def remove_session(self, tenant: TenantId, session_id: SessionId) -> None:
+        """Forget a session; its runs stay. No error if unknown."""
+        ...
+
+    async def sessions_of(self, gateway_id: GatewayId) -> list[Session]:
+        """This gateway's sessions."""
         ...
 
     async def remove_expired(self, before: datetime) -> int:
@@ -133,15 +189,22 @@ class Switchboard(Protocol):
     """Where supervisors dial in: one listening unix socket per kernel."""
 
     def open(self, kernel_id: KernelId, accept: Callable[[Link], LinkListener]) -> Path:
-        """Listen for this kernel's supervisor; returns the directory to mount. `accept` is called per connection."""
+        """Listen for this kernel's supervisor; returns the directory to mount. `accept` is called per connection.
+
+        A directory that an earlier gateway made for this kernel is used again: it is mounted in the sandbox.
+        """
         ...
 
     def close(self, kernel_id: KernelId) -> None:
         """Stop listening, drop this kernel's links and remove its directory. Unknown ids are no error."""
         ...
 
-    def remove_leftovers(self) -> None:
-        """Remove the directories of an earlier gateway on the same data directory."""
+    def let_go(self, kernel_id: KernelId) -> None:
+        """Stop listening and drop this kernel's links, but leave its directory to a later gateway."""
+        ...
+
+    def remove_leftovers(self, wanted: Collection[KernelId]) -> None:
+        """Remove the directories of an earlier gateway on the same data directory, but for those of these kernels."""
         ...
 
 
@@ -154,4 +217,61 @@ class Clock(Protocol):
 
     def now(self) -> datetime:
         """The wall clock, aware, in UTC."""
+        ...
+
+
+class FileReader(Protocol):
+    """A file that is open for reading in a sandbox. Raises Unavailable when the sandbox does not answer, or is gone."""
+
+    @property
+    def entry(self) -> FileEntry:
+        """What it was when it was opened: so many bytes are there to read."""
+        ...
+
+    async def read(self) -> bytes:
+        """The next piece, at most 256 KiB; empty at the end. Raises Conflict when it has become shorter."""
+        ...
+
+    def close(self) -> None:
+        """Let it go. Always call this."""
+        ...
+
+
+class FileWriter(Protocol):
+    """A file that is being written beside the one it will replace. Raises Unavailable as FileReader does."""
+
+    async def write(self, data: bytes) -> None:
+        """Add a piece, at most 256 KiB. Raises TooLarge when the file, or the disk, has no room for it."""
+        ...
+
+    async def commit(self) -> tuple[FileEntry, bool]:
+        """Put the file in its place in one step; returns it, and whether there was none of that name."""
+        ...
+
+    def close(self) -> None:
+        """Forget what has not been committed. Always call this."""
+        ...
+
+
+class KernelFiles(Protocol):
+    """The files below a kernel's working directory, as its supervisor sees them.
+
+    A path is relative, without `..`. Raises NotFound, InvalidRequest for what is no regular file, or lies behind a
+    link; Unavailable when the sandbox does not answer in time, or is gone.
+    """
+
+    async def list(self) -> list[FileEntry]:
+        """All of them, by path, up to the supervisor's own bound."""
+        ...
+
+    async def open(self, path: str) -> FileReader:
+        """Open one for reading."""
+        ...
+
+    async def create(self, path: str, limit_bytes: int) -> FileWriter:
+        """Begin to write one, with the directories that it needs."""
+        ...
+
+    async def remove(self, path: str) -> None:
+        """Remove one."""
         ...

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.auth import Doorkeeper, SiteRules
-from sessions.model import Artifact, ArtifactId, Limits, Result, RunRequest
+from sessions.model import (
+    Artifact,
+    ArtifactId,
+    Event,
+    Limits,
+    Result,
+    RunId,
+    RunQuery,
+    RunRecord,
+    RunRequest,
+    RunSummary,
+    SessionId,
+    SessionLimits,
+    SessionRequest,
+    SessionView,
+    TenantId,
+)
+from sessions.ports import KernelFiles
 
 
 class Readiness(Protocol):
@@ -36,14 +53,91 @@ class Readiness(Protocol):
 
 
 class RunService(Protocol):
-    """`sessions.service.Service`, as far as HTTP needs it."""
+    """`sessions.service.Service`, as far as HTTP needs it. Everything that takes a tenant raises NotFound to others."""
+
+    # --- runs
 
     async def run(self, request: RunRequest) -> Result:
         """Run and wait until the end is committed. Raises sessions.errors.*."""
         ...
 
+    async def begin(self, request: RunRequest) -> RunId:
+        """Take a run on; it is recorded then. Under an `idempotency_key` that is known: the run that has it.
+
+        Raises sessions.errors.*; nothing was run then.
+        """
+        ...
+
+    async def result(self, run_id: RunId) -> Result:
+        """Wait for the end of a run. Raises NotFound, Gone, and EndNotStored."""
+        ...
+
+    def follow(self, run_id: RunId, after: int) -> AsyncIterator[Sequence[Event]]:
+        """The committed events with a `seq` above `after`, as they come, up to and with `end`. Stops no run when left."""
+        ...
+
+    async def get_run(self, tenant: TenantId, run_id: RunId) -> RunRecord:
+        """A run. While it lives, `result` is what is committed of it so far. Raises NotFound, Gone."""
+        ...
+
+    async def list_runs(self, query: RunQuery) -> list[RunSummary]:
+        """Runs, newest first."""
+        ...
+
+    async def cancel(self, tenant: TenantId, run_id: RunId) -> None:
+        """Have a run end as `cancelled`; one that has ended stays as it is. Raises NotFound, Conflict."""
+        ...
+
+    async def interrupt(self, tenant: TenantId, run_id: RunId) -> None:
+        """Interrupt a run, as Ctrl-C would. Raises NotFound, Conflict when it is not running here."""
+        ...
+
+    async def answer_input(self, tenant: TenantId, run_id: RunId, value: str) -> None:
+        """Answer the `input()` that a run waits in. Raises NotFound, Conflict when it does not wait in one."""
+        ...
+
     async def artifact(self, artifact_id: ArtifactId) -> Artifact:
         """An artifact with its bytes. Raises NotFound."""
+        ...
+
+    # --- sessions
+
+    async def create_session(self, asked: SessionRequest) -> SessionView:
+        """Make a session. Raises Conflict when there is one with its id, TooManyRequests, Unavailable."""
+        ...
+
+    def list_sessions(self, tenant: TenantId) -> list[SessionView]:
+        """A tenant's sessions, oldest first."""
+        ...
+
+    def get_session(self, tenant: TenantId, session_id: SessionId) -> SessionView:
+        """One of them. Raises NotFound, as all that follow do."""
+        ...
+
+    async def renew_session(
+        self, tenant: TenantId, session_id: SessionId, *, idle_timeout_s: float | None, max_lifetime_s: float | None
+    ) -> SessionView:
+        """Start its idle time anew, and change the time-outs that are given. Raises InvalidRequest."""
+        ...
+
+    async def delete_session(self, tenant: TenantId, session_id: SessionId) -> None:
+        """End it; what runs in it is cancelled."""
+        ...
+
+    async def interrupt_session(self, tenant: TenantId, session_id: SessionId) -> None:
+        """Interrupt what runs in it, as Ctrl-C would."""
+        ...
+
+    async def restart_session(self, tenant: TenantId, session_id: SessionId) -> SessionView:
+        """Give it a fresh kernel; files stay. What runs is cancelled, what waits goes on afterwards."""
+        ...
+
+    def session_runs(self, tenant: TenantId, session_id: SessionId) -> AsyncIterator[tuple[RunRecord, Sequence[Event]]]:
+        """Its ended runs with all their events, oldest first."""
+        ...
+
+    async def session_files(self, tenant: TenantId, session_id: SessionId) -> KernelFiles:
+        """The files below its working directory. Raises Unavailable when its sandbox is out of reach."""
         ...
 
     def readiness(self) -> Readiness:
@@ -107,6 +201,7 @@ class Context:
     doorkeeper: Doorkeeper
     site: SiteRules
     limits: Limits
+    session_limits: SessionLimits
     languages: Mapping[str, str]
     public_url: str = ""
     in_flight: InFlight = field(default_factory=InFlight)
