@@ -93,9 +93,11 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
             switchboard=switchboard,
             gateway_id=gateway_id,
             limits=limits,
+            session_limits=config.sessions.limits(),
             pool=PoolSettings(size=config.pool.size, max=config.pool.max),
             languages=config.languages,
             preload=config.build.preload,
+            credential_of=data_dir.credential_of,
             clock=clock,
         )
         context = _context(config, service)
@@ -240,6 +242,7 @@ def _context(config: Config, service: Service) -> Context:
             allowed_hosts=server.allowed_hosts,
         ),
         limits=config.limits.limits(),
+        session_limits=config.sessions.limits(),
         languages=config.languages,
         public_url=server.public_url.rstrip("/"),
     )

@@ -15,11 +15,12 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from gateway.auth import Token
-from sessions.model import BuildSettings, EngineSettings, Limits
+from sessions.model import BuildSettings, EngineSettings, Limits, SessionLimits
 from sessions.pool import PoolSettings
 from sessions.provisioners.default_packages import DEFAULT_DEPENDENCIES, DEFAULT_PRELOAD
 
 _LIMITS = Limits()
+_SESSIONS = SessionLimits()
 _ENGINE = EngineSettings()
 _BUILD = BuildSettings()
 _POOL = PoolSettings()
@@ -121,9 +122,13 @@ class SessionsSection(Section, frozen=True):
     """How long a session's kernel is kept, in seconds, and how many a tenant may have."""
 
     title: ClassVar[str] = "sessions"
-    idle_timeout: Seconds = 1800.0
-    max_lifetime: Seconds = 86_400.0
-    max_per_tenant: Positive = 16
+    idle_timeout: Seconds = _SESSIONS.idle_timeout_s
+    max_lifetime: Seconds = _SESSIONS.max_lifetime_s
+    max_per_tenant: Positive = _SESSIONS.max_per_tenant
+
+    def limits(self) -> SessionLimits:
+        """The engine's own record, whose names carry the units."""
+        return SessionLimits(self.idle_timeout, self.max_lifetime, self.max_per_tenant)
 
 
 class LimitsSection(Section, frozen=True):

@@ -1,4 +1,4 @@
-"""The gateway's data directory: made private, locked against a second gateway, and bearing the gateway's id.
+"""The gateway's data directory: made private, locked against a second gateway, with the gateway's id and its secret.
 
 What lies in it (database, sockets) belongs to others; this only says where.
 """
@@ -6,16 +6,21 @@ What lies in it (database, sockets) belongs to others; this only says where.
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import hmac
 import os
+import secrets
 import uuid
 from pathlib import Path
 
 from kernel_image.protocol import SOCKET_NAME, UNIX_PATH_MAX_BYTES
 from sessions.errors import Misconfigured, SetUpFailed
-from sessions.model import GatewayId
+from sessions.model import GatewayId, KernelId
 
 _LOCK_NAME = "lock"
 _ID_NAME = "gateway_id"
+_SECRET_NAME = "secret"
+_SECRET_BYTES = 32
 _SOCKETS_NAME = "s"
 _KERNELS_NAME = "k"
 _KERNEL_DIR_BYTES = 13
@@ -23,11 +28,12 @@ _KERNEL_DIR_BYTES = 13
 
 
 class DataDir:
-    """Held from `open` to `release` by one process. The state is the locked file's descriptor."""
+    """Held from `open` to `release` by one process. The state is the locked file's descriptor, and the secret once read."""
 
     def __init__(self, path: Path, lock_fd: int) -> None:
         self.path = path
         self._lock_fd: int | None = lock_fd
+        self._secret: bytes | None = None
 
     @classmethod
     def open(cls, path: Path) -> DataDir:
@@ -77,6 +83,27 @@ class DataDir:
         fresh.write_text(made + "\n", encoding="ascii")
         fresh.replace(file)
         return GatewayId(made)
+
+    def credential_of(self, kernel_id: KernelId) -> str:
+        """The secret by which this gateway, whenever it runs, knows one kernel's supervisor.
+
+        Derived from one that is made once and lies here: so none has to be stored, and none tells another.
+        """
+        if self._secret is None:
+            self._secret = self._read_or_make_secret()
+        return hmac.new(self._secret, kernel_id.encode(), hashlib.sha256).hexdigest()
+
+    def _read_or_make_secret(self) -> bytes:
+        file = self.path / _SECRET_NAME
+        if file.exists() and len(known := file.read_bytes()) == _SECRET_BYTES:
+            return known
+        made = secrets.token_bytes(_SECRET_BYTES)
+        fresh = file.with_suffix(".new")
+        fresh.unlink(missing_ok=True)
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as writing:
+            writing.write(made)
+        fresh.replace(file)
+        return made
 
     def release(self) -> None:
         """Let the next gateway in. The lock file stays: removing it would let two in at once."""

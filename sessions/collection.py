@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ _MAX_BUNDLE_PARTS = 32
 _MAX_RESULTS = 1000
 _STORED_PER_SHOWN = 10
 _MAX_NOTICES_PER_KIND = 3
+_FIGURE = re.compile(r"figure-(\d{1,9})\.")
 _WHY = {
     "bytes": "it is over the size limit",
     "count": "there are too many",
@@ -162,6 +164,55 @@ class Collection:
     def _image_count(self) -> int:
         figures = sum(len(entry.figures) for entry in self._shown)
         return figures + sum(ref.kind is ArtifactKind.IMAGE for ref in self._files.values())
+
+    # --- again, from events -------------------------------------------------------------------------------------------
+
+    def replay_shown(self, bundle: Mapping[str, Any], display_id: str | None) -> None:
+        """A bundle was added to the results; the figures in it have been replayed just before."""
+        entry = _Shown(dict(bundle), display_id)
+        self._shown.append(entry)
+        self._give_figures(entry)
+
+    def replay_update(self, bundle: Mapping[str, Any], display_id: str) -> None:
+        """A bundle has replaced those under its id."""
+        entries = [entry for entry in self._shown if entry.display_id == display_id]
+        for entry in entries[:1]:
+            entry.figures.clear()
+            entry.bundle = dict(bundle)
+            self._give_figures(entry)
+        for entry in entries[1:]:
+            entry.bundle, entry.figures = entries[0].bundle, entries[0].figures
+
+    def replay_artifact(self, ref: ArtifactRef) -> None:
+        """An image or a file was kept. Figures come right before the bundle that shows them."""
+        self._files[ref.name] = ref
+
+    def _give_figures(self, entry: _Shown) -> None:
+        """Move the figures replayed last from the files to the bundle that shows them: `image` names the first."""
+        first = entry.bundle.get("image")
+        number = _FIGURE.match(first) if isinstance(first, str) and first in self._files else None
+        if number is None:
+            return
+        names = list(self._files)
+        for name in names[names.index(number.string) :]:
+            entry.figures[name] = self._files.pop(name)
+            self._figures_made += 1
+        entry.number = int(number[1])
+
+    def state(self) -> dict[str, Any]:
+        """What no event tells, JSON-ready."""
+        return {
+            "left_bytes": self._left_bytes,
+            "dropped": dict(self._dropped),
+            "notices": dict(self._notices),
+            "told": list(self._told),
+        }
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`."""
+        self._left_bytes = state.get("left_bytes", self._left_bytes)
+        self._dropped, self._notices = dict(state.get("dropped", {})), dict(state.get("notices", {}))
+        self._told = list(state.get("told", ()))
 
     # --- files --------------------------------------------------------------------------------------------------------
 

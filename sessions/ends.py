@@ -14,7 +14,10 @@ from sessions.model import Usage
 
 
 class Cause(StrEnum):
-    """Why a kernel died, in the supervisor's words, or `gone` when the supervisor died with it."""
+    """Why a kernel died, in the supervisor's words; `gone` when the supervisor died with it.
+
+    `rejected`: there was no kernel, and the supervisor did not take the request.
+    """
 
     OOM = "oom"
     EXITED = "exited"
@@ -23,6 +26,7 @@ class Cause(StrEnum):
     RESTART = "restart"
     START = "start"
     GONE = "gone"
+    REJECTED = "rejected"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,8 @@ def died_of(fields: Mapping[str, Any]) -> Died:
     try:
         cause = Cause(str(fields.get("cause")))
     except ValueError:
+        cause = Cause.EXITED
+    if cause in (Cause.GONE, Cause.REJECTED):  # these are told otherwise
         cause = Cause.EXITED
     usage, _ = _usage(fields.get("usage"))
     exit_code, signal = fields.get("exit_code"), fields.get("signal")

@@ -1,20 +1,22 @@
 """The fold: one run's Jupyter messages in, events and the final answer out, with every limit applied. Pure: no I/O.
 
 Everything here comes from hostile code; types are checked where they are used and what does not fit is dropped. How a
-MIME bundle or a file becomes an artifact is in collection.py.
+MIME bundle or a file becomes an artifact is in collection.py. The fold of a run whose gateway has died is had again from
+what was committed of it: its events, and `state`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, assert_never
 
 from sessions.collection import Collection
 from sessions.messages import Message
 from sessions.model import (
     Artifact,
     ArtifactId,
+    ArtifactKind,
+    ArtifactRef,
     Batch,
     Event,
     EventType,
@@ -23,15 +25,19 @@ from sessions.model import (
     Result,
     RunId,
     RunStatus,
+    SessionId,
     Usage,
 )
 from sessions.text import cut_utf8, strip_ansi, well_formed
+from sessions.tracebacks import Tracebacks, failing_line
 
 _MERGED_TEXT_CHARACTERS = 32_768
-_MAX_TRACEBACK_LINES = 200
 _MAX_NOTICES = 20
+_MAX_PROMPT_BYTES = 4096
 _MANY_EVENTS = 10_000
-_OPTIONAL_EVENTS = frozenset({EventType.RESULT, EventType.UPDATE, EventType.CLEAR, EventType.ERROR})
+_OPTIONAL_EVENTS = frozenset(
+    {EventType.RESULT, EventType.UPDATE, EventType.CLEAR, EventType.ERROR, EventType.INPUT_REQUEST}
+)
 _STREAMS = {"stdout": EventType.STDOUT, "stderr": EventType.STDERR}
 _TEXT_EVENTS = frozenset(_STREAMS.values())
 
@@ -39,16 +45,29 @@ _TEXT_EVENTS = frozenset(_STREAMS.values())
 class Execution:
     """One run, from its first message to its result.
 
-    Its state: the output so far, what waits to be taken as the next batch, and how the kernel said the run ended.
+    Its state: the output so far, what waits to be taken as the next batch, how the kernel said the run ended, and
+    whether the code waits for input.
     """
 
-    def __init__(self, run_id: RunId, limits: Limits, new_artifact_id: Callable[[], ArtifactId]) -> None:
+    def __init__(
+        self,
+        run_id: RunId,
+        limits: Limits,
+        new_artifact_id: Callable[[], ArtifactId],
+        session_id: SessionId | None = None,
+    ) -> None:
         self.run_id = run_id
+        self.session_id = session_id
+        self.session_created = False
+        self.session_lost = False
+        self.generation = 0
+        self.leaves = False
+        self.awaits_input = False
         self._limits = limits
         self._collection = Collection(limits, new_artifact_id)
         self._text: dict[EventType, list[str]] = {EventType.STDOUT: [], EventType.STDERR: []}
         self._output_left_bytes = limits.output_bytes
-        self._errors_left_bytes = limits.output_bytes
+        self._tracebacks = Tracebacks(limits.output_bytes)
         self._dropped_output_bytes = 0
         self._dropped_events = 0
         self._next_seq = 1
@@ -57,6 +76,7 @@ class Execution:
         self._execution_count: int | None = None
         self._exception: ExceptionInfo | None = None
         self._exit_status: str | None = None
+        self._is_exception_told = False
         self._clear_pending = False
         self._notices: list[str] = []
 
@@ -81,6 +101,8 @@ class Execution:
                 self._take_error(message.content)
             case "execute_reply":
                 self._take_reply(message.content)
+            case "input_request":
+                self._take_input_request(message.content)
             case "artifact":
                 self._take_file(message.content, message.buffers)
 
@@ -125,10 +147,10 @@ class Execution:
         self._start()
         for text in self._collection.notices():
             self.notice(text)
-        if self._dropped_output_bytes:
+        if dropped_bytes := self._dropped_output_bytes + self._tracebacks.dropped_bytes:
             limit = self._limits.output_bytes
-            self.notice(f"output was cut: {self._dropped_output_bytes} bytes beyond the limit of {limit} were dropped")
-            self._emit(EventType.TRUNCATED, what="output", dropped_bytes=self._dropped_output_bytes)
+            self.notice(f"output was cut: {dropped_bytes} bytes beyond the limit of {limit} were dropped")
+            self._emit(EventType.TRUNCATED, what="output", dropped_bytes=dropped_bytes)
         if self._dropped_events:
             self.notice(f"{self._dropped_events} changes to what was shown were not kept: there were too many")
             self._emit(EventType.TRUNCATED, what="events", dropped_bytes=0)
@@ -136,9 +158,79 @@ class Execution:
             self._emit(EventType.TRUNCATED, what=what, dropped_bytes=dropped_bytes)
         if self._notices:
             self._append_text(EventType.STDERR, "".join(self._notices))
-        result = self._result(status, reason, usage)
+        result = self.result(status, reason, usage)
         self._emit(EventType.END, status=status.value, **_end_fields(result))
         return result
+
+    # --- for another gateway to go on from ----------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """What is known here and not told by the events, JSON-ready: with them, `resume` makes the same fold of it."""
+        untold = self._exception is not None and not self._is_exception_told
+        return {
+            "execution_count": self._execution_count,
+            "exception": self._exception.as_json() if self._exception is not None and untold else None,
+            "exit_status": self._exit_status,
+            "dropped_output_bytes": self._dropped_output_bytes,
+            "dropped_events": self._dropped_events,
+            "traceback_bytes": [self._tracebacks.left_bytes, self._tracebacks.dropped_bytes],
+            "leaves": self.leaves,
+            "awaits_input": self.awaits_input,
+            "generation": self.generation,
+            "session_created": self.session_created,
+            "session_lost": self.session_lost,
+            "collection": self._collection.state(),
+        }
+
+    def resume(self, events: Iterable[Event], state: Mapping[str, Any]) -> None:
+        """Become what another fold was after these events, with that `state`. Call it first, or not at all."""
+        self._execution_count = state.get("execution_count")
+        for event in events:
+            self._next_seq = event.seq + 1
+            self._replay(event.type, event.fields)
+        self._collection.resume(state.get("collection", {}))
+        if (untold := state.get("exception")) is not None:
+            self._exception = ExceptionInfo(**{**untold, "traceback": tuple(untold["traceback"])})
+            self._is_exception_told = False
+        self._exit_status = state.get("exit_status")
+        self._dropped_output_bytes = state.get("dropped_output_bytes", 0)
+        self._dropped_events = state.get("dropped_events", 0)
+        left_and_dropped = state.get("traceback_bytes", [self._tracebacks.left_bytes, 0])
+        self._tracebacks.left_bytes, self._tracebacks.dropped_bytes = left_and_dropped
+        self.leaves, self.awaits_input = state.get("leaves", False), state.get("awaits_input", False)
+        self.generation = state.get("generation", 0)
+        self.session_created = state.get("session_created", self.session_created)
+        self.session_lost = state.get("session_lost", False)
+
+    def _replay(self, type_: EventType, fields: Mapping[str, Any]) -> None:
+        match type_:
+            case EventType.STDOUT | EventType.STDERR:
+                self._clear_if_pending()
+                self._text[type_].append(fields["text"])
+                self._output_left_bytes -= len(fields["text"].encode())
+            case EventType.RESULT:
+                self._clear_if_pending()
+                self._collection.replay_shown(fields["data"], fields["display_id"])
+            case EventType.UPDATE:
+                self._collection.replay_update(fields["data"], fields["display_id"])
+            case EventType.IMAGE | EventType.FILE:
+                self._collection.replay_artifact(_ref(ArtifactKind(type_.value), fields))
+            case EventType.CLEAR if fields["wait"]:
+                self._clear_pending = True
+            case EventType.CLEAR:
+                self._collection.clear()
+            case EventType.ERROR:
+                self._clear_if_pending()
+                traceback = tuple(fields["traceback"])
+                line = failing_line(traceback, self._execution_count)
+                self._exception = ExceptionInfo(fields["name"], fields["value"], traceback, line)
+                self._is_exception_told = True
+            case EventType.STARTED:
+                self.session_created = fields.get("session_created", False)
+            case EventType.INPUT_REQUEST | EventType.TRUNCATED | EventType.END:
+                pass
+            case _ as unreachable:
+                assert_never(unreachable)
 
     # --- messages -----------------------------------------------------------------------------------------------------
 
@@ -197,35 +289,51 @@ class Execution:
 
     def _take_error(self, content: Mapping[str, Any]) -> None:
         self._clear_if_pending()
-        exception = self._exception_info(content)
-        if exception is None or exception.name == "SystemExit":
-            self._exception = exception or self._exception
+        exception = self._tracebacks.take(content, self._execution_count)
+        if exception is None:
             return
-        self._exception = exception
-        self._start()
-        traceback = list(exception.traceback)
-        self._emit(EventType.ERROR, name=exception.name, value=exception.value, traceback=traceback)
+        self._exception, self._is_exception_told = exception, False
+        if exception.name != "SystemExit":
+            self._tell(exception)
 
     def _take_reply(self, content: Mapping[str, Any]) -> None:
         self._execution_count = _count(content) or self._execution_count
         self._exit_status = str(content.get("status"))
         if self._exit_status != "ok":
-            self._exception = self._exception or self._exception_info(content)
+            self._exception = self._exception or self._tracebacks.take(content, self._execution_count)
             if self._exception is not None and self._exception.name == "SystemExit":
                 self._leave(self._exception)
         payloads = content.get("payload")
         for payload in payloads[:10] if isinstance(payloads, list) else ():
-            # What `print?` shows: https://jupyter-client.readthedocs.io/en/stable/messaging.html#payloads-deprecated
-            if isinstance(payload, dict) and payload.get("source") == "page":
+            # https://jupyter-client.readthedocs.io/en/stable/messaging.html#payloads-deprecated
+            if not isinstance(payload, dict):
+                continue
+            if payload.get("source") == "page":  # what `print?` shows
                 self._take_display({"data": _without_ansi(payload.get("data"))}, is_main_result=False)
+            elif payload.get("source") == "ask_exit" and payload.get("keepkernel") is not True:
+                self.leaves = True  # `exit()`: the kernel process ends now
 
     def _leave(self, exception: ExceptionInfo) -> None:
         """`sys.exit()` ends a run as it ends a script: None and 0 are success."""
         if exception.value in ("", "0", "None"):
             self._exit_status, self._exception = "ok", None
         else:
+            self._tell(exception)
+
+    def _tell(self, exception: ExceptionInfo) -> None:
+        """The `error` event, which has all of the exception but for `line`."""
+        self._start()
+        if not self._is_exception_told:
             traceback = list(exception.traceback)
-            self._emit(EventType.ERROR, name=exception.name, value=exception.value, traceback=traceback)
+            self._is_exception_told = self._emit(
+                EventType.ERROR, name=exception.name, value=exception.value, traceback=traceback
+            )
+
+    def _take_input_request(self, content: Mapping[str, Any]) -> None:
+        prompt = content.get("prompt")
+        kept = cut_utf8(well_formed(prompt), _MAX_PROMPT_BYTES) if isinstance(prompt, str) else ""
+        self._start()
+        self.awaits_input = self._emit(EventType.INPUT_REQUEST, prompt=kept, password=content.get("password") is True)
 
     def _take_file(self, content: Mapping[str, Any], buffers: tuple[bytes, ...]) -> None:
         self._start()
@@ -237,7 +345,9 @@ class Execution:
 
     def _start(self) -> None:
         if self._next_seq == 1:
-            self._emit(EventType.STARTED, execution_count=self._execution_count)
+            session = {"session_id": self.session_id, "session_created": self.session_created}
+            fields = session if self.session_id is not None else {}
+            self._emit(EventType.STARTED, execution_count=self._execution_count, **fields)
 
     def _append_text(self, stream: EventType, text: str) -> None:
         """Add to the output, in the last event when it can still grow: output comes in many small pieces.
@@ -255,12 +365,14 @@ class Execution:
                 return
         self._emit(stream, text=text)
 
-    def _emit(self, type_: EventType, **fields: Any) -> None:
+    def _emit(self, type_: EventType, **fields: Any) -> bool:
+        """Add an event; False when it was dropped, since there are too many."""
         if self._next_seq > _MANY_EVENTS and type_ in _OPTIONAL_EVENTS:
             self._dropped_events += 1
-            return
+            return False
         self._events.append(Event(self._next_seq, type_, fields))
         self._next_seq += 1
+        return True
 
     def _emit_artifacts(self, artifacts: Sequence[Artifact]) -> None:
         for artifact in artifacts:
@@ -276,10 +388,11 @@ class Execution:
 
     # --- the answer ---------------------------------------------------------------------------------------------------
 
-    def _result(self, status: RunStatus, reason: str | None, usage: Usage | None) -> Result:
+    def result(self, status: RunStatus, reason: str | None = None, usage: Usage | None = None) -> Result:
+        """The answer as it stands now."""
         traceback = "\n".join(self._exception.traceback) if self._exception else ""
         error = "\n".join(part for part in (reason, traceback) if part) or None
-        if status is not RunStatus.OK and error is None:
+        if status is not RunStatus.OK and status.is_final() and error is None:
             error = "The run did not end as it should have."
         return Result(
             run_id=self.run_id,
@@ -287,46 +400,26 @@ class Execution:
             output="".join(self._text[EventType.STDOUT]),
             stderr="".join(self._text[EventType.STDERR]),
             error=error if status is not RunStatus.OK else None,
+            session_id=self.session_id,
+            session_created=self.session_created,
+            session_lost=self.session_lost,
             exception=self._exception if status is not RunStatus.OK else None,
             results=self._collection.results(),
             images=self._collection.images(),
             files=self._collection.files(),
             execution_count=self._execution_count,
-            truncated=bool(self._dropped_output_bytes or self._dropped_events or self._collection.dropped()),
+            truncated=bool(
+                self._dropped_output_bytes
+                or self._tracebacks.dropped_bytes
+                or self._dropped_events
+                or self._collection.dropped()
+            ),
             usage=usage,
         )
 
-    def _exception_info(self, content: Mapping[str, Any]) -> ExceptionInfo | None:
-        """The exception of an `error` message or an error reply, bounded like all output."""
-        name, value, lines = content.get("ename"), content.get("evalue"), content.get("traceback")
-        if not isinstance(name, str) or not isinstance(value, str) or not isinstance(lines, list):
-            return None
-        text = "\n".join(
-            strip_ansi(well_formed(line)) for line in lines[:_MAX_TRACEBACK_LINES] if isinstance(line, str)
-        )
-        if not text.strip():  # IPython writes the traceback of an ExceptionGroup to stderr, and sends an empty one
-            text = strip_ansi(well_formed(f"{name}: {value}"))
-        kept = self._charge_error(text)
-        return ExceptionInfo(
-            name=cut_utf8(strip_ansi(well_formed(name)), 256),
-            value=self._charge_error(strip_ansi(well_formed(value))),
-            traceback=tuple(kept.split("\n")),
-            line=_failing_line(kept, self._execution_count),
-        )
 
-    def _charge_error(self, text: str) -> str:
-        """The part of a traceback or message that fits what all of them together may take: a run can show many."""
-        kept = cut_utf8(text, self._errors_left_bytes)
-        kept_bytes = len(kept.encode())
-        self._errors_left_bytes -= kept_bytes
-        self._dropped_output_bytes += len(text.encode()) - kept_bytes
-        return kept
-
-
-def _failing_line(traceback: str, execution_count: int | None) -> int | None:
-    """The deepest line of the run's own code in an IPython traceback, which names it `Cell In[<count>], line <n>`."""
-    lines = re.findall(rf"Cell In\[{execution_count}\], line (\d{{1,7}})", traceback)
-    return int(lines[-1]) if lines else None
+def _ref(kind: ArtifactKind, fields: Mapping[str, Any]) -> ArtifactRef:
+    return ArtifactRef(fields["artifact_id"], kind, fields["name"], fields["content_type"], fields["bytes"])
 
 
 def _count(content: Mapping[str, Any]) -> int | None:

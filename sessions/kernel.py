@@ -10,23 +10,25 @@ import asyncio
 import hmac
 from collections.abc import Callable, Mapping
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
 from kernel_image import protocol
-from sessions.ends import Cause, Died, Done, died_of, done_of
+from sessions.allowance import Allowance
+from sessions.ends import Cause, Died, died_of, done_of
 from sessions.errors import KernelLost, ProtocolViolation
-from sessions.messages import Message, RequestBuilder, decode
+from sessions.messages import RequestBuilder, decode
 from sessions.model import KernelId
 from sessions.ports import Clock, Link
+from sessions.requests import RequestListener, Requests
+from sessions.transfers import Transfers
 
 _MAX_REFUSALS = 16
-_RECONNECT_S = 2.0
+_RECONNECT_S = 10.0
+_LARGEST_COUNT = 1 << 53
 _ACK_FRAMES = 64
 _ACK_BYTES = 1 << 20
-_SHARE_OF_TIME = 0.25
-_BURST_S = 1.0
 
 log = structlog.get_logger()
 
@@ -39,62 +41,40 @@ class KernelState(StrEnum):
     GONE = "gone"
 
 
-class RequestListener(Protocol):
-    """Whoever sent a request, as the kernel calls it back. `done` or `died` comes last, and exactly once."""
-
-    @property
-    def uncommitted_seq(self) -> int | None:
-        """The first frame taken whose content is not yet committed; None when there is none."""
-        ...
-
-    def on_message(self, seq: int, message: Message) -> None:
-        """A message that answers the request."""
-        ...
-
-    def on_gap(self, dropped_bytes: int) -> None:
-        """Output was lost on the way."""
-        ...
-
-    def on_done(self, done: Done) -> None:
-        """The request has ended."""
-        ...
-
-    def on_died(self, died: Died) -> None:
-        """The kernel has ended first."""
-        ...
-
-
 class Kernel:
     """One kernel and the link to its supervisor.
 
-    Its state: the link of the moment, the supervisor's boot, the last frame taken and acknowledged, the outstanding
-    requests, and the ended ones of which not all is committed yet. `repr` tells it.
+    Its state: the link of the moment, the supervisor's boot, which kernel process it is at (`generation`), the last
+    frame taken and acknowledged, and the outstanding requests. `repr` tells it. An `adopted` one has been launched by an earlier gateway, and its supervisor is in mid-conversation.
     """
 
-    def __init__(self, kernel_id: KernelId, kernel_name: str, credential: str, clock: Clock) -> None:
+    def __init__(
+        self, kernel_id: KernelId, kernel_name: str, credential: str, clock: Clock, *, adopted: bool = False
+    ) -> None:
         self.kernel_id = kernel_id
         self.kernel_name = kernel_name
         self.state = KernelState.STARTING
+        self.generation = 0
         self.limits_seen: Mapping[str, Any] = {}
         self.failed_preloads: Mapping[str, Any] = {}
         self.violation: str | None = None
         self.deaths = 0
         self.credential = credential
-        self._clock = clock
+        self.files = Transfers(self._send_text, self._send_binary)
+        self._adopted = adopted
         self._builder = RequestBuilder()
         self._link: Link | None = None
         self._boot_id: str | None = None
+        self._known: frozenset[str] = frozenset()
         self._taken_seq = 0
         self._acknowledged_seq = 0
         self._unacknowledged_bytes = 0
-        self._requests: dict[str, RequestListener] = {}
-        self._settling: list[RequestListener] = []
+        self._requests = Requests()
         self._refusals = 0
-        self._allowance_s = _BURST_S
-        self._allowance_at_s = clock.monotonic()
+        self._allowance = Allowance(clock)
         self._changed = asyncio.Event()
         self._giving_up: asyncio.TimerHandle | None = None
-        self._on_change: Callable[[Kernel], None] | None = None
+        self._watchers: list[Callable[[Kernel], None]] = []
 
     def __repr__(self) -> str:
         link = "linked" if self._link else "unlinked"
@@ -106,15 +86,41 @@ class Kernel:
         """Whether a request sent now would reach a kernel that answers."""
         return self.state is KernelState.READY and self._link is not None
 
+    def _is_gone(self) -> bool:
+        return self.state is KernelState.GONE
+
+    def is_linked(self) -> bool:
+        """Whether its supervisor is connected."""
+        return self._link is not None
+
+    def knows(self, msg_id: str) -> bool:
+        """Whether the supervisor had this request when it last said hello."""
+        return msg_id in self._known
+
     def watch(self, on_change: Callable[[Kernel], None]) -> None:
-        """Call `on_change` whenever the state, or the number of deaths, has changed."""
-        self._on_change = on_change
+        """Call `on_change` whenever the state, the link, or the number of deaths has changed."""
+        self._watchers.append(on_change)
+
+    def unwatch(self) -> None:
+        """Call nobody any more."""
+        self._watchers.clear()
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Return once the kernel answers. Raises KernelLost when it ends, or has not come up in time."""
+        await self._wait_until(self.is_ready, timeout_s)
+
+    async def wait_linked(self, timeout_s: float) -> None:
+        """Return once its supervisor is connected. Raises KernelLost as `wait_ready` does."""
+        await self._wait_until(self.is_linked, timeout_s)
+
+    async def wait_restarted(self, generation: int, timeout_s: float) -> None:
+        """Return once a kernel process after this one answers. Raises KernelLost as `wait_ready` does."""
+        await self._wait_until(lambda: self.generation > generation and self.is_ready(), timeout_s)
+
+    async def _wait_until(self, condition: Callable[[], bool], timeout_s: float) -> None:
         try:
             async with asyncio.timeout(timeout_s):
-                while not self.is_ready():
+                while not condition():
                     if self.state is KernelState.GONE:
                         raise KernelLost(self.violation or "The sandbox ended before its kernel was ready.")
                     self._changed.clear()
@@ -124,19 +130,41 @@ class Kernel:
 
     def execute(
         self,
+        msg_id: str,
         code: str,
         listener: RequestListener,
         *,
         silent: bool = False,
+        allow_stdin: bool = False,
         metadata: Mapping[str, Any] | None = None,
-    ) -> str:
-        """Send an execute_request; returns its msg_id. Raises KernelLost when no kernel would take it."""
+    ) -> None:
+        """Send an execute_request; again when the link breaks before it has arrived.
+
+        Raises KernelLost when no kernel would take it.
+        """
         if self._link is None or not self.is_ready():
             raise KernelLost("The sandbox ended before the code was sent to it.")
-        msg_id, frame = self._builder.execute(code, silent=silent, metadata=metadata)
-        self._requests[msg_id] = listener
+        frame = self._builder.execute(msg_id, code, silent=silent, allow_stdin=allow_stdin, metadata=metadata)
+        self._requests.add(msg_id, listener, frame)
         self._link.send_binary(frame)
-        return msg_id
+
+    def attach(self, msg_id: str, listener: RequestListener) -> None:
+        """Listen to a request that an earlier gateway may have sent."""
+        self._requests.add(msg_id, listener, None)
+
+    def forget(self, msg_id: str) -> None:
+        """Listen no more to a request that turned out not to have been sent."""
+        self._requests.forget(msg_id)
+
+    def answer_input(self, value: str) -> None:
+        """Answer the input_request that the running code waits in. Raises KernelLost."""
+        if self._link is None:
+            raise KernelLost("The sandbox is out of reach: try again in a moment.")
+        self._link.send_binary(self._builder.input_reply(value))
+
+    def restart(self) -> None:
+        """Have the kernel process killed and a fresh one forked; what is outstanding dies with it."""
+        self._send_control(protocol.RESTART)
 
     def interrupt(self, msg_id: str, grace_s: float) -> None:
         """Interrupt this request; the supervisor kills the kernel when it is still running after `grace_s`."""
@@ -144,10 +172,8 @@ class Kernel:
 
     def acknowledge(self) -> None:
         """Let the supervisor forget what is committed or needs no commit."""
-        self._settling = [listener for listener in self._settling if listener.uncommitted_seq is not None]
-        listeners = (*self._requests.values(), *self._settling)
-        waiting = [seq for listener in listeners if (seq := listener.uncommitted_seq) is not None]
-        seq = min(waiting) - 1 if waiting else self._taken_seq
+        uncommitted_seq = self._requests.uncommitted_seq()
+        seq = self._taken_seq if uncommitted_seq is None else uncommitted_seq - 1
         if seq > self._acknowledged_seq:
             self._acknowledged_seq = seq
             self._unacknowledged_bytes = 0
@@ -157,15 +183,26 @@ class Kernel:
         """Give the kernel up: whatever is outstanding has died with it. Does nothing the second time."""
         if self.state is KernelState.GONE:
             return
+        self._send_control(protocol.SHUTDOWN)
+        self._part(reason)
+        self._requests.fail_all(Died(Cause.GONE, None, None, None, ()))
+        self._tell_change()
+
+    def detach(self, reason: str) -> None:
+        """Hang up and leave the kernel, and all that it is at, to a later gateway. Nobody is told anything."""
+        self._watchers.clear()
+        self._requests.forget_all()
+        if self.state is not KernelState.GONE:
+            self._part(reason)
+
+    def _part(self, reason: str) -> None:
         self.state = KernelState.GONE
         if self._giving_up is not None:
             self._giving_up.cancel()
-        self._send_control(protocol.SHUTDOWN)
         link, self._link = self._link, None
         if link is not None:
             link.close(reason)
-        self._fail_all(Died(Cause.GONE, None, None, None, ()))
-        self._tell_change()
+        self.files.link_lost()
 
     # --- the link -----------------------------------------------------------------------------------------------------
 
@@ -181,6 +218,8 @@ class Kernel:
             return False
         if hello.get("protocol") != protocol.PROTOCOL_VERSION:
             self.refuse(link, "unknown protocol version: rebuild the kernel image")
+            if self._adopted:
+                self.abandon("its kernel image is of another version of Cellblock")
             return False
         if self.state is KernelState.GONE:
             self.refuse(link, "this kernel has been given up")
@@ -188,9 +227,15 @@ class Kernel:
         if self._boot_id not in (None, boot_id):
             self.abandon("the supervisor has started anew")
             return False
+        if self._boot_id is None and self._adopted:
+            self._join(hello)
+        if self._is_gone():
+            self.refuse(link, "this kernel does not start")
+            return False
         self._boot_id = boot_id
         limits = hello.get("limits")
         self.limits_seen = limits if isinstance(limits, dict) else {}
+        self._known = _ids(hello.get("outstanding")) | _ids(hello.get("finished"))
         self._take_failed_preloads(hello)
         previous, self._link = self._link, link
         if previous is not None:
@@ -200,8 +245,15 @@ class Kernel:
             self._giving_up = None
         # Not what has been taken: that may not be committed yet. What is sent again is not taken again.
         self._send_control(protocol.WELCOME, acknowledged=self._acknowledged_seq)
+        self._requests.send_again(self._known, link.send_binary)
         self._tell_change()
         return True
+
+    def _join(self, hello: Mapping[str, Any]) -> None:
+        """Begin in the middle: what the supervisor has forgotten, an earlier gateway has committed."""
+        self._taken_seq = self._acknowledged_seq = max(0, _count(hello.get("oldest_seq")) - 1)
+        self._take_generation(hello)
+        self._take_state(hello.get("state"))
 
     def refuse(self, link: Link, reason: str) -> None:
         """Turn a connection away. After too many of these the kernel is given up: somebody in there tries to get in."""
@@ -222,6 +274,7 @@ class Kernel:
         """A link has closed. The supervisor may dial again, for a moment."""
         if link is self._link:
             self._link = None
+            self.files.link_lost()
             loop = asyncio.get_running_loop()
             self._giving_up = loop.call_later(_RECONNECT_S, self.abandon, "the supervisor did not come back")
             self._tell_change()
@@ -233,50 +286,49 @@ class Kernel:
         if self.state is KernelState.GONE:
             return
         seq, frame = protocol.split_number(data)
+        if seq == 0:
+            self.files.take_frame(frame)
+            return
         if self._is_new(seq, len(data)):
             message = decode(frame)
-            listener = self._requests.get(message.parent_id) if message is not None else None
-            if message is not None and listener is not None:
-                if message.dropped_bytes:
-                    listener.on_gap(message.dropped_bytes)
-                else:
-                    listener.on_message(seq, message)
+            if message is not None:
+                self._requests.take(seq, message)
         self._acknowledge_if_due()
 
     def take_control(self, fields: Mapping[str, Any]) -> None:
         """Take a numbered control message; none any more once the kernel has been given up."""
         if self.state is KernelState.GONE:
             return
-        seq = fields.get("seq")
+        seq, op = fields.get("seq"), fields.get("op")
+        if isinstance(op, str) and op.startswith("file_"):
+            self.files.take_control(fields)
+            return
         if type(seq) is not int or not self._is_new(seq, 0):
             return
-        match fields.get("op"):
-            case protocol.STATE:
-                self._take_failed_preloads(fields)
-                self._take_state(fields.get("state"))
-            case protocol.DONE:
-                listener = self._requests.pop(str(fields.get("msg_id")), None)
-                if listener is not None:
-                    self._settling.append(listener)
-                    listener.on_done(done_of(fields))
-            case protocol.DIED:
-                self._take_death(fields)
-            case protocol.GAP:
-                self._take_gap(fields)
+        self._take_numbered(seq, op, fields)
         self._acknowledge_if_due()
 
     def metered(self, take: Callable[..., None], *args: Any) -> float:
-        """Take one frame; returns for how many seconds the next one must not be read.
+        """Take one frame; returns for how many seconds the next one must not be read."""
+        return self._allowance.metered(take, *args)
 
-        Whatever a flood is made of, it gets a share of the gateway's time and no more.
-        """
-        before_s = self._clock.monotonic()
-        take(*args)
-        now_s = self._clock.monotonic()
-        earned_s = (now_s - self._allowance_at_s) * _SHARE_OF_TIME
-        self._allowance_s = min(_BURST_S, self._allowance_s + earned_s) - (now_s - before_s)
-        self._allowance_at_s = now_s
-        return max(0.0, -self._allowance_s / _SHARE_OF_TIME)
+    def _take_numbered(self, seq: int, op: Any, fields: Mapping[str, Any]) -> None:
+        msg_id = fields.get("msg_id")
+        match op:
+            case protocol.STATE:
+                self._take_failed_preloads(fields)
+                self._take_generation(fields)
+                self._take_state(fields.get("state"))
+            case protocol.DONE:
+                self._requests.end(str(msg_id), done_of(fields))
+            case protocol.DIED:
+                self._take_death(fields)
+            case protocol.REJECTED:
+                self._requests.refuse([str(msg_id)], Cause.REJECTED)
+            case protocol.GAP:
+                dropped_bytes = _count(fields.get("dropped_bytes"))
+                if dropped_bytes:
+                    self._requests.take_gap(seq, msg_id if isinstance(msg_id, str) else None, dropped_bytes)
 
     def _is_new(self, seq: int, size_bytes: int) -> bool:
         """Whether this frame is the next one; a repeated one is none, a skipped one breaks the protocol."""
@@ -302,6 +354,9 @@ class Kernel:
         elif state == "dead":
             self.abandon("the kernel does not start")
 
+    def _take_generation(self, fields: Mapping[str, Any]) -> None:
+        self.generation = _count(fields.get("generation")) or self.generation
+
     def _take_failed_preloads(self, fields: Mapping[str, Any]) -> None:
         """Reasons by module; said by the first message after the imports, and by every hello from then on."""
         failed = fields.get("failed_preloads")
@@ -309,34 +364,35 @@ class Kernel:
             self.failed_preloads = failed
 
     def _take_death(self, fields: Mapping[str, Any]) -> None:
+        """Only what is named has died: what was asked since then is another kernel process's."""
         self.deaths += 1
         self.state = KernelState.STARTING
-        never_run = fields.get("never_run")
-        self._fail_all(died_of(fields), never_run if isinstance(never_run, list) else [])
+        died = died_of(fields)
+        self._requests.fail(str(fields.get("msg_id")), died)
+        self._requests.refuse(_ids(fields.get("never_run")), died.cause)
         self._tell_change()
 
-    def _take_gap(self, fields: Mapping[str, Any]) -> None:
-        msg_id, dropped_bytes = fields.get("msg_id"), fields.get("dropped_bytes")
-        if type(dropped_bytes) is not int or not 0 < dropped_bytes < 1 << 53:
-            return
-        for listener in [self._requests.get(msg_id)] if isinstance(msg_id, str) else list(self._requests.values()):
-            if listener is not None:
-                listener.on_gap(dropped_bytes)
-
-    def _fail_all(self, died: Died, never_run: list[Any] | None = None) -> None:
-        requests, self._requests = self._requests, {}
-        self._settling += requests.values()
-        for msg_id, listener in requests.items():
-            if never_run is not None and msg_id in never_run:
-                listener.on_died(Died(died.cause, died.exit_code, died.signal, None, (), ran=False))
-            else:
-                listener.on_died(died)
-
     def _send_control(self, op: str, **fields: Any) -> None:
+        self._send_text(protocol.encode_control(op, **fields))
+
+    def _send_text(self, text: str) -> None:
         if self._link is not None:
-            self._link.send_text(protocol.encode_control(op, **fields))
+            self._link.send_text(text)
+
+    def _send_binary(self, data: bytes) -> None:
+        if self._link is not None:
+            self._link.send_binary(data)
 
     def _tell_change(self) -> None:
         self._changed.set()
-        if self._on_change is not None:
-            self._on_change(self)
+        for watcher in list(self._watchers):
+            watcher(self)
+
+
+def _ids(value: Any) -> frozenset[str]:
+    return frozenset(item for item in value if isinstance(item, str)) if isinstance(value, list) else frozenset()
+
+
+def _count(value: Any) -> int:
+    """A number from 1 on, or 0 for whatever is none."""
+    return value if type(value) is int and 0 < value < _LARGEST_COUNT else 0

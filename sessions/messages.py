@@ -65,23 +65,37 @@ class RequestBuilder:
         self._client_session = Session(key=b"", session=uuid4().hex, username="cellblock")
 
     def execute(
-        self, code: str, *, silent: bool = False, metadata: Mapping[str, Any] | None = None
-    ) -> tuple[str, bytes]:
-        """An execute_request; returns its msg_id and its frame."""
+        self,
+        msg_id: str,
+        code: str,
+        *,
+        silent: bool = False,
+        allow_stdin: bool = False,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> bytes:
+        """The frame of an execute_request. Under one `msg_id` a supervisor passes on one request, once."""
         content = {
             "code": code,
             "silent": silent,
             "store_history": not silent,
             "user_expressions": {},
-            "allow_stdin": False,
+            "allow_stdin": allow_stdin,
             "stop_on_error": True,
         }
-        header = self._client_session.msg_header("execute_request")
-        header["msg_id"] = uuid4().hex
+        return self._frame("shell", "execute_request", msg_id, content, metadata)
+
+    def input_reply(self, value: str) -> bytes:
+        """The frame of an answer to an input_request."""
+        return self._frame("stdin", "input_reply", uuid4().hex, {"status": "ok", "value": value})
+
+    def _frame(
+        self, channel: str, msg_type: str, msg_id: str, content: Any, metadata: Mapping[str, Any] | None = None
+    ) -> bytes:
+        header = self._client_session.msg_header(msg_type)
+        header["msg_id"] = msg_id
         header["date"] = datetime.now(UTC).isoformat()
         # ASCII, so that lone surrogates in code and variables pass as escapes.
-        parts = [json.dumps(part).encode() for part in (header, {}, metadata or {}, content)]
-        return header["msg_id"], encode_message("shell", parts)
+        return encode_message(channel, [json.dumps(part).encode() for part in (header, {}, metadata or {}, content)])
 
 
 def decode(frame: bytes | memoryview) -> Message | None:

@@ -83,6 +83,14 @@ class WarmPool:
         self.working.discard(kernel_id)
         self.warm.appendleft(kernel_id)
 
+    def adopt(self, kernel_id: KernelId) -> None:
+        """A kernel that an earlier gateway launched is at work."""
+        self.working.add(kernel_id)
+
+    def let_go(self, kernel_id: KernelId) -> None:
+        """A kernel at work is left to a later gateway."""
+        self.working.discard(kernel_id)
+
     def launch(self, kernel_id: KernelId) -> None:
         """A launch has begun."""
         self.launching.add(kernel_id)

@@ -1,12 +1,12 @@
 """A run on its way into the store: the kernel's messages are folded, written in batches, and only then acknowledged.
 
-It owns the writing and its retries; what the messages mean is execution.py's, and when the run must end service.py's.
+It owns the writing and its retries; what the messages mean is execution.py's, and when the run must end conduct.py's.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 import structlog
@@ -14,11 +14,13 @@ import structlog
 from sessions.ends import Died, Done
 from sessions.errors import StoreUnavailable
 from sessions.execution import Execution
+from sessions.feed import Feed
 from sessions.messages import Message
-from sessions.model import Batch, Result, RunId
+from sessions.model import Batch, Event, Progress, Result, RunId, Session
 from sessions.ports import Clock, Store
 
 _BATCH_PAUSE_S = 0.25
+_FOLLOWED_PAUSE_S = 0.02
 _FIRST_RETRY_S = 0.1
 _LONGEST_RETRY_S = 2.0
 
@@ -29,26 +31,33 @@ class Recording:
     """`sessions.kernel.RequestListener` of one run.
 
     `code_ended` is done when the kernel has said so, or its first file comes, which the supervisor sends only then;
-    `ended` once all that the code has made has come as well. Its state: the run's fold, the batch that is being
-    written, and the first frame that no commit covers yet.
+    `ended` once all that the code has made has come as well. `feed` has what is committed. Its state: the run's fold, the
+    batch that is being written, the last frame taken, the first that no commit covers yet, and up to where an earlier
+    gateway's commits go.
     """
 
     def __init__(self, run_id: RunId, execution: Execution, store: Store, clock: Clock) -> None:
+        loop = asyncio.get_running_loop()
         self.run_id = run_id
         self.execution = execution
-        self.code_ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.ended: asyncio.Future[Done | Died] = asyncio.get_running_loop().create_future()
+        self.feed = Feed()
+        self.code_ended: asyncio.Future[None] = loop.create_future()
+        self.ended: asyncio.Future[Done | Died] = loop.create_future()
         self.has_files = False
         self._said: set[str] = set()
         self._store = store
         self._clock = clock
         self._taken_seq = 0
         self._file_seq = 0
+        self._covered = Progress(0, None, {})
         self._uncommitted_seq: int | None = None
         self._writing_seq: int | None = None
         self._unwritten = Batch()
         self._committed: Callable[[], None] = lambda: None
         self._writer: asyncio.Task[None] | None = None
+        self._is_writing = False
+        self._is_stopping = False
+        self._news = asyncio.Event()
 
     @property
     def uncommitted_seq(self) -> int | None:
@@ -59,35 +68,35 @@ class Recording:
         """Call `committed` after every commit, so that frames can be acknowledged."""
         self._committed = committed
 
+    def resume(self, events: Sequence[Event], progress: Progress) -> None:
+        """Go on from what an earlier gateway has committed; frames that it covers will be passed over."""
+        self.execution.resume(events, progress.state.get("execution", {}))
+        self._said = set(progress.state.get("said", ()))
+        self.has_files = bool(progress.state.get("has_files", False))
+        self._covered = progress
+        self._taken_seq = progress.taken_seq
+        self._file_seq = progress.file_seq or progress.taken_seq
+        self.feed.publish(events)
+        self._look_for_end()
+
     def on_message(self, seq: int, message: Message) -> None:
         """Fold a message in; what it adds is written soon."""
-        self._taken_seq = seq
+        if self._is_covered(seq, is_piece=message.msg_type == "artifact"):
+            return
         if not self.execution.is_assembling():
             self._file_seq = seq
         self.execution.take(message)
-        if not self.execution.has_pending() and not self.execution.is_assembling():
-            self._uncommitted_seq = None  # a file whose last piece this was is not kept: nothing is left to commit
-        elif self._uncommitted_seq is None:
-            self._uncommitted_seq = seq
-        if self._writer is None:
-            self._writer = asyncio.ensure_future(self._write())
         if message.msg_type == "execute_reply" or message.content.get("execution_state") == "idle":
             self._said.add(message.msg_type)
         self.has_files = self.has_files or message.msg_type == "artifact"
-        if (self.has_files or self.is_complete()) and not self.code_ended.done():
-            self.code_ended.set_result(None)
+        self._take(seq)
+        self._look_for_end()
 
-    def has_reply(self) -> bool:
-        """Whether the kernel's reply has come, which tells whether the code raised."""
-        return "execute_reply" in self._said
-
-    def is_complete(self) -> bool:
-        """Whether the kernel itself has told the end of the code: by its reply, and by being idle."""
-        return self._said >= {"execute_reply", "status"}
-
-    def on_gap(self, dropped_bytes: int) -> None:
+    def on_gap(self, seq: int, dropped_bytes: int) -> None:
         """Output was lost on the way."""
-        self.execution.take_gap(dropped_bytes)
+        if not self._is_covered(seq, is_piece=False):
+            self.execution.take_gap(dropped_bytes)
+            self._take(seq)
 
     def on_done(self, done: Done) -> None:
         """The code has ended."""
@@ -97,25 +106,67 @@ class Recording:
         """The kernel has."""
         self._end(died)
 
-    async def finish(self, result: Result) -> Result:
+    def begin_again(self) -> None:
+        """The kernel that this run was sent to has not taken it: it will be sent to another one."""
+        self.ended = asyncio.get_running_loop().create_future()
+        self.code_ended = asyncio.get_running_loop().create_future()
+        self._covered = Progress(0, None, {})
+        self._uncommitted_seq = None
+        self._taken_seq = 0
+
+    def has_reply(self) -> bool:
+        """Whether the kernel's reply has come, which tells whether the code raised."""
+        return "execute_reply" in self._said
+
+    def is_complete(self) -> bool:
+        """Whether the kernel itself has told the end of the code: by its reply, and by being idle."""
+        return self._said >= {"execute_reply", "status"}
+
+    async def finish(self, result: Result, session: Session | None = None) -> Result:
         """Commit the end with everything that is not committed yet; returns the result as it was stored.
 
         Tries for as long as it takes while the database is out of reach. What the database refuses is left out.
         """
-        if self._writer is not None:
-            self._writer.cancel()
-            await asyncio.wait([self._writer])
+        await self._stop_writing()
         batch = self._take_batch()
         finished_at = self._clock.now()
         try:
-            await self._persist(lambda: self._store.finish_run(result, batch, finished_at))
+            await self._persist(lambda: self._store.finish_run(result, batch, finished_at, session))
         except Exception:
             log.exception("batch_refused", run_id=self.run_id, events=len(batch.events))
             result = replace(result, truncated=True)
-            await self._persist(lambda: self._store.finish_run(result, Batch(), finished_at))
+            await self._persist(lambda: self._store.finish_run(result, Batch(), finished_at, session))
         self._unwritten, self._uncommitted_seq, self._writing_seq = Batch(), None, None
+        self.feed.publish(batch.events)
+        self.feed.close()
         self._committed()
         return result
+
+    async def break_off(self) -> None:
+        """Write no more: what is not committed has not been acknowledged, and another gateway gets it again."""
+        if self._writer is not None:
+            self._writer.cancel()
+            await asyncio.wait([self._writer])
+        self.feed.close()
+
+    def _is_covered(self, seq: int, *, is_piece: bool) -> bool:
+        """Whether an earlier gateway has committed what this frame says."""
+        if seq > self._covered.taken_seq:
+            return False
+        return not is_piece or self._covered.file_seq is None or seq < self._covered.file_seq
+
+    def _take(self, seq: int) -> None:
+        """A frame has been folded in: even one that adds no event changes what another gateway would go on from."""
+        self._taken_seq = max(self._taken_seq, seq)
+        if self._uncommitted_seq is None:
+            self._uncommitted_seq = seq
+        self._news.set()
+        if self._writer is None:
+            self._writer = asyncio.ensure_future(self._write())
+
+    def _look_for_end(self) -> None:
+        if (self.has_files or self.is_complete()) and not self.code_ended.done():
+            self.code_ended.set_result(None)
 
     def _end(self, end: Done | Died) -> None:
         """The frame that says so has a number above all others, and only `finish` commits what it says."""
@@ -129,27 +180,58 @@ class Recording:
     async def _write(self) -> None:
         """Write what has come, again and again, until the run's end, which `finish` commits."""
         while True:
-            await asyncio.sleep(_BATCH_PAUSE_S)
+            await self._news.wait()
+            await self._pause()
             if self.ended.done():
                 return
-            if not self.execution.has_pending():
-                continue
+            self._news.clear()
             batch = self._take_batch()
             self._writing_seq = self._uncommitted_seq
             # The pieces of a file that is not complete are in no batch yet.
             self._uncommitted_seq = self._file_seq if self.execution.is_assembling() else None
+            self._is_writing = True
             try:
                 await self._persist(lambda batch=batch: self._store.append(self.run_id, batch))  # type: ignore[misc]
             except Exception:
                 log.exception("batch_refused", run_id=self.run_id, events=len(batch.events))
                 return  # `finish` tries once more, with everything
+            finally:
+                self._is_writing = False
             self._unwritten, self._writing_seq = Batch(), None
+            self.feed.publish(batch.events)
             self._committed()
+            if self._is_stopping:
+                return
+            if self.feed.followed.is_set():
+                await asyncio.sleep(_FOLLOWED_PAUSE_S)
+
+    async def _pause(self) -> None:
+        """Let output gather, unless somebody watches: then the first of it goes out at once."""
+        if not self.feed.followed.is_set():
+            waiting = asyncio.ensure_future(self.feed.followed.wait())
+            try:
+                await asyncio.wait({waiting}, timeout=_BATCH_PAUSE_S)
+            finally:
+                waiting.cancel()
+
+    async def _stop_writing(self) -> None:
+        """End the writer; a batch that is on its way arrives first."""
+        self._is_stopping = True
+        if self._writer is not None:
+            if not self._is_writing:
+                self._writer.cancel()
+            await asyncio.wait([self._writer])
 
     def _take_batch(self) -> Batch:
         """All that no commit has confirmed: a batch whose writing was broken off is written once more, harmlessly."""
         fresh = self.execution.drain()
-        self._unwritten = Batch(self._unwritten.events + fresh.events, self._unwritten.artifacts + fresh.artifacts)
+        state = {"said": sorted(self._said), "has_files": self.has_files, "execution": self.execution.state()}
+        file_seq = self._file_seq if self.execution.is_assembling() else None
+        self._unwritten = Batch(
+            self._unwritten.events + fresh.events,
+            self._unwritten.artifacts + fresh.artifacts,
+            Progress(self._taken_seq, file_seq, state),
+        )
         return self._unwritten
 
     async def _persist(self, write: Callable[[], Awaitable[None]]) -> None:

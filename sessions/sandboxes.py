@@ -6,7 +6,8 @@ Which kernels there should be, and who gets them, is supply.py's.
 from __future__ import annotations
 
 import asyncio
-import secrets
+from collections.abc import Callable, Collection
+from pathlib import Path
 from uuid import uuid4
 
 import structlog
@@ -42,27 +43,39 @@ class Sandboxes:
         gateway_id: GatewayId,
         limits: Limits,
         preload: tuple[str, ...],
+        credential_of: Callable[[KernelId], str],
         clock: Clock,
     ) -> None:
+        """`credential_of` gives the same secret for the same kernel in every life of this gateway."""
         self._provisioner = provisioner
         self._switchboard = switchboard
         self._gateway_id = gateway_id
         self._limits = limits
         self._preload = preload
+        self._credential_of = credential_of
         self._clock = clock
         self.hurries = False
         self._told_failed_preloads = False
 
     def make_kernel(self, kernel_name: str) -> Kernel:
         """A kernel that has no sandbox yet."""
-        return Kernel(KernelId(str(uuid4())), kernel_name, secrets.token_urlsafe(32), self._clock)
+        kernel_id = KernelId(str(uuid4()))
+        return Kernel(kernel_id, kernel_name, self._credential_of(kernel_id), self._clock)
+
+    def adopt(self, kernel_id: KernelId, kernel_name: str) -> Kernel:
+        """A kernel whose sandbox an earlier gateway has launched; its supervisor keeps dialling."""
+        return Kernel(kernel_id, kernel_name, self._credential_of(kernel_id), self._clock, adopted=True)
+
+    def listen(self, kernel: Kernel) -> Path:
+        """Let its supervisor dial in; returns the directory to mount."""
+        return self._switchboard.open(kernel.kernel_id, lambda link: Greeting(kernel, link))
 
     async def bring_up(self, kernel: Kernel) -> None:
         """Launch the kernel's sandbox and return once it answers.
 
         Raises EngineUnavailable, KernelLost, SetUpFailed; what has been made by then is `remove`'s to clear away.
         """
-        directory = self._switchboard.open(kernel.kernel_id, lambda link: Greeting(kernel, link))
+        directory = self.listen(kernel)
         spec = LaunchSpec(
             kernel_id=kernel.kernel_id,
             gateway_id=self._gateway_id,
@@ -88,6 +101,11 @@ class Sandboxes:
         """End the conversation; nobody can dial in for this kernel any more."""
         kernel.abandon("retired")
         self._switchboard.close(kernel.kernel_id)
+
+    def let_go(self, kernel: Kernel) -> None:
+        """End the conversation, and leave the sandbox as it is to a later gateway."""
+        kernel.detach("the gateway is stopping")
+        self._switchboard.let_go(kernel.kernel_id)
 
     async def remove(self, kernel: Kernel) -> None:
         """Remove what there is of the sandbox. An engine that does not answer is asked again, a few times."""
@@ -115,17 +133,33 @@ class Sandboxes:
         """Raise EngineUnavailable, saying what to do, unless a launch could work now."""
         await self._provisioner.check()
 
-    async def remove_leftovers(self) -> None:
-        """Remove what an earlier gateway on the same data has left. Raises EngineUnavailable."""
-        for sandbox in await self._provisioner.list():
-            log.info("leftover_removed", kernel_id=sandbox.kernel_id)
-            await self._provisioner.kill(sandbox.kernel_id)
-        self._switchboard.remove_leftovers()
+    async def has_ended(self, kernel: Kernel) -> bool:
+        """Whether the engine says that this kernel's sandbox is no more."""
+        try:
+            return await self._provisioner.fate(kernel.kernel_id) is not None
+        except EngineUnavailable:
+            return False
 
-    async def remove_all(self) -> None:
-        """Remove every sandbox of this gateway that the engine lists; where it does not answer, that is logged."""
+    async def remove_leftovers(self, wanted: Collection[KernelId]) -> set[KernelId]:
+        """Remove what an earlier gateway on the same data has left and nobody wants; returns which of `wanted` are there.
+
+        Raises EngineUnavailable.
+        """
+        there = set()
+        for sandbox in await self._provisioner.list():
+            if sandbox.kernel_id in wanted:
+                there.add(sandbox.kernel_id)
+            else:
+                log.info("leftover_removed", kernel_id=sandbox.kernel_id)
+                await self._provisioner.kill(sandbox.kernel_id)
+        self._switchboard.remove_leftovers(there)
+        return there
+
+    async def remove_all_but(self, kept: Collection[KernelId]) -> None:
+        """Remove this gateway's sandboxes that the engine lists; where it does not answer, that is logged."""
         try:
             for sandbox in await self._provisioner.list():
-                await self._provisioner.kill(sandbox.kernel_id)
+                if sandbox.kernel_id not in kept:
+                    await self._provisioner.kill(sandbox.kernel_id)
         except EngineUnavailable as error:
             log.warning("sandboxes_left", reason=str(error), consequence="the next start removes them")

@@ -1,14 +1,14 @@
 """Where kernels come from and go to: keeping some warm, handing them out, taking used ones away. The pool's I/O.
 
-The decisions are pool.py's, a single sandbox is sandboxes.py's. The mutable state is the pools, the live kernels and
-the claims that wait.
+The decisions are pool.py's, a single sandbox is sandboxes.py's. The mutable state is the pools, the live kernels,
+the claims that wait, and the kernels whose sandboxes the engine is being asked after.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from typing import Any
 
 import structlog
@@ -22,6 +22,7 @@ from sessions.sandboxes import Sandboxes
 from sessions.watch import Watch
 
 _CHECK_PAUSE_S = 10.0
+_ASK_AFTER_PAUSE_S = 0.5
 
 log = structlog.get_logger()
 
@@ -39,6 +40,7 @@ class KernelSupply:
         pool: PoolSettings,
         kernel_names: Mapping[str, int],
         preload: tuple[str, ...],
+        credential_of: Callable[[KernelId], str],
         clock: Clock,
     ) -> None:
         """`kernel_names` says how many kernels of each kernelspec to keep warm."""
@@ -48,6 +50,7 @@ class KernelSupply:
             gateway_id=gateway_id,
             limits=limits,
             preload=preload,
+            credential_of=credential_of,
             clock=clock,
         )
         self._queue = limits.queue
@@ -59,6 +62,7 @@ class KernelSupply:
         self._waiters: dict[str, deque[asyncio.Future[Kernel]]] = {name: deque() for name in kernel_names}
         self._kernels: dict[KernelId, Kernel] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._asked_after: set[KernelId] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._engine = Watch("engine", self._sandboxes.check)
         self._engine_watch: asyncio.Task[None] | None = None
@@ -145,7 +149,7 @@ class KernelSupply:
         if self._kernels.pop(kernel.kernel_id, None) is None:
             return
         pool.remove(kernel.kernel_id)
-        kernel.watch(lambda _: None)
+        kernel.unwatch()
         self._sandboxes.hang_up(kernel)
         self._spawn(self._remove(kernel, pool))
 
@@ -155,27 +159,48 @@ class KernelSupply:
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
-        """Remove what an earlier gateway has left, then begin to warm up. Raises EngineUnavailable."""
+    async def recover(self, wanted: Mapping[KernelId, str]) -> dict[KernelId, Kernel]:
+        """Take over those of the `wanted` kernels (with their kernelspecs) whose sandboxes are still there.
+
+        Everything else that an earlier gateway has left is removed. Their supervisors cannot dial in before `listen`.
+        Raises EngineUnavailable.
+        """
         await self._sandboxes.check()
-        await self._sandboxes.remove_leftovers()
+        there = await self._sandboxes.remove_leftovers(wanted)
+        kernels = {kernel_id: self._sandboxes.adopt(kernel_id, wanted[kernel_id]) for kernel_id in there}
+        for kernel in kernels.values():
+            self._kernels[kernel.kernel_id] = kernel
+            self._pools[kernel.kernel_name].adopt(kernel.kernel_id)
+            kernel.watch(self._on_change)
+        return kernels
+
+    def listen(self, kernel: Kernel) -> None:
+        """Let the supervisor of a recovered kernel dial in."""
+        self._sandboxes.listen(kernel)
+
+    def start(self) -> None:
+        """Begin to warm up."""
         if not any(pool.settings.size for pool in self._pools.values()):
             self._engine_watch = asyncio.ensure_future(self._engine.keep_asking(_CHECK_PAUSE_S))
         self._refill()
 
-    async def close(self) -> None:
-        """End every kernel of this gateway, and everything that was under way."""
+    async def close(self, kept: Collection[Kernel] = ()) -> None:
+        """End every kernel of this gateway but those that a later one will want, and everything that was under way."""
         if self._timer is not None:
             self._timer.cancel()
         if self._engine_watch is not None:
             self._engine_watch.cancel()
             await asyncio.wait([self._engine_watch])
         self.stop_refilling()
+        for kernel in kept:
+            self._kernels.pop(kernel.kernel_id, None)
+            self._pools[kernel.kernel_name].let_go(kernel.kernel_id)
+            self._sandboxes.let_go(kernel)
         for kernel in list(self._kernels.values()):
             self.retire(kernel)
         while self._tasks:
             await asyncio.wait(self._tasks)
-        await self._sandboxes.remove_all()
+        await self._sandboxes.remove_all_but({kernel.kernel_id for kernel in kept})
 
     def stop_refilling(self) -> None:
         """Begin no more launches and take no more claims, those that wait included; what runs goes on."""
@@ -279,12 +304,25 @@ class KernelSupply:
 
     def _on_change(self, kernel: Kernel) -> None:
         """A warm kernel that has died, or whose kernel process has, is replaced before a request meets it."""
+        if kernel.state is KernelState.READY and not kernel.is_linked() and kernel.kernel_id not in self._asked_after:
+            self._asked_after.add(kernel.kernel_id)
+            self._spawn(self._ask_after(kernel))
         pool = self._pools[kernel.kernel_name]
         dead = kernel.state is KernelState.GONE or (kernel.deaths and not kernel.is_ready())
         if kernel.kernel_id in pool.warm and dead:
             log.warning("warm_kernel_died", kernel_id=kernel.kernel_id, reason=kernel.violation)
             self.retire(kernel)
             self._refill()
+
+    async def _ask_after(self, kernel: Kernel) -> None:
+        """A supervisor that has hung up may dial again for a while, unless the engine knows that it has ended."""
+        try:
+            while kernel.state is not KernelState.GONE and not kernel.is_linked():
+                if await self._sandboxes.has_ended(kernel):
+                    kernel.abandon("the sandbox has ended")
+                await asyncio.sleep(_ASK_AFTER_PAUSE_S)
+        finally:
+            self._asked_after.discard(kernel.kernel_id)
 
     async def _remove(self, kernel: Kernel, pool: WarmPool) -> None:
         await self._sandboxes.remove(kernel)

@@ -1,0 +1,170 @@
+"""One run on one kernel: set the variables, send the code, wait for its end within the time limit, say how it ended.
+
+Which kernel that is, and what becomes of it, is decided elsewhere; so is committing the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sessions.ends import Cause, Died, Done
+from sessions.errors import KernelLost
+from sessions.kernel import Kernel
+from sessions.live_run import LiveRun
+from sessions.model import Fate, Limits, Result, RunStatus
+from sessions.variables import set_variables
+
+_LINK_TIMEOUT_S = 60.0
+_INTERRUPT_GRACE_S = 2.0
+_KILL_GRACE_S = 5.0
+_FILES_PATIENCE_S = 120.0
+_LEAST_TIME_S = 5.0
+
+INTERNAL_ERROR = "An error inside the gateway lost this run's answer; the code may have run. The gateway's log has it."
+_NO_REPLY = "The kernel's reply to this run could not be read, so whether the code raised is unknown."
+_OUT_OF_SIGHT = (
+    "The gateway stopped while this run was under way, and its sandbox is gone: how far it came is not known."
+)
+
+
+class NotTaken(Exception):
+    """The kernel has not taken the code and will not: nothing was run."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """How the code ended, and whether its time limit brought that about."""
+
+    end: Done | Died
+    passed_limit: bool = False
+
+
+class Conductor:
+    """Runs code on kernels. `fate` asks the engine about a sandbox that is gone."""
+
+    def __init__(self, limits: Limits, fate: Callable[[Kernel], Awaitable[Fate | None]]) -> None:
+        self._limits = limits
+        self._fate = fate
+
+    async def perform(self, live: LiveRun, kernel: Kernel) -> Result:
+        """Run the code; returns the answer, which is not committed yet. Raises NotTaken."""
+        live.kernel = kernel
+        live.recording.on_commit(kernel.acknowledge)
+        # A kernel process that dies from here on takes the session's variables along: its successor will not do.
+        live.execution.generation = kernel.generation
+        metadata = {"cellblock": {"generation": kernel.generation}}
+        try:
+            if live.run.variables:
+                await set_variables(kernel, live.run.variables)
+            kernel.execute(
+                live.run_id, live.run.code, live.recording, allow_stdin=live.run.allow_stdin, metadata=metadata
+            )
+        except KernelLost as error:
+            raise NotTaken(str(error)) from error
+        return await self._conclude(live, kernel, await self._wait_for_end(live, kernel, live.run.timeout_s))
+
+    @staticmethod
+    def join(live: LiveRun, kernel: Kernel) -> None:
+        """Listen for what comes of a run that an earlier gateway began. To be called before the supervisor dials in."""
+        live.kernel = kernel
+        live.recording.on_commit(kernel.acknowledge)
+        kernel.attach(live.run_id, live.recording)
+
+    async def resume(self, live: LiveRun, kernel: Kernel, elapsed_s: float) -> Result:
+        """Go on with a joined run that began `elapsed_s` ago.
+
+        Raises NotTaken when its code was never sent; then it can be performed.
+        """
+        try:
+            await kernel.wait_linked(_LINK_TIMEOUT_S)
+        except KernelLost:
+            kernel.abandon("its supervisor did not come back")
+            return self.lost(live)
+        if not live.recording.ended.done() and not kernel.knows(live.run_id):
+            kernel.forget(live.run_id)
+            raise NotTaken
+        # It may have passed its limit while nobody could tell it; what it has said since then comes first.
+        timeout_s = min(live.run.timeout_s, max(_LEAST_TIME_S, live.run.timeout_s - elapsed_s))
+        return await self._conclude(live, kernel, await self._wait_for_end(live, kernel, timeout_s))
+
+    def lost(self, live: LiveRun) -> Result:
+        """The answer of a run whose sandbox went while no gateway was there."""
+        live.lost_kernel = live.execution.session_lost = True
+        return live.execution.finish(RunStatus.LOST, _OUT_OF_SIGHT, None)
+
+    async def _wait_for_end(self, live: LiveRun, kernel: Kernel, timeout_s: float) -> _Ending:
+        """The end of the code. Past the limit, or told to stop, it is interrupted first, then its kernel killed.
+
+        The limit is the code's. What the code has made is brought over and stored in a time of its own.
+        """
+        recording = live.recording
+        stopping = asyncio.ensure_future(live.stopping.wait())
+        try:
+            either: set[asyncio.Future[Any]] = {recording.code_ended, stopping}
+            done, _ = await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+        if not recording.code_ended.done():
+            kernel.interrupt(live.run_id, _INTERRUPT_GRACE_S)
+            await asyncio.wait([recording.code_ended], timeout=_INTERRUPT_GRACE_S + _KILL_GRACE_S)
+        if recording.code_ended.done():
+            await asyncio.wait([recording.ended], timeout=_FILES_PATIENCE_S)
+        if not recording.ended.done():
+            # Not even the supervisor answers; what remains is to end the container with everything in it.
+            kernel.abandon("the run did not end in time")
+        return _Ending(await recording.ended, passed_limit=not done)
+
+    async def _conclude(self, live: LiveRun, kernel: Kernel, ending: _Ending) -> Result:
+        """The run's one final status, and a sentence for it where the traceback says nothing."""
+        execution, recording, end = live.execution, live.recording, ending.end
+        if isinstance(end, Died) and not end.ran:
+            recording.begin_again()
+            raise NotTaken
+        execution.take_skipped(end.skipped)
+        if isinstance(end, Done) and end.oom_kills:
+            execution.notice("a process of this run was killed: the memory limit was reached")
+        is_gone = isinstance(end, Died) and end.cause is Cause.GONE
+        was_stopped = ending.passed_limit or live.stop is not None
+        if is_gone and (recording.is_complete() or recording.has_files or was_stopped):
+            execution.take_skipped([{"path": "", "bytes": 0, "why": "time"}])
+        live.lost_kernel = isinstance(end, Died) or execution.leaves
+        execution.session_lost = execution.session_lost or live.lost_kernel
+        if ending.passed_limit:
+            reason = f"The run passed its time limit of {live.run.timeout_s:g} s and was stopped."
+            return execution.finish(RunStatus.TIMEOUT, reason, end.usage)
+        if live.stop is not None and (isinstance(end, Died) or execution.ended_status() is not RunStatus.OK):
+            return execution.finish(live.stop.status, live.stop.reason, end.usage)
+        if isinstance(end, Done) and not recording.has_reply():
+            return execution.finish(RunStatus.ERROR, _NO_REPLY, end.usage)
+        if isinstance(end, Done) or recording.is_complete():
+            return execution.finish(execution.ended_status(), None, end.usage)
+        oom = end.cause is Cause.OOM
+        if is_gone and kernel.violation is None:
+            fate = await self._fate(kernel)
+            oom = fate is not None and fate.oom
+        if oom:
+            limit_mib = self._limits.memory_bytes / (1 << 20)
+            reason = f"The run needed more memory than its limit of {limit_mib:g} MiB, and its kernel was killed."
+            return execution.finish(RunStatus.OOM, reason, end.usage)
+        return execution.finish(RunStatus.KERNEL_DIED, _death_sentence(kernel, end), end.usage)
+
+
+def _death_sentence(kernel: Kernel, died: Died) -> str:
+    if kernel.violation is not None:
+        return kernel.violation
+    match died.cause:
+        case Cause.GONE:
+            return "The sandbox ended before the code did."
+        case Cause.INTERRUPT_IGNORED:
+            return "The code ignored an interrupt, and its kernel was killed."
+    if died.signal is not None:
+        try:
+            name = signal.Signals(died.signal).name
+        except ValueError:
+            name = "unknown"
+        return f"The kernel was ended by signal {died.signal} ({name}) before the code had ended."
+    return f"The kernel ended with exit code {died.exit_code} before the code had ended."

@@ -1,0 +1,89 @@
+"""The committed events of one living run, for those that follow it. Who falls behind is told to ask the store.
+
+Only what is committed is passed on: whatever happens to the gateway, no follower has seen an event that is not there
+afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from sessions.model import Event
+
+_KEPT_BYTES = 1 << 20
+
+
+class Feed:
+    """One writer, any number of followers.
+
+    The state: the number of the last committed event, the latest of them (kept while somebody follows, up to a bound),
+    how many follow, and whether the run is over.
+    """
+
+    def __init__(self, last_seq: int = 0) -> None:
+        self.last_seq = last_seq
+        self.is_closed = False
+        self.followed = asyncio.Event()
+        self._followers = 0
+        self._kept: deque[tuple[Event, int]] = deque()
+        self._kept_bytes = 0
+        self._changed = asyncio.Event()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.is_closed else "open"
+        return f"<Feed {state}, last {self.last_seq}, {len(self._kept)} kept, {self._followers} followers>"
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Count as a follower: events are committed, and kept, for it to see them soon."""
+        self._followers += 1
+        self.followed.set()
+        try:
+            yield
+        finally:
+            self._followers -= 1
+            if not self._followers:
+                self.followed.clear()
+                self._kept.clear()
+                self._kept_bytes = 0
+
+    def publish(self, events: Sequence[Event]) -> None:
+        """These events have been committed; some of them may have been before."""
+        for event in events:
+            if event.seq <= self.last_seq:
+                continue
+            self.last_seq = event.seq
+            if self._followers:
+                size_bytes = len(json.dumps(event.fields))
+                self._kept.append((event, size_bytes))
+                self._kept_bytes += size_bytes
+        while self._kept_bytes > _KEPT_BYTES and len(self._kept) > 1:
+            self._kept_bytes -= self._kept.popleft()[1]
+        self._wake()
+
+    def close(self) -> None:
+        """No more events will come."""
+        self.is_closed = True
+        self._wake()
+
+    def after(self, seq: int) -> list[Event] | None:
+        """The events above `seq`, or None when some of them are not kept any more."""
+        if seq >= self.last_seq:
+            return []
+        if not self._kept or self._kept[0][0].seq > seq + 1:
+            return None
+        return [event for event, _ in self._kept if event.seq > seq]
+
+    async def wait(self, seq: int) -> None:
+        """Return once there is an event above `seq`, or the feed is closed."""
+        while self.last_seq <= seq and not self.is_closed:
+            await self._changed.wait()
+
+    def _wake(self) -> None:
+        # An Event for each change: whoever waits is woken, and nobody has to clear it.
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -1,0 +1,90 @@
+"""A run that lives in this gateway: what is asked, what has come of it, whether it is to stop, and who waits for its end.
+
+A plain meeting point: it is filled by recording.py, driven by conduct.py, and handed round by service.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import uuid4
+
+from sessions.errors import CellblockError
+from sessions.execution import Execution
+from sessions.kernel import Kernel
+from sessions.model import ArtifactId, Event, Limits, Progress, Result, Run, RunId, RunRecord, RunStatus, Session
+from sessions.ports import Clock, Store
+from sessions.recording import Recording
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Why a run was told to end, and what its status is then if it had not ended by itself."""
+
+    status: RunStatus
+    reason: str
+
+
+class LiveRun:
+    """One run, from the moment it is recorded.
+
+    The state: `run` (its kernel may change until one has taken it), `kernel` while it is sent there, `stop` once somebody
+    wants it to end, `concluded` once it has ended, and `answer`, done when that is committed. `is_resumed`: an earlier
+    gateway may have sent it. `lost_kernel`: the kernel process went with it.
+    """
+
+    def __init__(self, run: Run, limits: Limits, store: Store, clock: Clock) -> None:
+        self.run = run
+        self.execution = Execution(run.run_id, limits, lambda: ArtifactId(str(uuid4())), run.session_id)
+        self.recording = Recording(run.run_id, self.execution, store, clock)
+        self.kernel: Kernel | None = None
+        self.is_resumed = False
+        self.lost_kernel = False
+        self.stop: Stop | None = None
+        self.stopping = asyncio.Event()
+        self.concluded = asyncio.Event()
+        self.answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self.answer.add_done_callback(_retrieve)
+
+    def __repr__(self) -> str:
+        state = "ended" if self.answer.done() else "sent" if self.run.kernel_id else "waiting"
+        return f"<LiveRun {self.run_id} {state}{', to stop' if self.stop else ''}>"
+
+    @classmethod
+    def resumed(cls, record: RunRecord, events: Sequence[Event], limits: Limits, store: Store, clock: Clock) -> LiveRun:
+        """A run that an earlier gateway has left, with its committed events."""
+        live = cls(record.run, limits, store, clock)
+        live.is_resumed = record.run.kernel_id is not None
+        live.recording.resume(events, record.progress or Progress(0, None, {}))
+        return live
+
+    @property
+    def run_id(self) -> RunId:
+        """Its id, which is the msg_id of its execute_request too."""
+        return self.run.run_id
+
+    def request_stop(self, stop: Stop) -> None:
+        """Have it end; the first who asks says why."""
+        if self.stop is None:
+            self.stop = stop
+            self.stopping.set()
+
+    async def commit(self, result: Result, session: Session | None = None) -> None:
+        """Commit the end, for as long as that takes, and tell it."""
+        self.concluded.set()
+        stored = await self.recording.finish(result, session)
+        if not self.answer.done():
+            self.answer.set_result(stored)
+
+    def fail(self, error: CellblockError) -> None:
+        """Tell that nothing was run, and nothing recorded."""
+        self.recording.feed.close()
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+def _retrieve(answer: asyncio.Future[Result]) -> None:
+    """Nobody may be waiting, and an error is in the log already."""
+    if not answer.cancelled():
+        answer.exception()

@@ -1,0 +1,151 @@
+"""The runs that live in this gateway, and how the end and the events of any run are had: from them, or from the store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
+
+from sessions.errors import Conflict, EndNotStored, Gone, NotFound
+from sessions.live_run import LiveRun
+from sessions.model import Event, EventType, Result, RunId, TenantId
+from sessions.ports import Store
+
+_COMMIT_PATIENCE_S = 30.0
+_EVENTS_PER_PAGE = 200
+_ELSEWHERE_POLL_S = 0.5
+
+_GOES_ON = (
+    "This gateway is stopping. The run {} goes on in its sandbox, and the next gateway has its answer at GET /runs/{}. "
+    "Do not run it again."
+)
+
+
+class LiveRuns:
+    """The state: the runs, each until its answer is there; and `_stopped`, done once they are left to a later gateway."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._live: dict[RunId, LiveRun] = {}
+        self._stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def __repr__(self) -> str:
+        return f"<LiveRuns {len(self._live)}>"
+
+    def __iter__(self) -> Iterator[LiveRun]:
+        return iter(list(self._live.values()))
+
+    def add(self, live: LiveRun) -> LiveRun:
+        """Take a run in, until its answer is there."""
+        self._live[live.run_id] = live
+        live.answer.add_done_callback(lambda _: self._live.pop(live.run_id, None))
+        return live
+
+    def get(self, run_id: RunId) -> LiveRun | None:
+        """A run that lives here, or None."""
+        return self._live.get(run_id)
+
+    async def own(self, tenant: TenantId, run_id: RunId) -> LiveRun | None:
+        """A tenant's run that lives here; None when it has ended. Raises NotFound, and Conflict for another gateway's."""
+        live = self._live.get(run_id)
+        if live is not None and live.run.tenant == tenant:
+            return live
+        record = await self._store.get_run(run_id)
+        if record is None or record.run.tenant != tenant:
+            raise NotFound("There is no run by that id.")
+        if record.finished_at is None:
+            raise Conflict("This run is at another gateway on the same database: ask that one.")
+        return None
+
+    def stop(self) -> None:
+        """Everything is left to a later gateway: whoever waits is told so."""
+        if not self._stopped.done():
+            self._stopped.set_result(None)
+
+    async def result(self, run_id: RunId) -> Result:
+        """Wait for the end of a run. Raises NotFound, Gone, EndNotStored, and what kept it from being run."""
+        while (live := self._live.get(run_id)) is None:
+            record = await self._store.get_run(run_id)
+            if record is None:
+                raise NotFound("There is no run by that id.")
+            if record.expired_at is not None:
+                raise Gone
+            if record.result is not None:
+                return record.result
+            await asyncio.sleep(_ELSEWHERE_POLL_S)
+        concluded = asyncio.ensure_future(live.concluded.wait())
+        try:
+            waits: set[asyncio.Future[Any]] = {live.answer, concluded, self._stopped}
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            concluded.cancel()
+        if not live.answer.done():
+            either: set[asyncio.Future[Any]] = {live.answer, self._stopped}
+            await asyncio.wait(either, timeout=_COMMIT_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+        if live.answer.done():
+            return live.answer.result()
+        if self._stopped.done():
+            raise EndNotStored(_GOES_ON.format(run_id, run_id))
+        raise EndNotStored(
+            f"The run {run_id} has ended, but the database is out of reach: its result is kept, and stored when the "
+            "database is back. Do not run it again."
+        )
+
+    async def events(self, run_id: RunId) -> list[Event]:
+        """All committed events of a run. Raises StoreUnavailable."""
+        events: list[Event] = []
+        while page := await self._page(run_id, events[-1].seq if events else 0):
+            events += page
+        return events
+
+    async def follow(self, run_id: RunId, after: int) -> AsyncIterator[Sequence[Event]]:
+        """The committed events above `after`, as they come, up to and with `end`.
+
+        Whoever falls behind, and what another gateway is at, is read from the store. Ends without `end` when everything
+        is left to a later gateway, or the run was never run. Raises NotFound, StoreUnavailable.
+        """
+        position = after
+        is_over = False
+        while not self._stopped.done():
+            live = self._live.get(run_id)
+            if live is not None and not live.recording.feed.is_closed:
+                with live.recording.feed.following():
+                    async for events in self._follow_live(live, position):
+                        yield events
+                        position = events[-1].seq
+            else:
+                events = await self._page(run_id, position)
+                if events:
+                    yield events
+                    position = events[-1].seq
+                elif is_over:
+                    return
+                elif not (is_over := await self._has_ended(run_id)):
+                    await asyncio.sleep(_ELSEWHERE_POLL_S)
+                continue
+            if events[-1].type is EventType.END:
+                return
+
+    async def _follow_live(self, live: LiveRun, position: int) -> AsyncIterator[Sequence[Event]]:
+        """Its events while it lives here."""
+        feed = live.recording.feed
+        while True:
+            events: Sequence[Event] | None = feed.after(position)
+            if events is None:
+                events = await self._page(live.run_id, position)
+            if events:
+                yield events
+                position = events[-1].seq
+            elif feed.is_closed:
+                return
+            else:
+                await feed.wait(position)
+
+    async def _page(self, run_id: RunId, after: int) -> list[Event]:
+        return await self._store.get_events(run_id, after, _EVENTS_PER_PAGE)
+
+    async def _has_ended(self, run_id: RunId) -> bool:
+        record = await self._store.get_run(run_id)
+        if record is None:
+            raise NotFound("There is no run by that id.")
+        return record.finished_at is not None

@@ -1,0 +1,248 @@
+"""The sessions of this gateway: made, found, renewed, ended, and taken over from an earlier gateway.
+
+What goes on inside one is live_session.py's. Times that have run out are looked for here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from uuid import uuid4
+from weakref import WeakValueDictionary
+
+import structlog
+
+from sessions.conduct import Conductor
+from sessions.errors import CellblockError, Conflict, NotFound, TooManyRequests
+from sessions.kernel import Kernel
+from sessions.live_session import LiveSession
+from sessions.model import (
+    GatewayId,
+    KernelId,
+    Session,
+    SessionId,
+    SessionLimits,
+    SessionNews,
+    SessionRequest,
+    TenantId,
+)
+from sessions.ports import Clock, Store
+from sessions.supply import KernelSupply
+from sessions.variables import set_variables
+
+_CULL_PAUSE_S = 1.0
+
+Key = tuple[TenantId, SessionId]
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class SessionParts:
+    """What every session works with."""
+
+    store: Store
+    supply: KernelSupply
+    conductor: Conductor
+    clock: Clock
+
+
+class Registry:
+    """The state: the live sessions, and for each that is being made, used or ended, whose turn it is."""
+
+    def __init__(
+        self, parts: SessionParts, gateway_id: GatewayId, limits: SessionLimits, kernel_names: Mapping[str, str]
+    ) -> None:
+        """`kernel_names` maps languages to kernelspecs."""
+        self._parts = parts
+        self._gateway_id = gateway_id
+        self._limits = limits
+        self._kernel_names = kernel_names
+        self._sessions: dict[Key, LiveSession] = {}
+        self._turns: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
+        self._culling: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Registry {len(self._sessions)} sessions>"
+
+    @asynccontextmanager
+    async def turn(self, tenant: TenantId, session_id: SessionId) -> AsyncIterator[None]:
+        """One after the other, in the order in which they came: who makes, feeds or ends this session."""
+        turn = self._turns.setdefault((tenant, session_id), asyncio.Lock())
+        async with turn:
+            yield
+
+    def get(self, tenant: TenantId, session_id: SessionId) -> LiveSession:
+        """A tenant's session. Raises NotFound."""
+        session = self.find(tenant, session_id)
+        if session is None:
+            raise NotFound("There is no session by that id.")
+        return session
+
+    def find(self, tenant: TenantId, session_id: SessionId) -> LiveSession | None:
+        """A tenant's session, or None."""
+        session = self._sessions.get((tenant, session_id))
+        return None if session is None or session.is_over else session
+
+    def of_tenant(self, tenant: TenantId) -> list[LiveSession]:
+        """A tenant's sessions, oldest first."""
+        sessions = [session for (owner, _), session in self._sessions.items() if owner == tenant]
+        return sorted((session for session in sessions if not session.is_over), key=lambda one: one.record.created_at)
+
+    # --- life of a session --------------------------------------------------------------------------------------------
+
+    async def get_or_create(self, tenant: TenantId, session_id: SessionId, language: str) -> LiveSession:
+        """The session with this id, made where there is none; its first run will say that it was. In its `turn`.
+
+        Raises as `create` does.
+        """
+        session = self.find(tenant, session_id)
+        if session is None:
+            session = await self._make(
+                SessionRequest(
+                    tenant=tenant,
+                    session_id=session_id,
+                    language=language,
+                    variables={},
+                    idle_timeout_s=self._limits.idle_timeout_s,
+                    max_lifetime_s=self._limits.max_lifetime_s,
+                ),
+                SessionNews.CREATED,
+            )
+        elif session.record.language != language:
+            raise Conflict(f"This session runs {session.record.language}: use another session_id for {language}.")
+        return session
+
+    async def create(self, asked: SessionRequest) -> LiveSession:
+        """Make a session, with a kernel that has the variables.
+
+        Raises Conflict when there is one with its id, TooManyRequests, Unavailable.
+        """
+        session_id = asked.session_id or SessionId(uuid4().hex)
+        async with self.turn(asked.tenant, session_id):
+            if self.find(asked.tenant, session_id) is not None:
+                raise Conflict("There is a session with this id already: use it, delete it, or choose another id.")
+            session = await self._make(asked, SessionNews.NONE, session_id)
+            if asked.variables:
+                try:
+                    await set_variables(await session.ensure_kernel(), asked.variables)
+                except CellblockError:
+                    await self._end(session, "Its variables could not be set.")
+                    raise
+            return session
+
+    async def delete(self, tenant: TenantId, session_id: SessionId, reason: str) -> None:
+        """End a session. Raises NotFound, StoreUnavailable; then it goes on."""
+        async with self.turn(tenant, session_id):
+            await self._end(self.get(tenant, session_id), reason)
+
+    async def _make(self, asked: SessionRequest, news: SessionNews, session_id: SessionId | None = None) -> LiveSession:
+        if len(self.of_tenant(asked.tenant)) >= self._limits.max_per_tenant:
+            raise TooManyRequests(
+                f"There are {self._limits.max_per_tenant} sessions already, which is as many as one tenant may have: "
+                "delete one, or let one expire."
+            )
+        now = self._parts.clock.now()
+        record = Session(
+            tenant=asked.tenant,
+            session_id=session_id or asked.session_id or SessionId(uuid4().hex),
+            gateway_id=self._gateway_id,
+            language=asked.language,
+            idle_timeout_s=asked.idle_timeout_s,
+            max_lifetime_s=asked.max_lifetime_s,
+            created_at=now,
+            last_used_at=now,
+            news=news,
+        )
+        session = self._live(record)
+        # Reserved before anything is awaited: sessions being made count too.
+        self._sessions[record.tenant, record.session_id] = session
+        try:
+            await self._add(record)
+            await session.ensure_kernel()
+        except BaseException:
+            session.is_over = True
+            del self._sessions[record.tenant, record.session_id]
+            with suppress(CellblockError):
+                await self._parts.store.remove_session(record.tenant, record.session_id)
+            raise
+        return session
+
+    async def _add(self, record: Session) -> None:
+        existing = await self._parts.store.add_session(record)
+        if existing is None:
+            return
+        if existing.gateway_id != self._gateway_id:
+            raise Conflict("This session belongs to another gateway on the same database: ask that one.")
+        # Its end could not be recorded.
+        await self._parts.store.remove_session(record.tenant, record.session_id)
+        await self._parts.store.add_session(record)
+
+    async def _end(self, session: LiveSession, reason: str) -> None:
+        record = session.record
+        await self._parts.store.remove_session(record.tenant, record.session_id)
+        await session.end(reason)
+        self._sessions.pop((record.tenant, record.session_id), None)
+        log.info("session_ended", session_id=record.session_id, reason=reason)
+
+    def _live(self, record: Session) -> LiveSession:
+        parts = self._parts
+        return LiveSession(
+            record,
+            self._kernel_names[record.language],
+            store=parts.store,
+            supply=parts.supply,
+            conductor=parts.conductor,
+            clock=parts.clock,
+        )
+
+    # --- life of the registry -----------------------------------------------------------------------------------------
+
+    def restore(self, records: list[Session], kernels: Mapping[KernelId, Kernel]) -> None:
+        """Take over what an earlier gateway has left; `kernels` are those that are still there."""
+        for record in records:
+            if record.language not in self._kernel_names:
+                log.warning(
+                    "session_dropped", session_id=record.session_id, reason="its language is configured no more"
+                )
+                continue
+            session = self._live(record)
+            session.adopt(kernels.get(record.kernel_id) if record.kernel_id is not None else None)
+            self._sessions[record.tenant, record.session_id] = session
+
+    def start(self) -> None:
+        """Begin to end sessions whose time has run out."""
+        self._culling = asyncio.ensure_future(self._cull())
+
+    async def suspend(self) -> list[Kernel]:
+        """Leave all sessions to a later gateway; returns the kernels to keep."""
+        if self._culling is not None:
+            self._culling.cancel()
+            await asyncio.wait([self._culling])
+        return [kernel for session in self._sessions.values() if (kernel := await session.suspend()) is not None]
+
+    async def _cull(self) -> None:
+        ending: set[asyncio.Task[None]] = set()
+        try:
+            while True:
+                for key, session in list(self._sessions.items()):
+                    if (reason := session.has_expired()) is not None and not session.is_over:
+                        task = asyncio.ensure_future(self._cull_one(key, session, reason))
+                        ending.add(task)
+                        task.add_done_callback(ending.discard)
+                await asyncio.sleep(_CULL_PAUSE_S)
+        finally:
+            for task in ending:
+                task.cancel()
+
+    async def _cull_one(self, key: Key, session: LiveSession, reason: str) -> None:
+        try:
+            async with self.turn(*key):
+                if not session.is_over and session.has_expired() is not None:
+                    await self._end(session, reason)
+        except CellblockError as error:
+            log.warning("session_not_ended", session_id=key[1], reason=str(error))
+        except Exception:
+            log.exception("session_not_ended", session_id=key[1])

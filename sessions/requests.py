@@ -1,0 +1,128 @@
+"""What a kernel has been asked and has not ended, seen from the gateway: who listens, and what must be sent again.
+
+It is told what comes and does not read the wire. The mutable state is the outstanding requests in order, and the ended
+ones of which not all is committed yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from sessions.ends import Cause, Died, Done
+from sessions.messages import Message
+
+
+class RequestListener(Protocol):
+    """Whoever sent a request, as the kernel calls it back. `done` or `died` comes last, and exactly once."""
+
+    @property
+    def uncommitted_seq(self) -> int | None:
+        """The first frame taken whose content is not yet committed; None when there is none."""
+        ...
+
+    def on_message(self, seq: int, message: Message) -> None:
+        """A message that answers the request."""
+        ...
+
+    def on_gap(self, seq: int, dropped_bytes: int) -> None:
+        """Output was lost on the way."""
+        ...
+
+    def on_done(self, done: Done) -> None:
+        """The request has ended."""
+        ...
+
+    def on_died(self, died: Died) -> None:
+        """The kernel has ended first, or has not taken the request."""
+        ...
+
+
+@dataclass(slots=True)
+class _Request:
+    """An outstanding request. `frame` is kept until it is certain that the supervisor has it."""
+
+    listener: RequestListener
+    frame: bytes | None
+
+
+class Requests:
+    """The requests of one kernel, by msg_id."""
+
+    def __init__(self) -> None:
+        self._outstanding: dict[str, _Request] = {}
+        self._settling: list[RequestListener] = []
+
+    def __len__(self) -> int:
+        return len(self._outstanding)
+
+    def add(self, msg_id: str, listener: RequestListener, frame: bytes | None) -> None:
+        """A request is outstanding from now on; without a `frame` it is not for us to send it again."""
+        self._outstanding[msg_id] = _Request(listener, frame)
+
+    def forget(self, msg_id: str) -> None:
+        """Listen no more to a request that turned out not to have been sent."""
+        self._outstanding.pop(msg_id, None)
+
+    def forget_all(self) -> None:
+        """Listen to nothing more."""
+        self._outstanding.clear()
+
+    def send_again(self, known: Collection[str], send: Callable[[bytes], None]) -> None:
+        """Send what a link that broke has swallowed: whatever the supervisor does not know."""
+        for msg_id, request in self._outstanding.items():
+            if request.frame is not None and msg_id not in known:
+                send(request.frame)
+            else:
+                request.frame = None
+
+    def uncommitted_seq(self) -> int | None:
+        """The first frame of which not all is committed."""
+        self._settling = [listener for listener in self._settling if listener.uncommitted_seq is not None]
+        listeners = (*(request.listener for request in self._outstanding.values()), *self._settling)
+        return min((seq for listener in listeners if (seq := listener.uncommitted_seq) is not None), default=None)
+
+    def take(self, seq: int, message: Message) -> None:
+        """A message has come; nobody may have asked for it."""
+        request = self._outstanding.get(message.parent_id)
+        if request is None:
+            return
+        request.frame = None
+        if message.dropped_bytes:
+            request.listener.on_gap(seq, message.dropped_bytes)
+        else:
+            request.listener.on_message(seq, message)
+
+    def take_gap(self, seq: int, msg_id: str | None, dropped_bytes: int) -> None:
+        """Output of one request, or of whichever are outstanding, was lost."""
+        for request in list(self._outstanding.values()) if msg_id is None else [self._outstanding.get(msg_id)]:
+            if request is not None:
+                request.listener.on_gap(seq, dropped_bytes)
+
+    def end(self, msg_id: str, done: Done) -> None:
+        """A request has ended."""
+        if (listener := self._settle(msg_id)) is not None:
+            listener.on_done(done)
+
+    def fail(self, msg_id: str, died: Died) -> None:
+        """A request was under way when the kernel died."""
+        if (listener := self._settle(msg_id)) is not None:
+            listener.on_died(died)
+
+    def refuse(self, msg_ids: Iterable[str], cause: Cause) -> None:
+        """These were never run."""
+        for msg_id in msg_ids:
+            self.fail(msg_id, Died(cause, None, None, None, (), ran=False))
+
+    def fail_all(self, died: Died) -> None:
+        """Nothing more will come of any of them."""
+        for msg_id in list(self._outstanding):
+            self.fail(msg_id, died)
+
+    def _settle(self, msg_id: str) -> RequestListener | None:
+        request = self._outstanding.pop(msg_id, None)
+        if request is None:
+            return None
+        self._settling.append(request.listener)
+        return request.listener

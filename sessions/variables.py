@@ -1,0 +1,61 @@
+"""Setting variables in a kernel: by a silent request of its own, whose metadata has the values. Never as source text."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+from uuid import uuid4
+
+from sessions.ends import Died, Done
+from sessions.errors import KernelLost
+from sessions.kernel import Kernel
+
+_TIMEOUT_S = 60.0
+
+# By kernelspec.
+_CODE = {
+    "python3": 'get_ipython().push(get_ipython().kernel.get_parent("shell")["metadata"]["cellblock"]["variables"])',
+}
+
+
+def can_set(kernel_name: str) -> bool:
+    """Whether kernels of this kernelspec can be given variables."""
+    return kernel_name in _CODE
+
+
+async def set_variables(kernel: Kernel, variables: Mapping[str, Any]) -> None:
+    """Set them, and return once that is done. Raises KernelLost when the kernel has not taken them, or ended."""
+    ended = _Ended()
+    metadata = {"cellblock": {"variables": variables, "artifacts": False, "generation": kernel.generation}}
+    kernel.execute(uuid4().hex, _CODE[kernel.kernel_name], ended, silent=True, metadata=metadata)
+    done, _ = await asyncio.wait([ended.end], timeout=_TIMEOUT_S)
+    if not done or isinstance(ended.end.result(), Died):
+        raise KernelLost("The sandbox ended before the code was sent to it.")
+
+
+class _Ended:
+    """A listener that waits for the end and for nothing else."""
+
+    uncommitted_seq = None
+
+    def __init__(self) -> None:
+        self.end: asyncio.Future[Done | Died] = asyncio.get_running_loop().create_future()
+
+    def on_message(self, seq: int, message: object) -> None:
+        """Nothing."""
+
+    def on_gap(self, seq: int, dropped_bytes: int) -> None:
+        """Nothing."""
+
+    def on_done(self, done: Done) -> None:
+        """The variables are set."""
+        self._end(done)
+
+    def on_died(self, died: Died) -> None:
+        """They are not."""
+        self._end(died)
+
+    def _end(self, end: Done | Died) -> None:
+        if not self.end.done():
+            self.end.set_result(end)
