@@ -6,22 +6,29 @@ The contract tests run over it and over the Postgres adapter alike.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 
 from sessions.errors import NotFound, StoreUnavailable
 from sessions.model import (
-    LOST_RUN,
     Artifact,
     ArtifactId,
     Batch,
     Event,
-    EventType,
     GatewayId,
+    KernelId,
+    Progress,
     Result,
     Run,
     RunId,
+    RunQuery,
+    RunRecord,
     RunStatus,
+    RunSummary,
+    Session,
+    SessionId,
+    TenantId,
 )
 
 
@@ -30,37 +37,102 @@ class StoredRun:
     """What is kept of one run. With `expired_at` set it is a tombstone: `run` is then the only content left."""
 
     run: Run
+    number: int
     status: RunStatus
     finished_at: datetime | None = None
     expired_at: datetime | None = None
     result: Result | None = None
+    progress: Progress | None = None
     events: dict[int, Event] = field(default_factory=dict)
     artifacts: dict[ArtifactId, Artifact] = field(default_factory=dict)
 
     def add(self, batch: Batch) -> None:
-        """Add what is not there yet."""
+        """Add what is not there yet; progress goes only forward."""
         for event in batch.events:
             self.events.setdefault(event.seq, event)
         for artifact in batch.artifacts:
             self.artifacts.setdefault(artifact.ref.id, artifact)
+        if batch.progress and (self.progress is None or batch.progress.taken_seq >= self.progress.taken_seq):
+            self.progress = batch.progress
+
+    def record(self) -> RunRecord:
+        """As `Store` answers."""
+        return RunRecord(
+            run=self.run,
+            number=self.number,
+            status=self.status,
+            finished_at=self.finished_at,
+            expired_at=self.expired_at,
+            result=self.result,
+            progress=self.progress,
+        )
+
+    def summary(self) -> RunSummary:
+        """As lists have it."""
+        return RunSummary(
+            run_id=self.run.run_id,
+            number=self.number,
+            status=self.status,
+            language=self.run.language,
+            created_at=self.run.created_at,
+            finished_at=self.finished_at,
+            session_id=self.run.session_id,
+            usage=None if self.result is None else self.result.usage,
+        )
+
+    def expire(self, at: datetime) -> None:
+        """Remove all but a tombstone."""
+        if self.finished_at is None:
+            self.status, self.finished_at = RunStatus.LOST, at
+        self.run, self.expired_at = replace(self.run, code="", variables={}), at
+        self.result = self.progress = None
+        self.events.clear()
+        self.artifacts.clear()
 
 
 class MemoryStore:
-    """The state: `runs`, by id, for tests to look into; and `is_reachable`, for tests to take the store away."""
+    """The state: `runs` and `sessions`, by their ids, for tests to look into, and `_last_number`, which a run had.
+
+    `is_reachable` is for tests to take the store away.
+    """
 
     def __init__(self, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.runs: dict[RunId, StoredRun] = {}
+        self.sessions: dict[tuple[TenantId, SessionId], Session] = {}
         self.is_reachable = True
+        self._last_number = 0
         self._now = now
 
     def __repr__(self) -> str:
-        return f"<MemoryStore {len(self.runs)} runs>"
+        return f"<MemoryStore {len(self.runs)} runs, {len(self.sessions)} sessions>"
 
-    async def add_run(self, run: Run) -> None:
+    async def add_run(self, run: Run) -> RunRecord | None:
         """See `Store`."""
         self._check()
+        if run.run_id in self.runs:
+            return None
+        if run.idempotency_key is not None and (existing := await self.find_run(run.tenant, run.idempotency_key)):
+            return existing
+        self._last_number += 1
         status = RunStatus.QUEUED if run.kernel_id is None else RunStatus.RUNNING
-        self.runs.setdefault(run.run_id, StoredRun(run, status))
+        self.runs[run.run_id] = StoredRun(run, self._last_number, status)
+        return None
+
+    async def start_run(self, run_id: RunId, kernel_id: KernelId, started_at: datetime) -> None:
+        """See `Store`."""
+        stored = self._find(run_id)
+        if stored.finished_at is not None:
+            raise NotFound(f"The run {run_id} has ended.")
+        if stored.run.kernel_id not in (None, kernel_id):
+            stored.progress = None
+        stored.run = replace(stored.run, kernel_id=kernel_id, started_at=started_at)
+        stored.status = RunStatus.RUNNING
+
+    async def withdraw_run(self, run_id: RunId) -> None:
+        """See `Store`. A finished run stays as it is."""
+        self._check()
+        if run_id in self.runs and self.runs[run_id].finished_at is None:
+            del self.runs[run_id]
 
     async def append(self, run_id: RunId, batch: Batch) -> None:
         """See `Store`. A finished run stays as it is. Raises NotFound."""
@@ -68,12 +140,55 @@ class MemoryStore:
         if stored.finished_at is None:
             stored.add(batch)
 
-    async def finish_run(self, result: Result, batch: Batch, finished_at: datetime) -> None:
+    async def finish_run(
+        self, result: Result, batch: Batch, finished_at: datetime, session: Session | None = None
+    ) -> None:
         """See `Store`. A finished run stays as it is. Raises NotFound."""
         stored = self._find(result.run_id)
-        if stored.finished_at is None:
-            stored.add(batch)
-            stored.status, stored.result, stored.finished_at = result.status, result, finished_at
+        if stored.finished_at is not None:
+            return
+        stored.add(batch)
+        stored.status, stored.result, stored.finished_at = result.status, result, finished_at
+        stored.progress = None
+        if session is not None and (kept := self._same(session)):
+            self.sessions[_name(session)] = replace(
+                session, idle_timeout_s=kept.idle_timeout_s, max_lifetime_s=kept.max_lifetime_s
+            )
+
+    async def get_run(self, run_id: RunId) -> RunRecord | None:
+        """See `Store`."""
+        self._check()
+        return self.runs[run_id].record() if run_id in self.runs else None
+
+    async def find_run(self, tenant: TenantId, idempotency_key: str) -> RunRecord | None:
+        """See `Store`."""
+        self._check()
+        for stored in self.runs.values():
+            if (stored.run.tenant, stored.run.idempotency_key) == (tenant, idempotency_key):
+                return stored.record()
+        return None
+
+    async def list_runs(self, query: RunQuery) -> list[RunSummary]:
+        """See `Store`."""
+        self._check()
+        matching = (stored for stored in reversed(self.runs.values()) if _matches(stored, query))
+        return [stored.summary() for stored in islice(matching, query.limit)]
+
+    async def get_events(self, run_id: RunId, after: int, limit: int) -> list[Event]:
+        """See `Store`."""
+        self._check()
+        if run_id not in self.runs:
+            return []
+        return [event for seq, event in sorted(self.runs[run_id].events.items()) if seq > after][:limit]
+
+    async def unfinished_runs(self, gateway_id: GatewayId) -> list[RunRecord]:
+        """See `Store`."""
+        self._check()
+        return [
+            stored.record()
+            for stored in self.runs.values()
+            if stored.run.gateway_id == gateway_id and stored.finished_at is None
+        ]
 
     async def get_artifact(self, artifact_id: ArtifactId) -> Artifact | None:
         """See `Store`."""
@@ -83,19 +198,33 @@ class MemoryStore:
                 return stored.artifacts[artifact_id]
         return None
 
-    async def mark_lost(self, gateway_id: GatewayId, at: datetime) -> int:
-        """See `Store`. Each run's events end with an `end` event that says `lost`."""
+    async def add_session(self, session: Session) -> Session | None:
+        """See `Store`. One of another gateway whose time was over when this one was made gives way to it."""
         self._check()
-        lost = [
-            stored
-            for stored in self.runs.values()
-            if stored.run.gateway_id == gateway_id and stored.finished_at is None
-        ]
-        for stored in lost:
-            seq = max(stored.events, default=0) + 1
-            stored.events[seq] = Event(seq, EventType.END, {"status": RunStatus.LOST.value, "error": LOST_RUN})
-            stored.status, stored.finished_at = RunStatus.LOST, at
-        return len(lost)
+        existing = self.sessions.get(_name(session))
+        if existing is not None:
+            is_foreign = existing.gateway_id != session.gateway_id
+            if not (is_foreign and existing.expires_at <= session.created_at):
+                return None if self._same(session) else existing
+        self.sessions[_name(session)] = session
+        return None
+
+    async def update_session(self, session: Session) -> None:
+        """See `Store`. One of the same name that is not this one is left alone."""
+        self._check()
+        if kept := self._same(session):
+            self.sessions[_name(session)] = replace(session, runs=kept.runs, usage=kept.usage)
+
+    async def remove_session(self, tenant: TenantId, session_id: SessionId) -> None:
+        """See `Store`."""
+        self._check()
+        self.sessions.pop((tenant, session_id), None)
+
+    async def sessions_of(self, gateway_id: GatewayId) -> list[Session]:
+        """See `Store`. Oldest first."""
+        self._check()
+        mine = (session for session in self.sessions.values() if session.gateway_id == gateway_id)
+        return sorted(mine, key=lambda session: (session.created_at, *_name(session)))
 
     async def remove_expired(self, before: datetime) -> int:
         """See `Store`. The run stays as a tombstone until that, too, is older than `before`."""
@@ -107,12 +236,7 @@ class MemoryStore:
         }
         due = [stored for stored in self.runs.values() if _is_due(stored, before)]
         for stored in due:
-            if stored.finished_at is None:
-                stored.status, stored.finished_at = RunStatus.LOST, self._now()
-            stored.expired_at = self._now()
-            stored.result = None
-            stored.events.clear()
-            stored.artifacts.clear()
+            stored.expire(self._now())
         return len(due)
 
     async def ping(self) -> None:
@@ -132,6 +256,29 @@ class MemoryStore:
         if run_id not in self.runs:
             raise NotFound(f"There is no run {run_id}.")
         return self.runs[run_id]
+
+    def _same(self, session: Session) -> Session | None:
+        """What is stored of this session, unless one that is not it has its name."""
+        kept = self.sessions.get(_name(session))
+        is_same = kept and (kept.gateway_id, kept.created_at) == (session.gateway_id, session.created_at)
+        return kept if is_same else None
+
+
+def _name(session: Session) -> tuple[TenantId, SessionId]:
+    return session.tenant, session.session_id
+
+
+def _matches(stored: StoredRun, query: RunQuery) -> bool:
+    run = stored.run
+    return (
+        stored.expired_at is None
+        and run.tenant == query.tenant
+        and query.session_id in (None, run.session_id)
+        and query.status in (None, stored.status)
+        and (query.before_number is None or stored.number < query.before_number)
+        and (query.created_before is None or run.created_at < query.created_before)
+        and (query.created_from is None or run.created_at >= query.created_from)
+    )
 
 
 def _is_due(stored: StoredRun, before: datetime) -> bool:

@@ -1,4 +1,4 @@
-"""Runs, events and artifacts for tests that store them: plain ones, to be varied by keyword."""
+"""Runs, events, artifacts and sessions for tests that store them: plain ones, to be varied by keyword."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ from sessions.model import (
     Event,
     EventType,
     GatewayId,
+    KernelId,
+    Progress,
     Result,
     Run,
     RunId,
     RunStatus,
+    Session,
+    SessionId,
 )
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
@@ -37,6 +41,28 @@ def new_run(**changes: Any) -> Run:
         created_at=NOW,
     )
     return replace(run, **changes)
+
+
+def new_kernel_id() -> KernelId:
+    return KernelId(str(uuid.uuid4()))
+
+
+def new_session(**changes: Any) -> Session:
+    session = Session(
+        tenant=ANONYMOUS,
+        session_id=SessionId("notebook"),
+        gateway_id=GatewayId("gateway-a"),
+        language="python",
+        idle_timeout_s=1800.0,
+        max_lifetime_s=86_400.0,
+        created_at=NOW,
+        last_used_at=NOW,
+    )
+    return replace(session, **changes)
+
+
+def progress(taken_seq: int, **changes: Any) -> Progress:
+    return replace(Progress(taken_seq, None, {"execution_count": taken_seq}), **changes)
 
 
 def output_event(seq: int, text: str = "1\n") -> Event:

@@ -1,36 +1,40 @@
 """`sessions.ports.Store` on PostgreSQL: what is written when, what a repeated call does, and how long it may take.
 
-The SQL is in `statements`, the threads in `calls`, the tables' shape in `schema`.
+The SQL is in `statements`, what rows mean in `rows`, the threads in `calls`, the tables' shape in `schema`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy import Connection, TextClause, text
+from sqlalchemy import Connection, Executable, Row, text
 
-from gateway.store import statements
+from gateway.store import rows, writing
 from gateway.store.calls import BlockingCalls, Work
 from gateway.store.connection import make_engine
-from gateway.store.text import dump_json
+from gateway.store.living import LivingRuns
+from gateway.store.statements import reading, retention, runs, sessions
 from sessions.errors import NotFound, StoreUnavailable
 from sessions.model import (
-    LOST_RUN,
     Artifact,
     ArtifactId,
-    ArtifactKind,
-    ArtifactRef,
     Batch,
+    Event,
     GatewayId,
+    KernelId,
     Result,
     Run,
     RunId,
-    RunStatus,
+    RunQuery,
+    RunRecord,
+    RunSummary,
+    Session,
+    SessionId,
+    TenantId,
 )
 
 T = TypeVar("T")
@@ -44,7 +48,6 @@ _CONNECT_SHARE = 0.6
 _NOT_KEPT = "The code was run, but the database is out of reach, and what it made could not be kept."
 _RETRY_EVERY_S = 0.1
 _EXPIRY_TIMEOUT_S = 120.0
-_EXPIRY_BATCH = 100
 
 _log = structlog.get_logger(__name__)
 
@@ -52,15 +55,14 @@ _log = structlog.get_logger(__name__)
 class PostgresStore:
     """Made without connecting; the database must have been through `schema.migrate`.
 
-    The state: `_living`, the runs added here and not finished yet, in case a crash of PostgreSQL takes their rows;
-    `_is_reachable`, as last logged.
+    The state: `_living`, the runs added here and not finished yet; `_is_reachable`, as last logged.
     """
 
     def __init__(self, url: str, *, timeout_s: float = 5.0, pool_size: int = 4) -> None:
         self._engine = make_engine(url, pool_size=pool_size, connect_timeout_s=timeout_s * _CONNECT_SHARE)
         self._calls = BlockingCalls(self._engine, threads=pool_size)
         self._timeout_s = timeout_s
-        self._living: dict[RunId, Run] = {}
+        self._living = LivingRuns()
         self._is_reachable = True
 
     def __repr__(self) -> str:
@@ -68,76 +70,116 @@ class PostgresStore:
             f"<PostgresStore {'reachable' if self._is_reachable else 'out of reach'}, {len(self._living)} living runs>"
         )
 
-    async def add_run(self, run: Run) -> None:
-        """See `Store`. Survives a crash of the gateway at once, and one of PostgreSQL while this store lives."""
-        await self._run(lambda connection: _add(connection, run))
-        self._living[run.run_id] = run
+    async def add_run(self, run: Run) -> RunRecord | None:
+        """See `Store`. Survives a crash of the gateway at once, and one of PostgreSQL while this store lives.
+
+        With an idempotency key it survives a power cut, too.
+        """
+        existing = await self._run(lambda connection: _add_run(connection, run))
+        if existing is None:
+            self._living.added(run)
+        return existing
+
+    async def start_run(self, run_id: RunId, kernel_id: KernelId, started_at: datetime) -> None:
+        """See `Store`. Survives what adding that run does."""
+        parameters = runs.start_parameters(run_id, kernel_id, started_at)
+
+        def work(connection: Connection) -> bool:
+            return connection.execute(runs.START_RUN, parameters).one_or_none() is not None
+
+        if not await self._run(lambda connection: self._living.write(connection, run_id, work)):
+            raise NotFound(f"The run {run_id} has ended.")
+        self._living.started(run_id, kernel_id, started_at)
+
+    async def withdraw_run(self, run_id: RunId) -> None:
+        """See `Store`. A finished run stays as it is."""
+        await self._run(lambda connection: connection.execute(runs.WITHDRAW_RUN, {"run_id": run_id}))
+        self._living.ended(run_id)
 
     async def append(self, run_id: RunId, batch: Batch) -> None:
+        """See `Store`. A finished run stays as it is. Waits for a database that restarts. Raises NotFound.
+
+        Progress that is less than what is stored is left out.
+        """
+        await self._persist(run_id, lambda connection: writing.append(connection, run_id, batch), batch)
+
+    async def finish_run(
+        self, result: Result, batch: Batch, finished_at: datetime, session: Session | None = None
+    ) -> None:
         """See `Store`. A finished run stays as it is. Waits for a database that restarts. Raises NotFound."""
 
         def work(connection: Connection) -> bool:
-            return _write(connection, statements.APPEND, statements.APPEND_WITH_ARTIFACTS, {"run_id": run_id}, batch)
-
-        await self._persist(run_id, work, batch)
-
-    async def finish_run(self, result: Result, batch: Batch, finished_at: datetime) -> None:
-        """See `Store`. A finished run stays as it is. Waits for a database that restarts. Raises NotFound."""
-        parameters = {**statements.finish_parameters(result), "finished_at": finished_at}
-
-        def work(connection: Connection) -> bool:
-            return _write(connection, statements.FINISH, statements.FINISH_WITH_ARTIFACTS, parameters, batch)
+            return writing.finish(connection, result, batch, finished_at, session)
 
         await self._persist(result.run_id, work, batch)
-        self._living.pop(result.run_id, None)
+        self._living.ended(result.run_id)
+
+    async def get_run(self, run_id: RunId) -> RunRecord | None:
+        """See `Store`."""
+        if (wanted := _parse_uuid(run_id)) is None:
+            return None
+        row = await self._row(reading.run(RunId(wanted)))
+        return row and rows.to_record(row)
+
+    async def find_run(self, tenant: TenantId, idempotency_key: str) -> RunRecord | None:
+        """See `Store`."""
+        row = await self._row(reading.run_of_key(tenant, idempotency_key))
+        return row and rows.to_record(row)
+
+    async def list_runs(self, query: RunQuery) -> list[RunSummary]:
+        """See `Store`."""
+        return [rows.to_summary(row) for row in await self._rows(reading.listed_runs(query))]
+
+    async def get_events(self, run_id: RunId, after: int, limit: int) -> list[Event]:
+        """See `Store`."""
+        if (wanted := _parse_uuid(run_id)) is None:
+            return []
+        return [rows.to_event(row) for row in await self._rows(reading.events_after(RunId(wanted), after, limit))]
+
+    async def unfinished_runs(self, gateway_id: GatewayId) -> list[RunRecord]:
+        """See `Store`."""
+        return [rows.to_record(row) for row in await self._rows(reading.unfinished_runs(gateway_id))]
 
     async def get_artifact(self, artifact_id: ArtifactId) -> Artifact | None:
         """See `Store`. Anything that is no UUID is simply unknown."""
-        try:
-            wanted = str(uuid.UUID(artifact_id))
-        except ValueError:
+        if (wanted := _parse_uuid(artifact_id)) is None:
             return None
-        row = await self._run(
-            lambda connection: connection.execute(statements.GET_ARTIFACT, {"artifact_id": wanted}).one_or_none()
-        )
-        if row is None:
-            return None
-        ref = ArtifactRef(
-            id=ArtifactId(wanted),
-            kind=ArtifactKind(row.kind),
-            name=row.name,
-            content_type=row.content_type,
-            size_bytes=row.size_bytes,
-        )
-        return Artifact(ref, bytes(row.data))
+        row = await self._row(reading.artifact(ArtifactId(wanted)))
+        return row and rows.to_artifact(row)
 
-    async def mark_lost(self, gateway_id: GatewayId, at: datetime) -> int:
-        """See `Store`. Each run's events end with an `end` event that says `lost`."""
-        parameters = {
-            "gateway_id": gateway_id,
-            "at": at,
-            "status": RunStatus.LOST.value,
-            "answer": dump_json({"error": LOST_RUN}),
-            "fields": dump_json({"status": RunStatus.LOST.value, "error": LOST_RUN}),
-        }
-        count = await self._run(lambda connection: _count(connection, statements.MARK_LOST, parameters))
-        self._living = {run_id: run for run_id, run in self._living.items() if run.gateway_id != gateway_id}
-        return count
+    async def add_session(self, session: Session) -> Session | None:
+        """See `Store`. One of another gateway whose time was over when this one was made gives way to it."""
+        return await self._run(lambda connection: _add_session(connection, session))
+
+    async def update_session(self, session: Session) -> None:
+        """See `Store`. One of the same name that is not this one is left alone."""
+        parameters = sessions.parameters(session)
+        await self._run(lambda connection: connection.execute(sessions.UPDATE_SESSION, parameters))
+
+    async def remove_session(self, tenant: TenantId, session_id: SessionId) -> None:
+        """See `Store`."""
+        parameters = {"tenant": tenant, "session_id": session_id}
+        await self._run(lambda connection: connection.execute(sessions.REMOVE_SESSION, parameters))
+
+    async def sessions_of(self, gateway_id: GatewayId) -> list[Session]:
+        """See `Store`. Oldest first."""
+        return [rows.to_session(row) for row in await self._rows(sessions.sessions_of(gateway_id))]
 
     async def remove_expired(self, before: datetime) -> int:
         """See `Store`: events, artifacts, code, variables and answer go, and the row stays as a tombstone.
 
         A tombstone that was made before `before` goes whole: so it is kept for as long again.
         """
-        parameters = {"before": before, "batch": _EXPIRY_BATCH, "lost": RunStatus.LOST.value}
+        parameters = retention.parameters(before)
         while await self._run(
-            lambda connection: connection.execute(statements.DELETE_TOMBSTONES, parameters).rowcount,
+            lambda connection: connection.execute(retention.DELETE_TOMBSTONES, parameters).rowcount,
             timeout_s=_EXPIRY_TIMEOUT_S,
         ):
             pass
         total = 0
         while count := await self._run(
-            lambda connection: _count(connection, statements.EXPIRE, parameters), timeout_s=_EXPIRY_TIMEOUT_S
+            lambda connection: int(connection.execute(retention.EXPIRE, parameters).scalar_one()),
+            timeout_s=_EXPIRY_TIMEOUT_S,
         ):
             total += count
         return total
@@ -149,6 +191,12 @@ class PostgresStore:
     async def close(self) -> None:
         """See `Store`. Calls under way may finish."""
         await self._calls.close()
+
+    async def _row(self, statement: Executable) -> Row[Any] | None:
+        return await self._run(lambda connection: connection.execute(statement).one_or_none())
+
+    async def _rows(self, statement: Executable) -> list[Row[Any]]:
+        return await self._run(lambda connection: list(connection.execute(statement).all()))
 
     async def _run(self, work: Work[T], *, timeout_s: float | None = None) -> T:
         try:
@@ -168,13 +216,11 @@ class PostgresStore:
         loop = asyncio.get_running_loop()
         size_bytes = sum(len(artifact.data) for artifact in batch.artifacts)
         deadline = loop.time() + self._timeout_s + size_bytes / _ARTIFACT_BYTES_PER_S
-
-        def work_on_existing_run(connection: Connection) -> bool:
-            return work(connection) or (self._restore(connection, run_id) and work(connection))
-
         while True:
             try:
-                await self._run(work_on_existing_run, timeout_s=deadline - loop.time())
+                await self._run(
+                    lambda connection: self._living.write(connection, run_id, work), timeout_s=deadline - loop.time()
+                )
             except StoreUnavailable as error:
                 if loop.time() + _RETRY_EVERY_S >= deadline:
                     raise StoreUnavailable(_NOT_KEPT) from error
@@ -182,47 +228,34 @@ class PostgresStore:
             else:
                 return
 
-    def _restore(self, connection: Connection, run_id: RunId) -> bool:
-        """Add a run again whose row is gone; False when it is there (and has ended). Raises NotFound."""
-        if _count(connection, statements.HAS_RUN, {"run_id": run_id}):
-            return False
-        if (run := self._living.get(run_id)) is None:
-            raise NotFound(f"There is no run {run_id}.")
-        _log.warning("run_row_restored", run_id=run_id)
-        _add(connection, run)
-        return True
+
+def _add_run(connection: Connection, run: Run) -> RunRecord | None:
+    """None when the run is there now, or the one that has its key."""
+    parameters = runs.add_parameters(run)
+    while connection.execute(runs.ADD_RUN, parameters).one_or_none() is None:
+        in_the_way = connection.execute(reading.runs_in_the_way(run)).all()
+        if any(row.run_id == run.run_id for row in in_the_way):
+            return None
+        if in_the_way:
+            return rows.to_record(in_the_way[0])
+        # What was in the way has been withdrawn in between.
+    return None
 
 
-def _add(connection: Connection, run: Run) -> None:
-    connection.execute(statements.ADD_RUN, statements.add_run_parameters(run))
+def _add_session(connection: Connection, session: Session) -> Session | None:
+    """None when the session is there now, or the one that has its name."""
+    parameters = sessions.parameters(session)
+    while connection.execute(sessions.ADD_SESSION, parameters).one_or_none() is None:
+        row = connection.execute(sessions.session(session.tenant, session.session_id)).one_or_none()
+        if row is not None:
+            existing = rows.to_session(row)
+            is_same = (existing.gateway_id, existing.created_at) == (session.gateway_id, session.created_at)
+            return None if is_same else existing
+    return None
 
 
-def _count(connection: Connection, statement: TextClause, parameters: Mapping[str, Any]) -> int:
-    return int(connection.execute(statement, parameters).scalar_one())
-
-
-def _write(
-    connection: Connection,
-    statement: TextClause,
-    statement_with_artifacts: TextClause,
-    parameters: Mapping[str, Any],
-    batch: Batch,
-) -> bool:
-    """Write a batch at once: by one statement, or where it is large by several in one transaction.
-
-    False when there is no such run that has not ended.
-    """
-    parameters = {**parameters, **statements.event_parameters(batch.events)}
-    *chunks, last_chunk = list(statements.chunks(batch.artifacts)) or [[]]
-    if not last_chunk:
-        return bool(_count(connection, statement, parameters))
-    last = {**parameters, **statements.artifact_parameters(last_chunk)}
-    if not chunks:
-        return bool(_count(connection, statement_with_artifacts, last))
-    connection.commit()  # of nothing: the mode cannot change inside SQLAlchemy's idea of a transaction
-    connection.execution_options(isolation_level="READ COMMITTED")
-    with connection.begin():
-        for chunk in chunks:
-            first = {"run_id": parameters["run_id"], **statements.event_parameters(())}
-            _count(connection, statements.APPEND_WITH_ARTIFACTS, {**first, **statements.artifact_parameters(chunk)})
-        return bool(_count(connection, statement_with_artifacts, last))
+def _parse_uuid(name: str) -> str | None:
+    try:
+        return str(uuid.UUID(name))
+    except ValueError:
+        return None

@@ -12,6 +12,7 @@ from sqlalchemy import (
     DateTime,
     Double,
     ForeignKey,
+    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -33,18 +34,22 @@ _TIME = DateTime(timezone=True)
 # content goes (`code` to `answer` become null) and `expired_at` is set: the row is then a tombstone, by which "that has
 # been removed" is told apart from "there never was such a run"; it keeps who ran when, and what it cost.
 # `answer` is the rest of the final answer: error, exception, results, images and files (artifacts, by the names under
-# which the answer has them), execution_count, truncated.
+# which the answer has them), execution_count, truncated, session_created, session_lost. `taken_seq` and `progress`
+# (file_seq, state) say how far the events of a living run go; they change often, so no index may be on them.
 runs = Table(
     "runs",
     metadata,
     Column("run_id", _UUID, primary_key=True),
+    Column("number", BigInteger, Identity(always=True), nullable=False),
     Column("tenant", LosslessText, nullable=False),
     Column("gateway_id", LosslessText, nullable=False),
     Column("kernel_id", _UUID),
     Column("session_id", LosslessText),
     Column("language", LosslessText, nullable=False),
     Column("timeout_s", Double, nullable=False),
+    Column("allow_stdin", Boolean, nullable=False, server_default=text("false")),
     Column("created_at", _TIME, nullable=False),
+    Column("started_at", _TIME),
     Column("finished_at", _TIME),
     Column("expired_at", _TIME),
     Column("status", Text, nullable=False),
@@ -58,14 +63,15 @@ runs = Table(
     Column("wall_ms", Double),
     Column("cpu_ms", Double),
     Column("memory_peak_bytes", BigInteger),
-    Index("runs_of_tenant", "tenant", "created_at", "run_id"),
+    Column("taken_seq", BigInteger),
+    Column("progress", LosslessJSON),
+    Index("runs_of_tenant", "tenant", "number", postgresql_where=text("expired_at IS NULL")),
     Index(
         "runs_of_session",
         "tenant",
         "session_id",
-        "created_at",
-        "run_id",
-        postgresql_where=text("session_id IS NOT NULL"),
+        "number",
+        postgresql_where=text("session_id IS NOT NULL AND expired_at IS NULL"),
     ),
     Index(
         "runs_idempotency_key",
@@ -105,18 +111,18 @@ artifacts = Table(
 )
 
 # A session is a tenant's name for a kernel. The row outlives the gateway process, so that a restarted one can find the
-# kernel again: the supervisor's credential is known by its SHA-256. Usage is the sum over the session's runs.
+# kernel again. `expires_at` follows from the other columns: least(created_at + max_lifetime_s, last_used_at +
+# idle_timeout_s). `runs` and what follows it sum up the session's ended runs.
 sessions = Table(
     "sessions",
     metadata,
     Column("tenant", LosslessText, primary_key=True),
     Column("session_id", LosslessText, primary_key=True),
     Column("gateway_id", LosslessText, nullable=False),
-    Column("kernel_id", _UUID, nullable=False, unique=True),
-    Column("credential_sha256", LargeBinary),
+    Column("kernel_id", _UUID, unique=True),
+    Column("generation", Integer, nullable=False, server_default=text("0")),
+    Column("news", Text, nullable=False, server_default=text("'none'")),
     Column("language", LosslessText, nullable=False),
-    Column("state", Text, nullable=False),
-    Column("variables_lost", Boolean, nullable=False, server_default=text("false")),
     Column("idle_timeout_s", Double, nullable=False),
     Column("max_lifetime_s", Double, nullable=False),
     Column("created_at", _TIME, nullable=False),
@@ -127,7 +133,6 @@ sessions = Table(
     Column("cpu_ms", Double, nullable=False, server_default=text("0")),
     Column("memory_peak_bytes", BigInteger, nullable=False, server_default=text("0")),
     Index("sessions_of_gateway", "gateway_id"),
-    Index("sessions_to_cull", "expires_at"),
 )
 
 # Only the SHA-256 of a token is known here.

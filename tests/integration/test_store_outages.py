@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from run_records import NOW, new_artifact, new_run, ok
+from run_records import NOW, new_artifact, new_kernel_id, new_run, ok, progress
 from store_fixtures import OwnServer, execute
 
 from gateway.store.postgres import PostgresStore
@@ -75,7 +76,7 @@ async def test_the_end_of_a_run_waits_for_a_restarting_server(own_server: OwnSer
     assert not finishing.done()
     own_server.start()
     await finishing
-    assert await store.mark_lost(run.gateway_id, NOW) == 0
+    assert await store.unfinished_runs(run.gateway_id) == []
 
 
 async def test_a_run_whose_row_a_crash_took_is_finished_all_the_same(
@@ -86,6 +87,46 @@ async def test_a_run_whose_row_a_crash_took_is_finished_all_the_same(
     execute(own_server.url, "DELETE FROM runs")
     await store.finish_run(ok(run), Batch(artifacts=(artifact,)), NOW)
     assert await store.get_artifact(artifact.ref.id) == artifact
+
+
+@pytest.mark.parametrize("is_crashed_before_the_start", [True, False])
+async def test_a_run_whose_row_a_crash_took_goes_on_where_it_was_started(
+    own_server: OwnServer,
+    store: PostgresStore,
+    is_crashed_before_the_start: bool,  # noqa: FBT001
+) -> None:
+    run, kernel_id = new_run(session_id="s"), new_kernel_id()
+    await store.add_run(run)
+    if is_crashed_before_the_start:
+        execute(own_server.url, "DELETE FROM runs")
+    await store.start_run(run.run_id, kernel_id, NOW)
+    if not is_crashed_before_the_start:
+        execute(own_server.url, "DELETE FROM runs")
+    await store.append(run.run_id, Batch(progress=progress(1)))
+    (record,) = await store.unfinished_runs(run.gateway_id)
+    assert record.run == replace(run, kernel_id=kernel_id, started_at=NOW)
+    assert (record.status, record.progress) == (RunStatus.RUNNING, progress(1))
+
+
+async def test_a_run_with_a_key_outlives_a_crash_of_both_that_one_without_may_not(
+    own_server: OwnServer, store: PostgresStore
+) -> None:
+    # Nobody but the commits themselves may write the log to disk.
+    execute(own_server.url, "ALTER SYSTEM SET wal_writer_delay = '10s'", "SELECT pg_reload_conf()")
+    with_key = [new_run(idempotency_key=str(number)) for number in range(2)]
+    for run in with_key:
+        await store.add_run(run)
+    await store.start_run(with_key[1].run_id, new_kernel_id(), NOW)
+    without_key = new_run()
+    await store.add_run(without_key)
+    await store.start_run(without_key.run_id, new_kernel_id(), NOW)
+    own_server.kill()
+    own_server.start()
+    records = await store.unfinished_runs(without_key.gateway_id)
+    assert [(record.run.run_id, record.status) for record in records] == [
+        (with_key[0].run_id, RunStatus.QUEUED),
+        (with_key[1].run_id, RunStatus.RUNNING),
+    ]
 
 
 async def test_a_hung_server_keeps_no_thread(own_server: OwnServer, store: PostgresStore) -> None:
@@ -180,7 +221,7 @@ async def test_a_write_that_a_hang_interrupted_can_be_repeated(own_server: OwnSe
     own_server.resume()
     await asyncio.wait_for(_until_reachable(store), 5)
     await store.finish_run(result, Batch((Event(1, EventType.END, {}),)), datetime.now(UTC))
-    assert await store.mark_lost(run.gateway_id, NOW) == 0
+    assert await store.unfinished_runs(run.gateway_id) == []
 
 
 async def test_a_read_only_server_is_an_outage(own_server: OwnServer, store: PostgresStore) -> None:

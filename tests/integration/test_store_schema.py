@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
+from run_records import NOW, new_run
 from sqlalchemy import Engine, create_engine, event, inspect, text
 from store_fixtures import execute, with_database
 
-from gateway.store import tables
-from gateway.store.connection import parse_url
+from gateway.store import schema, tables
+from gateway.store.connection import make_engine, parse_url
+from gateway.store.postgres import PostgresStore
 from gateway.store.schema import migrate
 from sessions.errors import Misconfigured, SetUpFailed, StoreUnavailable
 
@@ -41,6 +48,31 @@ def test_the_migrated_shape_is_the_one_that_queries_expect(database_url: str) ->
     assert differences == []
 
 
+async def test_runs_of_the_first_shape_are_numbered_by_age_and_new_ones_come_after(empty_database_url: str) -> None:
+    scripts = Config()
+    scripts.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
+    engine = make_engine(empty_database_url, pool_size=1, connect_timeout_s=5)
+    with engine.connect().execution_options(isolation_level="READ COMMITTED") as connection, connection.begin():
+        scripts.attributes["connection"] = connection
+        command.upgrade(scripts, "0001")
+    old = [new_run(created_at=NOW - timedelta(days=days)) for days in (1, 3, 2)]
+    adding = text(
+        "INSERT INTO runs (run_id, tenant, gateway_id, language, timeout_s, created_at, status, code, variables)"
+        " VALUES (:run_id, 'anonymous', :gateway_id, 'python', 30, :created_at, 'queued', '', '{}')"
+    )
+    with engine.connect() as connection:
+        for run in old:
+            connection.execute(adding, asdict(run))
+    engine.dispose()
+    assert migrate(empty_database_url)
+    store = PostgresStore(empty_database_url)
+    young = new_run()
+    await store.add_run(young)
+    records = await store.unfinished_runs(young.gateway_id)
+    await store.close()
+    assert [record.run.run_id for record in records] == [run.run_id for run in (old[1], old[2], old[0], young)]
+
+
 def test_gateways_that_start_together_migrate_once(empty_database_url: str) -> None:
     barrier = threading.Barrier(4)
 
@@ -53,12 +85,12 @@ def test_gateways_that_start_together_migrate_once(empty_database_url: str) -> N
     assert sorted(did_it) == [False, False, False, True]
 
 
-@pytest.mark.parametrize("survived_statements", [0, 1, 6, 12, 17])
+@pytest.mark.parametrize("survived_statements", [0, 1, 6, 12, 17, 22, 30])
 def test_an_interrupted_migration_leaves_nothing(empty_database_url: str, survived_statements: int) -> None:
     seen: list[str] = []
 
     def interrupt(connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
-        if not statement.lstrip().startswith(("CREATE", "ALTER", "INSERT")):
+        if not statement.lstrip().startswith(("CREATE", "ALTER", "DROP", "INSERT", "UPDATE")):
             return
         seen.append(statement)
         if len(seen) > survived_statements:

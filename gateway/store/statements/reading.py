@@ -1,0 +1,74 @@
+"""The statements that read runs, their events and artifacts, and what of the question becomes which condition.
+
+Conditions that the question leaves open are left out, so that each question finds the index that it needs.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import ColumnElement, Select, and_, or_, select
+
+from gateway.store.tables import artifacts, events, runs
+from sessions.model import ArtifactId, GatewayId, Run, RunId, RunQuery, TenantId
+
+_Any = Select[tuple[object, ...]]
+
+
+def run(run_id: RunId) -> _Any:
+    """The row of one run."""
+    return select(runs).where(runs.c.run_id == run_id)
+
+
+def run_of_key(tenant: TenantId, idempotency_key: str) -> _Any:
+    """The row that has this key."""
+    return select(runs).where(_has_key(tenant, idempotency_key))
+
+
+def runs_in_the_way(of: Run) -> _Any:
+    """The rows for whose sake this run could not be added: one of its id, or one of its key."""
+    same_run = runs.c.run_id == of.run_id
+    if of.idempotency_key is None:
+        return select(runs).where(same_run)
+    return select(runs).where(or_(same_run, _has_key(of.tenant, of.idempotency_key)))
+
+
+def listed_runs(query: RunQuery) -> _Any:
+    """The rows of a list, newest first, without the large columns."""
+    columns = runs.c
+    conditions: list[ColumnElement[bool]] = [columns.tenant == query.tenant, columns.expired_at.is_(None)]
+    if query.session_id is not None:
+        conditions.append(columns.session_id == query.session_id)
+    if query.status is not None:
+        conditions.append(columns.status == query.status.value)
+        if not query.status.is_final():
+            conditions.append(columns.finished_at.is_(None))  # says the same, and of these there is a small index
+    if query.before_number is not None:
+        conditions.append(columns.number < query.before_number)
+    if query.created_before is not None:
+        conditions.append(columns.created_at < query.created_before)
+    if query.created_from is not None:
+        conditions.append(columns.created_at >= query.created_from)
+    shown = (
+        columns.run_id, columns.number, columns.status, columns.language, columns.created_at, columns.finished_at,
+        columns.session_id, columns.wall_ms, columns.cpu_ms, columns.memory_peak_bytes,
+    )  # fmt: skip
+    return select(*shown).where(*conditions).order_by(columns.number.desc()).limit(query.limit)
+
+
+def unfinished_runs(gateway_id: GatewayId) -> _Any:
+    """The rows of this gateway's runs that have not ended, oldest first."""
+    return select(runs).where(runs.c.gateway_id == gateway_id, runs.c.finished_at.is_(None)).order_by(runs.c.number)
+
+
+def events_after(run_id: RunId, after: int, limit: int) -> _Any:
+    """The next rows of a run's events."""
+    found = select(events.c.seq, events.c.type, events.c.fields).where(events.c.run_id == run_id, events.c.seq > after)
+    return found.order_by(events.c.seq).limit(limit)
+
+
+def artifact(artifact_id: ArtifactId) -> _Any:
+    """The row of one artifact, with its bytes."""
+    return select(artifacts).where(artifacts.c.artifact_id == artifact_id)
+
+
+def _has_key(tenant: TenantId, idempotency_key: str) -> ColumnElement[bool]:
+    return and_(runs.c.tenant == tenant, runs.c.idempotency_key == idempotency_key)

@@ -1,0 +1,133 @@
+"""The statements that write runs: added, started, withdrawn, gone on and finished. Reading is in `reading`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+from sqlalchemy import TextClause, text
+
+from gateway.store import answers
+from gateway.store.statements import sessions, typed
+from gateway.store.statements.batches import with_batch
+from gateway.store.tables import runs
+from gateway.store.text import dump_json
+from sessions.model import KernelId, Progress, Result, Run, RunId, RunStatus
+
+# The commit of a run without an idempotency key does not wait for the disk, which is most of the time an insert takes.
+# That loses nothing when the gateway crashes, and when PostgreSQL crashes at most the last fraction of a second of runs
+# that have not ended: finishing a run waits for its own commit, which is later in the log. `LivingRuns` adds such a run
+# again. With a key it waits: whoever sends the request again after a power cut must find that it was taken.
+_COMMIT = "CASE WHEN idempotency_key IS NULL THEN set_config('synchronous_commit', 'off', true) END"
+
+# Returns a row when it has added one: nothing is added where the id or the key is taken.
+ADD_RUN = typed(
+    f"""
+    INSERT INTO runs (run_id, tenant, gateway_id, kernel_id, session_id, language, timeout_s, allow_stdin, created_at,
+                      started_at, status, idempotency_key, request_sha256, code, variables)
+    VALUES (:run_id, :tenant, :gateway_id, :kernel_id, :session_id, :language, :timeout_s, :allow_stdin, :created_at,
+            :started_at, :status, :idempotency_key, :request_sha256, :code, :variables)
+    ON CONFLICT DO NOTHING
+    RETURNING {_COMMIT}
+    """,  # noqa: S608 - a constant
+    runs, "tenant", "gateway_id", "session_id", "language", "idempotency_key", "request_sha256", "code", "variables",
+)  # fmt: skip
+
+# Numbers of frames mean nothing to another kernel. Returns a row if there is such a run that has not ended.
+START_RUN = text(
+    f"""
+    UPDATE runs SET status = :status, kernel_id = :kernel_id, started_at = :started_at,
+                    taken_seq = CASE WHEN kernel_id IS NULL OR kernel_id = :kernel_id THEN taken_seq END,
+                    progress = CASE WHEN kernel_id IS NULL OR kernel_id = :kernel_id THEN progress END
+    WHERE run_id = :run_id AND finished_at IS NULL
+    RETURNING {_COMMIT}
+    """  # noqa: S608 - a constant
+)
+
+WITHDRAW_RUN = text("DELETE FROM runs WHERE run_id = :run_id AND finished_at IS NULL")
+
+HAS_RUN = text("SELECT count(*) FROM runs WHERE run_id = :run_id")
+
+_LIVING = "SELECT run_id FROM runs WHERE run_id = :run_id AND finished_at IS NULL"
+# Progress goes only forward: a statement that hung, and was given up and repeated, may come to its end later.
+_PROGRESSED = """
+    UPDATE runs SET taken_seq = greatest(taken_seq, :taken_seq),
+                    progress = CASE WHEN taken_seq > :taken_seq THEN progress ELSE CAST(:progress AS json) END
+    WHERE run_id = :run_id AND finished_at IS NULL
+    RETURNING run_id
+"""
+_FINISHED = """
+    UPDATE runs SET status = :status, finished_at = :finished_at, output = :output, stderr = :stderr, answer = :answer,
+                    wall_ms = :wall_ms, cpu_ms = :cpu_ms, memory_peak_bytes = :memory_peak_bytes,
+                    taken_seq = NULL, progress = NULL
+    WHERE run_id = :run_id AND finished_at IS NULL
+    RETURNING run_id
+"""
+
+
+@cache
+def append(*, has_progress: bool, has_artifacts: bool) -> TextClause:
+    """Add a batch to a run; returns 1, or 0 when there is no such run that has not ended."""
+    return text(with_batch(_PROGRESSED if has_progress else _LIVING, has_artifacts=has_artifacts))
+
+
+@cache
+def finish(*, has_session: bool, has_artifacts: bool) -> TextClause:
+    """End a run with its last batch; returns 1, or 0 when there is no such run that has not ended."""
+    others = [sessions.AFTER_RUN] if has_session else []
+    statement = typed(with_batch(_FINISHED, *others, has_artifacts=has_artifacts), runs, "output", "stderr", "answer")
+    return sessions.with_types_after_run(statement) if has_session else statement
+
+
+def add_parameters(run: Run) -> dict[str, Any]:
+    """For `ADD_RUN`."""
+    return {
+        "run_id": run.run_id,
+        "tenant": run.tenant,
+        "gateway_id": run.gateway_id,
+        "kernel_id": run.kernel_id,
+        "session_id": run.session_id,
+        "language": run.language,
+        "timeout_s": run.timeout_s,
+        "allow_stdin": run.allow_stdin,
+        "created_at": run.created_at,
+        "started_at": run.started_at,
+        "status": (RunStatus.QUEUED if run.kernel_id is None else RunStatus.RUNNING).value,
+        "idempotency_key": run.idempotency_key,
+        "request_sha256": run.request_sha256,
+        "code": run.code,
+        "variables": dict(run.variables),
+    }
+
+
+def start_parameters(run_id: RunId, kernel_id: KernelId, started_at: datetime) -> dict[str, Any]:
+    """For `START_RUN`."""
+    return {
+        "run_id": run_id,
+        "kernel_id": kernel_id,
+        "started_at": started_at,
+        "status": RunStatus.RUNNING.value,
+    }
+
+
+def progress_parameters(progress: Progress) -> dict[str, Any]:
+    """For the progress of an `append`."""
+    fields = {"file_seq": progress.file_seq, "state": dict(progress.state)}
+    return {"taken_seq": progress.taken_seq, "progress": dump_json(fields)}
+
+
+def finish_parameters(result: Result, finished_at: datetime) -> dict[str, Any]:
+    """For a `finish`, less the batch and the session."""
+    usage = result.usage
+    return {
+        "run_id": result.run_id,
+        "status": result.status.value,
+        "finished_at": finished_at,
+        "output": result.output,
+        "stderr": result.stderr,
+        "answer": answers.from_result(result),
+        "wall_ms": usage.wall_ms if usage else None,
+        "cpu_ms": usage.cpu_ms if usage else None,
+        "memory_peak_bytes": usage.memory_peak_bytes if usage else None,
+    }

@@ -1,0 +1,62 @@
+"""Writes what runs make, on a connection that somebody else owns: by one statement, or what is large by several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, TextClause
+
+from gateway.store.statements import batches, runs, sessions
+from sessions.model import Batch, Result, RunId, Session
+
+
+def append(connection: Connection, run_id: RunId, batch: Batch) -> bool:
+    """Add a batch and its progress. False when there is no such run that has not ended; then nothing is added."""
+    parameters: dict[str, Any] = {"run_id": run_id}
+    if batch.progress is not None:
+        parameters |= runs.progress_parameters(batch.progress)
+
+    def statement(*, has_artifacts: bool) -> TextClause:
+        return runs.append(has_progress=batch.progress is not None, has_artifacts=has_artifacts)
+
+    return _write(connection, statement, parameters, batch)
+
+
+def finish(
+    connection: Connection, result: Result, batch: Batch, finished_at: datetime, session: Session | None
+) -> bool:
+    """Add the last batch, the answer, and the session's part. False when there is no such run that has not ended."""
+    parameters = runs.finish_parameters(result, finished_at)
+    if session is not None:
+        parameters |= sessions.after_run_parameters(session)
+
+    def statement(*, has_artifacts: bool) -> TextClause:
+        return runs.finish(has_session=session is not None, has_artifacts=has_artifacts)
+
+    return _write(connection, statement, parameters, batch)
+
+
+def _write(
+    connection: Connection, statement: Callable[..., TextClause], parameters: Mapping[str, Any], batch: Batch
+) -> bool:
+    parameters = {**parameters, **batches.event_parameters(batch.events)}
+    *chunks, last_chunk = list(batches.chunks(batch.artifacts)) or [[]]
+    if not last_chunk:
+        return _count(connection, statement(has_artifacts=False), parameters)
+    last = {**parameters, **batches.artifact_parameters(last_chunk)}
+    if not chunks:
+        return _count(connection, statement(has_artifacts=True), last)
+    connection.commit()  # of nothing: the mode cannot change inside SQLAlchemy's idea of a transaction
+    connection.execution_options(isolation_level="READ COMMITTED")
+    with connection.begin():
+        for chunk in chunks:
+            first = {"run_id": parameters["run_id"], **batches.event_parameters(())}
+            adding = runs.append(has_progress=False, has_artifacts=True)
+            _count(connection, adding, {**first, **batches.artifact_parameters(chunk)})
+        return _count(connection, statement(has_artifacts=True), last)
+
+
+def _count(connection: Connection, statement: TextClause, parameters: Mapping[str, Any]) -> bool:
+    return bool(connection.execute(statement, parameters).scalar_one())

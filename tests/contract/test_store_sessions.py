@@ -1,0 +1,175 @@
+"""What every Store promises of sessions, over each implementation: the in-memory one and PostgreSQL."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from run_records import NOW, new_kernel_id, new_run, new_session, ok
+
+from sessions.model import Batch, GatewayId, Session, SessionId, SessionNews, TenantId, Usage
+from sessions.ports import Store
+
+HERE = GatewayId("gateway-a")
+ELSEWHERE = GatewayId("gateway-b")
+AWKWARD = "NUL \x00, lone surrogate \ud800, \u4e2d\u6587"
+LATER = NOW + timedelta(seconds=7)
+
+
+async def all_sessions(store: Store) -> list[Session]:
+    return await store.sessions_of(HERE) + await store.sessions_of(ELSEWHERE)
+
+
+def after_a_run(session: Session) -> Session:
+    """All changed that a run may change, and the time-outs, which it may not."""
+    return replace(
+        session,
+        kernel_id=new_kernel_id(),
+        generation=session.generation + 1,
+        news=SessionNews.LOST,
+        last_used_at=session.last_used_at + timedelta(seconds=7),
+        runs=session.runs + 1,
+        usage=Usage(1.5, 0.5, 1 << 40),
+        idle_timeout_s=1.0,
+        max_lifetime_s=2.0,
+    )
+
+
+async def test_sessions_come_back_as_they_were_oldest_first(store: Store) -> None:
+    young = new_session(created_at=LATER, session_id=SessionId("a"))
+    old = new_session(
+        tenant=TenantId(AWKWARD),
+        session_id=SessionId(AWKWARD),
+        language=AWKWARD,
+        kernel_id=new_kernel_id(),
+        generation=3,
+        news=SessionNews.CREATED,
+        runs=2,
+        usage=Usage(1.5, 0.5, 1 << 40),
+    )
+    foreign = new_session(gateway_id=ELSEWHERE)
+    assert [await store.add_session(session) for session in (young, old, foreign)] == [None] * 3
+    assert await store.sessions_of(HERE) == [old, young]
+
+
+async def test_a_name_that_is_taken_stays_as_it_is_and_who_has_it_is_told(store: Store) -> None:
+    first = new_session()
+    await store.add_session(first)
+    for second in (new_session(created_at=LATER), new_session(created_at=LATER, gateway_id=ELSEWHERE)):
+        assert await store.add_session(second) == first
+    assert await all_sessions(store) == [first]
+    assert await store.add_session(new_session(tenant=TenantId("somebody"))) is None
+
+
+async def test_adding_a_session_again_is_harmless(store: Store) -> None:
+    session = new_session(gateway_id=HERE)
+    await store.add_session(session)
+    await store.update_session(replace(session, generation=1))
+    assert await store.add_session(session) is None
+    assert await all_sessions(store) == [replace(session, generation=1)]
+
+
+@pytest.mark.parametrize(
+    ("gateway_id", "after_s", "takes_over"), [(ELSEWHERE, 1800, True), (ELSEWHERE, 1799, False), (HERE, 1800, False)]
+)
+async def test_the_name_of_another_gateways_session_is_free_once_its_time_is_over(
+    store: Store,
+    gateway_id: GatewayId,
+    after_s: float,
+    takes_over: bool,  # noqa: FBT001
+) -> None:
+    old = new_session(kernel_id=new_kernel_id(), generation=4, news=SessionNews.CREATED, runs=9)
+    at = NOW + timedelta(seconds=after_s)
+    new = new_session(gateway_id=gateway_id, created_at=at, last_used_at=at, idle_timeout_s=5.0, max_lifetime_s=6.0)
+    await store.add_session(old)
+    assert await store.add_session(new) == (None if takes_over else old)
+    assert await all_sessions(store) == [new if takes_over else old]
+
+
+async def test_an_update_leaves_out_only_what_runs_add_up_to(store: Store) -> None:
+    session = new_session(runs=2, usage=Usage(1.0, 2.0, 3))
+    await store.add_session(session)
+    changed = after_a_run(session)
+    await store.update_session(changed)
+    assert await all_sessions(store) == [replace(changed, runs=session.runs, usage=session.usage)]
+
+
+async def test_the_end_of_a_run_leaves_out_only_the_time_outs(store: Store) -> None:
+    run, session = new_run(), new_session()
+    await store.add_run(run)
+    await store.add_session(session)
+    changed = after_a_run(session)
+    await store.finish_run(ok(run), Batch(), NOW, changed)
+    assert await all_sessions(store) == [
+        replace(changed, idle_timeout_s=session.idle_timeout_s, max_lifetime_s=session.max_lifetime_s)
+    ]
+
+
+async def test_an_end_that_comes_a_second_time_does_nothing_to_the_session(store: Store) -> None:
+    run, session = new_run(), new_session()
+    await store.add_run(run)
+    await store.add_session(session)
+    await store.finish_run(ok(run), Batch(), NOW)
+    await store.finish_run(ok(run), Batch(), NOW, after_a_run(session))
+    assert await all_sessions(store) == [session]
+
+
+@pytest.mark.parametrize("by_run", [True, False])
+async def test_what_has_come_into_a_sessions_place_is_left_alone(store: Store, by_run: bool) -> None:  # noqa: FBT001
+    run, gone = new_run(), new_session()
+    await store.add_run(run)
+    for another in (new_session(created_at=LATER), new_session(gateway_id=ELSEWHERE)):
+        await store.add_session(another)
+        if by_run:
+            await store.finish_run(ok(run), Batch(), NOW, after_a_run(gone))
+        else:
+            await store.update_session(after_a_run(gone))
+        assert await all_sessions(store) == [another]
+        await store.remove_session(another.tenant, another.session_id)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expires_after_s"),
+    [
+        ({"idle_timeout_s": 60.0}, 67),
+        ({"idle_timeout_s": 60.0, "max_lifetime_s": 50.0}, 50),
+        ({}, 1807),
+    ],
+)
+@pytest.mark.parametrize("by_run", [True, False])
+async def test_a_session_that_is_used_keeps_its_name_for_longer(
+    store: Store,
+    by_run: bool,  # noqa: FBT001
+    changes: dict[str, float],
+    expires_after_s: float,
+) -> None:
+    run, session = new_run(), new_session()
+    await store.add_run(run)
+    await store.add_session(session)
+    used = replace(session, **changes, last_used_at=LATER)
+    if by_run:
+        await store.update_session(replace(session, **changes))
+        await store.finish_run(ok(run), Batch(), NOW, replace(used, idle_timeout_s=1.0))
+    else:
+        await store.update_session(used)
+    expiry = NOW + timedelta(seconds=expires_after_s)
+    too_early = new_session(gateway_id=ELSEWHERE, created_at=expiry - timedelta(microseconds=1))
+    assert await store.add_session(too_early) == used
+    assert await store.add_session(replace(too_early, created_at=expiry)) is None
+
+
+async def test_a_removed_session_is_forgotten_and_its_runs_stay(store: Store) -> None:
+    run, session, other = (
+        new_run(session_id=SessionId("notebook")),
+        new_session(),
+        new_session(session_id=SessionId("x")),
+    )
+    await store.add_run(run)
+    await store.add_session(session)
+    await store.add_session(other)
+    for _ in range(2):
+        await store.remove_session(session.tenant, session.session_id)
+    await store.update_session(session)
+    assert await all_sessions(store) == [other]
+    assert await store.get_run(run.run_id) is not None
