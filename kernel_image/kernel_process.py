@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from kernel_image import accounting
+from kernel_image.protocol import SETTINGS_VARIABLE, SupervisorSettings
 
 FORKED_KERNEL = "python3"
 """The kernelspec name that stands for a fork of the fork server."""
@@ -29,6 +31,7 @@ _START_TIMEOUT_S = 30.0
 _FORK_TIMEOUT_S = 10.0
 _KILL_ROUNDS = 50
 _KILL_PAUSE_S = 0.02
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_MAX_THREADS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +164,27 @@ class ForkServer:
         if not line:
             raise OSError("the fork server has ended")
         return json.loads(line)
+
+
+def environment_of(settings: SupervisorSettings) -> dict[str, str]:
+    """What kernels see: the container's own environment (the settings are scrubbed by now) and writable directories."""
+    home = Path(settings.home_dir)
+    mpl_config = home / ".config" / "matplotlib"
+    mpl_config.mkdir(parents=True, exist_ok=True)
+    if cache := os.environ.get("CELLBLOCK_MPL_CACHE"):
+        shutil.copytree(cache, mpl_config, dirs_exist_ok=True)
+    environment = {
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        **os.environ,
+        "HOME": str(home),
+        "MPLCONFIGDIR": str(mpl_config),
+        "IPYTHONDIR": str(home / ".ipython"),
+        **{variable: str(settings.threads) for variable in _THREAD_VARIABLES},
+    }
+    for variable in ("JPY_PARENT_PID", "CELLBLOCK_MPL_CACHE", SETTINGS_VARIABLE):
+        environment.pop(variable, None)
+    return environment
 
 
 def spawn_kernel(kernel_name: str, connection_file: Path, environment: dict[str, str], work_dir: str) -> int:

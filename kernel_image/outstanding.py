@@ -16,18 +16,16 @@ from typing import Any
 from kernel_image import protocol
 from kernel_image.accounting import Meter, Meterage
 from kernel_image.artifacts import Found, WorkingDirectory
+from kernel_image.delivery import Delivery
+from kernel_image.kernel_messages import JSON_ERRORS, asks_exit, cut_stream, is_idle, is_outcome, shorten_outcome
 from kernel_image.relay import Relay
 from kernel_image.tail import SENT_METADATA, STREAMS
 
 _REMEMBERED = 256
 _SAMPLE_S = 0.2
-_CHUNK_BYTES = 1 << 20
 _MAX_STATUS_BYTES = 64 << 10
 _END_BYTES = 1 << 20
 _MAX_OUTCOMES = 4
-_OUTCOME_CHARACTERS = 4096
-_OUTCOME_LINES = 20
-_JSON_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
 
 
 @dataclass(slots=True)
@@ -50,11 +48,14 @@ class _Request:
 class OutstandingRequests:
     """The outstanding requests of the kernel, and the way of its messages to the relay."""
 
-    def __init__(self, settings: protocol.SupervisorSettings, relay: Relay, meter: Meter) -> None:
+    def __init__(
+        self, settings: protocol.SupervisorSettings, relay: Relay, meter: Meter, work: WorkingDirectory
+    ) -> None:
         self._settings = settings
         self._relay = relay
         self._meter = meter
-        self._files = WorkingDirectory(settings.work_dir, settings.scan_entries)
+        self._work = work
+        self._delivery = Delivery(settings, relay, work)
         self._outstanding: dict[str, _Request] = {}
         self._sampler: asyncio.TimerHandle | None = None
         self._finishing: set[asyncio.Task[None]] = set()
@@ -64,25 +65,37 @@ class OutstandingRequests:
         return msg_id in self._outstanding
 
     @property
+    def msg_ids(self) -> list[str]:
+        """Those of the outstanding requests, in order."""
+        return list(self._outstanding)
+
+    @property
     def running(self) -> str | None:
         """The msg_id of the oldest outstanding request."""
         return next(iter(self._outstanding), None)
 
-    def accept(self, parts: list[bytes]) -> bool:
-        """Note a shell request from the gateway. False when it must not go to the kernel (again)."""
+    def accept(self, parts: list[bytes], *, is_taken: bool) -> bool:
+        """Note a shell request from the gateway. False when it must not go to the kernel, or not again.
+
+        Without a kernel that takes it (`is_taken`), an execute_request is answered at once, and not run later either.
+        """
         try:
             header = json.loads(parts[0])
             msg_id, msg_type = header["msg_id"], header["msg_type"]
             options = json.loads(parts[2]).get("cellblock", {}) if parts[2] != b"{}" else {}
-        except _JSON_ERRORS:
+            wants_artifacts = bool(options.get("artifacts", True))
+        except JSON_ERRORS:
             return False
         if msg_type != "execute_request":
-            return True
-        if msg_id in self._outstanding or msg_id in self.finished:
+            return is_taken
+        if not isinstance(msg_id, str) or msg_id in self._outstanding or msg_id in self.finished:
             return False
-        request = _Request(msg_id, parts[0], wants_artifacts=options.get("artifacts", True))
-        self._outstanding[msg_id] = request
-        return True
+        if is_taken:
+            self._outstanding[msg_id] = _Request(msg_id, parts[0], wants_artifacts)
+        else:
+            self.finished.append(msg_id)
+            self._relay.put_control(protocol.REJECTED, msg_id=msg_id)
+        return is_taken
 
     def measure(self) -> None:
         """Begin to measure the oldest request, unless that has begun: its turn has come."""
@@ -92,28 +105,34 @@ class OutstandingRequests:
             if self._sampler is None:
                 self._schedule_sample()
 
-    def relay(self, channel: str, parts: list[bytes], tail_sent: dict[str, int]) -> None:
-        """Pass a kernel's message on, within bounds; `tail_sent` learns how much of each stream is out."""
+    def relay(self, channel: str, parts: list[bytes], tail_sent: dict[str, int]) -> bool:
+        """Pass a kernel's message on, within bounds; `tail_sent` learns how much of each stream is out.
+
+        Returns whether it says that the kernel will end by itself.
+        """
         try:
             msg_type = str(json.loads(parts[0])["msg_type"])
             parent = str(json.loads(parts[1]).get("msg_id", "")) if parts[1] != b"{}" else ""
-        except _JSON_ERRORS:
-            return
+        except JSON_ERRORS:
+            return False
         request = self._outstanding.get(parent)
         if msg_type == "stream" and parts[2] != b"{}":
-            with suppress(*_JSON_ERRORS):
+            with suppress(*JSON_ERRORS):
                 stream, sent_bytes = json.loads(parts[2])[SENT_METADATA]
                 if stream in STREAMS:
                     tail_sent[stream] = max(0, int(sent_bytes))
         self._put(channel, parts, msg_type, request)
         if request is None:
-            return
+            return False
+        leaves = False
         if channel == "shell" and msg_type == "execute_reply":
             request.replied = True
-        elif channel == "iopub" and msg_type == "status" and _is_idle(parts[3]):
+            leaves = asks_exit(parts[3])
+        elif channel == "iopub" and msg_type == "status" and is_idle(parts[3]):
             request.idle = True
         if request.replied and request.idle:
             self._finish(request)
+        return leaves
 
     def put_lost_output(self, lost: dict[str, tuple[str, int]]) -> None:
         """Give the running request the output that its kernel took to the grave."""
@@ -141,7 +160,8 @@ class OutstandingRequests:
         if running is not None:
             usage = self._usage(running)
             if running.wants_artifacts:
-                skipped = await self._put_artifacts(running)
+                found, complete = self._work.changes()
+                skipped = await self._delivery.send(running.header, found, complete=complete)
             self._put_gap(running)
         waiting = [msg_id for msg_id in self._outstanding if running is None or msg_id != running.msg_id]
         self.finished.extend(self._outstanding)
@@ -164,15 +184,15 @@ class OutstandingRequests:
         is_output = channel == "iopub" and (msg_type != "status" or request is None or size_bytes > _MAX_STATUS_BYTES)
         settings = self._settings
         if size_bytes > settings.max_message_bytes and msg_type == "stream":
-            parts = _cut_stream(parts, settings.max_message_bytes // 8)
+            parts = cut_stream(parts, settings.max_message_bytes // 8)
             if request is not None:
                 request.dropped_bytes += size_bytes - sum(map(len, parts))
             size_bytes = sum(map(len, parts))
         fits = self._fits(parts, size_bytes, request, extra_bytes=0 if is_output else _END_BYTES)
-        if not fits and request is not None and _is_outcome(channel, msg_type) and request.outcomes < _MAX_OUTCOMES:
+        if not fits and request is not None and is_outcome(channel, msg_type) and request.outcomes < _MAX_OUTCOMES:
             # Whether the code raised must be known, however much it had to say about it.
             request.outcomes += 1
-            short = _shorten_outcome(parts)
+            short = shorten_outcome(parts)
             short_bytes = sum(map(len, short))
             if short_bytes <= _END_BYTES:  # the headers are the kernel's, too
                 request.dropped_bytes += size_bytes - short_bytes
@@ -202,9 +222,9 @@ class OutstandingRequests:
         self.finished.append(request.msg_id)
         self.measure()
         self._put_gap(request)
-        found, complete = self._files.changes() if request.wants_artifacts else ([], True)
-        if not found:
-            self._put_done(request, usage, [] if complete else [_TOO_MANY])
+        found, complete = self._work.changes() if request.wants_artifacts else ([], True)
+        if not found and complete:
+            self._put_done(request, usage, [])
             return
         task = asyncio.ensure_future(self._put_artifacts_and_done(request, usage, found, complete=complete))
         self._finishing.add(task)
@@ -213,49 +233,7 @@ class OutstandingRequests:
     async def _put_artifacts_and_done(
         self, request: _Request, usage: dict[str, Any], found: list[Found], *, complete: bool
     ) -> None:
-        skipped = await self._put_files(request, found)
-        self._put_done(request, usage, skipped if complete else [*skipped, _TOO_MANY])
-
-    async def _put_artifacts(self, request: _Request) -> list[dict[str, Any]]:
-        found, complete = self._files.changes()
-        skipped = await self._put_files(request, found)
-        return skipped if complete else [*skipped, _TOO_MANY]
-
-    async def _put_files(self, request: _Request, found: list[Found]) -> list[dict[str, Any]]:
-        """Send the content of files in pieces, as the gateway takes them; returns what was skipped."""
-        skipped: list[dict[str, Any]] = []
-        counts = {True: 0, False: 0}
-        for file in found:
-            limit_bytes, limit_count = (
-                (self._settings.image_bytes, self._settings.image_count)
-                if file.is_image
-                else (self._settings.file_bytes, self._settings.file_count)
-            )
-            why = None
-            if len(file.path) > protocol.MAX_PATH_CHARACTERS:
-                why = "path"
-            elif file.size_bytes > limit_bytes:
-                why = "bytes"
-            elif counts[file.is_image] >= limit_count:
-                why = "count"
-            elif (data := self._files.read(file.path, limit_bytes)) is None:
-                why = "changed"
-            else:
-                counts[file.is_image] += 1
-                await self._put_file(request, file.path, data)
-            if why and len(skipped) < _REMEMBERED:
-                skipped.append({"path": file.path[:_REMEMBERED], "bytes": file.size_bytes, "why": why})
-        return skipped
-
-    async def _put_file(self, request: _Request, path: str, data: bytes) -> None:
-        """Send one file. Room is awaited for all of it: its pieces are acknowledged together, once it is stored."""
-        header = json.dumps({"msg_id": "", "msg_type": "artifact"}).encode()
-        await self._relay.wait_for_room()
-        for offset in range(0, len(data) or 1, _CHUNK_BYTES):
-            content = json.dumps({"path": path, "bytes": len(data), "offset": offset}).encode()
-            piece = data[offset : offset + _CHUNK_BYTES]
-            parts = [header, request.header, b"{}", content, piece]
-            self._relay.put_message(protocol.ARTIFACT_CHANNEL, parts, droppable=False)
+        self._put_done(request, usage, await self._delivery.send(request.header, found, complete=complete))
 
     def _put_done(self, request: _Request, usage: dict[str, Any], skipped: list[dict[str, Any]]) -> None:
         self._relay.put_control(protocol.DONE, msg_id=request.msg_id, usage=usage, skipped=skipped)
@@ -286,38 +264,3 @@ class OutstandingRequests:
             if request.meterage is not None:
                 request.meterage.sample(self._meter.read())
             self._schedule_sample()
-
-
-_TOO_MANY = {"path": "", "bytes": 0, "why": "entries"}
-
-
-def _is_idle(content: bytes) -> bool:
-    with suppress(*_JSON_ERRORS):
-        return bool(json.loads(content)["execution_state"] == "idle")
-    return False
-
-
-def _is_outcome(channel: str, msg_type: str) -> bool:
-    return (channel, msg_type) in {("shell", "execute_reply"), ("iopub", "error")}
-
-
-def _shorten_outcome(parts: list[bytes]) -> list[bytes]:
-    """An `execute_reply` or `error` with the most telling of it, which is at most about a megabyte."""
-    try:
-        content = json.loads(parts[3])
-        lines = [str(line)[:_OUTCOME_CHARACTERS] for line in content.get("traceback", [])[-_OUTCOME_LINES:]]
-        texts = {name: str(content.get(name, ""))[:_OUTCOME_CHARACTERS] for name in ("status", "ename", "evalue")}
-        short = {**texts, "traceback": lines, "execution_count": int(content.get("execution_count", 0))}
-    except _JSON_ERRORS:
-        return parts
-    return [parts[0], parts[1], b"{}", json.dumps(short).encode()]
-
-
-def _cut_stream(parts: list[bytes], limit_bytes: int) -> list[bytes]:
-    """A `stream` message cut to about `limit_bytes` of text."""
-    try:
-        content = json.loads(parts[3])
-        content["text"] = content["text"][:limit_bytes]
-        return [*parts[:3], json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")]
-    except _JSON_ERRORS:
-        return [*parts[:3], json.dumps({"name": "stdout", "text": ""}).encode()]

@@ -44,6 +44,10 @@ class RelayListener(Protocol):
         """A control message from the gateway, other than those about the connection itself."""
         ...
 
+    def on_disconnected(self) -> None:
+        """The connection is gone, and with it everything that is not numbered."""
+        ...
+
 
 class _UnixResolver(Resolver):
     """Resolves every name to one unix socket, so that tornado's client can dial it."""
@@ -81,6 +85,11 @@ class Relay:
         """Send a numbered control message; it is never dropped."""
         self._spool.add(lambda seq: protocol.encode_control(op, seq=seq, **fields), 256, droppable=False)
         self._send_unsent()
+
+    def send_unnumbered(self, frame: str | bytes) -> None:
+        """Send a frame now, if a gateway has welcomed us. It is not kept: whoever asked for it asks again."""
+        if self._welcomed and self._connection is not None:
+            self._write(self._connection, frame)
 
     async def wait_for_room(self) -> None:
         """Return once half of the spool is free, so that what comes next does not overflow it."""
@@ -123,6 +132,7 @@ class Relay:
         welcomed, self._welcomed = self._welcomed, False
         self._connection = None
         connection.close()
+        self._listener.on_disconnected()
         return welcomed
 
     async def _dial(self) -> WebSocketClientConnection:
@@ -146,17 +156,20 @@ class Relay:
         match op := fields.pop("op"):
             case protocol.WELCOME:
                 self._welcomed = True
+                self._sent_seq = 0
                 self._acknowledge(fields["acknowledged"])
-                self._sent_seq = max(fields["acknowledged"], self._spool.oldest_seq - 1)
                 self._spool.close_gap()
                 self._send_unsent()
             case protocol.ACK:
                 self._acknowledge(fields["seq"])
+                self._send_unsent()
             case _:
                 self._listener.on_control(op, fields)
 
     def _acknowledge(self, seq: int) -> None:
+        """Forget what the gateway needs no more, sent over this connection or an earlier one, and go on behind it."""
         self._spool.acknowledge(seq)
+        self._sent_seq = max(self._sent_seq, self._spool.oldest_seq - 1)
         self._acknowledged.set()
 
     def _send_unsent(self) -> None:
@@ -169,12 +182,18 @@ class Relay:
             if frame is None:
                 return
             self._sent_seq += 1
-            try:
-                flushed = connection.write_message(frame, binary=isinstance(frame, bytes))
-            except WebSocketClosedError:
-                return  # the reader notices too and dials again; the frame is still kept
-            self._unflushed_bytes += len(frame)
-            asyncio.ensure_future(flushed).add_done_callback(partial(self._flushed, connection, len(frame)))
+            if not self._write(connection, frame):
+                return
+
+    def _write(self, connection: WebSocketClientConnection, frame: str | bytes) -> bool:
+        """Write a frame; False when the connection is closed. The reader notices too, and dials again."""
+        try:
+            flushed = connection.write_message(frame, binary=isinstance(frame, bytes))
+        except WebSocketClosedError:
+            return False
+        self._unflushed_bytes += len(frame)
+        asyncio.ensure_future(flushed).add_done_callback(partial(self._flushed, connection, len(frame)))
+        return True
 
     def _flushed(self, connection: WebSocketClientConnection, size_bytes: int, flushed: asyncio.Future[None]) -> None:
         failed = flushed.cancelled() or flushed.exception() is not None

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -19,45 +18,49 @@ from typing import Any
 import zmq
 
 from kernel_image import accounting, hardening, kernel_process, protocol, tail
+from kernel_image.artifacts import WorkingDirectory
 from kernel_image.channels import KernelChannels
+from kernel_image.files import SessionFiles
 from kernel_image.outstanding import OutstandingRequests
+from kernel_image.readiness import Readiness
 from kernel_image.relay import Relay
 
-_NUDGE_S = 0.2
 _START_TIMEOUT_S = 60.0
 _START_ATTEMPTS = 3
-_WARM_UP_CODE = {kernel_process.FORKED_KERNEL: "print()"}
-_WARM_UPS = 3
-"""Run silently, its output dropped, before a kernel counts as ready: what is done the first times takes longer."""
-
+_LEAVE_S = 2.0
 _DRAIN_PAUSE_S = 0.004
 _DRAIN_QUIET_ROUNDS = 3
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_MAX_THREADS")
 
 
 class Supervisor:
-    """One kernel's life. Its state: the kernel process of the moment with its channels, and why it is being killed."""
+    """One kernel's life.
+
+    Its state: the kernel process of the moment with its channels, whether it is ready and takes requests, and why it is
+    being killed. It takes none once it is known that it will end.
+    """
 
     def __init__(self, settings: protocol.SupervisorSettings) -> None:
         self._settings = settings
         self._meter = accounting.find_meter(own_container=os.getpid() == 1)
         self._relay = Relay(settings, self)
-        self._requests = OutstandingRequests(settings, self._relay, self._meter)
+        work = WorkingDirectory(settings.work_dir, settings.scan_entries)
+        self._requests = OutstandingRequests(settings, self._relay, self._meter, work)
+        self._files = SessionFiles(work, self._relay.send_unnumbered)
         self._reaper = kernel_process.Reaper()
-        self._environment = _kernel_environment(settings)
+        self._environment = kernel_process.environment_of(settings)
         self._fork_server = kernel_process.ForkServer(settings.preload, self._environment, settings.work_dir)
         self._zmq = zmq.Context[Any]()
         self._generation = 0
         self._pid: int | None = None
         self._channels: KernelChannels | None = None
+        self._readiness: Readiness | None = None
+        self._is_ready = False
+        self._takes_requests = False
         self._tail_path = Path(settings.ipc_dir, "tail")
         self._tail_sent: dict[str, int] = {}
         self._state = "starting"
         self._kill_cause: str | None = None
         self._oom_kills_before = 0
-        self._heard: set[str] = set()
-        self._news = asyncio.Event()
-        self._ready = asyncio.Event()
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -95,7 +98,8 @@ class Supervisor:
         """What a gateway needs to know of the kernel when the connection begins."""
         return {
             "state": self._state,
-            "running": self._requests.running,
+            "generation": self._generation,
+            "outstanding": self._requests.msg_ids,
             "finished": list(self._requests.finished),
             "failed_preloads": self._fork_server.failed_preloads,
             "limits": accounting.applied_limits(),
@@ -103,14 +107,18 @@ class Supervisor:
 
     def on_message(self, channel: str, parts: list[bytes]) -> None:
         """Pass a request on to the kernel, once."""
-        if channel not in ("shell", "control", "stdin") or self._channels is None or not self._ready.is_set():
-            return
-        if channel != "shell" or self._requests.accept(parts):
+        if channel == protocol.FILE_CHANNEL:
+            self._files.on_piece(parts)
+        elif channel == "shell":
+            self._reaper.reap()  # a kernel that has ended takes nothing, however little time ago that was
+            if self._requests.accept(parts, is_taken=self._takes_requests) and self._channels is not None:
+                self._channels.send(channel, parts)
+                self._requests.measure()
+        elif channel in ("control", "stdin") and self._is_ready and self._channels is not None:
             self._channels.send(channel, parts)
-            self._requests.measure()
 
     def on_control(self, op: str, fields: dict[str, Any]) -> None:
-        """Do what the gateway says about the kernel's life."""
+        """Do what the gateway says about the kernel's life, or asks of its files."""
         match op:
             case protocol.INTERRUPT:
                 self._interrupt(fields.get("msg_id"), float(fields["grace_s"]))
@@ -118,6 +126,12 @@ class Supervisor:
                 self._kill("restart")
             case protocol.SHUTDOWN:
                 self._stopping.set()
+            case _ if op.startswith("file_"):
+                self._files.on_control(op, fields)
+
+    def on_disconnected(self) -> None:
+        """Close the files that the gateway had open."""
+        self._files.close_all()
 
     # --- the kernel's life --------------------------------------------------------------------------------------------
 
@@ -136,7 +150,8 @@ class Supervisor:
             if await self._becomes_ready(ended):
                 failures = 0
                 self._tail_sent.update(tail.written_bytes(self._tail_path))
-                self._ready.set()
+                # A restart may have been asked for while the last of this was awaited.
+                self._is_ready, self._takes_requests = True, self._kill_cause is None and not ended.done()
                 self._set_state("idle")
             else:
                 failures += 1
@@ -154,11 +169,11 @@ class Supervisor:
         self._reaper.forget_recent()
         tail.create(self._tail_path)
         self._tail_sent.clear()
-        self._heard.clear()
         self._kill_cause = None
         self._oom_kills_before = self._meter.read().oom_kills
         os.makedirs(settings.work_dir, exist_ok=True)  # noqa: PTH103 - the user may have removed it
         self._channels = KernelChannels(self._zmq, prefix, self._on_kernel_message)
+        self._readiness = Readiness(settings.kernel_name, self._channels)
         connection_file.unlink(missing_ok=True)
         with connection_file.open("x") as file:  # never into a pipe or a link that the last kernel has left there
             json.dump(self._channels.connection_info(), file)
@@ -169,59 +184,47 @@ class Supervisor:
                 settings.kernel_name, connection_file, self._environment, settings.work_dir
             )
         ended: asyncio.Future[kernel_process.Exit] = asyncio.get_running_loop().create_future()
-        self._reaper.watch(self._pid, lambda end: None if ended.done() else ended.set_result(end))
+
+        def take_end(end: kernel_process.Exit) -> None:
+            self._takes_requests = False
+            if not ended.done():
+                ended.set_result(end)
+
+        self._reaper.watch(self._pid, take_end)
         return ended
 
     async def _becomes_ready(self, ended: asyncio.Future[kernel_process.Exit]) -> bool:
         """Whether the kernel answers, and its output arrives, before it ends or takes too long."""
-        nudge = asyncio.ensure_future(self._nudge())
+        assert self._readiness is not None  # noqa: S101 - set by _start_process
+        nudge = asyncio.ensure_future(self._readiness.wait())
         either: set[asyncio.Future[Any]] = {nudge, ended}
         done, _ = await asyncio.wait(either, timeout=_START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
         nudge.cancel()
         return nudge in done and nudge.exception() is None and ended not in done
 
-    async def _nudge(self) -> None:
-        """Ask until both the answer and a message on iopub have come; then have the kernel do everything once.
-
-        iopub drops what is published before a subscription has arrived, and not every kernel sends `iopub_welcome`.
-        """
-        assert self._channels is not None  # noqa: S101 - set by _start_process
-        while not {"kernel_info_reply", "iopub"} <= self._heard:
-            self._channels.request("shell", "kernel_info_request", {})
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wait_until_heard({"kernel_info_reply", "iopub"}), _NUDGE_S)
-        code = _WARM_UP_CODE.get(self._settings.kernel_name, "")
-        content = {"code": code, "silent": True, "store_history": False, "user_expressions": {}, "allow_stdin": False}
-        for _ in range(_WARM_UPS):
-            warm_up = self._channels.request("shell", "execute_request", content)
-            await self._wait_until_heard({f"reply to {warm_up}", f"idle after {warm_up}"})
-
-    async def _wait_until_heard(self, wanted: set[str]) -> None:
-        while not wanted <= self._heard:
-            self._news.clear()
-            await self._news.wait()
-
     def _set_state(self, state: str) -> None:
         self._state = state
-        failed_preloads = self._fork_server.failed_preloads
-        self._relay.put_control(protocol.STATE, state=state, pid=self._pid, failed_preloads=failed_preloads)
+        self._relay.put_control(
+            protocol.STATE,
+            state=state,
+            generation=self._generation,
+            pid=self._pid,
+            failed_preloads=self._fork_server.failed_preloads,
+        )
 
     def _on_kernel_message(self, channel: str, parts: list[bytes]) -> None:
-        """Pass a kernel's message on, and see whether it ends a request."""
-        if not self._ready.is_set():
-            self._hear(channel, parts)
-            return
-        self._requests.relay(channel, parts, self._tail_sent)
+        """Pass a kernel's message on, and see whether it ends a request, or is the kernel's last."""
+        if not self._is_ready:
+            if self._readiness is not None:
+                self._readiness.hear(channel, parts)
+        elif self._requests.relay(channel, parts, self._tail_sent) and self._takes_requests:
+            self._takes_requests = False
+            self._spawn(self._kill_unless_ended(self._generation))
 
-    def _hear(self, channel: str, parts: list[bytes]) -> None:
-        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            msg_type = json.loads(parts[0])["msg_type"]
-            self._heard.add("iopub" if channel == "iopub" else str(msg_type))
-            if msg_type == "execute_reply":
-                self._heard.add(f"reply to {json.loads(parts[1])['msg_id']}")
-            if msg_type == "status":
-                self._heard.add(f"{json.loads(parts[3])['execution_state']} after {json.loads(parts[1])['msg_id']}")
-            self._news.set()
+    async def _kill_unless_ended(self, generation: int) -> None:
+        await asyncio.sleep(_LEAVE_S)
+        if generation == self._generation:
+            self._kill("exited")
 
     def _interrupt(self, msg_id: str | None, grace_s: float) -> None:
         if self._pid is None or (msg_id is not None and msg_id not in self._requests):
@@ -238,16 +241,18 @@ class Supervisor:
     def _kill(self, cause: str) -> None:
         if self._pid is not None and self._kill_cause is None:
             self._kill_cause = cause
+            self._takes_requests = False
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
 
     async def _bury(self, end: kernel_process.Exit) -> None:
         """Save what the dead kernel had still to say, clear up after it, and tell its death."""
         self._pid = None
+        self._takes_requests = False
         if self._channels is not None:
             await self._drain(self._channels)
         self._close_channels()
-        self._ready.clear()
+        self._is_ready = False
         oom = end.signal == signal.SIGKILL and self._meter.read().oom_kills > self._oom_kills_before
         cause = "oom" if oom else self._kill_cause or ("signal" if end.signal else "exited")
         if not kernel_process.kill_all_but(self._fork_server.pid):
@@ -299,27 +304,6 @@ class Supervisor:
 def _say(text: str) -> None:
     """Tell whoever looks at the container's own log; the gateway is told by control messages."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201 - PID 1 has no other log
-
-
-def _kernel_environment(settings: protocol.SupervisorSettings) -> dict[str, str]:
-    """What kernels see: the container's own environment (the settings are scrubbed by now) and writable directories."""
-    home = Path(settings.home_dir)
-    mpl_config = home / ".config" / "matplotlib"
-    mpl_config.mkdir(parents=True, exist_ok=True)
-    if cache := os.environ.get("CELLBLOCK_MPL_CACHE"):
-        shutil.copytree(cache, mpl_config, dirs_exist_ok=True)
-    environment = {
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-        **os.environ,
-        "HOME": str(home),
-        "MPLCONFIGDIR": str(mpl_config),
-        "IPYTHONDIR": str(home / ".ipython"),
-        **{variable: str(settings.threads) for variable in _THREAD_VARIABLES},
-    }
-    for variable in ("JPY_PARENT_PID", "CELLBLOCK_MPL_CACHE", protocol.SETTINGS_VARIABLE):
-        environment.pop(variable, None)
-    return environment
 
 
 def main() -> None:

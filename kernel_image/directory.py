@@ -1,0 +1,126 @@
+"""A directory that belongs to hostile code, gone through without ever following a link.
+
+The code may change it at any moment: every step goes through directory descriptors with O_NOFOLLOW. What is made of the
+files in it is the business of others. It keeps no state but its path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+
+HIDDEN_PREFIX = ".cellblock-"
+"""Begins the names of what is being written and not yet in its place; no scan and no list shows them."""
+
+_SKIPPED_DIRECTORIES = frozenset({"__pycache__", ".ipynb_checkpoints"})
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# O_NONBLOCK, since opening a pipe would wait for its writer.
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_MAX_DEPTH = 32
+
+Mark = tuple[int, int, int]
+"""Modification time (ns), size and inode: when any of them differs, the file has changed."""
+
+
+def mark_of(status: os.stat_result) -> Mark:
+    """The mark of a file with this status."""
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+class Directory:
+    """The directory at `path`. Paths below it are relative, with `/` between their parts and no `..`."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def open_file(self, path: str) -> int:
+        """Open for reading what is at `path`, whatever it is. Raises OSError, of ELOOP when a link is on the way."""
+        above, name = self.open_above(path)
+        try:
+            return os.open(name, _FILE, dir_fd=above)
+        finally:
+            os.close(above)
+
+    def open_above(self, path: str, *, make: bool = False) -> tuple[int, str]:
+        """The descriptor of the directory that `path` is in, and its name there. `make` makes what is missing.
+
+        Raises OSError, of ELOOP when a link is on the way.
+        """
+        *directories, name = path.split("/")
+        if make:
+            os.makedirs(self._path, mode=0o700, exist_ok=True)  # noqa: PTH103 - the user may have removed it
+        descriptor = os.open(self._path, _DIRECTORY)
+        try:
+            for directory in directories:
+                below = _step(descriptor, directory, make=make)
+                os.close(descriptor)
+                descriptor = below
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor, name
+
+    def walk(self) -> Iterator[tuple[str, Mark | None]]:
+        """Yield what is in here and below, in no order; nothing when the directory is gone.
+
+        Only regular files have a mark; the rest counts too, or a million empty directories would be looked at. The path
+        of what lies too deep to be looked at ends in `/`.
+        """
+        try:
+            descriptor = os.open(self._path, _DIRECTORY)
+        except OSError:
+            return
+        yield from _walk_below("", descriptor, 0)
+
+
+def _step(above: int, name: str, *, make: bool) -> int:
+    """Open the directory `name`. The system calls a link no directory here, so that is looked at."""
+    try:
+        return os.open(name, _DIRECTORY, dir_fd=above)
+    except FileNotFoundError:
+        if not make:
+            raise
+        with contextlib.suppress(FileExistsError):  # made meanwhile; the next line looks at what it is
+            os.mkdir(name, 0o700, dir_fd=above)
+        return os.open(name, _DIRECTORY, dir_fd=above)
+    except NotADirectoryError:
+        if stat.S_ISLNK(os.stat(name, dir_fd=above, follow_symlinks=False).st_mode):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name) from None
+        raise
+
+
+def _walk_below(prefix: str, descriptor: int, depth: int) -> Iterator[tuple[str, Mark | None]]:
+    """Yield what is in the directory of `descriptor`, which is closed in the end, and below it."""
+    try:
+        with os.scandir(descriptor) as entries:
+            for entry in entries:
+                path = prefix + entry.name
+                if entry.name.startswith(HIDDEN_PREFIX):
+                    yield path, None
+                elif entry.is_dir(follow_symlinks=False):
+                    yield (path + "/" if depth >= _MAX_DEPTH else path), None
+                    if depth < _MAX_DEPTH and entry.name not in _SKIPPED_DIRECTORIES:
+                        yield from _enter(path, entry.name, descriptor, depth)
+                elif entry.is_file(follow_symlinks=False):
+                    try:
+                        status = entry.stat(follow_symlinks=False)
+                    except OSError:
+                        continue
+                    yield path, mark_of(status)
+                else:
+                    yield path, None
+    except OSError:
+        return
+    finally:
+        os.close(descriptor)
+
+
+def _enter(path: str, name: str, descriptor: int, depth: int) -> Iterator[tuple[str, Mark | None]]:
+    try:
+        below = os.open(name, _DIRECTORY, dir_fd=descriptor)
+    except OSError:
+        return
+    yield from _walk_below(f"{path}/", below, depth + 1)

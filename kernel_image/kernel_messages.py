@@ -1,0 +1,62 @@
+"""What the supervisor must understand of a kernel's messages, and how it makes one smaller. Pure.
+
+User code writes these messages as it likes: what is not what it should be counts as not said.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+
+JSON_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
+"""All that taking apart a message of hostile code can raise."""
+
+_OUTCOME_CHARACTERS = 4096
+_OUTCOME_LINES = 20
+
+
+def is_idle(content: bytes) -> bool:
+    """Whether the content of a `status` says that the kernel has done what it was asked."""
+    with suppress(*JSON_ERRORS):
+        return bool(json.loads(content)["execution_state"] == "idle")
+    return False
+
+
+def is_outcome(channel: str, msg_type: str) -> bool:
+    """Whether a message of this type tells if the code raised."""
+    return (channel, msg_type) in {("shell", "execute_reply"), ("iopub", "error")}
+
+
+def asks_exit(content: bytes) -> bool:
+    """Whether the content of an `execute_reply` says that the kernel ends now, as it does after `exit()`.
+
+    The payload is deprecated and still how ipykernel tells it, in ZMQInteractiveShell.ask_exit.
+    """
+    if b"ask_exit" not in content:
+        return False
+    with suppress(*JSON_ERRORS):
+        payloads = json.loads(content)["payload"]
+        return any(item["source"] == "ask_exit" and item.get("keepkernel") is not True for item in payloads)
+    return False
+
+
+def shorten_outcome(parts: list[bytes]) -> list[bytes]:
+    """An `execute_reply` or `error` with the most telling of it, which is at most about a megabyte."""
+    try:
+        content = json.loads(parts[3])
+        lines = [str(line)[:_OUTCOME_CHARACTERS] for line in content.get("traceback", [])[-_OUTCOME_LINES:]]
+        texts = {name: str(content.get(name, ""))[:_OUTCOME_CHARACTERS] for name in ("status", "ename", "evalue")}
+        short = {**texts, "traceback": lines, "execution_count": int(content.get("execution_count", 0))}
+    except JSON_ERRORS:
+        return parts
+    return [parts[0], parts[1], b"{}", json.dumps(short).encode()]
+
+
+def cut_stream(parts: list[bytes], limit_bytes: int) -> list[bytes]:
+    """A `stream` message cut to about `limit_bytes` of text."""
+    try:
+        content = json.loads(parts[3])
+        content["text"] = content["text"][:limit_bytes]
+        return [*parts[:3], json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")]
+    except JSON_ERRORS:
+        return [*parts[:3], json.dumps({"name": "stdout", "text": ""}).encode()]
