@@ -215,10 +215,11 @@ class MemoryStore:
         if kept := self._same(session):
             self.sessions[_name(session)] = replace(session, runs=kept.runs, usage=kept.usage)
 
-    async def remove_session(self, tenant: TenantId, session_id: SessionId) -> None:
-        """See `Store`."""
+    async def remove_session(self, session: Session) -> None:
+        """See `Store`. One of the same name that is not this one is left alone."""
         self._check()
-        self.sessions.pop((tenant, session_id), None)
+        if self._same(session):
+            del self.sessions[_name(session)]
 
     async def sessions_of(self, gateway_id: GatewayId) -> list[Session]:
         """See `Store`. Oldest first."""

@@ -25,7 +25,6 @@ from sessions.model import (
     RunSummary,
     Sandbox,
     Session,
-    SessionId,
     TenantId,
 )
 
@@ -132,7 +131,7 @@ class Store(Protocol):
         """Record what may change of a session, but for what its runs add up to. No error if unknown."""
         ...
 
-    async def remove_session(self, tenant: TenantId, session_id: SessionId) -> None:
+    async def remove_session(self, session: Session) -> None:
         """Forget a session; its runs stay. No error if unknown."""
         ...
 

@@ -166,7 +166,7 @@ class Registry:
             session.is_over = True
             del self._sessions[record.tenant, record.session_id]
             with suppress(CellblockError):
-                await self._parts.store.remove_session(record.tenant, record.session_id)
+                await self._parts.store.remove_session(record)
             raise
         return session
 
@@ -177,12 +177,12 @@ class Registry:
         if existing.gateway_id != self._gateway_id:
             raise Conflict("This session belongs to another gateway on the same database: ask that one.")
         # Its end could not be recorded.
-        await self._parts.store.remove_session(record.tenant, record.session_id)
+        await self._parts.store.remove_session(existing)
         await self._parts.store.add_session(record)
 
     async def _end(self, session: LiveSession, reason: str) -> None:
         record = session.record
-        await self._parts.store.remove_session(record.tenant, record.session_id)
+        await self._parts.store.remove_session(record)
         await session.end(reason)
         self._sessions.pop((record.tenant, record.session_id), None)
         log.info("session_ended", session_id=record.session_id, reason=reason)

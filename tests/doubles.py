@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,7 @@ class MemoryEngine:
         self.launches_fail = 0
         self.most_at_once = 0
         self.leftovers_removed = False
+        self.kept: set[KernelId] = set()
 
     # --- Provisioner --------------------------------------------------------------------------------------------------
 
@@ -145,14 +146,19 @@ class MemoryEngine:
         self.ports.pop(kernel_id, None)
         self.hang_up(kernel_id)
 
-    def remove_leftovers(self) -> None:
+    def let_go(self, kernel_id: KernelId) -> None:
+        self.ports.pop(kernel_id, None)
+        self.hang_up(kernel_id)
+
+    def remove_leftovers(self, wanted: Collection[KernelId]) -> None:
         self.leftovers_removed = True
+        self.kept = set(wanted)
 
     # --- what a test has supervisors do -------------------------------------------------------------------------------
 
     def come_up(self, kernel_id: KernelId) -> None:
         self.dial(kernel_id)
-        self.say(kernel_id, protocol.STATE, state="idle")
+        self.say(kernel_id, protocol.STATE, state="idle", generation=1)
 
     def dial(self, kernel_id: KernelId, **fields: Any) -> None:
         link = RecordingLink()

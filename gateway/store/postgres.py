@@ -33,7 +33,6 @@ from sessions.model import (
     RunRecord,
     RunSummary,
     Session,
-    SessionId,
     TenantId,
 )
 
@@ -81,7 +80,7 @@ class PostgresStore:
         return existing
 
     async def start_run(self, run_id: RunId, kernel_id: KernelId, started_at: datetime) -> None:
-        """See `Store`. Survives what adding that run does."""
+        """See `Store`. Survives a power cut."""
         parameters = runs.start_parameters(run_id, kernel_id, started_at)
 
         def work(connection: Connection) -> bool:
@@ -156,9 +155,9 @@ class PostgresStore:
         parameters = sessions.parameters(session)
         await self._run(lambda connection: connection.execute(sessions.UPDATE_SESSION, parameters))
 
-    async def remove_session(self, tenant: TenantId, session_id: SessionId) -> None:
-        """See `Store`."""
-        parameters = {"tenant": tenant, "session_id": session_id}
+    async def remove_session(self, session: Session) -> None:
+        """See `Store`. One of the same name that is not this one is left alone."""
+        parameters = sessions.parameters(session)
         await self._run(lambda connection: connection.execute(sessions.REMOVE_SESSION, parameters))
 
     async def sessions_of(self, gateway_id: GatewayId) -> list[Session]:

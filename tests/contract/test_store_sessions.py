@@ -126,7 +126,7 @@ async def test_what_has_come_into_a_sessions_place_is_left_alone(store: Store, b
         else:
             await store.update_session(after_a_run(gone))
         assert await all_sessions(store) == [another]
-        await store.remove_session(another.tenant, another.session_id)
+        await store.remove_session(another)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ async def test_a_removed_session_is_forgotten_and_its_runs_stay(store: Store) ->
     await store.add_session(session)
     await store.add_session(other)
     for _ in range(2):
-        await store.remove_session(session.tenant, session.session_id)
+        await store.remove_session(session)
     await store.update_session(session)
     assert await all_sessions(store) == [other]
     assert await store.get_run(run.run_id) is not None

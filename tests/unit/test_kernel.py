@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from doubles import ManualClock, RecordingLink, hello, message_frame
@@ -34,7 +35,8 @@ class Heard:
     def on_message(self, seq: int, message: Message) -> None:
         self.messages.append((seq, message))
 
-    def on_gap(self, dropped_bytes: int) -> None:
+    def on_gap(self, seq: int, dropped_bytes: int) -> None:
+        del seq
         self.gaps.append(dropped_bytes)
 
     def on_done(self, done: Done) -> None:
@@ -67,6 +69,11 @@ class Line:
     def publish(self, parent_id: str, msg_type: str = "stream", **content: Any) -> None:
         self.seq += 1
         self.greeting.on_binary(message_frame(self.seq, msg_type, parent_id, content))
+
+    def execute(self, code: str, listener: Heard) -> str:
+        msg_id = uuid4().hex
+        self.kernel.execute(msg_id, code, listener)
+        return msg_id
 
     def ready(self) -> Line:
         self.greet()
@@ -101,7 +108,7 @@ async def test_the_right_credential_is_welcomed(line: Line) -> None:
         {"credential": ["s3cret"]},
         {"kernel_id": "k2"},
         {"boot_id": None},
-        {"protocol": 2},
+        {"protocol": 1},
         {"op": "state"},
     ],
 )
@@ -161,7 +168,7 @@ async def test_a_newer_connection_takes_the_place_of_the_older(line: Line) -> No
 
 async def test_a_supervisor_that_has_started_anew_is_another_one(line: Line) -> None:
     heard = Heard()
-    line.ready().kernel.execute("x", heard)
+    line.ready().execute("x", heard)
     line.dial()
     line.greet(boot_id="b2")
     assert line.kernel.state is KernelState.GONE
@@ -173,8 +180,8 @@ async def test_a_supervisor_that_has_started_anew_is_another_one(line: Line) -> 
 
 async def test_messages_reach_the_request_they_answer_and_nobody_else(line: Line) -> None:
     one, two = Heard(), Heard()
-    first = line.ready().kernel.execute("1", one)
-    second = line.kernel.execute("2", two)
+    first = line.ready().execute("1", one)
+    second = line.execute("2", two)
     assert line.link.request_ids() == [first, second]
     line.publish(second, text="for two")
     line.publish("somebody else's", text="for nobody")
@@ -186,7 +193,7 @@ async def test_messages_reach_the_request_they_answer_and_nobody_else(line: Line
 
 async def test_a_request_ends_once_and_hears_nothing_after(line: Line) -> None:
     heard = Heard()
-    msg_id = line.ready().kernel.execute("x", heard)
+    msg_id = line.ready().execute("x", heard)
     usage = {"wall_ms": 1.5, "cpu_ms": 1, "memory_peak_bytes": 7, "oom_kills": 2}
     line.say("done", msg_id=msg_id, usage=usage, skipped=[{"path": "f"}, "odd"])
     assert heard.ends == [Done(Usage(1.5, 1.0, 7), 2, ({"path": "f"},))]
@@ -213,15 +220,15 @@ async def test_a_request_ends_once_and_hears_nothing_after(line: Line) -> None:
 )
 async def test_usage_that_cannot_be_true_is_none(line: Line, usage: object) -> None:
     heard = Heard()
-    msg_id = line.ready().kernel.execute("x", heard)
+    msg_id = line.ready().execute("x", heard)
     line.say("done", msg_id=msg_id, usage=usage, skipped={"not": "a list"})
     assert heard.ends == [Done(None, 0, ())]
 
 
 async def test_a_death_ends_every_request_and_tells_which_had_not_begun(line: Line) -> None:
     one, two = Heard(), Heard()
-    first = line.ready().kernel.execute("1", one)
-    second = line.kernel.execute("2", two)
+    first = line.ready().execute("1", one)
+    second = line.execute("2", two)
     line.say("died", msg_id=first, never_run=[second], cause="signal", exit_code=None, signal=9, usage=None)
     assert one.ends == [Died(Cause.SIGNAL, None, 9, None, ())]
     assert two.ends == [Died(Cause.SIGNAL, None, 9, None, (), ran=False)]
@@ -232,25 +239,25 @@ async def test_after_a_death_nothing_is_sent_until_the_next_kernel_answers(line:
     line.ready().say("died", cause="exited", exit_code=0)
     assert not line.kernel.is_ready()
     with pytest.raises(KernelLost):
-        line.kernel.execute("x", Heard())
+        line.execute("x", Heard())
     assert line.link.binary == []
     line.say("state", state="starting")
     line.say("state", state="idle")
-    assert line.kernel.execute("x", Heard()) in line.link.request_ids()
+    assert line.execute("x", Heard()) in line.link.request_ids()
 
 
 @pytest.mark.parametrize("fields", [{}, {"cause": ["x"]}, {"never_run": 7}, {"exit_code": "4", "signal": 1.5}])
 async def test_a_death_told_badly_is_still_a_death(line: Line, fields: dict[str, Any]) -> None:
     heard = Heard()
-    line.ready().kernel.execute("x", heard)
+    line.ready().execute("x", heard)
     line.say("died", **fields)
     assert heard.ends == [Died(Cause.EXITED, None, None, None, ())]
 
 
 async def test_a_gap_reaches_the_request_it_names_or_else_all(line: Line) -> None:
     one, two = Heard(), Heard()
-    first = line.ready().kernel.execute("1", one)
-    line.kernel.execute("2", two)
+    first = line.ready().execute("1", one)
+    line.execute("2", two)
     line.say("gap", msg_id=first, dropped_bytes=5)
     line.say("gap", msg_id=None, dropped_bytes=7)
     for odd in (-1, 0, True, "9", 1 << 60, None):
@@ -261,7 +268,7 @@ async def test_a_gap_reaches_the_request_it_names_or_else_all(line: Line) -> Non
 
 async def test_a_frame_that_comes_again_is_taken_once(line: Line) -> None:
     heard = Heard()
-    msg_id = line.ready().kernel.execute("x", heard)
+    msg_id = line.ready().execute("x", heard)
     frame = message_frame(2, "stream", msg_id, {"text": "once"})
     for _ in range(3):
         line.greeting.on_binary(frame)
@@ -273,7 +280,7 @@ async def test_a_frame_that_comes_again_is_taken_once(line: Line) -> None:
 @pytest.mark.parametrize("frame", [b"", b"1234567", protocol.number_frame(2, b"junk"), message_frame(3, "stream", "p")])
 async def test_a_frame_that_breaks_the_protocol_ends_the_kernel(line: Line, frame: bytes) -> None:
     heard = Heard()
-    line.ready().kernel.execute("x", heard)
+    line.ready().execute("x", heard)
     line.greeting.on_binary(frame)
     assert line.kernel.state is KernelState.GONE
     assert line.kernel.violation is not None
@@ -363,7 +370,7 @@ async def test_many_bytes_are_acknowledged_at_once(line: Line) -> None:
 
 async def test_nothing_is_acknowledged_before_it_is_committed(line: Line) -> None:
     heard = Heard()
-    msg_id = line.ready().kernel.execute("x", heard)
+    msg_id = line.ready().execute("x", heard)
     heard.uncommitted_seq = 2
     for _ in range(200):
         line.publish(msg_id, text="x")
@@ -379,7 +386,7 @@ async def test_nothing_is_acknowledged_before_it_is_committed(line: Line) -> Non
 @pytest.mark.parametrize("end", ["done", "died"])
 async def test_the_end_of_a_request_is_not_acknowledged_before_it_is_committed(line: Line, end: str) -> None:
     heard = Heard()
-    msg_id = line.ready().kernel.execute("x", heard)
+    msg_id = line.ready().execute("x", heard)
     line.publish(msg_id, text="x")
     heard.uncommitted_seq = 2
     line.say(end, msg_id=msg_id)
@@ -393,8 +400,8 @@ async def test_the_end_of_a_request_is_not_acknowledged_before_it_is_committed(l
 
 async def test_the_slowest_of_several_requests_holds_the_acknowledgement(line: Line) -> None:
     one, two = Heard(uncommitted_seq=5), Heard(uncommitted_seq=3)
-    line.ready().kernel.execute("1", one)
-    line.kernel.execute("2", two)
+    line.ready().execute("1", one)
+    line.execute("2", two)
     for _ in range(100):
         line.publish("nobody")
     assert acknowledged(line) == 2
@@ -402,7 +409,7 @@ async def test_the_slowest_of_several_requests_holds_the_acknowledgement(line: L
 
 async def test_a_reconnected_supervisor_is_told_what_is_committed_not_what_is_taken(line: Line) -> None:
     heard = Heard()
-    msg_id = line.ready().kernel.execute("x", heard)
+    msg_id = line.ready().execute("x", heard)
     heard.uncommitted_seq = 4
     for _ in range(6):
         line.publish(msg_id, text="x")
@@ -422,11 +429,11 @@ async def test_a_reconnected_supervisor_is_told_what_is_committed_not_what_is_ta
 async def test_a_supervisor_that_does_not_come_back_is_given_up(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions.kernel, "_RECONNECT_S", 0.01)
     heard = Heard()
-    line.ready().kernel.execute("x", heard)
+    line.ready().execute("x", heard)
     line.greeting.on_closed()
     assert heard.ends == []
     with pytest.raises(KernelLost):
-        line.kernel.execute("y", Heard())
+        line.execute("y", Heard())
     async with asyncio.timeout(5):
         while not heard.ends:
             await asyncio.sleep(0.005)
@@ -444,7 +451,7 @@ async def test_a_supervisor_that_comes_back_in_time_is_kept(line: Line, monkeypa
 
 async def test_giving_a_kernel_up_ends_its_supervisor_and_its_requests_once(line: Line) -> None:
     heard = Heard()
-    line.ready().kernel.execute("x", heard)
+    line.ready().execute("x", heard)
     line.kernel.abandon("enough")
     line.kernel.abandon("enough")
     assert line.link.sent("shutdown") == [{"op": "shutdown"}]
@@ -458,11 +465,11 @@ async def test_waiting_for_a_kernel_that_never_comes_ends_in_time(line: Line) ->
 
 
 async def test_an_interrupt_names_the_request_and_the_grace_time(line: Line) -> None:
-    msg_id = line.ready().kernel.execute("x", Heard())
+    msg_id = line.ready().execute("x", Heard())
     line.kernel.interrupt(msg_id, 2.0)
     assert line.link.sent("interrupt") == [{"op": "interrupt", "msg_id": msg_id, "grace_s": 2.0}]
 
 
 async def test_the_kernels_state_is_in_its_representation(line: Line) -> None:
-    line.ready().kernel.execute("x", Heard())
+    line.ready().execute("x", Heard())
     assert repr(line.kernel) == "<Kernel k1 ready linked, 1 outstanding>"

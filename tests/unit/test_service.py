@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from doubles import MemoryEngine, RecordingLink, until
 
+import sessions.conduct
+import sessions.live_runs
 import sessions.recording
-import sessions.service
 from gateway.clock import SystemClock
 from kernel_image import protocol
 from sessions.errors import Draining, EndNotStored, InvalidRequest, SandboxLost, StoreUnavailable, UnsupportedLanguage
@@ -31,6 +32,7 @@ from sessions.model import (
     RunId,
     RunRequest,
     RunStatus,
+    SessionLimits,
 )
 from sessions.pool import PoolSettings
 from sessions.service import Service
@@ -63,6 +65,8 @@ class Bench:
             pool=PoolSettings(1, 2, refill_pause_s=0.25),
             languages={"python": "python3", "other": "another"},
             preload=(),
+            session_limits=SessionLimits(),
+            credential_of=lambda kernel_id: f"secret of {kernel_id}",
             clock=SystemClock(),
         )
 
@@ -122,7 +126,7 @@ class Kernel:
         self.engine.say(self.kernel_id, protocol.DONE, msg_id=self.msg_id, **fields)
 
     def died(self, cause: str, **fields: Any) -> None:
-        self.engine.say(self.kernel_id, protocol.DIED, cause=cause, **fields)
+        self.engine.say(self.kernel_id, protocol.DIED, **{"msg_id": self.msg_id, "cause": cause, **fields})
 
     def end(self) -> None:
         self.reply()
@@ -132,8 +136,9 @@ class Kernel:
 
 @pytest.fixture
 async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
-    for name in ("_INTERRUPT_GRACE_S", "_KILL_GRACE_S", "_COMMIT_PATIENCE_S", "_FILES_PATIENCE_S"):
-        monkeypatch.setattr(sessions.service, name, SOON_S)
+    for name in ("_INTERRUPT_GRACE_S", "_KILL_GRACE_S", "_FILES_PATIENCE_S"):
+        monkeypatch.setattr(sessions.conduct, name, SOON_S)
+    monkeypatch.setattr(sessions.live_runs, "_COMMIT_PATIENCE_S", SOON_S)
     monkeypatch.setattr(sessions.recording, "_FIRST_RETRY_S", 0.01)
     bench = await Bench().start()
     yield bench
@@ -189,7 +194,7 @@ async def test_variables_travel_as_metadata_of_a_silent_request_before_the_code(
 async def test_code_that_ended_in_time_is_no_timeout_however_long_its_files_take(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions.service, "_FILES_PATIENCE_S", 10.0)
+    monkeypatch.setattr(sessions.conduct, "_FILES_PATIENCE_S", 10.0)
     running = bench.begin(timeout_s=0.2)
     kernel = await bench.sent()
     kernel.reply()
@@ -214,7 +219,7 @@ async def test_files_that_never_come_are_left_out_and_said(bench: Bench) -> None
 async def test_a_death_in_time_is_no_timeout_however_long_its_files_take(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions.service, "_FILES_PATIENCE_S", 10.0)
+    monkeypatch.setattr(sessions.conduct, "_FILES_PATIENCE_S", 10.0)
     running = bench.begin(timeout_s=0.2)
     kernel = await bench.sent()
     kernel.file("made.txt", b"x")  # the supervisor sends files only once the code has ended

@@ -34,15 +34,17 @@ ADD_RUN = typed(
     runs, "tenant", "gateway_id", "session_id", "language", "idempotency_key", "request_sha256", "code", "variables",
 )  # fmt: skip
 
-# Numbers of frames mean nothing to another kernel. Returns a row if there is such a run that has not ended.
+# Numbers of frames mean nothing to another kernel. The commit waits for the disk: a run that has been sent somewhere
+# must
+# not be found waiting after a power cut. Returns a row if there is such a run that has not ended.
 START_RUN = text(
-    f"""
+    """
     UPDATE runs SET status = :status, kernel_id = :kernel_id, started_at = :started_at,
                     taken_seq = CASE WHEN kernel_id IS NULL OR kernel_id = :kernel_id THEN taken_seq END,
                     progress = CASE WHEN kernel_id IS NULL OR kernel_id = :kernel_id THEN progress END
     WHERE run_id = :run_id AND finished_at IS NULL
-    RETURNING {_COMMIT}
-    """  # noqa: S608 - a constant
+    RETURNING 1
+    """
 )
 
 WITHDRAW_RUN = text("DELETE FROM runs WHERE run_id = :run_id AND finished_at IS NULL")

@@ -43,8 +43,12 @@ UPDATE_SESSION = typed(
 )  # fmt: skip
 
 REMOVE_SESSION = typed(
-    "DELETE FROM sessions WHERE tenant = :tenant AND session_id = :session_id", sessions, "tenant", "session_id"
-)
+    """
+    DELETE FROM sessions
+    WHERE tenant = :tenant AND session_id = :session_id AND gateway_id = :gateway_id AND created_at = :created_at
+    """,
+    sessions, *_NAMING,
+)  # fmt: skip
 
 _PREFIX = "session_"
 
