@@ -22,6 +22,7 @@ from kernel_image import protocol
 from sessions.messages import RequestBuilder
 from sessions.model import KernelId
 from sessions.ports import Link
+from sessions.transfers import Transfers
 
 PATIENCE_S = 30.0
 _LEFT_OUT = ("PYTEST_CURRENT_TEST", "PYTHONPATH")
@@ -41,7 +42,7 @@ class Frame:
 
 @dataclass
 class Run:
-    """What came of one request, up to its `done` or the kernel's `died`."""
+    """What came of one request, up to its `done` or `rejected`, or the kernel's `died`."""
 
     msg_id: str
     frames: list[Frame] = field(default_factory=list)
@@ -76,7 +77,8 @@ class Run:
 class Supervised:
     """The supervisor, its directories, and what the gateway's end has received: `frames`, each number once.
 
-    `acknowledges` is whether everything is acknowledged as it comes; `resent` counts frames that came again.
+    `acknowledges` is whether everything is acknowledged as it comes; `resent` counts frames that came again. What is not
+    numbered goes to `transfers`.
     """
 
     def __init__(self, root: Path, switchboard: SupervisorSwitchboard, **settings: Any) -> None:
@@ -96,6 +98,7 @@ class Supervised:
         self._builder = RequestBuilder()
         self._log = root / "log"
         directory = switchboard.open(self.kernel_id, lambda link: _End(self, link))
+        self.transfers = Transfers(self._send_text, self.send_frame)
         self._settings = protocol.SupervisorSettings(
             kernel_id=self.kernel_id,
             credential="the credential",
@@ -133,6 +136,10 @@ class Supervised:
     def send_frame(self, frame: bytes) -> None:
         assert self.link is not None
         self.link.send_binary(frame)
+
+    def _send_text(self, text: str) -> None:
+        assert self.link is not None
+        self.link.send_text(text)
 
     def control(self, op: str, **fields: Any) -> None:
         assert self.link is not None
@@ -213,7 +220,7 @@ class Supervised:
             if frame.parent_id == msg_id or (frame.msg_type == protocol.GAP and frame.content["msg_id"] == msg_id):
                 run.frames.append(frame)
             told = frame.content.get("msg_id") == msg_id or msg_id in frame.content.get("never_run", ())
-            if frame.msg_type in (protocol.DONE, protocol.DIED) and told:
+            if frame.msg_type in (protocol.DONE, protocol.DIED, protocol.REJECTED) and told:
                 run.frames.append(frame)
                 return run
         return None
@@ -228,6 +235,9 @@ class _End:
 
     def on_binary(self, data: bytes) -> None:
         seq, message = protocol.split_number(data)
+        if seq == 0:
+            self._supervised.transfers.take_frame(message)
+            return
         channel, (header, parent, _, content, *buffers) = protocol.decode_message(message)
         msg_type = json.loads(header)["msg_type"]
         parent_id = json.loads(parent).get("msg_id", "")
@@ -237,7 +247,9 @@ class _End:
         supervised = self._supervised
         fields = json.loads(text)
         op = fields.pop("op")
-        if op != protocol.HELLO:
+        if op.startswith("file_"):
+            supervised.transfers.take_control({"op": op, **fields})
+        elif op != protocol.HELLO:
             supervised.take(Frame(fields.pop("seq"), "", op, fields))
         elif supervised.welcomes:
             supervised.link = self._link
@@ -250,6 +262,7 @@ class _End:
     def on_closed(self) -> None:
         if self._supervised.link is self._link:
             self._supervised.link = None
+            self._supervised.transfers.link_lost()
         self._supervised.changed()
 
 
