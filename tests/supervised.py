@@ -21,7 +21,7 @@ from gateway.handlers.supervisor import SupervisorSwitchboard
 from kernel_image import protocol
 from sessions.messages import RequestBuilder
 from sessions.model import KernelId
-from sessions.ports import Link
+from sessions.ports import Link, LinkListener
 from sessions.transfers import Transfers
 
 PATIENCE_S = 30.0
@@ -77,8 +77,8 @@ class Run:
 class Supervised:
     """The supervisor, its directories, and what the gateway's end has received: `frames`, each number once.
 
-    `acknowledges` is whether everything is acknowledged as it comes; `resent` counts frames that came again. What is not
-    numbered goes to `transfers`.
+    `acknowledges` is whether everything is acknowledged as it comes; `resent` counts frames that came again. What is
+    not numbered goes to `transfers`.
     """
 
     def __init__(self, root: Path, switchboard: SupervisorSwitchboard, **settings: Any) -> None:
@@ -97,7 +97,7 @@ class Supervised:
         self._changed = asyncio.Event()
         self._builder = RequestBuilder()
         self._log = root / "log"
-        directory = switchboard.open(self.kernel_id, lambda link: _End(self, link))
+        directory = switchboard.open(self.kernel_id, self.accept)
         self.transfers = Transfers(self._send_text, self.send_frame)
         self._settings = protocol.SupervisorSettings(
             kernel_id=self.kernel_id,
@@ -144,6 +144,13 @@ class Supervised:
     def control(self, op: str, **fields: Any) -> None:
         assert self.link is not None
         self.link.send_text(protocol.encode_control(op, **fields))
+
+    def send_message(self, channel: str, msg_type: str, content: Mapping[str, Any]) -> str:
+        """Send any Jupyter message; returns its msg_id."""
+        header = {"msg_id": uuid4().hex, "msg_type": msg_type, "session": "s", "username": "u", "version": "5.4"}
+        parts = [json.dumps(part).encode() for part in (header, {}, {}, content)]
+        self.send_frame(protocol.encode_message(channel, parts))
+        return header["msg_id"]
 
     def interrupt(self, msg_id: str, grace_s: float = 5.0) -> None:
         self.control(protocol.INTERRUPT, msg_id=msg_id, grace_s=grace_s)
@@ -198,6 +205,10 @@ class Supervised:
                 self.process.kill()
                 self.process.wait()
         self._switchboard.close(self.kernel_id)
+
+    def accept(self, link: Link) -> LinkListener:
+        """Take a connection; a test may listen for it anew."""
+        return _End(self, link)
 
     # --- what the connections tell ------------------------------------------------------------------------------------
 
