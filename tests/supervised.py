@@ -21,7 +21,8 @@ from gateway.handlers.supervisor import SupervisorSwitchboard
 from kernel_image import protocol
 from sessions.messages import RequestBuilder
 from sessions.model import KernelId
-from sessions.ports import Link
+from sessions.ports import Link, LinkListener
+from sessions.transfers import Transfers
 
 PATIENCE_S = 30.0
 _LEFT_OUT = ("PYTEST_CURRENT_TEST", "PYTHONPATH")
@@ -41,7 +42,7 @@ class Frame:
 
 @dataclass
 class Run:
-    """What came of one request, up to its `done` or the kernel's `died`."""
+    """What came of one request, up to its `done` or `rejected`, or the kernel's `died`."""
 
     msg_id: str
     frames: list[Frame] = field(default_factory=list)
@@ -76,7 +77,8 @@ class Run:
 class Supervised:
     """The supervisor, its directories, and what the gateway's end has received: `frames`, each number once.
 
-    `acknowledges` is whether everything is acknowledged as it comes; `resent` counts frames that came again.
+    `acknowledges` is whether everything is acknowledged as it comes; `resent` counts frames that came again. What is
+    not numbered goes to `transfers`.
     """
 
     def __init__(self, root: Path, switchboard: SupervisorSwitchboard, **settings: Any) -> None:
@@ -95,7 +97,8 @@ class Supervised:
         self._changed = asyncio.Event()
         self._builder = RequestBuilder()
         self._log = root / "log"
-        directory = switchboard.open(self.kernel_id, lambda link: _End(self, link))
+        directory = switchboard.open(self.kernel_id, self.accept)
+        self.transfers = Transfers(self._send_text, self.send_frame)
         self._settings = protocol.SupervisorSettings(
             kernel_id=self.kernel_id,
             credential="the credential",
@@ -134,9 +137,20 @@ class Supervised:
         assert self.link is not None
         self.link.send_binary(frame)
 
+    def _send_text(self, text: str) -> None:
+        assert self.link is not None
+        self.link.send_text(text)
+
     def control(self, op: str, **fields: Any) -> None:
         assert self.link is not None
         self.link.send_text(protocol.encode_control(op, **fields))
+
+    def send_message(self, channel: str, msg_type: str, content: Mapping[str, Any]) -> str:
+        """Send any Jupyter message; returns its msg_id."""
+        header = {"msg_id": uuid4().hex, "msg_type": msg_type, "session": "s", "username": "u", "version": "5.4"}
+        parts = [json.dumps(part).encode() for part in (header, {}, {}, content)]
+        self.send_frame(protocol.encode_message(channel, parts))
+        return header["msg_id"]
 
     def interrupt(self, msg_id: str, grace_s: float = 5.0) -> None:
         self.control(protocol.INTERRUPT, msg_id=msg_id, grace_s=grace_s)
@@ -192,6 +206,10 @@ class Supervised:
                 self.process.wait()
         self._switchboard.close(self.kernel_id)
 
+    def accept(self, link: Link) -> LinkListener:
+        """Take a connection; a test may listen for it anew."""
+        return _End(self, link)
+
     # --- what the connections tell ------------------------------------------------------------------------------------
 
     def take(self, frame: Frame) -> None:
@@ -213,7 +231,7 @@ class Supervised:
             if frame.parent_id == msg_id or (frame.msg_type == protocol.GAP and frame.content["msg_id"] == msg_id):
                 run.frames.append(frame)
             told = frame.content.get("msg_id") == msg_id or msg_id in frame.content.get("never_run", ())
-            if frame.msg_type in (protocol.DONE, protocol.DIED) and told:
+            if frame.msg_type in (protocol.DONE, protocol.DIED, protocol.REJECTED) and told:
                 run.frames.append(frame)
                 return run
         return None
@@ -228,6 +246,9 @@ class _End:
 
     def on_binary(self, data: bytes) -> None:
         seq, message = protocol.split_number(data)
+        if seq == 0:
+            self._supervised.transfers.take_frame(message)
+            return
         channel, (header, parent, _, content, *buffers) = protocol.decode_message(message)
         msg_type = json.loads(header)["msg_type"]
         parent_id = json.loads(parent).get("msg_id", "")
@@ -237,7 +258,9 @@ class _End:
         supervised = self._supervised
         fields = json.loads(text)
         op = fields.pop("op")
-        if op != protocol.HELLO:
+        if op.startswith("file_"):
+            supervised.transfers.take_control({"op": op, **fields})
+        elif op != protocol.HELLO:
             supervised.take(Frame(fields.pop("seq"), "", op, fields))
         elif supervised.welcomes:
             supervised.link = self._link
@@ -250,6 +273,7 @@ class _End:
     def on_closed(self) -> None:
         if self._supervised.link is self._link:
             self._supervised.link = None
+            self._supervised.transfers.link_lost()
         self._supervised.changed()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ _MAX_UNGREETED = 8
 _MAX_CONNECTIONS = 256
 _MAX_REASON_BYTES = 120
 _HEADER_TIMEOUT_S = 10.0
+_NAME_CHARACTERS = 13
 
 Accept = Callable[[Link], LinkListener]
 
@@ -175,15 +176,19 @@ class SupervisorSwitchboard:
     def open(self, kernel_id: KernelId, accept: Accept) -> Path:
         """Listen for this kernel's supervisor; returns the directory to mount.
 
-        The directory and the socket are open to all uids, since the sandbox has one of its own; `root` is not.
+        The directory and the socket are open to all uids, since the sandbox has one of its own; `root` is not. A
+        directory that an earlier gateway made is kept, since it is mounted in the sandbox; its socket is not.
         """
-        directory = self._root / kernel_id[:13]
+        directory = self._root / _directory_name(kernel_id)
         path = directory / protocol.SOCKET_NAME
         if len(os.fsencode(path)) > protocol.UNIX_PATH_MAX_BYTES:
             raise SetUpFailed(f"The socket path {path} is too long: set server.data_dir to a shorter directory.")
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        directory.mkdir()
+        if directory in {port.directory for port in self._ports.values()}:
+            raise SetUpFailed(f"The directory {directory} is in use: close the kernel that uses it first.")
+        directory.mkdir(exist_ok=True)
         directory.chmod(0o755)
+        path.unlink(missing_ok=True)
         listening = socket.socket(socket.AF_UNIX)
         listening.settimeout(0)
         listening.bind(str(path))
@@ -209,17 +214,31 @@ class SupervisorSwitchboard:
 
     def close(self, kernel_id: KernelId) -> None:
         """Stop listening, drop this kernel's links and remove its directory. Unknown ids are no error."""
-        port = self._ports.pop(kernel_id, None)
-        if port is None:
-            return
-        if port.server is not None:
-            port.server.stop()
-        for link in list(port.links):
-            link.hang_up("closed")
-        shutil.rmtree(port.directory, ignore_errors=True)
+        port = self._stop(kernel_id)
+        if port is not None:
+            shutil.rmtree(port.directory, ignore_errors=True)
 
-    def remove_leftovers(self) -> None:
-        """Remove the directories of an earlier gateway on the same data directory."""
+    def let_go(self, kernel_id: KernelId) -> None:
+        """Stop listening and drop this kernel's links, but leave its directory to a later gateway."""
+        self._stop(kernel_id)
+
+    def remove_leftovers(self, wanted: Collection[KernelId]) -> None:
+        """Remove the directories of an earlier gateway on the same data directory, but for those of these kernels."""
+        kept = {_directory_name(kernel_id) for kernel_id in (*wanted, *self._ports)}
         for directory in self._root.glob("*"):
-            if directory.is_dir():
+            if directory.is_dir() and directory.name not in kept:
                 shutil.rmtree(directory, ignore_errors=True)
+
+    def _stop(self, kernel_id: KernelId) -> _Port | None:
+        port = self._ports.pop(kernel_id, None)
+        if port is not None:
+            if port.server is not None:
+                port.server.stop()
+            for link in list(port.links):
+                link.hang_up("closed")
+        return port
+
+
+def _directory_name(kernel_id: KernelId) -> str:
+    """As long as fits: the path of a unix socket is short."""
+    return kernel_id[:_NAME_CHARACTERS]

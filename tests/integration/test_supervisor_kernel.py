@@ -182,9 +182,68 @@ async def test_exit_ends_the_run_well_and_the_kernel_after_it(kernel: Supervised
     assert (death["cause"], death["exit_code"], death["msg_id"]) == ("exited", 0, None)
 
 
+async def test_after_exit_the_kernel_takes_nothing_more(kernel: Supervised) -> None:
+    idle, deaths = len(kernel.states("idle")), len(kernel.deaths())
+    run = await kernel.run("exit()")
+    late = await kernel.run("open('late', 'w')")
+    assert (run.end.msg_type, late.types()) == ("done", ["rejected"])
+    await kernel.ready(idle + 1)
+    assert (kernel.deaths()[-1].content["msg_id"], kernel.deaths()[-1].content["never_run"]) == (None, [])
+    assert len(kernel.deaths()) == deaths + 1
+    assert (await kernel.run("import os; os.path.exists('late')")).value() == "False"
+
+
+async def test_a_kernel_that_says_it_exits_and_does_not_is_killed(kernel: Supervised) -> None:
+    idle = len(kernel.states("idle"))
+    saying = "get_ipython().payload_manager.write_payload({'source': 'ask_exit', 'keepkernel': False})"
+    assert (await kernel.run(saying)).end.msg_type == "done"
+    await kernel.ready(idle + 1)
+    death = kernel.deaths()[-1].content
+    assert (death["cause"], death["signal"], death["msg_id"]) == ("exited", 9, None)
+
+
+@pytest.mark.parametrize(
+    "code", ["exit(keep_kernel=True)", "print('ask_exit')", "raise ValueError('ask_exit')", "'ask_exit'"]
+)
+async def test_what_only_looks_like_an_exit_is_none(kernel: Supervised, code: str) -> None:
+    deaths = len(kernel.deaths())
+    await kernel.run(f"stays = 1\n{code}")
+    assert (await kernel.run("import time; time.sleep(2.3); stays")).value() == "1"
+    assert len(kernel.deaths()) == deaths
+
+
 async def test_asking_for_input_fails_at_once(kernel: Supervised) -> None:
     run = await kernel.run("input('?')")
     assert run.reply()["ename"] == "StdinNotImplementedError"
+
+
+def asking(kernel: Supervised, code: str) -> str:
+    content = {"code": code, "silent": False, "allow_stdin": True}
+    return kernel.send_message("shell", "execute_request", content)
+
+
+async def test_input_is_asked_for_and_the_answer_reaches_the_code(kernel: Supervised) -> None:
+    msg_id = asking(kernel, "import getpass\nprint('hello ' + input('name? '))\nprint(getpass.getpass('secret? '))")
+    for number, answer in enumerate(("Ada", "42")):
+        await kernel.until(lambda n=number: len(questions(kernel, msg_id)) > n)
+        kernel.send_message("stdin", "input_reply", {"value": answer})
+    run = await kernel.end_of(msg_id)
+    assert questions(kernel, msg_id) == [("name? ", False), ("secret? ", True)]
+    assert (run.text(), run.reply()["status"], run.end.msg_type) == ("hello Ada\n42\n", "ok", "done")
+
+
+def questions(kernel: Supervised, msg_id: str) -> list[tuple[str, bool]]:
+    asked = [frame for frame in kernel.frames if frame.msg_type == "input_request"]
+    assert {frame.channel for frame in asked} <= {"stdin"}
+    return [(frame.content["prompt"], frame.content["password"]) for frame in asked if frame.parent_id == msg_id]
+
+
+async def test_code_that_waits_for_input_can_be_interrupted(kernel: Supervised) -> None:
+    msg_id = asking(kernel, "input()")
+    await kernel.until(lambda: bool(questions(kernel, msg_id)))
+    kernel.interrupt(msg_id)
+    assert (await kernel.end_of(msg_id)).reply()["ename"] == "KeyboardInterrupt"
+    assert (await kernel.run("1 + 1")).value() == "2"
 
 
 async def test_execution_counts_rise_from_one(kernel: Supervised) -> None:

@@ -17,6 +17,7 @@ import pytest
 from supervised import Supervised, supervised
 
 from gateway.handlers.supervisor import SupervisorSwitchboard
+from sessions.messages import RequestBuilder
 
 Launch = Callable[..., AbstractAsyncContextManager[Supervised]]
 
@@ -132,6 +133,76 @@ async def test_requests_behind_the_one_that_crashed_were_never_run(kernel: Super
     assert run.types() == ["died"]
     assert run.end.content["msg_id"] == first
     assert run.end.content["never_run"] == [second]
+
+
+async def test_a_request_that_no_kernel_takes_is_rejected_and_never_run(kernel: Supervised) -> None:
+    msg_id, frame = RequestBuilder().execute("open('ran', 'w')")
+    kernel.control("restart")
+    kernel.send_frame(frame)
+    run = await kernel.end_of(msg_id)
+    assert run.types() == ["rejected"]
+    await kernel.ready(generation=2)
+    assert kernel.deaths()[0].content["never_run"] == []
+    kernel.send_frame(frame)
+    assert (await kernel.run("import os; os.path.exists('ran')")).value() == "False"
+    assert [frame.content for frame in kernel.frames if frame.msg_type == "rejected"] == [{"msg_id": msg_id}]
+    await kernel.reconnect()
+    assert msg_id in kernel.hellos[-1]["finished"]
+
+
+async def test_a_request_before_the_first_kernel_is_ready_is_rejected(launch: Launch) -> None:
+    async with launch(waits=False) as kernel:
+        await kernel.until(lambda: kernel.link is not None)
+        assert (await kernel.run("1")).types() == ["rejected"]
+        await kernel.ready()
+        assert (await kernel.run("1")).value() == "1"
+
+
+async def test_a_request_to_a_kernel_that_does_not_start_is_rejected(launch: Launch) -> None:
+    async with launch(kernel_name="no-such-kernel", waits=False) as kernel:
+        await kernel.until(lambda: bool(kernel.states("dead")))
+        assert (await kernel.run("1")).types() == ["rejected"]
+
+
+async def test_a_request_to_a_kernel_that_has_just_been_killed_is_rejected(kernel: Supervised) -> None:
+    pid: Any = kernel.states("idle")[-1].content["pid"]
+    await asyncio.to_thread(os.kill, kernel.process.pid, signal.SIGSTOP)  # so that it does not see the end yet
+    os.kill(pid, signal.SIGKILL)
+    await gone(pid)
+    msg_id = kernel.send("1")
+    os.kill(kernel.process.pid, signal.SIGCONT)
+    assert (await kernel.end_of(msg_id)).types() == ["rejected"]
+    await kernel.until(lambda: bool(kernel.deaths()))
+    assert kernel.deaths()[0].content["msg_id"] is None
+
+
+async def test_a_greeting_tells_what_is_outstanding_in_order_and_of_which_kernel(kernel: Supervised) -> None:
+    first, second = kernel.send("import time; time.sleep(1)"), kernel.send("import os; os._exit(1)")
+    await kernel.until(lambda: kernel.frames[-1].parent_id == first)
+    await kernel.reconnect()
+    hello = kernel.hellos[-1]
+    assert (hello["outstanding"], hello["generation"], hello["protocol"]) == ([first, second], 1, 2)
+    await kernel.ready(generation=2)
+    assert [state.content["generation"] for state in kernel.states("idle")] == [1, 2]
+    await kernel.reconnect()
+    hello = kernel.hellos[-1]
+    assert (hello["outstanding"], hello["finished"], hello["generation"]) == ([], [first, second], 2)
+
+
+async def test_requests_resent_after_a_broken_link_run_once(kernel: Supervised) -> None:
+    await kernel.run("count = 0")
+    sent = [RequestBuilder().execute("count += 1") for _ in range(50)]
+    for number, (_, frame) in enumerate(sent):
+        kernel.send_frame(frame)
+        if number == 25:
+            await kernel.reconnect()
+            known = {*kernel.hellos[-1]["outstanding"], *kernel.hellos[-1]["finished"]}
+            for again_id, again in sent[: number + 1]:
+                if again_id not in known:
+                    kernel.send_frame(again)
+    for msg_id, _ in sent:
+        await kernel.end_of(msg_id)
+    assert (await kernel.run("count")).value() == "50"
 
 
 async def test_an_interrupt_that_is_obeyed_leaves_the_variables(kernel: Supervised) -> None:

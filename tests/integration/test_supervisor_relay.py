@@ -76,7 +76,7 @@ async def test_after_a_reconnect_nothing_is_missing_and_nothing_repeated(
         if not acknowledges:
             kernel.acknowledged = len(kernel.frames)  # the welcome says it
         await kernel.reconnect()
-        assert kernel.hellos[-1]["running"] == msg_id
+        assert kernel.hellos[-1]["outstanding"] == [msg_id]
     run = await kernel.end_of(msg_id)
     assert run.text() == "".join(f"{number}\n" for number in range(400))
     assert run.end.msg_type == "done"
@@ -92,7 +92,7 @@ async def test_what_was_taken_and_not_acknowledged_comes_again(kernel: Supervise
     assert kernel.hellos[-1]["oldest_seq"] <= kernel.acknowledged + 1
     assert kernel.hellos[-1]["next_seq"] == len(kernel.frames) + 1
     assert run.msg_id in kernel.hellos[-1]["finished"]
-    assert kernel.hellos[-1]["running"] is None
+    assert kernel.hellos[-1]["outstanding"] == []
 
 
 async def test_a_run_that_ends_while_no_gateway_is_there_is_told_whole(kernel: Supervised) -> None:

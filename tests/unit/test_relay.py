@@ -1,0 +1,100 @@
+"""What the relay sends after a new connection, to a gateway that acknowledges at a time of its own choosing."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from kernel_image import protocol, relay
+from kernel_image.relay import Relay
+
+SETTINGS = protocol.SupervisorSettings("k", "c", "unix:/s", "/work", "/ipc", "/home")
+
+
+class SlowConnection:
+    """Takes frames and says that they are on their way; `flush` lets all of them arrive."""
+
+    def __init__(self) -> None:
+        self.frames: list[str | bytes] = []
+        self.flushes: list[asyncio.Future[None]] = []
+
+    def write_message(self, frame: str | bytes, *, binary: bool) -> asyncio.Future[None]:
+        assert binary == isinstance(frame, bytes)
+        self.frames.append(frame)
+        self.flushes.append(asyncio.get_running_loop().create_future())
+        return self.flushes[-1]
+
+    async def flush(self) -> None:
+        for flush in self.flushes:
+            if not flush.done():
+                flush.set_result(None)
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    def numbers(self) -> list[int]:
+        return [protocol.split_number(frame)[0] for frame in self.frames if isinstance(frame, bytes)]
+
+
+@pytest.fixture
+def spooled(monkeypatch: pytest.MonkeyPatch) -> Relay:
+    """A relay that has ten frames to send, of which two fit on the way at a time."""
+    monkeypatch.setattr(relay, "_UNFLUSHED_LIMIT_BYTES", 2000)
+    spooled = Relay(SETTINGS, listener=None)  # type: ignore[arg-type] - nobody calls it here
+    for _ in range(10):
+        spooled.put_message("iopub", [b"{}", b"{}", b"{}", b"x" * 1000], droppable=True)
+    return spooled
+
+
+def connect(spooled: Relay, acknowledged: int) -> SlowConnection:
+    connection = SlowConnection()
+    spooled._connection = connection  # type: ignore[assignment]
+    spooled._unflushed_bytes = 0
+    tell(spooled, protocol.WELCOME, acknowledged=acknowledged)
+    return connection
+
+
+def tell(spooled: Relay, op: str, **fields: Any) -> None:
+    spooled._take(protocol.encode_control(op, **fields))
+
+
+async def test_everything_not_acknowledged_is_sent_in_order(spooled: Relay) -> None:
+    connection = connect(spooled, acknowledged=3)
+    assert connection.numbers() == [4, 5]
+    for _ in range(4):
+        await connection.flush()
+    assert connection.numbers() == [4, 5, 6, 7, 8, 9, 10]
+
+
+async def test_an_acknowledgement_of_what_was_sent_over_the_last_connection_does_not_stop_the_sending(
+    spooled: Relay,
+) -> None:
+    before = connect(spooled, acknowledged=0)
+    for _ in range(5):
+        await before.flush()
+    assert before.numbers()[-1] == 10
+    after = connect(spooled, acknowledged=0)
+    tell(spooled, protocol.ACK, seq=6)
+    await after.flush()
+    spooled.put_message("iopub", [b"{}"] * 4, droppable=True)
+    for _ in range(4):
+        await after.flush()
+    assert after.numbers() == [1, 2, 7, 8, 9, 10, 11]
+
+
+@pytest.mark.parametrize("op", [protocol.WELCOME, protocol.ACK])
+async def test_an_acknowledgement_of_what_does_not_exist_yet_skips_nothing(spooled: Relay, op: str) -> None:
+    connection = connect(spooled, acknowledged=0)
+    tell(spooled, op, **{"acknowledged" if op == protocol.WELCOME else "seq": 100})
+    await connection.flush()
+    spooled.put_message("iopub", [b"{}"] * 4, droppable=True)
+    assert connection.numbers() == [1, 2, 11]
+
+
+async def test_what_is_not_numbered_goes_out_at_once_or_never(spooled: Relay) -> None:
+    spooled.send_unnumbered("nobody is there")
+    connection = connect(spooled, acknowledged=10)
+    spooled.send_unnumbered("now")
+    assert connection.frames == ["now"]
+    assert spooled._spool.next_seq == 11
