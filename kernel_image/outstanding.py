@@ -1,7 +1,8 @@
 """What the kernel has been asked and has not finished: the boundary of each run, what it cost and which files it made.
 
 A request is finished when its execute_reply and its `idle` have both passed. Kernel messages go through here on their
-way to the relay. The mutable state is the outstanding requests in order, and the ids of the last finished ones.
+way to the relay. The mutable state is the outstanding requests in order, and the ids of the last finished and rejected
+ones.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class OutstandingRequests:
         self._sampler: asyncio.TimerHandle | None = None
         self._finishing: set[asyncio.Task[None]] = set()
         self.finished: deque[str] = deque(maxlen=_REMEMBERED)
+        self._rejected: deque[str] = deque(maxlen=_REMEMBERED)
 
     def __contains__(self, msg_id: object) -> bool:
         return msg_id in self._outstanding
@@ -74,26 +76,29 @@ class OutstandingRequests:
         """The msg_id of the oldest outstanding request."""
         return next(iter(self._outstanding), None)
 
-    def accept(self, parts: list[bytes], *, is_taken: bool) -> bool:
+    def accept(self, parts: list[bytes], taking: int | None) -> bool:
         """Note a shell request from the gateway. False when it must not go to the kernel, or not again.
 
-        Without a kernel that takes it (`is_taken`), an execute_request is answered at once, and not run later either.
+        `taking` is the generation that takes requests now, if one does. Without it, or where another one is asked for,
+        an execute_request is answered at once, and not run later either.
         """
         try:
             header = json.loads(parts[0])
             msg_id, msg_type = header["msg_id"], header["msg_type"]
             options = json.loads(parts[2]).get("cellblock", {}) if parts[2] != b"{}" else {}
             wants_artifacts = bool(options.get("artifacts", True))
+            is_taken = taking is not None and options.get("generation", taking) == taking
         except JSON_ERRORS:
             return False
         if msg_type != "execute_request":
-            return is_taken
-        if not isinstance(msg_id, str) or msg_id in self._outstanding or msg_id in self.finished:
+            return taking is not None
+        known = (self._outstanding, self.finished, self._rejected)
+        if not isinstance(msg_id, str) or any(msg_id in ids for ids in known):
             return False
         if is_taken:
             self._outstanding[msg_id] = _Request(msg_id, parts[0], wants_artifacts)
         else:
-            self.finished.append(msg_id)
+            self._rejected.append(msg_id)
             self._relay.put_control(protocol.REJECTED, msg_id=msg_id)
         return is_taken
 

@@ -111,7 +111,8 @@ class Supervisor:
             self._files.on_piece(parts)
         elif channel == "shell":
             self._reaper.reap()  # a kernel that has ended takes nothing, however little time ago that was
-            if self._requests.accept(parts, is_taken=self._takes_requests) and self._channels is not None:
+            taking = self._generation if self._takes_requests else None
+            if self._requests.accept(parts, taking) and self._channels is not None:
                 self._channels.send(channel, parts)
                 self._requests.measure()
         elif channel in ("control", "stdin") and self._is_ready and self._channels is not None:
@@ -152,7 +153,8 @@ class Supervisor:
                 self._tail_sent.update(tail.written_bytes(self._tail_path))
                 # A restart may have been asked for while the last of this was awaited.
                 self._is_ready, self._takes_requests = True, self._kill_cause is None and not ended.done()
-                self._set_state("idle")
+                if self._takes_requests:
+                    self._set_state("idle")
             else:
                 failures += 1
                 _say("the kernel did not answer")
@@ -186,7 +188,7 @@ class Supervisor:
         ended: asyncio.Future[kernel_process.Exit] = asyncio.get_running_loop().create_future()
 
         def take_end(end: kernel_process.Exit) -> None:
-            self._takes_requests = False
+            self._take_no_more()
             if not ended.done():
                 ended.set_result(end)
 
@@ -212,13 +214,19 @@ class Supervisor:
             failed_preloads=self._fork_server.failed_preloads,
         )
 
+    def _take_no_more(self) -> None:
+        """This kernel process is about to end, or has: say so before the first request is rejected for it."""
+        if self._takes_requests:
+            self._takes_requests = False
+            self._set_state("starting")
+
     def _on_kernel_message(self, channel: str, parts: list[bytes]) -> None:
         """Pass a kernel's message on, and see whether it ends a request, or is the kernel's last."""
         if not self._is_ready:
             if self._readiness is not None:
                 self._readiness.hear(channel, parts)
         elif self._requests.relay(channel, parts, self._tail_sent) and self._takes_requests:
-            self._takes_requests = False
+            self._take_no_more()
             self._spawn(self._kill_unless_ended(self._generation))
 
     async def _kill_unless_ended(self, generation: int) -> None:
@@ -241,14 +249,14 @@ class Supervisor:
     def _kill(self, cause: str) -> None:
         if self._pid is not None and self._kill_cause is None:
             self._kill_cause = cause
-            self._takes_requests = False
+            self._take_no_more()
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
 
     async def _bury(self, end: kernel_process.Exit) -> None:
         """Save what the dead kernel had still to say, clear up after it, and tell its death."""
         self._pid = None
-        self._takes_requests = False
+        self._take_no_more()
         if self._channels is not None:
             await self._drain(self._channels)
         self._close_channels()

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 from sessions.ends import Cause, Died, Done
 from sessions.errors import KernelLost
@@ -52,7 +53,7 @@ class Conductor:
 
     async def perform(self, live: LiveRun, kernel: Kernel) -> Result:
         """Run the code; returns the answer, which is not committed yet. Raises NotTaken."""
-        live.kernel = kernel
+        live.kernel, live.msg_id = kernel, f"{live.run_id}.{uuid4().hex[:8]}"
         live.recording.on_commit(kernel.acknowledge)
         # A kernel process that dies from here on takes the session's variables along: its successor will not do.
         live.execution.generation = kernel.generation
@@ -61,7 +62,7 @@ class Conductor:
             if live.run.variables:
                 await set_variables(kernel, live.run.variables)
             kernel.execute(
-                live.run_id, live.run.code, live.recording, allow_stdin=live.run.allow_stdin, metadata=metadata
+                live.msg_id, live.run.code, live.recording, allow_stdin=live.run.allow_stdin, metadata=metadata
             )
         except KernelLost as error:
             raise NotTaken(str(error)) from error
@@ -72,7 +73,7 @@ class Conductor:
         """Listen for what comes of a run that an earlier gateway began. To be called before the supervisor dials in."""
         live.kernel = kernel
         live.recording.on_commit(kernel.acknowledge)
-        kernel.attach(live.run_id, live.recording)
+        kernel.expect(live.run_id, live.recording)
 
     async def resume(self, live: LiveRun, kernel: Kernel, elapsed_s: float) -> Result:
         """Go on with a joined run that began `elapsed_s` ago.
@@ -84,8 +85,8 @@ class Conductor:
         except KernelLost:
             kernel.abandon("its supervisor did not come back")
             return self.lost(live)
-        if not live.recording.ended.done() and not kernel.knows(live.run_id):
-            kernel.forget(live.run_id)
+        live.msg_id = kernel.msg_id_of(live.recording) or ""
+        if not live.msg_id and not live.recording.ended.done():
             raise NotTaken
         # It may have passed its limit while nobody could tell it; what it has said since then comes first.
         timeout_s = min(live.run.timeout_s, max(_LEAST_TIME_S, live.run.timeout_s - elapsed_s))
@@ -109,7 +110,7 @@ class Conductor:
         finally:
             stopping.cancel()
         if not recording.code_ended.done():
-            kernel.interrupt(live.run_id, _INTERRUPT_GRACE_S)
+            live.interrupt(_INTERRUPT_GRACE_S)
             await asyncio.wait([recording.code_ended], timeout=_INTERRUPT_GRACE_S + _KILL_GRACE_S)
         if recording.code_ended.done():
             await asyncio.wait([recording.ended], timeout=_FILES_PATIENCE_S)

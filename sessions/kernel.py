@@ -65,7 +65,6 @@ class Kernel:
         self._builder = RequestBuilder()
         self._link: Link | None = None
         self._boot_id: str | None = None
-        self._known: frozenset[str] = frozenset()
         self._taken_seq = 0
         self._acknowledged_seq = 0
         self._unacknowledged_bytes = 0
@@ -92,10 +91,6 @@ class Kernel:
     def is_linked(self) -> bool:
         """Whether its supervisor is connected."""
         return self._link is not None
-
-    def knows(self, msg_id: str) -> bool:
-        """Whether the supervisor had this request when it last said hello."""
-        return msg_id in self._known
 
     def watch(self, on_change: Callable[[Kernel], None]) -> None:
         """Call `on_change` whenever the state, the link, or the number of deaths has changed."""
@@ -148,13 +143,13 @@ class Kernel:
         self._requests.add(msg_id, listener, frame)
         self._link.send_binary(frame)
 
-    def attach(self, msg_id: str, listener: RequestListener) -> None:
-        """Listen to a request that an earlier gateway may have sent."""
-        self._requests.add(msg_id, listener, None)
+    def expect(self, run_id: str, listener: RequestListener) -> None:
+        """Listen to what comes of a run that an earlier gateway may have sent. Before the supervisor dials in."""
+        self._requests.expect(run_id, listener)
 
-    def forget(self, msg_id: str) -> None:
-        """Listen no more to a request that turned out not to have been sent."""
-        self._requests.forget(msg_id)
+    def msg_id_of(self, listener: RequestListener) -> str | None:
+        """Under which msg_id this listener's request is outstanding, if it is."""
+        return self._requests.msg_id_of(listener)
 
     def answer_input(self, value: str) -> None:
         """Answer the input_request that the running code waits in. Raises KernelLost."""
@@ -235,7 +230,8 @@ class Kernel:
         self._boot_id = boot_id
         limits = hello.get("limits")
         self.limits_seen = limits if isinstance(limits, dict) else {}
-        self._known = _ids(hello.get("outstanding")) | _ids(hello.get("finished"))
+        sent = [*_ids(hello.get("finished")), *_ids(hello.get("outstanding"))]
+        self._requests.find_expected(sent)
         self._take_failed_preloads(hello)
         previous, self._link = self._link, link
         if previous is not None:
@@ -245,7 +241,7 @@ class Kernel:
             self._giving_up = None
         # Not what has been taken: that may not be committed yet. What is sent again is not taken again.
         self._send_control(protocol.WELCOME, acknowledged=self._acknowledged_seq)
-        self._requests.send_again(self._known, link.send_binary)
+        self._requests.send_again(sent, link.send_binary)
         self._tell_change()
         return True
 
@@ -389,8 +385,8 @@ class Kernel:
             watcher(self)
 
 
-def _ids(value: Any) -> frozenset[str]:
-    return frozenset(item for item in value if isinstance(item, str)) if isinstance(value, list) else frozenset()
+def _ids(value: Any) -> list[str]:
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
 
 
 def _count(value: Any) -> int:

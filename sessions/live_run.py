@@ -29,7 +29,7 @@ class Stop:
 class LiveRun:
     """One run, from the moment it is recorded.
 
-    The state: `run` (its kernel may change until one has taken it), `kernel` while it is sent there, `stop` once somebody
+    The state: `run` (its kernel may change until one has taken it), `kernel` and `msg_id` while it is sent there, `stop` once somebody
     wants it to end, `concluded` once it has ended, and `answer`, done when that is committed. `is_resumed`: an earlier
     gateway may have sent it. `lost_kernel`: the kernel process went with it.
     """
@@ -39,6 +39,7 @@ class LiveRun:
         self.execution = Execution(run.run_id, limits, lambda: ArtifactId(str(uuid4())), run.session_id)
         self.recording = Recording(run.run_id, self.execution, store, clock)
         self.kernel: Kernel | None = None
+        self.msg_id = ""
         self.is_resumed = False
         self.lost_kernel = False
         self.stop: Stop | None = None
@@ -61,8 +62,13 @@ class LiveRun:
 
     @property
     def run_id(self) -> RunId:
-        """Its id, which is the msg_id of its execute_request too."""
+        """Its id."""
         return self.run.run_id
+
+    def interrupt(self, grace_s: float) -> None:
+        """Interrupt it, as Ctrl-C would; a kernel that ignores that is killed after `grace_s`."""
+        if self.kernel is not None:
+            self.kernel.interrupt(self.msg_id, grace_s)
 
     def request_stop(self, stop: Stop) -> None:
         """Have it end; the first who asks says why."""

@@ -151,8 +151,8 @@ class LiveSession:
 
     def interrupt(self) -> None:
         """Interrupt what runs, as Ctrl-C would; a kernel that ignores it is killed."""
-        if self.kernel is not None and self.current is not None:
-            self.kernel.interrupt(self.current.run_id, _INTERRUPT_GRACE_S)
+        if self.current is not None:
+            self.current.interrupt(_INTERRUPT_GRACE_S)
 
     async def restart(self) -> None:
         """Give it a fresh kernel process; files stay. What runs ends as cancelled, what waits goes on afterwards.

@@ -1,7 +1,9 @@
 """What a kernel has been asked and has not ended, seen from the gateway: who listens, and what must be sent again.
 
-It is told what comes and does not read the wire. The mutable state is the outstanding requests in order, and the ended
-ones of which not all is committed yet.
+It is told what comes and does not read the wire. The mutable state is the outstanding requests in order, those that an
+earlier gateway may have sent, and the ended ones of which not all is committed yet.
+
+One run may be sent more than once, when a kernel has not taken it: `<run_id>.<attempt>` is its msg_id.
 """
 
 from __future__ import annotations
@@ -52,22 +54,36 @@ class Requests:
 
     def __init__(self) -> None:
         self._outstanding: dict[str, _Request] = {}
+        self._expected: dict[str, RequestListener] = {}
         self._settling: list[RequestListener] = []
 
     def __len__(self) -> int:
         return len(self._outstanding)
 
-    def add(self, msg_id: str, listener: RequestListener, frame: bytes | None) -> None:
-        """A request is outstanding from now on; without a `frame` it is not for us to send it again."""
+    def add(self, msg_id: str, listener: RequestListener, frame: bytes) -> None:
+        """A request is outstanding from now on."""
         self._outstanding[msg_id] = _Request(listener, frame)
 
-    def forget(self, msg_id: str) -> None:
-        """Listen no more to a request that turned out not to have been sent."""
-        self._outstanding.pop(msg_id, None)
+    def expect(self, run_id: str, listener: RequestListener) -> None:
+        """An earlier gateway may have sent this run."""
+        self._expected[run_id] = listener
+
+    def find_expected(self, known: Iterable[str]) -> None:
+        """These msg_ids are all that the supervisor has been sent and has taken."""
+        for msg_id in known:
+            listener = self._expected.pop(msg_id.rpartition(".")[0], None)
+            if listener is not None:
+                self._outstanding[msg_id] = _Request(listener, None)
+        self._expected.clear()
+
+    def msg_id_of(self, listener: RequestListener) -> str | None:
+        """Under which msg_id this listener's request is outstanding, if it is."""
+        return next((msg_id for msg_id, request in self._outstanding.items() if request.listener is listener), None)
 
     def forget_all(self) -> None:
         """Listen to nothing more."""
         self._outstanding.clear()
+        self._expected.clear()
 
     def send_again(self, known: Collection[str], send: Callable[[bytes], None]) -> None:
         """Send what a link that broke has swallowed: whatever the supervisor does not know."""

@@ -257,7 +257,7 @@ class Service:
         live = await self._runs.own(tenant, run_id)
         if live is None or live.kernel is None or live.concluded.is_set():
             raise Conflict("This run is not running: there is nothing to interrupt.")
-        live.kernel.interrupt(run_id, _INTERRUPT_GRACE_S)
+        live.interrupt(_INTERRUPT_GRACE_S)
 
     async def answer_input(self, tenant: TenantId, run_id: RunId, value: str) -> None:
         """Answer the `input()` that a run waits in. Raises NotFound, Conflict when it does not wait in one."""
