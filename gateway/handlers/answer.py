@@ -30,7 +30,7 @@ def run_answer(result: Result, base_url: str) -> dict[str, Any]:
     answer: dict[str, Any] = {"run_id": result.run_id, "status": result.status.value, "output": result.output}
     if result.stderr:
         answer["stderr"] = result.stderr
-    if result.status is not RunStatus.OK:
+    if result.status.is_final() and result.status is not RunStatus.OK:
         answer["error"] = result.error or _PLAIN_WORDS.get(result.status, f"The run ended as {result.status.value}.")
     if result.exception is not None:
         answer["exception"] = result.exception.as_json()
@@ -39,13 +39,23 @@ def run_answer(result: Result, base_url: str) -> dict[str, Any]:
     for key, refs in (("images", result.images), ("files", result.files)):
         if refs:
             answer[key] = {name: artifact_url(ref, base_url) for name, ref in refs.items()}
+    return answer | _circumstances(result)
+
+
+def _circumstances(result: Result) -> dict[str, Any]:
+    """What is known of the run beside what it made."""
+    said: dict[str, Any] = {}
     if result.execution_count is not None:
-        answer["execution_count"] = result.execution_count
+        said["execution_count"] = result.execution_count
+    if result.session_id is not None:
+        said["session_id"] = result.session_id
+        said["session_created"] = result.session_created
+        said["session_lost"] = result.session_lost
     if result.truncated:
-        answer["truncated"] = True
+        said["truncated"] = True
     if result.usage is not None:
-        answer["usage"] = result.usage.as_json()
-    return answer
+        said["usage"] = result.usage.as_json()
+    return said
 
 
 def artifact_url(ref: ArtifactRef, base_url: str) -> str:

@@ -12,7 +12,8 @@ from typing import ClassVar
 from urllib.parse import quote, unquote_to_bytes
 
 from gateway.handlers.answer import file_name
-from gateway.handlers.base import BaseHandler, Exposure
+from gateway.handlers.base import BaseHandler
+from gateway.handlers.exposure import Exposure
 from sessions.errors import NotFound
 from sessions.media import sniff
 from sessions.model import Artifact, ArtifactId, ArtifactKind

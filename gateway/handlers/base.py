@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import uuid
-from enum import Enum
+from collections.abc import Awaitable
 from http import HTTPStatus
 from typing import Any, ClassVar
 
@@ -19,6 +19,7 @@ from tornado.web import Application, HTTPError, RequestHandler, stream_request_b
 
 from gateway.handlers.answer import strict_json
 from gateway.handlers.context import Context
+from gateway.handlers.exposure import Exposure
 from gateway.handlers.statuses import INTERNAL_SENTENCE, SHAPE_OF_STATUS, STATUS_OF_CODE
 from sessions.errors import CellblockError, TooLarge, Unavailable
 from sessions.model import ANONYMOUS, TenantId
@@ -36,21 +37,9 @@ MAX_HEADER_BYTES = 64 << 10
 SEND_TIMEOUT_S = 120.0
 """A client that does not take its answer in this time loses its connection."""
 
+_EXPOSED_HEADERS = "X-Request-Id, Retry-After, ETag, Location, Content-Disposition"
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _log = structlog.get_logger("cellblock.http")
-
-
-class Exposure(Enum):
-    """What a web page of another site may do with a route."""
-
-    EMBEDDABLE = "embeddable"
-    """Show it (`<img>`): nothing but the host name is checked."""
-
-    OPEN = "open"
-    """Link to it; a script of another origin is refused."""
-
-    GUARDED = "guarded"
-    """Nothing: it runs or changes something."""
 
 
 @stream_request_body
@@ -93,6 +82,11 @@ class BaseHandler(RequestHandler):
         """The request's whole body."""
         return bytes(self._body)
 
+    @property
+    def base_url(self) -> str:
+        """`server.public_url`, or what the client itself used. X-Forwarded-* headers are anybody's to send."""
+        return self.context.public_url or f"{self.request.protocol}://{self.request.host}"
+
     # --- headers come in ----------------------------------------------------------------------------------------------
 
     def set_default_headers(self) -> None:
@@ -121,8 +115,8 @@ class BaseHandler(RequestHandler):
         except (CellblockError, HTTPError) as error:
             self._refusal = error
         declared = self._declared_bytes()
-        if declared > self.context.limits.request_bytes and self._refusal is None:
-            self._refusal = TooLarge()
+        if declared > self._body_limit_bytes and self._refusal is None:
+            self._refusal = self._too_large()
         is_waiting = self.request.headers.get("Expect", "").lower() == "100-continue"
         if self._refusal is not None and (is_waiting or declared > self._drained_bytes):
             raise self._refusal
@@ -150,7 +144,7 @@ class BaseHandler(RequestHandler):
         origin = self.request.headers.get("Origin")
         if origin is not None and context.site.is_allowed_origin(origin):
             self.set_header("Access-Control-Allow-Origin", origin)
-            self.set_header("Access-Control-Expose-Headers", "X-Request-Id, Retry-After, ETag")
+            self.set_header("Access-Control-Expose-Headers", _EXPOSED_HEADERS)
 
     def on_finish(self) -> None:
         """The answer has been handed to the connection; a large one is still on its way then, and `send` waits."""
@@ -172,6 +166,13 @@ class BaseHandler(RequestHandler):
     # --- the body comes in --------------------------------------------------------------------------------------------
 
     @property
+    def _body_limit_bytes(self) -> int:
+        return self.context.limits.request_bytes
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge()
+
+    @property
     def _drained_bytes(self) -> int:
         return self.context.limits.request_bytes * DRAIN_FACTOR
 
@@ -180,14 +181,22 @@ class BaseHandler(RequestHandler):
         length = self.request.headers.get("Content-Length", "0")
         return int(length[:18]) if length.isascii() and length[:18].isdigit() else 0
 
-    def data_received(self, chunk: bytes) -> None:
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         """Keep what will be used, count the rest, and hang up on a body that does not end."""
-        self._body_bytes += len(chunk)
-        if self._body_bytes > self.context.limits.request_bytes and self._refusal is None:
-            self._refusal = TooLarge()
-        if self._refusal is None and self._keep(chunk):
-            return
+        if self._counts(chunk) and self._keep(chunk):
+            return None
         self._forget_body()
+        self._give_up_on_endless()
+        return None
+
+    def _counts(self, chunk: bytes) -> bool:
+        """Whether this piece of the body is still wanted."""
+        self._body_bytes += len(chunk)
+        if self._body_bytes > self._body_limit_bytes and self._refusal is None:
+            self._refusal = self._too_large()
+        return self._refusal is None
+
+    def _give_up_on_endless(self) -> None:
         if self._body_bytes > self._drained_bytes and not self._finished:
             error = self._refusal
             self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, exc_info=(type(error), error, None))
@@ -229,7 +238,8 @@ class BaseHandler(RequestHandler):
         if "Access-Control-Allow-Origin" in self._headers:
             self.set_header("Access-Control-Allow-Methods", self._allow)
             self.set_header(
-                "Access-Control-Allow-Headers", "Authorization, Content-Type, Idempotency-Key, X-Request-Id"
+                "Access-Control-Allow-Headers",
+                "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Request-Id",
             )
             self.set_header("Access-Control-Max-Age", "600")
             if self.request.headers.get("Access-Control-Request-Private-Network") == "true":
@@ -241,7 +251,13 @@ class BaseHandler(RequestHandler):
         self.set_header("Content-Type", "application/json; charset=utf-8")
         await self.send(strict_json(value))
 
-    async def send(self, data: bytes) -> None:
+    async def send_nothing(self) -> None:
+        """Say that it is done: 204."""
+        self.set_status(204)
+        self.clear_header("Content-Type")
+        await self.send(None)
+
+    async def send(self, data: bytes | None) -> None:
         """Send the whole answer, and hang up on a client that does not take it."""
         self._is_sending = True
         try:
@@ -249,9 +265,21 @@ class BaseHandler(RequestHandler):
         except StreamClosedError:
             pass  # the client is gone; its run is recorded all the same
         except TimeoutError:
-            self.request.connection.close()  # type: ignore[union-attr]
+            self.hang_up()
         finally:
             self._leave()
+
+    async def send_piece(self, data: bytes = b"") -> None:
+        """Send a piece of the answer, the headers before the first one; return once the client has taken it.
+
+        Raises StreamClosedError when the client is gone, and TimeoutError when it takes nothing.
+        """
+        self.write(data)
+        await asyncio.wait_for(self.flush(), SEND_TIMEOUT_S)
+
+    def hang_up(self) -> None:
+        """Close the connection in the middle of an answer, which tells the client that it is not whole."""
+        self.request.connection.close()  # type: ignore[union-attr]
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Answer with the error shape, for every error there is."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.auth import Doorkeeper, SiteRules
+from gateway.handlers.streams import Streams
 from sessions.model import (
     Artifact,
     ArtifactId,
@@ -73,7 +74,7 @@ class RunService(Protocol):
         ...
 
     def follow(self, run_id: RunId, after: int) -> AsyncIterator[Sequence[Event]]:
-        """The committed events with a `seq` above `after`, as they come, up to and with `end`. Stops no run when left."""
+        """The committed events with a `seq` above `after`, as they come, up to and with `end`. Leaving stops no run."""
         ...
 
     async def get_run(self, tenant: TenantId, run_id: RunId) -> RunRecord:
@@ -206,3 +207,6 @@ class Context:
     public_url: str = ""
     in_flight: InFlight = field(default_factory=InFlight)
     bodies: BufferedBodies = field(default_factory=BufferedBodies)
+    streams: Streams = field(default_factory=Streams)
+    notebooks: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while one is built, which takes a few hundred MiB at worst."""

@@ -6,12 +6,14 @@ It knows formats, not what the fields mean; that is `run_request`'s business.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from collections.abc import Collection, Mapping
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import parse_qsl
 
+import msgspec
 from tornado.httputil import HTTPFile, HTTPHeaders, HTTPInputError, parse_body_arguments
 
+from gateway.complaints import complaint, near, shown
 from sessions.errors import InvalidJSON, InvalidRequest, UnsupportedMediaType
 from sessions.json_bounds import has_too_many_values, is_deeper
 
@@ -25,6 +27,7 @@ MAX_JSON_CONTAINERS = 100_000
 MAX_FORM_FIELDS = 100
 _URLENCODED = "application/x-www-form-urlencoded"
 _MULTIPART = "multipart/form-data"
+_Fields = TypeVar("_Fields", bound=msgspec.Struct)
 
 
 def check_media_type(headers: HTTPHeaders) -> str:
@@ -44,6 +47,29 @@ def check_media_type(headers: HTTPHeaders) -> str:
 def is_form(media_type: str) -> bool:
     """Whether every field arrives as text."""
     return media_type in (_URLENCODED, _MULTIPART)
+
+
+def fields_of(kind: type[_Fields], value: Mapping[str, Any]) -> _Fields:
+    """Check the names and types of a JSON object's fields against a struct. Raises InvalidRequest."""
+    try:
+        return msgspec.convert(value, kind, strict=True)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(_sentence(complaint(error, kind.__struct_fields__))) from error
+    except (UnicodeError, OverflowError) as error:
+        raise InvalidRequest("A field's name or number cannot be read.") from error
+
+
+def check_names(fields: Mapping[str, str], known: Collection[str]) -> None:
+    """Refuse fields of a form or query that do not exist. Raises InvalidRequest."""
+    for name in fields:
+        if name not in known:
+            raise InvalidRequest(_sentence(f'there is no field "{shown(name)}"{near(name, known)}'))
+
+
+def _sentence(text: str) -> str:
+    """Capital letter and full stop, unless it ends in a question."""
+    text = text[:1].upper() + text[1:]
+    return text if text.endswith("?") else text + "."
 
 
 def parse_json_object(body: bytes) -> dict[str, Any]:

@@ -4,8 +4,35 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from gateway.handlers.base import BaseHandler, Exposure
+from gateway.handlers.base import BaseHandler
+from gateway.handlers.exposure import Exposure
 from sessions.errors import NotFound, Unavailable
+
+_ROUTES = (
+    "POST /runcode",
+    "GET /runcode",
+    "GET /runcode/ws",
+    "GET /runs",
+    "GET /runs/{id}",
+    "GET /runs/{id}/events",
+    "POST /runs/{id}/cancel",
+    "GET /sessions",
+    "POST /sessions",
+    "GET /sessions/{id}",
+    "PATCH /sessions/{id}",
+    "DELETE /sessions/{id}",
+    "POST /sessions/{id}/interrupt",
+    "POST /sessions/{id}/restart",
+    "GET /sessions/{id}/notebook",
+    "GET /sessions/{id}/files",
+    "GET /sessions/{id}/files/{path}",
+    "PUT /sessions/{id}/files/{path}",
+    "DELETE /sessions/{id}/files/{path}",
+    "GET /image/…",
+    "GET /file/…",
+    "GET /healthz",
+    "GET /readyz",
+)
 
 
 class HealthHandler(BaseHandler):
@@ -52,8 +79,7 @@ class RootHandler(BaseHandler):
 
     async def answer(self) -> None:
         """List the routes."""
-        routes = ["POST /runcode", "GET /runcode", "GET /image/…", "GET /file/…", "GET /healthz", "GET /readyz"]
-        await self.send_json({"name": "cellblock", "routes": routes})
+        await self.send_json({"name": "cellblock", "routes": list(_ROUTES)})
 
 
 class UnknownRouteHandler(BaseHandler):

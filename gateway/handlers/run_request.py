@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import keyword
 import math
+import re
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from gateway.complaints import complaint, near, shown
+from gateway.complaints import shown
 from gateway.handlers.code_text import strip_fence, unescape_query_code
-from gateway.handlers.fields import form_variables
+from gateway.handlers.fields import check_names, fields_of, form_variables
 from sessions.errors import InvalidRequest, UnsupportedLanguage
-from sessions.model import Limits, RunRequest, TenantId
+from sessions.model import Limits, RunRequest, SessionId, TenantId
 
 DEFAULT_LANGUAGE = "python"
 _MAX_NAME_CHARACTERS = 255  # normalizing takes quadratic time where a name is nothing but combining marks
+_SANE_SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_SANE_KEY = re.compile(r"[\x20-\x7e]{1,255}")
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off"})
 
@@ -36,20 +39,12 @@ class RunFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 def from_json(value: Mapping[str, Any]) -> RunFields:
     """Check the types of a JSON object's fields. Raises InvalidRequest."""
-    try:
-        return msgspec.convert(value, RunFields, strict=True)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(_sentence(complaint(error, RunFields.__struct_fields__))) from error
-    except (UnicodeError, OverflowError) as error:
-        raise InvalidRequest("A field's name or number cannot be read.") from error
+    return fields_of(RunFields, value)
 
 
 def from_text(fields: Mapping[str, str]) -> RunFields:
     """Read the text fields of a form or query; empty ones count as not given. Raises InvalidRequest."""
-    known = RunFields.__struct_fields__
-    for name in fields:
-        if name not in known:
-            raise InvalidRequest(_sentence(f'there is no field "{shown(name)}"{near(name, known)}'))
+    check_names(fields, RunFields.__struct_fields__)
     if "code" not in fields:
         raise InvalidRequest('The field "code" is required.')
     return RunFields(
@@ -64,13 +59,16 @@ def from_text(fields: Mapping[str, str]) -> RunFields:
 
 
 def run_request(
-    fields: RunFields, *, tenant: TenantId, languages: Mapping[str, str], limits: Limits, from_query: bool = False
+    fields: RunFields,
+    *,
+    tenant: TenantId,
+    languages: Mapping[str, str],
+    limits: Limits,
+    from_query: bool = False,
+    allow_stdin: bool = False,
+    idempotency_key: str | None = None,
 ) -> RunRequest:
     """Check what the types cannot say. Raises InvalidRequest and UnsupportedLanguage."""
-    if fields.session_id is not None:
-        raise InvalidRequest('Sessions are not available in this version: leave "session_id" out.')
-    if fields.stream:
-        raise InvalidRequest('Streaming is not available in this version: leave "stream" out.')
     language = _language(fields, languages)
     code = strip_fence(fields.code)
     if from_query and language == DEFAULT_LANGUAGE:
@@ -79,16 +77,37 @@ def run_request(
         tenant=tenant,
         code=code,
         language=language,
-        variables=_variables(fields.variables),
+        variables=named_variables(fields.variables),
         timeout_s=_timeout(fields.timeout, limits),
+        session_id=None if fields.session_id is None else sane_session_id(fields.session_id),
+        allow_stdin=allow_stdin,
+        idempotency_key=None if idempotency_key is None else _sane_key(idempotency_key),
     )
+
+
+def sane_session_id(text: str) -> SessionId:
+    """A session's id as clients may choose it. Raises InvalidRequest."""
+    if _SANE_SESSION_ID.fullmatch(text) is None:
+        raise InvalidRequest('"session_id" must be 1 to 128 letters, digits, dots, underscores, colons and hyphens (ASCII).')
+    return SessionId(text)
+
+
+def _sane_key(key: str) -> str:
+    if _SANE_KEY.fullmatch(key) is None:
+        raise InvalidRequest("An Idempotency-Key must be 1 to 255 printable ASCII characters.")
+    return key
 
 
 def _language(fields: RunFields, languages: Mapping[str, str]) -> str:
     given = {name.strip().lower() for name in (fields.languageType, fields.language) if name}
     if len(given) > 1:
         raise InvalidRequest('"languageType" and "language" differ: give one of them.')
-    language = given.pop() if given else DEFAULT_LANGUAGE
+    return configured_language(given.pop() if given else None, languages)
+
+
+def configured_language(name: str | None, languages: Mapping[str, str]) -> str:
+    """The language of this name, or the default one. Raises UnsupportedLanguage."""
+    language = (name or "").strip().lower() or DEFAULT_LANGUAGE
     if language not in languages:
         raise UnsupportedLanguage(
             f'The language "{shown(language)}" is not configured here: use one of {", ".join(sorted(languages))}.'
@@ -96,7 +115,8 @@ def _language(fields: RunFields, languages: Mapping[str, str]) -> str:
     return language
 
 
-def _variables(variables: Mapping[str, Any] | list[Any] | None) -> Mapping[str, Any]:
+def named_variables(variables: Mapping[str, Any] | list[Any] | None) -> Mapping[str, Any]:
+    """Variables under the names that Python gives them. Raises InvalidRequest."""
     if variables is None or variables == []:
         return {}
     if isinstance(variables, list):
@@ -146,9 +166,3 @@ def _boolean(text: str) -> bool | None:
     if word not in _TRUE | _FALSE:
         raise InvalidRequest('"stream" must be true or false.')
     return word in _TRUE
-
-
-def _sentence(text: str) -> str:
-    """Capital letter and full stop, unless it ends in a question."""
-    text = text[:1].upper() + text[1:]
-    return text if text.endswith("?") else text + "."

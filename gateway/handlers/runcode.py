@@ -1,4 +1,4 @@
-"""`POST /runcode` and `GET /runcode`: one stateless run, answered when its end is committed."""
+"""`POST /runcode` and `GET /runcode`: one run, answered when its end is committed, or with its events as they come."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from typing import ClassVar
 
 from gateway.handlers import fields, run_request
 from gateway.handlers.answer import run_answer
-from gateway.handlers.base import BaseHandler, Exposure
+from gateway.handlers.exposure import Exposure
+from gateway.handlers.streaming import SSE, StreamingHandler, accepts
 from sessions.errors import InvalidRequest
 from sessions.model import RunRequest, RunStatus
 
 
-class RunCodeHandler(BaseHandler):
+class RunCodeHandler(StreamingHandler):
     """A client that disconnects does not stop its run: nothing here is cancelled with the connection."""
 
     route: ClassVar[str] = "/runcode"
@@ -25,43 +26,42 @@ class RunCodeHandler(BaseHandler):
 
     async def answer(self) -> None:
         """Run the code and send all that came of it."""
-        self._refuse_what_is_not_built_yet()
-        result = await self.context.service.run(self._run_request())
-        answer = run_answer(result, self._base_url())
+        given = self._fields()
+        request = self._run_request(given)
+        if given.stream or accepts(self.request.headers, "text/event-stream"):
+            with self.context.streams.holding(self):
+                run_id = await self.context.service.begin(request)
+                await self.stream_events(run_id, 0, SSE)
+            return
+        result = await self.context.service.run(request)
+        answer = run_answer(result, self.base_url)
         if result.status is RunStatus.TIMEOUT:
             self.error_code = "timeout"
             await self.send_json({**answer, "code": "timeout", "request_id": self.request_id}, status=504)
         else:
             await self.send_json(answer)
 
-    def _run_request(self) -> RunRequest:
+    def _fields(self) -> run_request.RunFields:
         headers = self.request.headers
-        from_query = self.request.method == "GET"
-        if from_query:
-            given = run_request.from_text(fields.parse_query(self.request.query))
-        else:
-            media_type = fields.check_media_type(headers)
-            if self.request.query:
-                raise InvalidRequest("POST takes its fields in the body: leave the query out of the URL.")
-            if fields.is_form(media_type):
-                given = run_request.from_text(fields.parse_form(media_type, headers["Content-Type"], self.body))
-            else:
-                given = run_request.from_json(fields.parse_json_object(self.body))
+        if self._is_query:
+            return run_request.from_text(fields.parse_query(self.request.query))
+        media_type = fields.check_media_type(headers)
+        if self.request.query:
+            raise InvalidRequest("POST takes its fields in the body: leave the query out of the URL.")
+        if fields.is_form(media_type):
+            return run_request.from_text(fields.parse_form(media_type, headers["Content-Type"], self.body))
+        return run_request.from_json(fields.parse_json_object(self.body))
+
+    def _run_request(self, given: run_request.RunFields) -> RunRequest:
         return run_request.run_request(
             given,
             tenant=self.tenant,
             languages=self.context.languages,
             limits=self.context.limits,
-            from_query=from_query,
+            from_query=self._is_query,
+            idempotency_key=self.request.headers.get("Idempotency-Key"),
         )
 
-    def _refuse_what_is_not_built_yet(self) -> None:
-        headers = self.request.headers
-        if "Idempotency-Key" in headers:
-            raise InvalidRequest("The header Idempotency-Key is not available in this version: leave it out.")
-        if "text/event-stream" in headers.get("Accept", "").lower():
-            raise InvalidRequest("Streaming is not available in this version: accept application/json.")
-
-    def _base_url(self) -> str:
-        """`server.public_url`, or what the client itself used. X-Forwarded-* headers are anybody's to send."""
-        return self.context.public_url or f"{self.request.protocol}://{self.request.host}"
+    @property
+    def _is_query(self) -> bool:
+        return self.request.method == "GET"

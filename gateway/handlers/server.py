@@ -19,6 +19,16 @@ from gateway.handlers.context import Context
 from gateway.handlers.first_lines import AbsoluteFormRequest, SpeakingStream, bare_answer
 from gateway.handlers.ops import HealthHandler, ReadyHandler, RootHandler, UnknownRouteHandler
 from gateway.handlers.runcode import RunCodeHandler
+from gateway.handlers.runcode_ws import RunCodeSocket
+from gateway.handlers.runs import RunCancelHandler, RunEventsHandler, RunHandler, RunsHandler
+from gateway.handlers.session_files import SessionFileHandler, SessionFilesHandler
+from gateway.handlers.session_notebook import SessionNotebookHandler
+from gateway.handlers.sessions import (
+    SessionHandler,
+    SessionInterruptHandler,
+    SessionRestartHandler,
+    SessionsHandler,
+)
 
 HEADER_TIMEOUT_S = 30.0
 BODY_TIMEOUT_S = 60.0
@@ -37,6 +47,18 @@ def make_application(context: Context) -> Application:
     return Application(
         [
             (r"/runcode", RunCodeHandler, given),
+            (r"/runcode/ws", RunCodeSocket, given),
+            (r"/runs", RunsHandler, given),
+            (r"/runs/[^/]+", RunHandler, given),
+            (r"/runs/[^/]+/events", RunEventsHandler, given),
+            (r"/runs/[^/]+/cancel", RunCancelHandler, given),
+            (r"/sessions", SessionsHandler, given),
+            (r"/sessions/[^/]+", SessionHandler, given),
+            (r"/sessions/[^/]+/interrupt", SessionInterruptHandler, given),
+            (r"/sessions/[^/]+/restart", SessionRestartHandler, given),
+            (r"/sessions/[^/]+/notebook", SessionNotebookHandler, given),
+            (r"/sessions/[^/]+/files", SessionFilesHandler, given),
+            (r"/sessions/[^/]+/files/.*", SessionFileHandler, given),
             (r"/image/.*", ImageHandler, given),
             (r"/file/.*", FileHandler, given),
             (r"/healthz", HealthHandler, given),
@@ -93,6 +115,7 @@ def make_server(
         body_timeout=body_timeout_s,
         max_header_size=_PARSED_HEADER_BYTES,
         max_body_size=_UNBOUNDED,
-        max_buffer_size=READ_BUFFER_BYTES,
+        # A WebSocket frame is read as a whole; of a body no more is read than is taken.
+        max_buffer_size=READ_BUFFER_BYTES + context.limits.request_bytes,
         max_connections=max_connections,
     )

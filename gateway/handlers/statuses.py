@@ -8,6 +8,8 @@ STATUS_OF_CODE = {
     "forbidden": 403,
     "not_found": 404,
     "method_not_allowed": 405,
+    "conflict": 409,
+    "gone": 410,
     "too_large": 413,
     "unsupported_media_type": 415,
     "too_many_requests": 429,

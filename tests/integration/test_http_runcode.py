@@ -13,7 +13,7 @@ import pytest_asyncio
 from http_face import Face, serving
 from structlog.testing import capture_logs
 
-from sessions.errors import StoreUnavailable, TooManyRequests
+from sessions.errors import Conflict, StoreUnavailable, TooManyRequests
 from sessions.model import ArtifactId, ArtifactKind, ArtifactRef, ExceptionInfo, RunStatus, Usage
 
 
@@ -172,8 +172,13 @@ async def test_nul_and_lone_surrogates_get_through_to_the_code(face: Face, clien
         (b'{"code": "1", "\\ud800": 1}', "invalid_request"),
         (b'{"code": "1", "language": "python", "languageType": "r"}', "invalid_request"),
         (b'{"code": "1", "languageType": "cobol"}', "unsupported_language"),
-        (b'{"code": "1", "session_id": "chat-42"}', "invalid_request"),
-        (b'{"code": "1", "stream": true}', "invalid_request"),
+        (b'{"code": "1", "session_id": ""}', "invalid_request"),
+        (b'{"code": "1", "session_id": "a b"}', "invalid_request"),
+        (b'{"code": "1", "session_id": "a\\n"}', "invalid_request"),
+        (b'{"code": "1", "session_id": "../x"}', "invalid_request"),
+        (b'{"code": "1", "session_id": 7}', "invalid_request"),
+        (b'{"code": "1", "session_id": "' + b"x" * 129 + b'"}', "invalid_request"),
+        (b'{"code": "1", "stream": "yes"}', "invalid_request"),
     ],
     ids=lambda value: value[:40].decode("latin-1") if isinstance(value, bytes) else None,
 )
@@ -211,13 +216,61 @@ async def test_a_mistyped_field_is_named_and_the_near_one_suggested(client: http
     assert by_get.json()["error"] == by_post.json()["error"]
 
 
-@pytest.mark.parametrize("headers", [{"Idempotency-Key": "abc"}, {"Accept": "text/event-stream"}])
-async def test_what_is_not_there_yet_is_refused_clearly(
-    face: Face, client: httpx.AsyncClient, headers: dict[str, str]
-) -> None:
-    answer = await client.post("/runcode", json={"code": "1"}, headers=headers)
+async def test_a_session_is_asked_for_the_same_way_by_every_form(face: Face, client: httpx.AsyncClient) -> None:
+    longest = "aZ0._:-" + "x" * 121
+    answers = [
+        await client.post("/runcode", json={"code": "1", "session_id": longest}),
+        await client.get("/runcode", params={"code": "1", "session_id": longest}),
+        await client.post("/runcode", data={"code": "1", "session_id": longest}),
+    ]
+    assert [answer.json()["session_id"] for answer in answers] == [longest] * 3
+    assert [request.session_id for request in face.service.requests] == [longest] * 3
+    assert face.service.requests[0].allow_stdin is False
+
+
+async def test_an_empty_session_id_of_a_form_or_query_is_none(face: Face, client: httpx.AsyncClient) -> None:
+    await client.get("/runcode", params={"code": "1", "session_id": ""})
+    await client.post("/runcode", data={"code": "1", "session_id": ""})
+    assert [request.session_id for request in face.service.requests] == [None, None]
+
+
+async def test_a_bad_session_id_is_named(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/runcode", params={"code": "1", "session_id": "a/b"})
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+    assert '"session_id"' in answer.json()["error"]
+
+
+async def test_an_answer_tells_all_of_its_session_or_nothing(face: Face, client: httpx.AsyncClient) -> None:
+    face.service.next_result = {"session_created": True}
+    with_one = (await client.post("/runcode", json={"code": "1", "session_id": "s"})).json()
+    assert {name: with_one[name] for name in with_one if name.startswith("session")} == {
+        "session_id": "s",
+        "session_created": True,
+        "session_lost": False,
+    }
+    without = (await client.post("/runcode", json={"code": "1"})).json()
+    assert not [name for name in without if name.startswith("session")]
+
+
+@pytest.mark.parametrize("key", ["k", "x" * 255, " spaces and ~ are printable".strip(), 'a,b;c="d"'])
+async def test_an_idempotency_key_goes_to_the_service(face: Face, client: httpx.AsyncClient, key: str) -> None:
+    answer = await client.post("/runcode", json={"code": "1"}, headers={"Idempotency-Key": key})
+    assert answer.status_code == 200
+    assert face.service.requests[0].idempotency_key == key
+
+
+@pytest.mark.parametrize("key", [b"", b"x" * 256, "schlüssel".encode(), b"\x80", b"a\tb"])
+async def test_a_bad_idempotency_key_is_400_and_runs_nothing(face: Face, client: httpx.AsyncClient, key: bytes) -> None:
+    answer = await client.post("/runcode", json={"code": "1"}, headers={"Idempotency-Key": key})
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+    assert "Idempotency-Key" in answer.json()["error"]
     assert face.service.requests == []
+
+
+async def test_a_key_used_for_something_else_is_409(face: Face, client: httpx.AsyncClient) -> None:
+    face.service.next_error = Conflict("This Idempotency-Key was used with another body.")
+    answer = await client.post("/runcode", json={"code": "1"}, headers={"Idempotency-Key": "k"})
+    assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
 
 
 @pytest.mark.parametrize(

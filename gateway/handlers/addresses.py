@@ -1,0 +1,66 @@
+"""What a URL's path names: a run, a session, a file of a session. Percent-escapes are decoded once, and only here."""
+
+from __future__ import annotations
+
+import uuid
+from urllib.parse import quote, unquote_to_bytes
+
+from gateway.handlers.run_request import sane_session_id
+from sessions.errors import InvalidRequest, NotFound
+from sessions.model import RunId, SessionId
+
+_MAX_PATH_CHARACTERS = 1024
+_UUID_CHARACTERS = 36
+
+
+def run_id_of(text: str) -> RunId:
+    """A run's id in its canonical form. Raises NotFound: nothing else names a run."""
+    try:
+        canonical = str(uuid.UUID(text))
+    except ValueError as error:
+        raise NotFound("There is no such run.") from error
+    if len(text) != _UUID_CHARACTERS:  # other ways to write a UUID
+        raise NotFound("There is no such run.")
+    return RunId(canonical)
+
+
+def run_in(path: str) -> RunId:
+    """The run that `/runs/<id>…` names. Raises NotFound."""
+    return run_id_of(_segment(path))
+
+
+def session_in(path: str) -> SessionId:
+    """The session that `/sessions/<id>…` names. Raises NotFound."""
+    try:
+        return sane_session_id(_segment(path))
+    except InvalidRequest as error:
+        raise NotFound("There is no such session.") from error
+
+
+def file_in(path: str) -> str:
+    """The file that `/sessions/<id>/files/<path>` names, which stays below its directory. Raises InvalidRequest."""
+    raw = path.split("/", 4)[4]
+    try:
+        name = unquote_to_bytes(raw).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest("The file's path is not percent-encoded UTF-8.") from error
+    if not name or len(name) > _MAX_PATH_CHARACTERS or "\0" in name:
+        raise InvalidRequest(f"A file's path has 1 to {_MAX_PATH_CHARACTERS} characters, and no NUL.")
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        raise InvalidRequest('A file\'s path is relative, as in data/table.csv: without ".", ".." and empty parts.')
+    return name
+
+
+def session_url(base_url: str, session_id: SessionId) -> str:
+    """Where a session is."""
+    return f"{base_url}/sessions/{quote(session_id, safe='')}"
+
+
+def file_url(base_url: str, session_id: SessionId, path: str) -> str:
+    """Where a file of a session is."""
+    return f"{session_url(base_url, session_id)}/files/{quote(path)}"
+
+
+def _segment(path: str) -> str:
+    """The second part of a path."""
+    return unquote_to_bytes(path.split("/", 3)[2]).decode("utf-8", "replace")

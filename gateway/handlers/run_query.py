@@ -1,0 +1,87 @@
+"""From the queries of `/runs` and `/runs/{id}/events` to what is asked. Pure, and every refusal names the field."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from gateway.complaints import near, shown
+from gateway.handlers.addresses import run_id_of
+from gateway.handlers.fields import check_names, parse_query
+from gateway.handlers.run_request import sane_session_id
+from gateway.handlers.times import parse_time
+from sessions.errors import InvalidRequest, NotFound
+from sessions.model import RunId, RunStatus, SessionId
+
+DEFAULT_LIMIT = 50
+MAX_LIMIT = 500
+_LARGEST_SEQ = (1 << 31) - 1
+_COUNT = re.compile(r"[0-9]{1,18}")
+
+
+@dataclass(frozen=True, slots=True)
+class RunsAsked:
+    """The fields of `GET /runs`. `before` is the id of a run, or a time, or not given."""
+
+    session_id: SessionId | None
+    status: RunStatus | None
+    limit: int
+    before: RunId | datetime | None
+
+
+def runs_asked(query: str) -> RunsAsked:
+    """Read the query; empty fields count as not given. Raises InvalidRequest."""
+    fields = _fields(query, ("session_id", "status", "limit", "before"))
+    limit = _count(fields, "limit", DEFAULT_LIMIT)
+    if not 1 <= limit <= MAX_LIMIT:
+        raise InvalidRequest(f'"limit" must be a whole number from 1 to {MAX_LIMIT}.')
+    return RunsAsked(
+        session_id=sane_session_id(fields["session_id"]) if fields.get("session_id") else None,
+        status=_status(fields.get("status", "")),
+        limit=limit,
+        before=_before(fields.get("before", "")),
+    )
+
+
+def events_after(query: str, last_event_id: str | None) -> int:
+    """The `seq` behind which events are asked for: the larger one of `after` and `Last-Event-ID`.
+
+    A browser's EventSource that connects anew sends its first URL again, and beside it how far it got.
+    """
+    after = _count(_fields(query, ("after",)), "after", 0)
+    last = _count({"Last-Event-ID": last_event_id or ""}, "Last-Event-ID", 0)
+    return min(max(after, last), _LARGEST_SEQ)
+
+
+def _fields(query: str, known: tuple[str, ...]) -> dict[str, str]:
+    fields = parse_query(query)
+    check_names(fields, known)
+    return fields
+
+
+def _count(fields: Mapping[str, str], name: str, default: int) -> int:
+    text = fields.get(name, "").strip()
+    if not text:
+        return default
+    if _COUNT.fullmatch(text) is None:
+        raise InvalidRequest(f'"{name}" must be a whole number that is not negative.')
+    return int(text)
+
+
+def _status(text: str) -> RunStatus | None:
+    try:
+        return RunStatus(text) if text else None
+    except ValueError as error:
+        hint = near(text, list(RunStatus)) or f": use one of {', '.join(RunStatus)}."
+        raise InvalidRequest(f'There is no status "{shown(text)}"{hint}') from error
+
+
+def _before(text: str) -> RunId | datetime | None:
+    if not text:
+        return None
+    try:
+        return run_id_of(text)
+    except NotFound:
+        return parse_time(text, "before")

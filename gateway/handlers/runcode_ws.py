@@ -1,0 +1,141 @@
+"""`GET /runcode/ws`: runs whose events come over one WebSocket, and that can be answered and interrupted over it.
+
+A client that vanishes ends the following of its runs, and never a run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, ClassVar
+
+import structlog
+from tornado.httputil import HTTPServerRequest
+from tornado.web import Application
+from tornado.websocket import WebSocketClosedError
+
+from gateway.handlers import run_request, socket_messages
+from gateway.handlers.socket_messages import InputMessage, InterruptMessage, MessageId, RunMessage
+from gateway.handlers.sockets import SocketHandler
+from gateway.handlers.wire import wire_events
+from sessions.errors import CellblockError, TooManyRequests
+from sessions.model import RunId, RunRequest, SessionId
+
+MAX_RUNS = 32
+"""Runs in flight per connection."""
+
+_log = structlog.get_logger("cellblock.http")
+
+
+class RunCodeSocket(SocketHandler):
+    """One connection. Its state: its runs, those of them that are being followed, and whose turn it is per session."""
+
+    route: ClassVar[str] = "/runcode/ws"
+
+    def __init__(self, application: Application, request: HTTPServerRequest, **kwargs: Any) -> None:
+        self._runs: set[asyncio.Task[None]] = set()
+        self._followed: set[asyncio.Task[None]] = set()
+        self._turns: dict[SessionId, asyncio.Event] = {}
+        super().__init__(application, request, **kwargs)
+
+    async def on_message(self, message: str | bytes) -> None:
+        """Do what is asked; tornado reads the next message when this is done."""
+        identifier: MessageId | None = None
+        try:
+            value = socket_messages.parse_message(message)
+            identifier = socket_messages.message_id(value)
+            await self._obey(socket_messages.typed(value), identifier)
+        except WebSocketClosedError:
+            return
+        except Exception as error:  # noqa: BLE001 - whatever it was, the connection goes on
+            await self._tell(error, identifier)
+
+    def on_close(self) -> None:
+        """Follow nothing any more. What has been asked for is still begun, as it is for a client of POST /runcode."""
+        super().on_close()
+        for task in self._followed:
+            task.cancel()
+
+    async def _obey(self, message: RunMessage | InputMessage | InterruptMessage, identifier: MessageId | None) -> None:
+        service = self.context.service
+        match message:
+            case RunMessage():
+                self._start(self._request(message), identifier)
+            case InputMessage():
+                await service.answer_input(self.tenant, socket_messages.named_run(message), message.value)
+            case InterruptMessage():
+                await service.interrupt(self.tenant, socket_messages.named_run(message))
+
+    def _request(self, message: RunMessage) -> RunRequest:
+        return run_request.run_request(
+            message,
+            tenant=self.tenant,
+            languages=self.context.languages,
+            limits=self.context.limits,
+            allow_stdin=True,
+            idempotency_key=message.idempotency_key,
+        )
+
+    # --- runs ---------------------------------------------------------------------------------------------------------
+
+    def _start(self, request: RunRequest, identifier: MessageId | None) -> None:
+        if len(self._runs) >= MAX_RUNS:
+            raise TooManyRequests(f"This connection has {MAX_RUNS} runs in flight: wait for one of them to end.")
+        task = asyncio.ensure_future(self._run(request, identifier))
+        self._runs.add(task)
+        task.add_done_callback(self._runs.discard)
+
+    async def _run(self, request: RunRequest, identifier: MessageId | None) -> None:
+        """Begin a run and send its events."""
+        try:
+            async with self._turn(request.session_id):
+                run_id = await self.context.service.begin(request)
+            if not self.is_closed:
+                await self._follow(run_id, identifier)
+        except WebSocketClosedError:
+            return
+        except Exception as error:  # noqa: BLE001 - the connection and its other runs go on
+            await self._tell(error, identifier)
+
+    async def _follow(self, run_id: RunId, identifier: MessageId | None) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - for mypy; only `_run` calls this, and that is a task
+        self._followed.add(task)
+        yours = {} if identifier is None else {"id": identifier}
+        try:
+            async with aclosing(wire_events(self.context.service, run_id, 0, self.base_url)) as batches:
+                async for batch in batches:
+                    for event in batch:
+                        await self.send_message(event | yours)
+        finally:
+            self._followed.discard(task)
+
+    @asynccontextmanager
+    async def _turn(self, session_id: SessionId | None) -> AsyncIterator[None]:
+        """Runs in one session begin in the order in which they were sent."""
+        if session_id is None:
+            yield
+            return
+        before, mine = self._turns.get(session_id), asyncio.Event()
+        self._turns[session_id] = mine
+        try:
+            if before is not None:
+                await before.wait()
+            yield
+        finally:
+            mine.set()
+            if self._turns[session_id] is mine:
+                del self._turns[session_id]
+
+    async def _tell(self, error: Exception, identifier: MessageId | None) -> None:
+        """Send what went wrong. What nobody foresaw is in the log."""
+        if self.is_closed:
+            return
+        message = socket_messages.error_message(error, identifier)
+        if not isinstance(error, CellblockError):
+            _log.error("unexpected error", route=self.route, request_id=self.request_id, exc_info=error)
+        try:
+            await self.send_message(message)
+        except WebSocketClosedError:
+            return

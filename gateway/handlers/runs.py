@@ -1,0 +1,111 @@
+"""`/runs` and what is below it: runs of a tenant, whole or as events, and the end of one that is unwanted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, ClassVar
+
+from gateway.handlers import addresses, run_query
+from gateway.handlers.answer import run_answer
+from gateway.handlers.base import BaseHandler
+from gateway.handlers.streaming import NDJSON, SSE, StreamingHandler, accepts
+from gateway.handlers.times import iso, iso_or_none
+from sessions.errors import Gone, InvalidRequest, NotFound
+from sessions.model import Result, RunId, RunQuery, RunRecord, RunSummary
+
+
+class RunsHandler(BaseHandler):
+    """The tenant's runs, newest first."""
+
+    route: ClassVar[str] = "/runs"
+
+    async def answer(self) -> None:
+        """List those that are asked for."""
+        asked = run_query.runs_asked(self.request.query)
+        query = RunQuery(tenant=self.tenant, limit=asked.limit, session_id=asked.session_id, status=asked.status)
+        if isinstance(asked.before, datetime):
+            query = replace(query, created_before=asked.before)
+        elif asked.before is not None:
+            query = replace(query, before_number=await self._number(asked.before))
+        runs = await self.context.service.list_runs(query)
+        await self.send_json({"runs": [_summary(run) for run in runs]})
+
+    async def _number(self, run_id: RunId) -> int:
+        try:
+            return (await self.context.service.get_run(self.tenant, run_id)).number
+        except NotFound as error:
+            raise InvalidRequest('"before" names a run that does not exist.') from error
+        except Gone as error:
+            raise InvalidRequest(
+                '"before" names a run that was removed: give the time at which it was made.'
+            ) from error
+
+
+class RunHandler(BaseHandler):
+    """One run."""
+
+    route: ClassVar[str] = "/runs/{id}"
+
+    async def answer(self) -> None:
+        """Send all that is known of it."""
+        run_id = addresses.run_in(self.request.path)
+        record = await self.context.service.get_run(self.tenant, run_id)
+        await self.send_json(run_record(record, self.base_url))
+
+
+class RunEventsHandler(StreamingHandler):
+    """The events of one run, from the beginning or behind those that the client has."""
+
+    route: ClassVar[str] = "/runs/{id}/events"
+
+    async def answer(self) -> None:
+        """Send them, and those that are still to come."""
+        run_id = addresses.run_in(self.request.path)
+        headers = self.request.headers
+        after = run_query.events_after(self.request.query, headers.get("Last-Event-ID"))
+        await self.context.service.get_run(self.tenant, run_id)
+        wants_lines = accepts(headers, "application/x-ndjson") and not accepts(headers, "text/event-stream")
+        with self.context.streams.holding(self):
+            await self.stream_events(run_id, after, NDJSON if wants_lines else SSE)
+
+
+class RunCancelHandler(BaseHandler):
+    """The end of a run that is not wanted any more."""
+
+    route: ClassVar[str] = "/runs/{id}/cancel"
+    methods: ClassVar[tuple[str, ...]] = ("POST",)
+
+    async def answer(self) -> None:
+        """Have it ended; it has not yet, as a rule, when this is answered."""
+        run_id = addresses.run_in(self.request.path)
+        await self.context.service.cancel(self.tenant, run_id)
+        record = await self.context.service.get_run(self.tenant, run_id)
+        await self.send_json({"run_id": run_id, "status": record.status.value}, status=202)
+
+
+def run_record(record: RunRecord, base_url: str) -> dict[str, Any]:
+    """A run's answer, so far or final, with what was asked and when."""
+    run = record.run
+    result = record.result or Result(run.run_id, record.status, "", session_id=run.session_id)
+    answer = run_answer(result, base_url)
+    answer["status"] = record.status.value
+    return {
+        **answer,
+        "code": run.code,
+        "language": run.language,
+        "created_at": iso(run.created_at),
+        "finished_at": iso_or_none(record.finished_at),
+    }
+
+
+def _summary(run: RunSummary) -> dict[str, Any]:
+    return {
+        "run_id": run.run_id,
+        "status": run.status.value,
+        "language": run.language,
+        "session_id": run.session_id,
+        "created_at": iso(run.created_at),
+        "finished_at": iso_or_none(run.finished_at),
+        "usage": None if run.usage is None else run.usage.as_json(),
+    }

@@ -1,0 +1,183 @@
+"""The files below a session's working directory: listed, sent and taken, piece by piece: none is in memory whole.
+
+Their content is hostile: every file is a download, and sandboxed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from pathlib import PurePosixPath
+from typing import Any, ClassVar
+
+from tornado.iostream import StreamClosedError
+from tornado.web import HTTPError
+
+from gateway.handlers import addresses
+from gateway.handlers.artifacts import disposition
+from gateway.handlers.base import BaseHandler
+from gateway.handlers.times import iso
+from sessions.errors import CellblockError, Conflict, TooLarge
+from sessions.media import guess
+from sessions.model import FileEntry, SessionId
+from sessions.ports import FileReader, FileWriter
+
+SLOWEST_UPLOAD_BYTES_PER_S = 64 << 10
+"""A body may take as much longer than others as its size takes at this speed."""
+
+
+class SessionFilesHandler(BaseHandler):
+    """All files of a session."""
+
+    route: ClassVar[str] = "/sessions/{id}/files"
+
+    async def answer(self) -> None:
+        """List them."""
+        session_id = addresses.session_in(self.request.path)
+        files = await self.context.service.session_files(self.tenant, session_id)
+        await self.send_json({"files": [_entry(entry) for entry in await files.list()]})
+
+
+class SessionFileHandler(BaseHandler):
+    """One file. Its state beside the base class's: `_writer`, into which the body goes while it comes."""
+
+    route: ClassVar[str] = "/sessions/{id}/files/{path}"
+    methods: ClassVar[tuple[str, ...]] = ("GET", "HEAD", "PUT", "DELETE")
+
+    _writer: FileWriter | None = None
+
+    async def answer(self) -> None:
+        """Send it, put the body in its place, or remove it."""
+        session_id, path = self._address()
+        if self.request.method == "PUT":
+            await self._commit()
+            return
+        files = await self.context.service.session_files(self.tenant, session_id)
+        if self.request.method == "DELETE":
+            await files.remove(path)
+            await self.send_nothing()
+            return
+        reader = await files.open(path)
+        try:
+            await self._send_file(reader)
+        finally:
+            reader.close()
+
+    def _address(self) -> tuple[SessionId, str]:
+        return addresses.session_in(self.request.path), addresses.file_in(self.request.path)
+
+    # --- down ---------------------------------------------------------------------------------------------------------
+
+    async def _send_file(self, reader: FileReader) -> None:
+        """Send it as it was when it was opened. An answer that cannot be finished is broken off."""
+        entry = reader.entry
+        name = PurePosixPath(entry.path).name
+        self.set_header("Content-Type", guess(name))
+        self.set_header("Content-Length", str(entry.size_bytes))
+        self.set_header("Content-Disposition", disposition(name, inline=False))
+        self.set_header("Content-Security-Policy", "sandbox; default-src 'none'")
+        self.set_header("Last-Modified", entry.modified_at)
+        left_bytes = 0 if self.request.method == "HEAD" else entry.size_bytes
+        try:
+            while left_bytes > 0:
+                piece = (await reader.read())[:left_bytes]
+                if not piece:
+                    raise Conflict("The file became shorter while it was read.")
+                left_bytes -= len(piece)
+                await self.send_piece(piece)
+        except StreamClosedError:
+            return
+        except (CellblockError, TimeoutError):
+            if not self._headers_written:
+                raise
+            self.hang_up()
+
+    # --- up -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def _body_limit_bytes(self) -> int:
+        limits = self.context.limits
+        return limits.disk_bytes if self.request.method == "PUT" else limits.request_bytes
+
+    def _too_large(self) -> TooLarge:
+        if self.request.method != "PUT":
+            return super()._too_large()
+        return TooLarge("The file is larger than `limits.disk` allows a session to hold.")
+
+    def _check_headers(self) -> None:
+        super()._check_headers()
+        if self.request.method in self.methods:
+            self._address()
+
+    async def prepare(self) -> None:  # type: ignore[override]  # tornado awaits it
+        """Open the file for the body, once it is clear that the body will be taken."""
+        super().prepare()
+        if self.request.method != "PUT" or self._refusal is not None:
+            return
+        self._allow_more_time()
+        try:
+            await self._open_writer()
+        except (CellblockError, HTTPError) as error:
+            self._refusal = error
+            if self.request.headers.get("Expect", "").lower() == "100-continue":
+                raise
+
+    async def _open_writer(self) -> None:
+        session_id, path = self._address()
+        files = await self.context.service.session_files(self.tenant, session_id)
+        self._writer = await files.create(path, self._body_limit_bytes)
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        """Write a piece; tornado reads the next one when this is done."""
+        if self.request.method != "PUT":
+            return super().data_received(chunk)
+        return self._take(chunk)
+
+    async def _take(self, chunk: bytes) -> None:
+        if self._counts(chunk) and self._writer is not None:
+            try:
+                await self._writer.write(chunk)
+            except CellblockError as error:
+                self._refusal = error
+        if self._refusal is not None:
+            self._drop_writer()
+            self._give_up_on_endless()
+
+    async def _commit(self) -> None:
+        if self._writer is None:
+            raise HTTPError(500)
+        try:
+            entry, is_new = await self._writer.commit()
+        finally:
+            self._drop_writer()
+        if is_new:
+            self.set_header("Location", addresses.file_url(self.base_url, self._address()[0], entry.path))
+        await self.send_json(_entry(entry), 201 if is_new else 200)
+
+    def on_connection_close(self) -> None:
+        """A file that has not come whole is not kept."""
+        super().on_connection_close()
+        if not self._is_answering:
+            self._drop_writer()
+
+    def on_finish(self) -> None:
+        """Nor is one that was refused."""
+        super().on_finish()
+        if not self._is_answering:
+            self._drop_writer()
+
+    def _drop_writer(self) -> None:
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            writer.close()
+
+    def _allow_more_time(self) -> None:
+        """A large file over a slow line takes longer than any other body."""
+        connection: Any = self.request.connection
+        patience_s = connection.params.body_timeout
+        if patience_s is not None:
+            size_bytes = self._declared_bytes() or self._body_limit_bytes
+            connection.set_body_timeout(patience_s + size_bytes / SLOWEST_UPLOAD_BYTES_PER_S)
+
+
+def _entry(entry: FileEntry) -> dict[str, Any]:
+    return {"path": entry.path, "bytes": entry.size_bytes, "modified_at": iso(entry.modified_at)}

@@ -1,0 +1,99 @@
+"""What a client says over `/runcode/ws`, by type: docs/http.md has the table. Pure."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+
+from gateway.complaints import near, shown
+from gateway.handlers.addresses import run_id_of
+from gateway.handlers.fields import fields_of, parse_json_object
+from gateway.handlers.run_request import RunFields
+from gateway.handlers.statuses import INTERNAL_SENTENCE, STATUS_OF_CODE
+from sessions.errors import CellblockError, InvalidJSON, InvalidRequest
+from sessions.model import RunId
+from sessions.text import well_formed
+
+MessageId = str | int | float
+"""What a client calls a message; its answers carry it unchanged."""
+
+_OPS = ("run", "input", "interrupt")
+_MAX_ID_CHARACTERS = 128
+
+
+class RunMessage(RunFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`{"op": "run"}`: the fields of `POST /runcode`, and one that is a header there."""
+
+    idempotency_key: str | None = None
+
+
+class InputMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`{"op": "input"}`: the line that `input()` returns."""
+
+    run_id: str
+    value: str
+
+
+class InterruptMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`{"op": "interrupt"}`."""
+
+    run_id: str
+
+
+def parse_message(message: str | bytes) -> dict[str, Any]:
+    """A message as a JSON object. Raises InvalidJSON and InvalidRequest."""
+    if isinstance(message, bytes):
+        raise InvalidRequest("A message is one JSON object in a text frame: binary frames are not read here.")
+    try:
+        return parse_json_object(message.encode())
+    except InvalidJSON as error:
+        raise InvalidJSON(str(error).replace("The body", "The message", 1)) from error
+
+
+def message_id(value: dict[str, Any]) -> MessageId | None:
+    """Take the `id` out of a message; None where there is none. Raises InvalidRequest."""
+    given: MessageId | bool | None = value.pop("id", None)
+    if given is None or (isinstance(given, str) and len(given) <= _MAX_ID_CHARACTERS):
+        return given
+    is_number = isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given)
+    if is_number and len(str(given)) <= _MAX_ID_CHARACTERS:
+        return given
+    raise InvalidRequest(f'"id" must be a string or a number of up to {_MAX_ID_CHARACTERS} characters.')
+
+
+def typed(value: dict[str, Any]) -> RunMessage | InputMessage | InterruptMessage:
+    """The rest of a message, by its `op`. Raises InvalidRequest."""
+    match value.pop("op", None):
+        case "run":
+            return fields_of(RunMessage, value)
+        case "input":
+            return fields_of(InputMessage, value)
+        case "interrupt":
+            return fields_of(InterruptMessage, value)
+        case str() as unknown:
+            raise InvalidRequest(
+                f'There is no op "{shown(unknown)}"{near(unknown, _OPS) or ": use run, input or interrupt."}'
+            )
+        case _:
+            raise InvalidRequest('The field "op" is required: "run", "input" or "interrupt".')
+
+
+def named_run(message: InputMessage | InterruptMessage) -> RunId:
+    """The run that a message is about. Raises NotFound."""
+    return run_id_of(message.run_id)
+
+
+def error_message(error: Exception, identifier: MessageId | None) -> dict[str, Any]:
+    """What the client hears of an error: the shape of HTTP errors, as a message."""
+    is_known = isinstance(error, CellblockError) and error.code in STATUS_OF_CODE
+    message: dict[str, Any] = {
+        "type": "error",
+        "error": well_formed(str(error)) if is_known else INTERNAL_SENTENCE,
+        "code": error.code if isinstance(error, CellblockError) and is_known else "internal",
+        "id": identifier,
+    }
+    if isinstance(error, CellblockError) and error.retry_after_s is not None:
+        message["retry_after"] = error.retry_after_s
+    return message

@@ -1,0 +1,106 @@
+"""What all WebSockets have in common: the checks of every request before the upgrade, pings, one message at a time.
+
+A subclass implements `on_message`. It knows nothing of what is said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, ClassVar
+
+from tornado.httputil import HTTPServerRequest
+from tornado.web import Application
+from tornado.websocket import WebSocketClosedError, WebSocketHandler
+
+from gateway.handlers import base
+from gateway.handlers.answer import strict_json
+from gateway.handlers.base import BaseHandler
+from sessions.errors import InvalidRequest
+
+PING_S = 20.0
+"""So often the other end is pinged, and so long it may take to answer."""
+
+_SERVICE_RESTART = 1012
+_VERSION = "13"
+
+
+class SocketHandler(BaseHandler, WebSocketHandler):
+    """One WebSocket. Its state beside the base class's: whether it is closed, and who is writing."""
+
+    methods: ClassVar[tuple[str, ...]] = ("GET",)
+
+    def __init__(self, application: Application, request: HTTPServerRequest, **kwargs: Any) -> None:
+        self.is_closed = False
+        self._writing = asyncio.Lock()
+        super().__init__(application, request, **kwargs)
+
+    # --- opening ------------------------------------------------------------------------------------------------------
+
+    async def answer(self) -> None:
+        """Be a WebSocket until it is closed. Raises InvalidRequest when that is not what the client wants."""
+        self._check_handshake()
+        with self.context.streams.holding(self):
+            await WebSocketHandler.get(self)
+
+    def _check_handshake(self) -> None:
+        headers = self.request.headers
+        connection = [word.strip() for word in headers.get("Connection", "").lower().split(",")]
+        if headers.get("Upgrade", "").lower() != "websocket" or "upgrade" not in connection:
+            raise InvalidRequest("This address is a WebSocket: connect with a WebSocket client.")
+        if headers.get("Sec-WebSocket-Version") != _VERSION or not headers.get("Sec-WebSocket-Key"):
+            raise InvalidRequest("The WebSocket handshake must be of version 13, with a key (RFC 6455).")
+
+    def check_origin(self, origin: str) -> bool:
+        """The base class has looked at it already."""
+        del origin
+        return True
+
+    def open(self, *args: str, **kwargs: str) -> None:
+        """Small messages go out at once."""
+        del args, kwargs
+        self.set_nodelay(True)
+
+    @property
+    def ping_interval(self) -> float:
+        """Seconds between pings."""
+        return PING_S
+
+    @property
+    def ping_timeout(self) -> float:
+        """Seconds to wait for the answer."""
+        return PING_S
+
+    @property
+    def max_message_size(self) -> int:
+        """Bytes; a larger message closes the connection with 1009."""
+        return self.context.limits.request_bytes
+
+    # --- talking ------------------------------------------------------------------------------------------------------
+
+    async def send_message(self, message: dict[str, Any]) -> None:
+        """Send a message and return once the client has taken it; others wait meanwhile.
+
+        Raises WebSocketClosedError when the client is gone, also for taking nothing.
+        """
+        async with self._writing:
+            try:
+                await asyncio.wait_for(self.write_message(strict_json(message)), base.SEND_TIMEOUT_S)
+            except TimeoutError:
+                self.hang_up()
+                raise WebSocketClosedError from None
+
+    # --- closing ------------------------------------------------------------------------------------------------------
+
+    def end_stream(self) -> None:
+        """Say that this gateway goes away: a client may connect anew, to the next one."""
+        self.close(_SERVICE_RESTART, "This gateway is shutting down: connect again.")
+
+    def hang_up(self) -> None:
+        """Close the connection without the closing handshake."""
+        stream = getattr(self.ws_connection, "stream", None)
+        if stream is not None:
+            stream.close()
+
+    def on_close(self) -> None:
+        """The connection is gone."""
+        self.is_closed = True

@@ -1,0 +1,152 @@
+"""An answer that is the events of a run, as they come: server-sent events, or NDJSON.
+
+One piece is on its way at a time, so that a slow client costs no memory. A client that vanishes ends its stream, and
+never its run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+from tornado.httputil import HTTPHeaders
+from tornado.iostream import StreamClosedError
+
+from gateway.handlers import wire
+from gateway.handlers.base import BaseHandler
+from sessions.model import RunId
+
+KEEP_ALIVE_S = 15.0
+"""So much silence gets a comment line, which keeps proxies from closing the connection."""
+
+_PIECE_BYTES = 64 << 10
+_NOT_WANTED = re.compile(r"q=0(\.0*)?")
+_KEEP_ALIVE = b": keep-alive\n\n"
+_log = structlog.get_logger("cellblock.http")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class EventFormat:
+    """How events are written. NDJSON has nothing to say in silence."""
+
+    content_type: str
+    write: Callable[[wire.WireEvent], bytes]
+    keep_alive: bytes
+
+
+SSE = EventFormat("text/event-stream; charset=utf-8", wire.sse_frame, _KEEP_ALIVE)
+NDJSON = EventFormat("application/x-ndjson; charset=utf-8", wire.ndjson_line, b"")
+
+
+class StreamingHandler(BaseHandler):
+    """A request that may be answered with events.
+
+    Its state: `_streaming`, the task that sends them, and whether the stream was ended from outside.
+    """
+
+    _streaming: asyncio.Task[None] | None = None
+    _is_ended = False
+
+    async def stream_events(self, run_id: RunId, after: int, form: EventFormat) -> None:
+        """Answer with the events of a run, up to its end. Enter `context.streams.holding` before."""
+        self.set_header("Content-Type", form.content_type)
+        self.set_header("X-Accel-Buffering", "no")  # nginx would collect events until it has a few KiB
+        self._streaming = asyncio.ensure_future(self._send_events(run_id, after, form))
+        self._leave()  # shutdown waits for answers, and this one may take as long as its run
+        try:
+            if not self._is_ended:
+                await asyncio.wait([self._streaming])
+        finally:
+            self._streaming.cancel()
+        if self._streaming.done() and not self._streaming.cancelled():
+            self._judge(run_id, self._streaming.exception())
+        if self.request.version == "HTTP/1.0":
+            self.hang_up()  # nothing else tells such a client where the answer ends
+
+    def end_stream(self) -> None:
+        """End the answer after what has been sent."""
+        self._is_ended = True
+        if self._streaming is not None:
+            self._streaming.cancel()
+
+    def on_connection_close(self) -> None:
+        """Nobody is there to read on."""
+        super().on_connection_close()
+        self.end_stream()
+
+    async def _send_events(self, run_id: RunId, after: int, form: EventFormat) -> None:
+        await self.send_piece()
+        if self.request.method == "HEAD":
+            return
+        events = wire.wire_events(self.context.service, run_id, after, self.base_url)
+        async with aclosing(with_silences(events, KEEP_ALIVE_S)) as batches:
+            async for batch in batches:
+                if batch is not None:
+                    for piece in _pieces(batch, form):
+                        await self.send_piece(piece)
+                elif form.keep_alive:
+                    await self.send_piece(form.keep_alive)
+
+    def _judge(self, run_id: RunId, error: BaseException | None) -> None:
+        """What a stream that ended by itself did not bring, the client must not take for the end."""
+        if error is None:
+            return
+        if not isinstance(error, StreamClosedError):
+            if not isinstance(error, TimeoutError):
+                _log.warning("stream broken off", request_id=self.request_id, run_id=run_id, exc_info=error)
+            self.hang_up()
+
+
+def accepts(headers: HTTPHeaders, media_type: str) -> bool:
+    """Whether the client asks for this type by name; `*/*` is no wish."""
+    for part in headers.get("Accept", "").lower().split(","):
+        name, *parameters = [word.strip() for word in part.split(";")]
+        if name == media_type and not any(_NOT_WANTED.fullmatch(parameter) for parameter in parameters):
+            return True
+    return False
+
+
+async def with_silences(batches: AsyncGenerator[_T], silence_s: float) -> AsyncGenerator[_T | None]:
+    """The same, and None whenever nothing has come for so long."""
+    coming: asyncio.Task[_T] | None = None
+    try:
+        while True:
+            coming = coming or asyncio.ensure_future(_next(batches))
+            done, _ = await asyncio.wait([coming], timeout=silence_s)
+            if not done:
+                yield None
+                continue
+            try:
+                batch = coming.result()
+            except StopAsyncIteration:
+                return
+            finally:
+                coming = None
+            yield batch
+    finally:
+        if coming is not None:
+            coming.cancel()
+            await asyncio.wait([coming])
+        await batches.aclose()
+
+
+async def _next(batches: AsyncIterator[_T]) -> _T:
+    return await anext(batches)
+
+
+def _pieces(batch: list[wire.WireEvent], form: EventFormat) -> Iterator[bytes]:
+    """The batch in pieces that are neither many nor large: a replay can be one batch of all there is."""
+    piece = bytearray()
+    for event in batch:
+        piece += form.write(event)
+        if len(piece) >= _PIECE_BYTES:
+            yield bytes(piece)
+            piece.clear()
+    if piece:
+        yield bytes(piece)
