@@ -262,7 +262,8 @@ async def _drain(service: Service, signals: StopSignals) -> None:
 
 
 async def _close_connections(server: BoundedServer, context: Context) -> None:
-    """Let the last answers out, then close what is left."""
+    """Let the last answers out, end streams and WebSockets, whose runs go on elsewhere, then close what is left."""
+    await context.streams.close_all()
     with suppress(TimeoutError):
         await asyncio.wait_for(context.in_flight.wait_for_none(), _LAST_ANSWERS_S)
     await server.close_all_connections()
