@@ -1,0 +1,155 @@
+"""`kill -9` around each commit and each message between gateway and supervisor: nothing is lost, nothing runs twice.
+
+The engine is `process`: a container is not the point here, and what the code does can be counted outside of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from crash_rig import CrashableGateway, Client, check_events
+from failpoints import ENGINE, SENT, STORE, TAKEN
+
+LINES = 60
+NUMBERS = itertools.count(1)
+
+# What a run in the session does: it counts in a variable, and in a file outside of the gateway's reach.
+LOOP = f"""
+import time
+from IPython.display import display
+count = globals().get('count', 0) + 1
+open({{ledger!r}}, 'a').write('{{key}}\\n')
+for line in range({LINES}):
+    print(line, flush=True)
+    time.sleep(0.005)
+display({{{{'text/plain': 'shown'}}}}, raw=True)
+open('made.txt', 'w').write('{{key}}')
+count
+"""
+OUTPUT = "".join(f"{line}\n" for line in range(LINES))
+
+
+OTHER_THINGS = {
+    "store.add_session",
+    "store.update_session",
+    "store.remove_session",
+    "send.interrupt",
+    "send.restart",
+    "send.shutdown",
+    "take.died",
+}
+
+
+class Crash:
+    """One gateway with a session, and what happens to them."""
+
+    def __init__(self, gateway: CrashableGateway, client: Client) -> None:
+        self.gateway = gateway
+        self.client = client
+        self.ledger = gateway.directory / "ledger"
+        self.runs_in_session = 0
+
+    async def survive(self, failpoint: str) -> None:
+        """Do a bit of everything, die at the failpoint, come back, and check that everything is there, once."""
+        number = next(NUMBERS)
+        keys = [f"{number}-{kind}" for kind in ("running", "waiting", "single")]
+        self.gateway.arm(failpoint)
+        asked = asyncio.gather(
+            self.client.run_streaming(keys[0], self.code(keys[0]), session_id="s"),
+            self._later(keys[1], session_id="s"),
+            self.client.run(keys[2], self.code(keys[2])),
+            *([self._other_things(number)] if failpoint.rpartition(".")[0] in OTHER_THINGS else []),
+        )
+        await self._bring_back(failpoint, asked)
+        (running, events), waiting, single, *_ = await asked
+        check_events(events, running)
+        self.runs_in_session += 2
+        # Which of the two is first is open where neither had been taken on when the gateway died.
+        counts = sorted(int(answer["results"][1]["text/plain"]) for answer in (running, waiting))
+        assert counts == [self.runs_in_session - 1, self.runs_in_session]
+        for key, answer in zip(keys, (running, waiting, single), strict=True):
+            assert (answer["status"], answer["output"]) == ("ok", OUTPUT), answer
+            assert answer["results"][0] == {"text/plain": "shown"}
+            assert list(answer["files"]) == ["made.txt"]
+            url = answer["files"]["made.txt"]
+            assert (await self.client.ask("GET", url)).text == key
+            assert self.ledger.read_text().splitlines().count(key) == 1
+            assert not answer.get("session_lost"), "the session is still the same"
+            stored = await self.client.events(answer["run_id"])
+            check_events(stored, answer)
+            assert stored[: len(events)] == events or key != keys[0]
+            again = await self.client.run(key, self.code(key), **({"session_id": "s"} if "single" not in key else {}))
+            assert again == {name: value for name, value in answer.items() if name not in ("seq", "type")}
+
+    def code(self, key: str) -> str:
+        return LOOP.format(ledger=str(self.ledger), key=key)
+
+    async def _later(self, key: str, **fields: Any) -> dict[str, Any]:
+        """The second run in the session comes second."""
+        await asyncio.sleep(0.15)
+        return await self.client.run(key, self.code(key), **fields)
+
+    async def _other_things(self, number: int) -> None:
+        """What the other failpoints are at: sessions made, renewed, interrupted, restarted and ended; input; deaths."""
+        path = f"/sessions/other-{number}"
+        await self.client.ask("POST", "/sessions", json={"session_id": f"other-{number}"})
+        await self.client.ask("PATCH", path, json={})
+        await self.client.run(f"{number}-exit", "exit()", session_id=f"other-{number}")
+        await self.client.run(f"{number}-die", "import os; os._exit(1)", session_id=f"other-{number}")
+        sleeping = asyncio.ensure_future(
+            self.client.run(f"{number}-sleep", "import time; time.sleep(60)", session_id=f"other-{number}")
+        )
+        while not sleeping.done():
+            await self.client.ask("POST", f"{path}/interrupt")
+            await asyncio.sleep(0.2)
+        assert (await sleeping)["status"] == "error"
+        await self.client.ask("POST", f"{path}/restart")
+        await self.client.ask("DELETE", path)
+
+    async def _bring_back(self, failpoint: str, asked: asyncio.Future[Any]) -> None:
+        while not self.gateway.has_died():
+            assert not asked.done(), f"{failpoint} was never reached: {asked}"
+            await asyncio.sleep(0.01)
+        await self.gateway.start()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def crash() -> AsyncIterator[Crash]:
+    directory = Path(tempfile.mkdtemp(prefix="cb-"))
+    gateway = CrashableGateway(directory, "process")
+    await gateway.start()
+    client = Client(gateway.url)
+    crash = Crash(gateway, client)
+    yield crash
+    await client.close()
+    gateway.stop()
+    shutil.rmtree(directory)
+
+
+REACHED = [
+    *(f"store.{name}.{when}" for name in STORE for when in ("before", "after")),
+    *(f"send.{name}.{when}" for name in SENT if name != "input_reply" for when in ("before", "after")),
+    *(
+        f"take.{name}.{when}"
+        for name in TAKEN
+        if name not in ("rejected", "input_request")
+        for when in ("before", "after")
+    ),
+    *(f"engine.{name}.{when}" for name in ENGINE for when in ("before", "after")),
+]
+
+
+@pytest.mark.xdist_group("failpoints")
+@pytest.mark.timeout(240)
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("failpoint", REACHED)
+async def test_a_gateway_killed_there_loses_nothing_and_repeats_nothing(crash: Crash, failpoint: str) -> None:
+    await crash.survive(failpoint)
