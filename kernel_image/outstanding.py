@@ -168,19 +168,27 @@ class OutstandingRequests:
                 found, complete = self._work.changes()
                 skipped = await self._delivery.send(running.header, found, complete=complete)
             self._put_gap(running)
-        waiting = [msg_id for msg_id in self._outstanding if running is None or msg_id != running.msg_id]
+        never_run = self._behind_unanswered()
         self.finished.extend(self._outstanding)
         self._outstanding.clear()
         self._relay.put_control(
             protocol.DIED,
             msg_id=running.msg_id if running else None,
-            never_run=waiting,
+            never_run=never_run,
             cause=cause,
             exit_code=exit_code,
             signal=signal_number,
             usage=usage,
             skipped=skipped,
         )
+
+    def _behind_unanswered(self) -> list[str]:
+        """The requests whose turn cannot have come. Behind one that was answered, its `idle` lost, the next may run."""
+        requests = iter(self._outstanding.values())
+        for request in requests:
+            if not request.replied:
+                break
+        return [request.msg_id for request in requests]
 
     def _put(self, channel: str, parts: list[bytes], msg_type: str, request: _Request | None) -> None:
         """Hand a message to the relay unless it is too large or its run has said more than enough."""

@@ -1,0 +1,102 @@
+"""What is told of requests that the kernel's death has cut short: which ran, which may have, and which never did."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kernel_image import accounting, protocol
+from kernel_image.artifacts import WorkingDirectory
+from kernel_image.outstanding import OutstandingRequests
+
+
+class Told:
+    """A relay that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.controls: list[dict[str, Any]] = []
+
+    def put_control(self, op: str, **fields: Any) -> None:
+        self.controls.append({"op": op, **fields})
+
+    def put_message(self, channel: str, parts: list[bytes], *, droppable: bool) -> bool:
+        return bool(channel and parts) or droppable
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture
+def requests(tmp_path: Path, told: Told) -> OutstandingRequests:
+    settings = protocol.SupervisorSettings("k", "c", "unix:/s", str(tmp_path), "/ipc", "/home")
+    meter = accounting.find_meter(own_container=False)
+    work = WorkingDirectory(str(tmp_path), 10)
+    return OutstandingRequests(settings, told, meter, work)  # type: ignore[arg-type]
+
+
+def accept(requests: OutstandingRequests, *msg_ids: Any, is_taken: bool = True) -> list[bool]:
+    headers = [json.dumps({"msg_id": msg_id, "msg_type": "execute_request"}).encode() for msg_id in msg_ids]
+    return [requests.accept([header, b"{}", b"{}", b"{}"], is_taken=is_taken) for header in headers]
+
+
+def reply(requests: OutstandingRequests, msg_id: str, content: bytes = b"{}") -> bool:
+    parent = json.dumps({"msg_id": msg_id}).encode()
+    return requests.relay("shell", [b'{"msg_type": "execute_reply"}', parent, b"{}", content], {})
+
+
+async def test_only_what_was_behind_a_request_without_an_answer_was_never_run(
+    requests: OutstandingRequests, told: Told
+) -> None:
+    accept(requests, "a", "b", "c")
+    await requests.fail_all("exited", exit_code=0, signal_number=None)
+    assert (told.controls[-1]["msg_id"], told.controls[-1]["never_run"]) == ("a", ["b", "c"])
+
+
+async def test_what_was_behind_a_request_with_an_answer_may_have_begun(
+    requests: OutstandingRequests, told: Told
+) -> None:
+    accept(requests, "a", "b", "c")
+    reply(requests, "a")  # its idle was lost with the kernel, which may have gone on to the next one
+    await requests.fail_all("exited", exit_code=0, signal_number=None)
+    assert (told.controls[-1]["msg_id"], told.controls[-1]["never_run"]) == ("a", ["c"])
+
+
+async def test_a_request_that_no_kernel_takes_is_answered_once_and_not_taken_later(
+    requests: OutstandingRequests, told: Told
+) -> None:
+    assert accept(requests, "a", "a", is_taken=False) == [False, False]
+    assert accept(requests, "a", "b", "b") == [False, True, False]
+    assert told.controls == [{"op": "rejected", "msg_id": "a"}]
+    assert (requests.msg_ids, list(requests.finished)) == (["b"], ["a"])
+    await requests.fail_all("exited", exit_code=0, signal_number=None)
+
+
+@pytest.mark.parametrize("msg_id", [None, 5, ["a"], {"a": 1}])
+def test_a_request_whose_id_is_none_is_not_taken(requests: OutstandingRequests, told: Told, msg_id: Any) -> None:
+    assert accept(requests, msg_id) == accept(requests, msg_id, is_taken=False) == [False]
+    assert told.controls == []
+
+
+@pytest.mark.parametrize(
+    ("content", "leaves"),
+    [
+        ({"payload": [{"source": "ask_exit", "keepkernel": False}]}, True),
+        ({"payload": [{"source": "page"}, {"source": "ask_exit", "keepkernel": None}]}, True),
+        ({"payload": [{"source": "ask_exit", "keepkernel": True}]}, False),
+        ({"payload": [{"source": "page", "text": "ask_exit"}]}, False),
+        ({"payload": "ask_exit"}, False),
+        ({"payload": ["ask_exit"]}, False),
+        ({"ask_exit": 1}, False),
+    ],
+)
+def test_an_answer_that_says_the_kernel_ends_is_understood(
+    requests: OutstandingRequests, content: dict[str, Any], *, leaves: bool
+) -> None:
+    accept(requests, "a")
+    assert reply(requests, "a", json.dumps(content).encode()) is leaves
+    assert reply(requests, "nobody's", json.dumps(content).encode()) is False
