@@ -10,13 +10,13 @@ import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
-from uuid import uuid4
 
 from sessions.ends import Cause, Died, Done
 from sessions.errors import KernelLost
 from sessions.kernel import Kernel
 from sessions.live_run import LiveRun
 from sessions.model import Fate, Limits, Result, RunStatus
+from sessions.requests import make_msg_id
 from sessions.variables import set_variables
 
 _LINK_TIMEOUT_S = 60.0
@@ -53,10 +53,9 @@ class Conductor:
 
     async def perform(self, live: LiveRun, kernel: Kernel) -> Result:
         """Run the code; returns the answer, which is not committed yet. Raises NotTaken."""
-        live.kernel, live.msg_id = kernel, f"{live.run_id}.{uuid4().hex[:8]}"
+        live.kernel, live.msg_id = kernel, make_msg_id(live.run_id, kernel.generation)
         live.recording.on_commit(kernel.acknowledge)
         # A kernel process that dies from here on takes the session's variables along: its successor will not do.
-        live.execution.generation = kernel.generation
         metadata = {"cellblock": {"generation": kernel.generation}}
         try:
             if live.run.variables:
@@ -75,19 +74,23 @@ class Conductor:
         live.recording.on_commit(kernel.acknowledge)
         kernel.expect(live.run_id, live.recording)
 
-    async def resume(self, live: LiveRun, kernel: Kernel, elapsed_s: float) -> Result:
-        """Go on with a joined run that began `elapsed_s` ago.
+    async def find(self, live: LiveRun, kernel: Kernel) -> bool:
+        """Wait for the supervisor of a joined run, and see what it has of it. False when it does not come back.
 
-        Raises NotTaken when its code was never sent; then it can be performed.
+        Raises NotTaken when the code was never sent; then it can be performed.
         """
         try:
             await kernel.wait_linked(_LINK_TIMEOUT_S)
         except KernelLost:
             kernel.abandon("its supervisor did not come back")
-            return self.lost(live)
-        live.msg_id = kernel.msg_id_of(live.recording) or ""
+            return False
+        live.msg_id = kernel.msg_id_of(live.recording) or live.msg_id
         if not live.msg_id and not live.recording.ended.done():
             raise NotTaken
+        return True
+
+    async def resume(self, live: LiveRun, kernel: Kernel, elapsed_s: float) -> Result:
+        """Go on with a run that was found, and that began `elapsed_s` ago. Raises NotTaken."""
         # It may have passed its limit while nobody could tell it; what it has said since then comes first.
         timeout_s = min(live.run.timeout_s, max(_LEAST_TIME_S, live.run.timeout_s - elapsed_s))
         return await self._conclude(live, kernel, await self._wait_for_end(live, kernel, timeout_s))

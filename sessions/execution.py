@@ -60,7 +60,6 @@ class Execution:
         self.session_id = session_id
         self.session_created = False
         self.session_lost = False
-        self.generation = 0
         self.leaves = False
         self.awaits_input = False
         self._limits = limits
@@ -176,7 +175,6 @@ class Execution:
             "traceback_bytes": [self._tracebacks.left_bytes, self._tracebacks.dropped_bytes],
             "leaves": self.leaves,
             "awaits_input": self.awaits_input,
-            "generation": self.generation,
             "session_created": self.session_created,
             "session_lost": self.session_lost,
             "collection": self._collection.state(),
@@ -198,7 +196,6 @@ class Execution:
         left_and_dropped = state.get("traceback_bytes", [self._tracebacks.left_bytes, 0])
         self._tracebacks.left_bytes, self._tracebacks.dropped_bytes = left_and_dropped
         self.leaves, self.awaits_input = state.get("leaves", False), state.get("awaits_input", False)
-        self.generation = state.get("generation", 0)
         self.session_created = state.get("session_created", self.session_created)
         self.session_lost = state.get("session_lost", False)
 

@@ -16,6 +16,7 @@ from sessions.kernel import Kernel
 from sessions.model import ArtifactId, Event, Limits, Progress, Result, Run, RunId, RunRecord, RunStatus, Session
 from sessions.ports import Clock, Store
 from sessions.recording import Recording
+from sessions.requests import generation_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,11 @@ class LiveRun:
     def run_id(self) -> RunId:
         """Its id."""
         return self.run.run_id
+
+    @property
+    def generation(self) -> int:
+        """Which kernel process it was sent to."""
+        return generation_of(self.msg_id)
 
     def interrupt(self, grace_s: float) -> None:
         """Interrupt it, as Ctrl-C would; a kernel that ignores that is killed after `grace_s`."""

@@ -294,20 +294,28 @@ class LiveSession:
     async def _attempt(self, live: LiveRun, kernel: Kernel | None) -> Result:
         if live.is_resumed:
             live.is_resumed = False
-            if kernel is None or live.kernel is not kernel:
-                return self._conductor.lost(live)
-            began_at = live.run.started_at or live.run.created_at
-            elapsed_s = (self._clock.now() - began_at).total_seconds()
-            return await self._conductor.resume(live, kernel, elapsed_s)
+            return await self._resume(live, kernel)
         assert kernel is not None  # noqa: S101 - only a resumed run is served without one
         if live.run.kernel_id != kernel.kernel_id:
             await self._record_start(live, kernel)
+        self._tell_news(live, kernel.generation)
+        return await self._conductor.perform(live, kernel)
+
+    async def _resume(self, live: LiveRun, kernel: Kernel | None) -> Result:
+        """Go on with a run that an earlier gateway has begun."""
+        if kernel is None or live.kernel is not kernel or not await self._conductor.find(live, kernel):
+            return self._conductor.lost(live)
+        self._tell_news(live, live.generation or self.record.generation)
+        began_at = live.run.started_at or live.run.created_at
+        return await self._conductor.resume(live, kernel, (self._clock.now() - began_at).total_seconds())
+
+    def _tell_news(self, live: LiveRun, generation: int) -> None:
+        """What this run, which is sent to this kernel process, has to say of the session."""
         news = self.record.news
-        if news is SessionNews.NONE and kernel.generation != self.record.generation:
+        if news is SessionNews.NONE and generation != self.record.generation:
             news = SessionNews.LOST
         live.execution.session_created = news is not SessionNews.NONE
         live.execution.session_lost = news is SessionNews.LOST
-        return await self._conductor.perform(live, kernel)
 
     async def _record_start(self, live: LiveRun, kernel: Kernel) -> None:
         """Before it is sent: a later gateway asks this kernel whether it has taken it. Waits for the database."""
@@ -332,7 +340,7 @@ class LiveSession:
             before,
             last_used_at=self._clock.now(),
             kernel_id=None if kernel is None or is_gone else kernel.kernel_id,
-            generation=live.execution.generation,
+            generation=live.generation or before.generation,
             news=SessionNews.CREATED if live.lost_kernel else SessionNews.NONE,
             runs=before.runs + 1,
             usage=_sum(before.usage, result.usage),

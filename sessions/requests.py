@@ -3,14 +3,17 @@
 It is told what comes and does not read the wire. The mutable state is the outstanding requests in order, those that an
 earlier gateway may have sent, and the ended ones of which not all is committed yet.
 
-One run may be sent more than once, when a kernel has not taken it: `<run_id>.<attempt>` is its msg_id.
+One run may be sent more than once, when a kernel has not taken it; its msg_id tells which run it is, to which kernel
+process it was sent, and the attempts apart: `<run_id>.<generation>.<attempt>`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Protocol
+from uuid import uuid4
 
 from sessions.ends import Cause, Died, Done
 from sessions.messages import Message
@@ -39,6 +42,17 @@ class RequestListener(Protocol):
     def on_died(self, died: Died) -> None:
         """The kernel has ended first, or has not taken the request."""
         ...
+
+
+def make_msg_id(run_id: str, generation: int) -> str:
+    """A new msg_id for a run that is sent to this kernel process."""
+    return f"{run_id}.{generation}.{uuid4().hex[:8]}"
+
+
+def generation_of(msg_id: str) -> int:
+    """To which kernel process this was sent; 0 when it does not say."""
+    generation = msg_id.split(".")[1:2]
+    return int(generation[0]) if generation and re.fullmatch(r"[0-9]{1,15}", generation[0]) else 0
 
 
 @dataclass(slots=True)
@@ -71,7 +85,7 @@ class Requests:
     def find_expected(self, known: Iterable[str]) -> None:
         """These msg_ids are all that the supervisor has been sent and has taken."""
         for msg_id in known:
-            listener = self._expected.pop(msg_id.rpartition(".")[0], None)
+            listener = self._expected.pop(msg_id.partition(".")[0], None)
             if listener is not None:
                 self._outstanding[msg_id] = _Request(listener, None)
         self._expected.clear()

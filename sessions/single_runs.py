@@ -95,6 +95,8 @@ class SingleRuns:
             return self._conductor.lost(live)
         if live.is_resumed:
             live.is_resumed = False
+            if not await self._conductor.find(live, kernel):
+                return self._conductor.lost(live)
             began_at = live.run.started_at or live.run.created_at
             return await self._conductor.resume(live, kernel, (self._clock.now() - began_at).total_seconds())
         return await self._conductor.perform(live, kernel)
