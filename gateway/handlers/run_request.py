@@ -88,7 +88,9 @@ def run_request(
 def sane_session_id(text: str) -> SessionId:
     """A session's id as clients may choose it. Raises InvalidRequest."""
     if _SANE_SESSION_ID.fullmatch(text) is None:
-        raise InvalidRequest('"session_id" must be 1 to 128 letters, digits, dots, underscores, colons and hyphens (ASCII).')
+        raise InvalidRequest(
+            '"session_id" must be 1 to 128 letters, digits, dots, underscores, colons and hyphens (ASCII).'
+        )
     return SessionId(text)
 
 
