@@ -1,0 +1,119 @@
+"""`GET /sessions/{id}/notebook`, over a real server, and run again by a real kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import nbformat
+import pytest
+import pytest_asyncio
+from http_face import Face, serving
+from jupyter_client.manager import AsyncKernelManager
+
+from gateway.handlers import session_notebook
+from sessions.model import ANONYMOUS, ArtifactId, ArtifactKind, EventType, RunRequest, RunStatus, SessionId
+
+PNG = b"\x89PNG\r\n\x1a\nfigure"
+
+
+@pytest_asyncio.fixture
+async def face() -> AsyncIterator[Face]:
+    async with serving() as face:
+        async with httpx.AsyncClient(base_url=face.url) as client:
+            await client.post("/sessions", json={"session_id": "s:1"})
+        yield face
+
+
+@pytest_asyncio.fixture
+async def client(face: Face) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=face.url, timeout=30) as client:
+        yield client
+
+
+def add_run(face: Face, code: str, variables: dict[str, Any] | None = None) -> Any:
+    return face.service.add_run(RunRequest(ANONYMOUS, code, "python", variables or {}, 30.0, SessionId("s:1")))
+
+
+def add_figure(face: Face, run: Any, name: str, data: bytes = PNG) -> ArtifactId:
+    ref = face.service.add(name, data, ArtifactKind.IMAGE, "image/png")
+    fields = {"artifact_id": ref.id, "content_type": "image/png", "bytes": len(data)}
+    run.add(EventType.IMAGE, name=name, **fields)
+    run.add(EventType.RESULT, data={"image": name}, metadata={}, display_id=None, is_main_result=False)
+    return ref.id
+
+
+async def read(client: httpx.AsyncClient) -> Any:
+    answer = await client.get("/sessions/s:1/notebook")
+    assert answer.status_code == 200, answer.text
+    document = nbformat.reads(answer.text, as_version=4)
+    nbformat.validate(document)
+    return document
+
+
+async def test_a_session_without_runs_is_an_empty_notebook(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/sessions/s:1/notebook")
+    assert answer.headers["Content-Type"] == "application/x-ipynb+json"
+    assert answer.headers["Content-Disposition"].startswith('attachment; filename="s:1.ipynb"')
+    assert (await read(client)).cells == []
+
+
+async def test_runs_are_cells_in_order_with_their_figures(face: Face, client: httpx.AsyncClient) -> None:
+    first = add_run(face, "plot()")
+    add_figure(face, first, "figure-1.png")
+    first.end()
+    second = add_run(face, "1/0")
+    second.end(RunStatus.TIMEOUT, error="Too slow.")
+    add_run(face, "still running")
+    document = await read(client)
+    assert [cell.source for cell in document.cells] == ["plot()", "1/0"]
+    assert base64.b64decode(document.cells[0].outputs[0].data["image/png"]) == PNG
+    assert document.cells[1].outputs[0].evalue == "Too slow."
+    assert document.metadata.kernelspec.name == "python3"
+
+
+async def test_what_is_too_much_leaves_a_note(
+    face: Face, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_notebook, "MAX_SHOWN_BYTES", 1000)
+    run = add_run(face, "plot()")
+    for number in range(1, 5):
+        add_figure(face, run, f"figure-{number}.png", PNG.ljust(400))
+    run.add(EventType.STDOUT, text="x" * 2000)
+    run.end()
+    outputs = (await read(client)).cells[0].outputs
+    assert [output.output_type for output in outputs] == ["display_data", "display_data", "stream"]
+    assert outputs[-1].text == "[cellblock] 3 outputs were left out: the notebook would be too large\n"
+    monkeypatch.setattr(session_notebook, "MAX_SOURCE_BYTES", 3)
+    answer = await client.get("/sessions/s:1/notebook")
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+
+
+async def test_a_figure_that_retention_has_removed_is_left_out(face: Face, client: httpx.AsyncClient) -> None:
+    run = add_run(face, "plot()")
+    del face.service.artifacts[add_figure(face, run, "figure-1.png")]
+    run.end()
+    assert (await read(client)).cells[0].outputs[0].data == {}
+
+
+async def test_the_notebook_runs_again(face: Face, client: httpx.AsyncClient) -> None:
+    values = {"x": 20, "text": "it's\n\ud800 三", "deep": {"a": [None, True, 1.5]}}
+    add_run(face, "y = x + 1; t = text; d = deep", values).end()
+    add_run(face, "assert (y, t, d['a'][2]) == (21, 'it\\'s\\n\\ud800 三', 1.5)").end()
+    document = await read(client)
+    manager = AsyncKernelManager(kernel_name="python3")
+    await manager.start_kernel()
+    kernel = manager.client()
+    kernel.start_channels()
+    try:
+        async with asyncio.timeout(60):
+            await kernel.wait_for_ready()
+            for cell in document.cells:
+                reply = await kernel.execute(cell.source, reply=True)
+                assert reply["content"]["status"] == "ok", reply["content"]
+    finally:
+        kernel.stop_channels()
+        await manager.shutdown_kernel(now=True)

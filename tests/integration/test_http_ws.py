@@ -1,0 +1,544 @@
+"""`/runcode/ws` with a real WebSocket client, and with raw sockets where a client must misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+from http_face import Face, serving
+from memory_service import MemoryRun
+from structlog.testing import capture_logs
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from gateway.auth import Token
+from gateway.handlers import base, runcode_ws, sockets
+from sessions.errors import StoreUnavailable, TooManyRequests
+from sessions.model import ANONYMOUS, EventType, Limits, RunRequest, RunStatus
+
+LIMIT = 10_000
+UNKNOWN = "0f000000-0000-4000-8000-000000000000"
+TOKENS = tuple(Token(sha256=hashlib.sha256(name.encode()).hexdigest(), tenant=name) for name in ("alice", "bob"))
+UPGRADE = (
+    "GET /runcode/ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {base64.b64encode(bytes(16)).decode()}\r\n\r\n"
+).encode()
+
+
+@pytest_asyncio.fixture
+async def face() -> AsyncIterator[Face]:
+    async with serving() as face:
+        yield face
+
+
+@pytest_asyncio.fixture
+async def ws(face: Face) -> AsyncIterator[ClientConnection]:
+    async with connect(face.ws_url) as ws:
+        yield ws
+
+
+async def tell(ws: ClientConnection, **message: Any) -> None:
+    await ws.send(json.dumps(message))
+
+
+async def hear(ws: ClientConnection) -> dict[str, Any]:
+    async with asyncio.timeout(5):
+        message = await ws.recv()
+    assert isinstance(message, str)
+    heard: dict[str, Any] = json.loads(message)
+    return heard
+
+
+async def begun(face: Face, count: int = 1) -> list[MemoryRun]:
+    async with asyncio.timeout(5):
+        while len(face.service.runs) < count:
+            await asyncio.sleep(0.005)
+    return face.service.runs
+
+
+async def until(face: Face, expected: str) -> None:
+    async with asyncio.timeout(5):
+        while repr(face.streams) != expected:
+            await asyncio.sleep(0.005)
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("identifier", ["mine", "x" * 128, "", 0, 7, 1.5, -3, "\u4e09 \"'"])
+async def test_a_runs_events_carry_its_id_unchanged(face: Face, ws: ClientConnection, identifier: str | float) -> None:
+    await tell(ws, op="run", id=identifier, code="print(1)", variables={"x": 1}, session_id="s", timeout=5)
+    [run] = await begun(face)
+    run.add(EventType.STDOUT, text="1\n")
+    run.end()
+    events = [await hear(ws) for _ in range(3)]
+    assert [event["type"] for event in events] == ["started", "stdout", "end"]
+    assert [event["seq"] for event in events] == [1, 2, 3]
+    assert [event["id"] for event in events] == [identifier] * 3
+    assert events[2]["output"] == "1\n"
+    asked = face.service.requests[0]
+    assert (asked.code, asked.variables, asked.session_id, asked.timeout_s) == ("print(1)", {"x": 1}, "s", 5.0)
+    assert asked.allow_stdin is True
+
+
+async def test_without_an_id_there_is_none(face: Face, ws: ClientConnection) -> None:
+    await tell(ws, op="run", code="1", stream=True)
+    await begun(face)
+    assert (await hear(ws)).keys() == {"run_id", "seq", "type", "execution_count"}
+
+
+async def test_an_idempotency_key_gives_the_same_run(ws: ClientConnection) -> None:
+    for _ in range(2):
+        await tell(ws, op="run", code="1", idempotency_key="k")
+    assert (await hear(ws))["run_id"] == (await hear(ws))["run_id"]
+    await tell(ws, op="run", id=1, code="2", idempotency_key="k")
+    assert (await hear(ws))["code"] == "conflict"
+    await tell(ws, op="run", id=1, code="2", idempotency_key="")
+    assert (await hear(ws))["code"] == "invalid_request"
+
+
+async def test_several_runs_share_one_connection(face: Face, ws: ClientConnection) -> None:
+    for number in range(5):
+        await tell(ws, op="run", id=number, code=str(number))
+    runs = await begun(face, 5)
+    for text in "abc":
+        for run in runs:
+            run.add(EventType.STDOUT, text=text)
+    for run in runs:
+        run.end()
+    events = [await hear(ws) for _ in range(25)]
+    for number, run in enumerate(runs):
+        own = [event for event in events if event["id"] == number]
+        assert {event["run_id"] for event in own} == {run.run_id}
+        assert [event["seq"] for event in own] == [1, 2, 3, 4, 5]
+
+
+async def test_runs_of_one_session_begin_in_the_order_they_were_sent(face: Face, ws: ClientConnection) -> None:
+    order: list[str] = []
+    begin = face.service.begin
+
+    async def sluggish(request: RunRequest) -> Any:
+        await asyncio.sleep(0.1 if request.code == "0" else 0)
+        order.append(request.code)
+        return await begin(request)
+
+    face.service.begin = sluggish  # type: ignore[method-assign]
+    for code in "0123":
+        await tell(ws, op="run", code=code, session_id="s")
+    await tell(ws, op="run", code="other", session_id="t")
+    await begun(face, 5)
+    assert order == ["other", "0", "1", "2", "3"]
+
+
+async def test_too_many_runs_in_flight_are_refused_and_the_others_go_on(
+    face: Face, ws: ClientConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runcode_ws, "MAX_RUNS", 2)
+    for number in range(3):
+        await tell(ws, op="run", id=number, code="1")
+    heard = [await hear(ws) for _ in range(3)]
+    [refused] = [message for message in heard if message["type"] == "error"]
+    assert (refused["id"], refused["code"], refused["retry_after"]) == (2, "too_many_requests", 1)
+    for run in await begun(face, 2):
+        run.end()
+    assert [(await hear(ws))["type"] for _ in range(2)] == ["end", "end"]
+    await tell(ws, op="run", id="again", code="1")
+    assert (await hear(ws))["id"] == "again"
+
+
+async def test_a_waiting_run_does_not_hold_up_other_messages(face: Face, ws: ClientConnection) -> None:
+    face.service.hold = asyncio.Event()
+    await tell(ws, op="run", code="1")
+    await tell(ws, op="interrupt", id="i", run_id=UNKNOWN)
+    assert (await hear(ws))["id"] == "i"
+    face.service.hold.set()
+    assert (await hear(ws))["type"] == "started"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "retry_after"),
+    [(TooManyRequests(), "too_many_requests", 1), (StoreUnavailable(), "unavailable", 2)],
+)
+async def test_what_the_service_refuses_is_an_error_message(
+    face: Face, ws: ClientConnection, error: Exception, code: str, retry_after: int
+) -> None:
+    face.service.next_error = error
+    await tell(ws, op="run", id="a", code="1")
+    assert await hear(ws) == {
+        "type": "error",
+        "error": str(error),
+        "code": code,
+        "id": "a",
+        "retry_after": retry_after,
+    }
+
+
+async def test_an_unforeseen_error_tells_nothing_and_is_logged(face: Face, ws: ClientConnection) -> None:
+    face.service.next_error = RuntimeError("path /etc/shadow")
+    with capture_logs() as logs:
+        await tell(ws, op="run", id="a", code="secret()")
+        heard = await hear(ws)
+    assert (heard["code"], "shadow" in heard["error"]) == ("internal", False)
+    assert logs[0]["exc_info"] is face.service.next_error
+    assert "secret" not in repr(logs)
+
+
+async def test_following_that_breaks_is_told(face: Face, ws: ClientConnection) -> None:
+    face.service.follow_error = StoreUnavailable()
+    await tell(ws, op="run", id="a", code="1")
+    assert [(await hear(ws))["type"] for _ in range(2)] == ["started", "error"]
+
+
+# --- input and interrupt ----------------------------------------------------------------------------------------------
+
+
+async def test_input_is_asked_for_and_answered(face: Face, ws: ClientConnection) -> None:
+    await tell(ws, op="run", id="a", code="input()")
+    [run] = await begun(face)
+    await tell(ws, op="input", id="early", run_id=run.run_id, value="x")
+    early = next(message for message in [await hear(ws), await hear(ws)] if message["type"] == "error")
+    assert (early["code"], early["id"]) == ("conflict", "early")
+    run.add(EventType.INPUT_REQUEST, prompt="? ", password=True)
+    asked = await hear(ws)
+    assert (asked["prompt"], asked["password"], asked["id"]) == ("? ", True, "a")
+    await tell(ws, op="input", run_id=run.run_id, value="zwölf\n")
+    await tell(ws, op="interrupt", run_id=run.run_id)
+    async with asyncio.timeout(5):
+        while not run.interrupts:
+            await asyncio.sleep(0.005)
+    assert run.inputs == ["zwölf\n"]
+
+
+async def test_another_tenants_run_can_neither_be_answered_nor_interrupted() -> None:
+    async with (
+        serving(tokens=TOKENS) as face,
+        connect(face.ws_url, additional_headers={"Authorization": "Bearer alice"}) as alice,
+        connect(face.ws_url, additional_headers={"Authorization": "token bob"}) as bob,
+    ):
+        await tell(alice, op="run", code="input()")
+        [run] = await begun(face)
+        assert run.request.tenant == "alice"
+        run.add(EventType.INPUT_REQUEST, prompt="", password=False)
+        await tell(bob, op="input", id=1, run_id=run.run_id, value="x")
+        await tell(bob, op="interrupt", id=2, run_id=run.run_id)
+        assert [(await hear(bob))["code"] for _ in range(2)] == ["not_found", "not_found"]
+        assert (run.inputs, run.interrupts) == ([], 0)
+
+
+# --- bad messages -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "identifier"),
+    [
+        ("", "invalid_json", None),
+        ("{", "invalid_json", None),
+        ("[]", "invalid_json", None),
+        ("null", "invalid_json", None),
+        ('{"op": "run", "code": NaN}', "invalid_json", None),
+        ("[" * 5000, "invalid_json", None),
+        (b'{"op": "run", "code": "1"}', "invalid_request", None),
+        (b"\x00\xff", "invalid_request", None),
+        ("{}", "invalid_request", None),
+        ('{"id": "a"}', "invalid_request", "a"),
+        ('{"id": "a", "op": 7}', "invalid_request", "a"),
+        ('{"id": "a", "op": ["run"]}', "invalid_request", "a"),
+        ('{"id": "a", "op": "rnu", "code": "1"}', "invalid_request", "a"),
+        ('{"id": "a", "op": "run"}', "invalid_request", "a"),
+        ('{"id": "a", "op": "run", "coed": "1"}', "invalid_request", "a"),
+        ('{"id": "a", "op": "run", "code": 1}', "invalid_request", "a"),
+        ('{"id": "a", "op": "run", "code": "1", "session_id": ""}', "invalid_request", "a"),
+        ('{"id": "a", "op": "run", "code": "1", "timeout": -1}', "invalid_request", "a"),
+        ('{"id": "a", "op": "run", "code": "1", "language": "cobol"}', "unsupported_language", "a"),
+        ('{"id": true, "op": "run", "code": "1"}', "invalid_request", None),
+        ('{"id": {}, "op": "run", "code": "1"}', "invalid_request", None),
+        ('{"id": 1e999, "op": "run", "code": "1"}', "invalid_request", None),
+        ('{"id": "' + "x" * 129 + '", "op": "run", "code": "1"}', "invalid_request", None),
+        ('{"id": 1' + "0" * 200 + ', "op": "run", "code": "1"}', "invalid_request", None),
+        ('{"id": 1, "op": "input", "run_id": "x"}', "invalid_request", 1),
+        ('{"id": 1, "op": "input", "run_id": "x", "value": 1}', "invalid_request", 1),
+        ('{"id": 1, "op": "input", "run_id": "x", "value": ""}', "not_found", 1),
+        ('{"id": 1, "op": "interrupt"}', "invalid_request", 1),
+        ('{"id": 1, "op": "interrupt", "run_id": 1}', "invalid_request", 1),
+        ('{"id": 1, "op": "interrupt", "run_id": "../x\\u0000"}', "not_found", 1),
+        ('{"id": 1, "op": "interrupt", "run_id": "' + UNKNOWN + '"}', "not_found", 1),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else None,
+)
+async def test_a_bad_message_is_told_and_the_connection_goes_on(
+    face: Face, ws: ClientConnection, message: str | bytes, code: str, identifier: str | int | None
+) -> None:
+    await ws.send(message)
+    heard = await hear(ws)
+    assert heard.keys() == {"type", "error", "code", "id"}
+    assert (heard["type"], heard["code"], heard["id"]) == ("error", code, identifier)
+    assert heard["error"][-1] in ".?"
+    assert face.service.requests == []
+    await tell(ws, op="run", id="next", code="1")
+    assert (await hear(ws))["id"] == "next"
+
+
+@pytest.mark.parametrize("size", [LIMIT + 1, 500_000, 5_000_000])
+@pytest.mark.parametrize("is_fragmented", [False, True])
+async def test_a_message_that_is_too_large_closes_with_1009(
+    face: Face,
+    size: int,
+    is_fragmented: bool,  # noqa: FBT001 - a table
+) -> None:
+    async with connect(face.ws_url) as ws:
+        with suppress(ConnectionClosed):
+            await ws.send(["x" * (size // 2), "x" * (size - size // 2)] if is_fragmented else "x" * size)
+        async with asyncio.timeout(5):
+            await ws.wait_closed()
+        assert ws.close_code == 1009
+    await until(face, "<Streams 0>")
+
+
+async def test_a_message_of_the_limit_is_read() -> None:
+    limit = 3 << 20  # more than a body's read buffer
+    async with serving(limits=Limits(request_bytes=limit)) as face, connect(face.ws_url) as ws:
+        message = json.dumps({"op": "run", "code": "#"})
+        code = "#" * (limit - len(message) + 1)
+        await tell(ws, op="run", code=code)
+        [run] = await begun(face)
+        assert run.request.code == code
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x81\xfe\x00",  # half a header
+        b"\xff" * 64,  # reserved bits
+        b"\x83\x80\x00\x00\x00\x00",  # an opcode that does not exist
+        b"\x89\xff" + b"\xff" * 8,  # a ping of 2**64 bytes
+        b"\x81\xff\xff\xff\xff\xff\xff\xff\xff\xff",  # text of 2**64 bytes
+        b"\x80\x80\x00\x00\x00\x00",  # a continuation of nothing
+        b"\x81\x81\x00\x00\x00\x00\xff",  # text that is no UTF-8
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ],
+)
+async def test_garbage_closes_that_connection_and_no_other(face: Face, ws: ClientConnection, garbage: bytes) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", face.port)
+    writer.write(UPGRADE)
+    async with asyncio.timeout(5):
+        assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
+        assert repr(face.streams) == "<Streams 2>"
+        writer.write(garbage)
+        writer.write_eof()
+        await reader.read()
+    writer.close()
+    await until(face, "<Streams 1>")
+    await tell(ws, op="run", code="1")
+    assert (await hear(ws))["type"] == "started"
+
+
+# --- readers that are slow or gone ------------------------------------------------------------------------------------
+
+
+async def test_a_client_that_vanishes_ends_its_followings_and_no_run(face: Face) -> None:
+    async with connect(face.ws_url) as ws:
+        for code in "123":
+            await tell(ws, op="run", code=code)
+        runs = await begun(face, 3)
+        for _ in runs:
+            await hear(ws)
+        assert [run.followers for run in runs] == [1, 1, 1]
+        ws.transport.abort()
+    await until(face, "<Streams 0>")
+    async with asyncio.timeout(5):
+        while any(run.followers for run in runs):
+            await asyncio.sleep(0.005)
+    assert {run.record.status for run in runs} == {RunStatus.RUNNING}
+
+
+async def test_a_run_that_was_asked_for_is_begun_though_the_client_has_gone(face: Face) -> None:
+    face.service.hold = asyncio.Event()
+    before = asyncio.all_tasks()
+    async with connect(face.ws_url) as ws:
+        await tell(ws, op="run", code="1")
+        await face.service.was_asked.wait()
+    await until(face, "<Streams 0>")
+    face.service.hold.set()
+    [run] = await begun(face)
+    assert (run.followers, run.record.status) == (0, RunStatus.RUNNING)
+    async with asyncio.timeout(5):
+        while left := asyncio.all_tasks() - before:
+            await asyncio.wait(left, timeout=0.1)
+
+
+async def test_a_client_that_does_not_answer_pings_is_noticed(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "PING_S", 0.1)
+    reader, writer = await asyncio.open_connection("127.0.0.1", face.port)
+    writer.write(UPGRADE)
+    async with asyncio.timeout(10):
+        await reader.readuntil(b"\r\n\r\n")
+        assert await reader.readexactly(2) == b"\x89\x00"
+        await until(face, "<Streams 1>")
+        assert (await reader.read())[:1] == b"\x88"
+    await until(face, "<Streams 0>")
+    writer.close()
+
+
+async def test_a_client_that_answers_pings_may_be_silent(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "PING_S", 0.05)
+    async with connect(face.ws_url) as ws:
+        await asyncio.sleep(0.5)
+        await tell(ws, op="run", code="1")
+        assert (await hear(ws))["type"] == "started"
+
+
+def _frame(text: str) -> bytes:
+    """A masked text frame."""
+    data = text.encode()
+    return b"\x81" + struct.pack("!BH", 0xFE, len(data)) + bytes(4) + data
+
+
+async def test_a_client_that_stops_reading_is_sent_no_more_and_is_hung_up_on(
+    face: Face, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "SEND_TIMEOUT_S", 3.0)
+    run = face.service.add_run(RunRequest(ANONYMOUS, "1", "python", {}, 30.0, idempotency_key="k"))
+    for _ in range(2000):
+        run.add(EventType.STDOUT, text="x" * 32_000)
+    sent = 0
+    send_message = sockets.SocketHandler.send_message
+
+    async def counted(self: sockets.SocketHandler, message: dict[str, Any]) -> None:
+        nonlocal sent
+        await send_message(self, message)
+        sent += 1
+
+    monkeypatch.setattr(sockets.SocketHandler, "send_message", counted)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", face.port))
+        connection.sendall(UPGRADE)
+        for number in range(20):
+            message = {"op": "run", "id": number, "code": "1", "idempotency_key": "k"}
+            connection.sendall(_frame(json.dumps(message).ljust(200)))
+        async with asyncio.timeout(10):
+            while run.followers < 20:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        held = sent
+        assert 0 < held < 1000  # what the socket buffers took, of 20 times 64 MB
+        async with asyncio.timeout(10):
+            while run.followers:
+                await asyncio.sleep(0.01)
+    await until(face, "<Streams 0>")
+    assert sent == held
+    assert run.record.status is RunStatus.RUNNING
+
+
+# --- coming in, and the end -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "code"),
+    [
+        ({}, 401, "unauthorized"),
+        ({"Authorization": "Bearer carol"}, 401, "unauthorized"),
+        ({"Authorization": "Bearer alice", "Origin": "https://evil.example"}, 403, "forbidden"),
+        ({"Authorization": "Bearer alice", "Origin": "null"}, 403, "forbidden"),
+        ({"Authorization": "Bearer alice", "Sec-Fetch-Site": "cross-site"}, 403, "forbidden"),
+    ],
+)
+async def test_who_may_not_come_in_is_told_before_the_upgrade(headers: dict[str, str], status: int, code: str) -> None:
+    async with serving(tokens=TOKENS) as face:
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(face.ws_url, additional_headers=headers)
+        response = refused.value.response
+        assert response.status_code == status
+        body = json.loads(response.body or b"")
+        assert (body["code"], body.keys()) == (code, {"error", "code", "request_id"})
+        assert ("WWW-Authenticate" in response.headers) is (status == 401)
+        assert repr(face.in_flight) == "<InFlight 0>"
+
+
+async def test_a_token_in_the_url_is_none() -> None:
+    async with serving(tokens=TOKENS) as face:
+        with pytest.raises(InvalidStatus):
+            await connect(face.ws_url + "?token=alice")
+
+
+async def test_a_host_that_is_not_ours_is_refused(face: Face) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", face.port)
+    writer.write(UPGRADE.replace(b"localhost", b"evil.example"))
+    async with asyncio.timeout(5):
+        assert b" 403 " in await reader.readline()
+    writer.close()
+
+
+@pytest.mark.parametrize("origin", ["http://127.0.0.1:{port}", "https://chat.example.org"])
+async def test_our_own_and_allowed_pages_may_connect(origin: str) -> None:
+    async with serving(allowed_origins=("https://chat.example.org",)) as face:
+        headers = {"Origin": origin.format(port=face.port)}
+        async with connect(face.ws_url, additional_headers=headers) as ws:
+            await tell(ws, op="run", code="1")
+            assert (await hear(ws))["type"] == "started"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Upgrade": "websocket"},
+        {"Connection": "Upgrade", "Upgrade": "h2c"},
+        {"Connection": "Upgrade", "Upgrade": "websocket"},
+        {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "8", "Sec-WebSocket-Key": "x"},
+        {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"},
+    ],
+)
+async def test_what_is_no_handshake_is_400(face: Face, headers: dict[str, str]) -> None:
+    async with httpx.AsyncClient(base_url=face.url) as client:
+        answer = await client.get("/runcode/ws", headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+        assert (await client.post("/runcode/ws")).status_code == 405
+    assert repr(face.streams) == "<Streams 0>"
+
+
+async def test_sockets_do_not_hold_up_the_shutdown_and_are_told_of_it(face: Face, ws: ClientConnection) -> None:
+    await tell(ws, op="run", code="1")
+    [run] = await begun(face)
+    await hear(ws)
+    assert repr(face.in_flight) == "<InFlight 0>"
+    async with asyncio.timeout(5):
+        await face.streams.close_all()
+    with pytest.raises(ConnectionClosed):
+        await hear(ws)
+    assert ws.close_code == 1012
+    assert run.record.status is RunStatus.RUNNING
+    with pytest.raises(InvalidStatus) as refused:
+        await connect(face.ws_url)
+    assert refused.value.response.status_code == 503
+
+
+async def test_a_client_that_ignores_the_shutdown_is_hung_up_on(face: Face) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", face.port)
+    writer.write(UPGRADE)
+    async with asyncio.timeout(10):
+        await reader.readuntil(b"\r\n\r\n")
+        await face.streams.close_all()
+        assert (await reader.read())[:1] == b"\x88"
+    await until(face, "<Streams 0 closed>")
+    writer.close()
+
+
+async def test_the_log_has_one_line_per_connection_and_no_code() -> None:
+    async with serving(tokens=TOKENS) as face:
+        with capture_logs() as logs:
+            async with connect(face.ws_url, additional_headers={"Authorization": "Bearer alice"}) as ws:
+                await tell(ws, op="run", code="very_secret()")
+                await hear(ws)
+        assert [(line["route"], line["status"], line["tenant"]) for line in logs] == [("/runcode/ws", 101, "alice")]
+        assert "secret" not in repr(logs)
