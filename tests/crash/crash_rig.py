@@ -48,8 +48,8 @@ class CrashableGateway:
         }
         self.process: subprocess.Popen[bytes] | None = None
 
-    async def start(self) -> None:
-        """Start it and return once it can run code."""
+    def launch(self) -> None:
+        """Start it."""
         self.starts += 1
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -59,6 +59,11 @@ class CrashableGateway:
                 stdout=log,
                 stderr=log,
             )
+
+    async def start(self) -> None:
+        """Start it and return once it answers."""
+        self.launch()
+        assert self.process is not None
         deadline = time.monotonic() + START_S
         async with httpx.AsyncClient(base_url=self.url) as client:
             while time.monotonic() < deadline:
@@ -91,8 +96,11 @@ class CrashableGateway:
         return self.process.poll() == -signal.SIGKILL
 
     def stop(self) -> None:
-        """End it as an operator does."""
+        """End it as an operator does, and its sessions, which would wait for the next gateway."""
         if self.process is not None and self.process.poll() is None:
+            with httpx.Client(base_url=self.url, timeout=30.0) as client:
+                for session in client.get("/sessions").json()["sessions"]:
+                    client.delete(f"/sessions/{session['session_id']}")
             self.process.terminate()
             try:
                 self.process.wait(60)
