@@ -28,6 +28,12 @@ PATIENCE_S = 30.0
 _LEFT_OUT = ("PYTEST_CURRENT_TEST", "PYTHONPATH")
 
 
+def new_request(code: str) -> tuple[str, bytes]:
+    """An execute_request: its msg_id and its frame."""
+    msg_id = uuid4().hex
+    return msg_id, RequestBuilder().execute(msg_id, code)
+
+
 @dataclass(frozen=True)
 class Frame:
     """One numbered frame. `msg_type` is a control message's `op` where `channel` is empty."""
@@ -48,7 +54,7 @@ class Run:
     frames: list[Frame] = field(default_factory=list)
 
     @property
-    def end(self) -> Frame:
+    def def end(self) -> Frame:
         return self.frames[-1]
 
     def types(self) -> list[str]:
@@ -129,7 +135,8 @@ class Supervised:
 
     def send(self, code: str, **metadata: Any) -> str:
         """Send a request; returns its msg_id."""
-        msg_id, frame = self._builder.execute(code, metadata=metadata or None)
+        msg_id = uuid4().hex
+        frame = self._builder.execute(msg_id, code, metadata=metadata or None)
         self.send_frame(frame)
         return msg_id
 

@@ -14,10 +14,9 @@ from typing import Any
 
 import psutil
 import pytest
-from supervised import Supervised, supervised
+from supervised import Supervised, new_request, supervised
 
 from gateway.handlers.supervisor import SupervisorSwitchboard
-from sessions.messages import RequestBuilder
 
 Launch = Callable[..., AbstractAsyncContextManager[Supervised]]
 
@@ -136,7 +135,7 @@ async def test_requests_behind_the_one_that_crashed_were_never_run(kernel: Super
 
 
 async def test_a_request_that_no_kernel_takes_is_rejected_and_never_run(kernel: Supervised) -> None:
-    msg_id, frame = RequestBuilder().execute("open('ran', 'w')")
+    msg_id, frame = new_request("open('ran', 'w')")
     kernel.control("restart")
     kernel.send_frame(frame)
     run = await kernel.end_of(msg_id)
@@ -191,7 +190,7 @@ async def test_a_greeting_tells_what_is_outstanding_in_order_and_of_which_kernel
 
 async def test_requests_resent_after_a_broken_link_run_once(kernel: Supervised) -> None:
     await kernel.run("count = 0")
-    sent = [RequestBuilder().execute("count += 1") for _ in range(50)]
+    sent = [new_request("count += 1") for _ in range(50)]
     for number, (_, frame) in enumerate(sent):
         kernel.send_frame(frame)
         if number == 25:

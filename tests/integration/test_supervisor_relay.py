@@ -9,11 +9,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from supervised import Supervised, supervised
+from supervised import Supervised, new_request, supervised
 
 from gateway.handlers.supervisor import SupervisorSwitchboard
 from kernel_image.protocol import encode_message
-from sessions.messages import RequestBuilder
 from sessions.model import Limits
 
 
@@ -29,7 +28,7 @@ def gaps(kernel: Supervised) -> int:
 
 async def test_a_request_that_comes_twice_runs_once(kernel: Supervised) -> None:
     await kernel.run("count = 0")
-    msg_id, frame = RequestBuilder().execute("count += 1; import time; time.sleep(0.2)")
+    msg_id, frame = new_request("count += 1; import time; time.sleep(0.2)")
     kernel.send_frame(frame)
     kernel.send_frame(frame)
     await kernel.end_of(msg_id)
@@ -39,7 +38,7 @@ async def test_a_request_that_comes_twice_runs_once(kernel: Supervised) -> None:
 
 async def test_a_request_whose_kernel_died_is_not_run_by_the_next_kernel(kernel: Supervised) -> None:
     path = kernel.work_dir / "ran"
-    msg_id, frame = RequestBuilder().execute(f"open({str(path)!r}, 'a').write('x'); import os; os._exit(0)")
+    msg_id, frame = new_request(f"open({str(path)!r}, 'a').write('x'); import os; os._exit(0)")
     kernel.send_frame(frame)
     await kernel.end_of(msg_id)
     await kernel.ready(generation=2)
