@@ -54,7 +54,7 @@ class Run:
     frames: list[Frame] = field(default_factory=list)
 
     @property
-    def def end(self) -> Frame:
+    def end(self) -> Frame:
         return self.frames[-1]
 
     def types(self) -> list[str]:
