@@ -19,7 +19,7 @@ from sessions.model import GatewayId, KernelId
 
 _LOCK_NAME = "lock"
 _ID_NAME = "gateway_id"
-_SECRET_NAME = "secret"
+_KEY_NAME = "secret"
 _SECRET_BYTES = 32
 _SOCKETS_NAME = "s"
 _KERNELS_NAME = "k"
@@ -28,7 +28,10 @@ _KERNEL_DIR_BYTES = 13
 
 
 class DataDir:
-    """Held from `open` to `release` by one process. The state is the locked file's descriptor, and the secret once read."""
+    """Held from `open` to `release` by one process.
+
+    The state is the locked file's descriptor, and the secret once it has been read.
+    """
 
     def __init__(self, path: Path, lock_fd: int) -> None:
         self.path = path
@@ -94,7 +97,7 @@ class DataDir:
         return hmac.new(self._secret, kernel_id.encode(), hashlib.sha256).hexdigest()
 
     def _read_or_make_secret(self) -> bytes:
-        file = self.path / _SECRET_NAME
+        file = self.path / _KEY_NAME
         if file.exists() and len(known := file.read_bytes()) == _SECRET_BYTES:
             return known
         made = secrets.token_bytes(_SECRET_BYTES)

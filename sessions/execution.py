@@ -1,8 +1,8 @@
 """The fold: one run's Jupyter messages in, events and the final answer out, with every limit applied. Pure: no I/O.
 
 Everything here comes from hostile code; types are checked where they are used and what does not fit is dropped. How a
-MIME bundle or a file becomes an artifact is in collection.py. The fold of a run whose gateway has died is had again from
-what was committed of it: its events, and `state`.
+MIME bundle or a file becomes an artifact is in collection.py. The fold of a run whose gateway has died is had again
+from what was committed of it: its events, and `state`.
 """
 
 from __future__ import annotations

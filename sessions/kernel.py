@@ -17,7 +17,7 @@ import structlog
 from kernel_image import protocol
 from sessions.allowance import Allowance
 from sessions.ends import Cause, Died, died_of, done_of
-from sessions.errors import KernelLost, ProtocolViolation
+from sessions.errors import KernelLost, ProtocolViolation, Unavailable
 from sessions.messages import RequestBuilder, decode
 from sessions.model import KernelId
 from sessions.ports import Clock, Link
@@ -45,7 +45,8 @@ class Kernel:
     """One kernel and the link to its supervisor.
 
     Its state: the link of the moment, the supervisor's boot, which kernel process it is at (`generation`), the last
-    frame taken and acknowledged, and the outstanding requests. `repr` tells it. An `adopted` one has been launched by an earlier gateway, and its supervisor is in mid-conversation.
+    frame taken and acknowledged, and the outstanding requests. `repr` tells it. An `adopted` one has been launched by
+    an earlier gateway, and its supervisor is in mid-conversation.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Kernel:
         self.violation: str | None = None
         self.deaths = 0
         self.credential = credential
-        self.files = Transfers(self._send_text, self._send_binary)
+        self.files = Transfers(self._ask_for_file, self._send_piece)
         self._adopted = adopted
         self._builder = RequestBuilder()
         self._link: Link | None = None
@@ -152,10 +153,8 @@ class Kernel:
         return self._requests.msg_id_of(listener)
 
     def answer_input(self, value: str) -> None:
-        """Answer the input_request that the running code waits in. Raises KernelLost."""
-        if self._link is None:
-            raise KernelLost("The sandbox is out of reach: try again in a moment.")
-        self._link.send_binary(self._builder.input_reply(value))
+        """Answer the input_request that the running code waits in. Raises Unavailable."""
+        self._linked().send_binary(self._builder.input_reply(value))
 
     def restart(self) -> None:
         """Have the kernel process killed and a fresh one forked; what is outstanding dies with it."""
@@ -235,6 +234,7 @@ class Kernel:
         self._take_failed_preloads(hello)
         previous, self._link = self._link, link
         if previous is not None:
+            self.files.link_lost()
             previous.close("replaced by a newer connection")
         if self._giving_up is not None:
             self._giving_up.cancel()
@@ -375,9 +375,17 @@ class Kernel:
         if self._link is not None:
             self._link.send_text(text)
 
-    def _send_binary(self, data: bytes) -> None:
-        if self._link is not None:
-            self._link.send_binary(data)
+    def _ask_for_file(self, text: str) -> None:
+        self._linked().send_text(text)
+
+    def _send_piece(self, data: bytes) -> None:
+        self._linked().send_binary(data)
+
+    def _linked(self) -> Link:
+        """The link of the moment. Raises Unavailable."""
+        if self._link is None:
+            raise Unavailable("The sandbox is out of reach: try again in a moment.")
+        return self._link
 
     def _tell_change(self) -> None:
         self._changed.set()

@@ -1,4 +1,4 @@
-"""A run that lives in this gateway: what is asked, what has come of it, whether it is to stop, and who waits for its end.
+"""A run that lives in this gateway: what is asked, what has come of it, whether it is to stop, who waits for its end.
 
 A plain meeting point: it is filled by recording.py, driven by conduct.py, and handed round by service.py.
 """
@@ -30,9 +30,9 @@ class Stop:
 class LiveRun:
     """One run, from the moment it is recorded.
 
-    The state: `run` (its kernel may change until one has taken it), `kernel` and `msg_id` while it is sent there, `stop` once somebody
-    wants it to end, `concluded` once it has ended, and `answer`, done when that is committed. `is_resumed`: an earlier
-    gateway may have sent it. `lost_kernel`: the kernel process went with it.
+    The state: `run` (its kernel may change until one has taken it), `kernel` and `msg_id` while it is sent there,
+    `stop` once somebody wants it to end, `concluded` once it has ended, and `answer`, done when that is committed.
+    `is_resumed`: an earlier gateway may have sent it. `lost_kernel`: the kernel process went with it.
     """
 
     def __init__(self, run: Run, limits: Limits, store: Store, clock: Clock) -> None:

@@ -1,4 +1,4 @@
-"""The runs that live in this gateway, and how the end and the events of any run are had: from them, or from the store."""
+"""The runs that live in this gateway; and how the end and the events of any run are had, here or from the store."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _GOES_ON = (
 
 
 class LiveRuns:
-    """The state: the runs, each until its answer is there; and `_stopped`, done once they are left to a later gateway."""
+    """The state: the runs, each until its answer is there; and `_stopped`, done once all is left to a later gateway."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -46,7 +46,7 @@ class LiveRuns:
         return self._live.get(run_id)
 
     async def own(self, tenant: TenantId, run_id: RunId) -> LiveRun | None:
-        """A tenant's run that lives here; None when it has ended. Raises NotFound, and Conflict for another gateway's."""
+        """A tenant's run that lives here; None when it has ended. Raises NotFound; Conflict if it lives elsewhere."""
         live = self._live.get(run_id)
         if live is not None and live.run.tenant == tenant:
             return live

@@ -36,8 +36,9 @@ log = structlog.get_logger()
 class LiveSession:
     """A session of this gateway.
 
-    The state: `record`, as it was last committed or is about to be; the kernel of the moment; the waiting runs, of which
-    the first is `current` while it is at work; when it was last used, by the monotonic clock; and whether it is over.
+    The state: `record`, as it was last committed or is about to be; the kernel of the moment; the waiting runs, of
+    which the first is `current` while it is at work; when it was last used, by the monotonic clock; and whether it is
+    over.
     """
 
     def __init__(

@@ -31,9 +31,9 @@ class Recording:
     """`sessions.kernel.RequestListener` of one run.
 
     `code_ended` is done when the kernel has said so, or its first file comes, which the supervisor sends only then;
-    `ended` once all that the code has made has come as well. `feed` has what is committed. Its state: the run's fold, the
-    batch that is being written, the last frame taken, the first that no commit covers yet, and up to where an earlier
-    gateway's commits go.
+    `ended` once all that the code has made has come as well. `feed` has what is committed. Its state: the run's fold,
+    the batch that is being written, the last frame taken, the first that no commit covers yet, and up to where an
+    earlier gateway's commits go.
     """
 
     def __init__(self, run_id: RunId, execution: Execution, store: Store, clock: Clock) -> None:

@@ -1,7 +1,7 @@
 """Going on where an earlier gateway stopped: what is recorded, joined with what the engine still has.
 
-Every recorded run ends up in one of three places: with the kernel that has it, in its session's queue, or ended. Nothing
-is decided here about how it ends.
+Every recorded run ends up in one of three places: with the kernel that has it, in its session's queue, or ended. How it
+ends is not decided here.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ class Recovery:
     single: SingleRuns
 
     async def recover(self) -> None:
-        """Take over sessions, runs and kernels, and remove what nobody wants. Raises EngineUnavailable, StoreUnavailable.
+        """Take over sessions, runs and kernels, and remove what nobody wants.
 
+        Raises EngineUnavailable, StoreUnavailable.
         Supervisors cannot dial in before everybody listens: not a frame of theirs is missed.
         """
         sessions = await self.store.sessions_of(self.gateway_id)

@@ -141,7 +141,7 @@ class Sandboxes:
             return False
 
     async def remove_leftovers(self, wanted: Collection[KernelId]) -> set[KernelId]:
-        """Remove what an earlier gateway on the same data has left and nobody wants; returns which of `wanted` are there.
+        """Remove what an earlier gateway has left and nobody wants; returns which of `wanted` are there.
 
         Raises EngineUnavailable.
         """

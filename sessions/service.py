@@ -80,7 +80,7 @@ class Readiness:
 
 
 class Service:
-    """Runs and sessions. Its own state: what callers have begun, whether the store answers, and whether it is to end."""
+    """Runs and sessions. Its own state: what callers have begun, whether the store answers, whether it is to end."""
 
     def __init__(
         self,
@@ -264,8 +264,8 @@ class Service:
         live = await self._runs.own(tenant, run_id)
         if live is None or live.kernel is None or not live.execution.awaits_input:
             raise Conflict("This run does not wait for input.")
-        live.execution.awaits_input = False
         live.kernel.answer_input(value)
+        live.execution.awaits_input = False
 
     async def artifact(self, artifact_id: ArtifactId) -> Artifact:
         """An artifact with its bytes. Raises NotFound, StoreUnavailable."""

@@ -1,4 +1,4 @@
-"""Setting variables in a kernel: by a silent request of its own, whose metadata has the values. Never as source text."""
+"""Setting variables in a kernel: by a silent request, whose metadata has the values. Never as source text."""
 
 from __future__ import annotations
 

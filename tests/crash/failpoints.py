@@ -1,7 +1,7 @@
 """`cellblock` whose ports can kill it: around every commit, every message to and from a supervisor, every launch.
 
-Run in place of `python -m gateway`. The file named by CRASH_FILE arms it: it holds `<name> [count]`, and at the count-th
-time that this failpoint is passed after that the process kills itself with SIGKILL. The gateway's own code has no such
+Run in place of `python -m gateway`. The file named by CRASH_FILE arms it: it holds `<name> [count]`, and at the
+count-th time that this failpoint is passed after that the process kills itself. The gateway's own code has no such
 points: its ports are wrapped where `gateway.app` would have named the adapters.
 """
 

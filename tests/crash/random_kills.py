@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crash_rig import CrashableGateway, Client, check_events
+from crash_rig import Client, CrashableGateway, check_events
 
 LINES = 120
 PAUSE_S = 0.01

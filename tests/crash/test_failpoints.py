@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from crash_rig import CrashableGateway, Client, check_events
+from crash_rig import Client, CrashableGateway, check_events
 from failpoints import ENGINE, SENT, STORE, TAKEN
 
 LINES = 60

@@ -19,17 +19,13 @@ ROUNDS = 50
 @pytest.mark.xdist_group("random kills")
 async def test_fifty_random_kills_lose_no_session_no_run_and_no_line(kernel_image: str) -> None:
     directory = Path(tempfile.mkdtemp(prefix="cb-"))
-    gateway = CrashableGateway(
-        directory, "docker", CELLBLOCK_ENGINE_KERNEL_IMAGE=kernel_image, CELLBLOCK_POOL_MAX="8"
-    )
+    gateway = CrashableGateway(directory, "docker", CELLBLOCK_ENGINE_KERNEL_IMAGE=kernel_image, CELLBLOCK_POOL_MAX="8")
     seed = random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
     try:
         report = await crash_again_and_again(gateway, ROUNDS, seed)
     finally:
         gateway.stop()
-    print(report)
-    assert report.is_clean(), "\n".join([str(report), *report.complaints])
+    assert report.is_clean(), "\n".join([f"seed {seed}", str(report), *report.complaints])
     assert report.rounds == ROUNDS
     assert report.answers >= ROUNDS // 5, "the agents had their turns"
     assert report.resumed_streams > 0, "some streams were cut and went on"

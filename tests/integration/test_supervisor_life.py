@@ -146,7 +146,22 @@ async def test_a_request_that_no_kernel_takes_is_rejected_and_never_run(kernel: 
     assert (await kernel.run("import os; os.path.exists('ran')")).value() == "False"
     assert [frame.content for frame in kernel.frames if frame.msg_type == "rejected"] == [{"msg_id": msg_id}]
     await kernel.reconnect()
-    assert msg_id in kernel.hellos[-1]["finished"]
+    assert msg_id not in kernel.hellos[-1]["finished"]
+
+
+async def test_a_request_for_a_kernel_that_has_been_replaced_is_rejected(kernel: Supervised) -> None:
+    kernel.control("restart")
+    await kernel.ready(generation=2)
+    assert (await kernel.run("1", cellblock={"generation": 1})).types() == ["rejected"]
+    assert (await kernel.run("1", cellblock={"generation": 2})).value() == "1"
+
+
+async def test_that_no_requests_are_taken_is_said_before_the_first_is_rejected(kernel: Supervised) -> None:
+    await kernel.run("exit()")
+    assert (await kernel.run("1")).types() == ["rejected"]
+    said = [frame for frame in kernel.frames if frame.msg_type in ("state", "rejected")]
+    rejected_at = next(index for index, frame in enumerate(said) if frame.msg_type == "rejected")
+    assert said[rejected_at - 1].content["state"] == "starting"
 
 
 async def test_a_request_before_the_first_kernel_is_ready_is_rejected(launch: Launch) -> None:
