@@ -82,6 +82,10 @@ class Collection:
             self._shown.append(entry)
         return entry.bundle, artifacts
 
+    def shows(self, display_id: str) -> bool:
+        """Whether a bundle is shown under this id."""
+        return any(entry.display_id == display_id for entry in self._shown)
+
     def update(self, data: Any, display_id: str) -> tuple[dict[str, Any], list[Artifact]]:
         """Replace every bundle that is shown under this id, as `update_display_data` asks."""
         entries = [entry for entry in self._shown if entry.display_id == display_id]

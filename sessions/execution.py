@@ -84,6 +84,13 @@ class Execution:
 
     def take(self, message: Message) -> None:
         """Fold one message in."""
+        was_pending, seq = self._clear_pending, self._next_seq
+        self._take(message)
+        if was_pending and not self._clear_pending and seq == self._next_seq:
+            # What it said is shown by no event, and yet it has cleared what was shown before.
+            self._emit(EventType.CLEAR, wait=False)
+
+    def _take(self, message: Message) -> None:
         match message.msg_type:
             case "stream":
                 self._take_stream(message.content)
@@ -168,7 +175,9 @@ class Execution:
         untold = self._exception is not None and not self._is_exception_told
         return {
             "execution_count": self._execution_count,
+            "has_exception": self._exception is not None,
             "exception": self._exception.as_json() if self._exception is not None and untold else None,
+            "output_left_bytes": self._output_left_bytes,
             "exit_status": self._exit_status,
             "dropped_output_bytes": self._dropped_output_bytes,
             "dropped_events": self._dropped_events,
@@ -190,6 +199,9 @@ class Execution:
         if (untold := state.get("exception")) is not None:
             self._exception = ExceptionInfo(**{**untold, "traceback": tuple(untold["traceback"])})
             self._is_exception_told = False
+        if not state.get("has_exception", True):  # leaving with success has forgiven what events tell of
+            self._exception = None
+        self._output_left_bytes = state.get("output_left_bytes", self._output_left_bytes)
         self._exit_status = state.get("exit_status")
         self._dropped_output_bytes = state.get("dropped_output_bytes", 0)
         self._dropped_events = state.get("dropped_events", 0)
@@ -215,7 +227,7 @@ class Execution:
             case EventType.CLEAR if fields["wait"]:
                 self._clear_pending = True
             case EventType.CLEAR:
-                self._collection.clear()
+                self._clear()
             case EventType.ERROR:
                 self._clear_if_pending()
                 traceback = tuple(fields["traceback"])
@@ -264,12 +276,11 @@ class Execution:
 
     def _take_update(self, content: Mapping[str, Any]) -> None:
         display_id = _display_id(content)
-        if display_id is None:
+        if display_id is None or not self._collection.shows(display_id):
             return
         shown, artifacts = self._collection.update(content.get("data"), display_id)
         self._emit_artifacts(artifacts)
-        if shown:
-            self._emit(EventType.UPDATE, data=shown, display_id=display_id)
+        self._emit(EventType.UPDATE, data=shown, display_id=display_id)
 
     def _take_clear(self, *, wait: bool) -> None:
         self._start()
@@ -277,12 +288,15 @@ class Execution:
         if wait:
             self._clear_pending = True
         else:
-            self._collection.clear()
+            self._clear()
 
     def _clear_if_pending(self) -> None:
         if self._clear_pending:
-            self._clear_pending = False
-            self._collection.clear()
+            self._clear()
+
+    def _clear(self) -> None:
+        self._clear_pending = False
+        self._collection.clear()
 
     def _take_error(self, content: Mapping[str, Any]) -> None:
         self._clear_if_pending()

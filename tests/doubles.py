@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 from kernel_image import protocol
@@ -84,11 +85,79 @@ def hello(**fields: Any) -> str:
     return protocol.encode_control(protocol.HELLO, **{"protocol": protocol.PROTOCOL_VERSION, "boot_id": "b1", **fields})
 
 
+class MemorySupervisor:
+    """One sandbox's supervisor, as far as its gateway can tell: what it says comes from the test.
+
+    The state: the frames that have not been acknowledged, the requests it has taken (each once, however often it comes)
+    with those that have not ended, and which kernel process it is at.
+    """
+
+    def __init__(self, spec: LaunchSpec) -> None:
+        self.boot_id = uuid4().hex
+        self.generation = 0
+        self.state = "starting"
+        self.taken: list[str] = []
+        self.codes: dict[str, str] = {}
+        self.outstanding: list[str] = []
+        self.finished: list[str] = []
+        self.last_seq = 0
+        self.frames: dict[int, str | bytes] = {}
+        self._spec = spec
+
+    def hello(self, **fields: Any) -> str:
+        known = {"state": self.state, "generation": self.generation, "boot_id": self.boot_id}
+        lists = {"outstanding": self.outstanding, "finished": self.finished}
+        seqs = {"oldest_seq": min(self.frames, default=self.last_seq + 1), "next_seq": self.last_seq + 1}
+        who = {"kernel_id": self._spec.kernel_id, "credential": self._spec.credential}
+        return hello(**{**known, **lists, **seqs, **who, **fields})
+
+    def take(self, frame: bytes) -> None:
+        _, parts = protocol.decode_message(frame)
+        header = json.loads(parts[0])
+        if header["msg_type"] == "execute_request" and header["msg_id"] not in self.taken:
+            self.taken.append(header["msg_id"])
+            self.codes[header["msg_id"]] = json.loads(parts[3])["code"]
+            self.outstanding.append(header["msg_id"])
+
+    def acknowledged(self, seq: int) -> None:
+        self.frames = {number: frame for number, frame in self.frames.items() if number > seq}
+
+    def end(self, msg_id: object) -> None:
+        if msg_id in self.outstanding:
+            self.outstanding.remove(str(msg_id))
+            self.finished.append(str(msg_id))
+
+    def keep(self, frame: Callable[[int], str | bytes]) -> str | bytes:
+        """Number a frame, and keep it until it is acknowledged."""
+        self.last_seq += 1
+        self.frames[self.last_seq] = frame(self.last_seq)
+        return self.frames[self.last_seq]
+
+
+class _SupervisedLink(RecordingLink):
+    """A link with a supervisor at its other end."""
+
+    def __init__(self, supervisor: MemorySupervisor) -> None:
+        super().__init__()
+        self._supervisor = supervisor
+
+    def send_binary(self, data: bytes) -> None:
+        super().send_binary(data)
+        if self.closed is None:
+            self._supervisor.take(data)
+
+    def send_text(self, text: str) -> None:
+        super().send_text(text)
+        fields = json.loads(text)
+        if self.closed is None and fields["op"] in (protocol.ACK, protocol.WELCOME):
+            self._supervisor.acknowledged(fields.get("seq", fields.get("acknowledged")))
+
+
 class MemoryEngine:
     """Provisioner and switchboard in one, whose supervisors say hello and `idle` when the test lets them.
 
-    The state: `sandboxes` that exist; `specs` launched; `dialled` listeners by kernel; and the faults: `is_reachable`,
-    `launches_fail`, `comes_up`.
+    The state: `sandboxes` that exist; `specs` launched; the `supervisors` in them; `dialled` listeners by kernel; and
+    the faults: `is_reachable`, `launches_fail`, `comes_up`.
     """
 
     name = "memory"
@@ -96,9 +165,9 @@ class MemoryEngine:
     def __init__(self) -> None:
         self.sandboxes: dict[KernelId, Sandbox] = {}
         self.specs: dict[KernelId, LaunchSpec] = {}
+        self.supervisors: dict[KernelId, MemorySupervisor] = {}
         self.ports: dict[KernelId, Callable[[Link], LinkListener]] = {}
         self.dialled: dict[KernelId, tuple[LinkListener, RecordingLink]] = {}
-        self.seqs: dict[KernelId, int] = {}
         self.fates: dict[KernelId, Fate] = {}
         self.is_reachable = True
         self.comes_up = True
@@ -115,6 +184,7 @@ class MemoryEngine:
             self.launches_fail -= 1
             raise EngineUnavailable("This launch was told to fail.")
         self.specs[spec.kernel_id] = spec
+        self.supervisors[spec.kernel_id] = MemorySupervisor(spec)
         self.sandboxes[spec.kernel_id] = Sandbox(spec.kernel_id, spec.gateway_id, "1")
         self.most_at_once = max(self.most_at_once, len(self.sandboxes))
         if self.comes_up:
@@ -158,17 +228,30 @@ class MemoryEngine:
 
     def come_up(self, kernel_id: KernelId) -> None:
         self.dial(kernel_id)
-        self.say(kernel_id, protocol.STATE, state="idle", generation=1)
+        self.start_process(kernel_id)
+
+    def start_process(self, kernel_id: KernelId) -> None:
+        """The next kernel process answers."""
+        supervisor = self.supervisors[kernel_id]
+        supervisor.generation += 1
+        supervisor.state = "idle"
+        self.say(kernel_id, protocol.STATE, state="idle", generation=supervisor.generation)
 
     def dial(self, kernel_id: KernelId, **fields: Any) -> None:
-        link = RecordingLink()
+        """Connect, and say again what has not been acknowledged."""
+        supervisor = self.supervisors[kernel_id]
+        link = _SupervisedLink(supervisor)
         listener = self.ports[kernel_id](link)
         self.dialled[kernel_id] = (listener, link)
-        listener.on_text(hello(kernel_id=kernel_id, credential=self.specs[kernel_id].credential, **fields))
+        listener.on_text(supervisor.hello(**fields))
+        for _, frame in sorted(supervisor.frames.items()):
+            self._send(kernel_id, frame)
 
     def say(self, kernel_id: KernelId, op: str, **fields: Any) -> None:
-        seq = self.seqs[kernel_id] = self.seqs.get(kernel_id, 0) + 1
-        self.dialled[kernel_id][0].on_text(protocol.encode_control(op, seq=seq, **fields))
+        supervisor = self.supervisors[kernel_id]
+        if op in (protocol.DONE, protocol.DIED):
+            supervisor.end(fields.get("msg_id"))
+        self._send(kernel_id, supervisor.keep(lambda seq: protocol.encode_control(op, seq=seq, **fields)))
 
     def publish(
         self,
@@ -180,9 +263,10 @@ class MemoryEngine:
         channel: str = "iopub",
         buffers: tuple[bytes, ...] = (),
     ) -> None:
-        seq = self.seqs[kernel_id] = self.seqs.get(kernel_id, 0) + 1
-        frame = message_frame(seq, msg_type, parent_id, content, channel=channel, buffers=buffers)
-        self.dialled[kernel_id][0].on_binary(frame)
+        def frame(seq: int) -> bytes:
+            return message_frame(seq, msg_type, parent_id, content, channel=channel, buffers=buffers)
+
+        self._send(kernel_id, self.supervisors[kernel_id].keep(frame))
 
     def link(self, kernel_id: KernelId) -> RecordingLink:
         return self.dialled[kernel_id][1]
@@ -190,3 +274,39 @@ class MemoryEngine:
     def hang_up(self, kernel_id: KernelId) -> None:
         if kernel_id in self.dialled:
             self.dialled.pop(kernel_id)[0].on_closed()
+
+    def end_sandbox(self, kernel_id: KernelId, *, oom: bool = False) -> None:
+        """Its container ends, as one does that is killed from outside."""
+        self.fates[kernel_id] = Fate(137, oom)
+        self.hang_up(kernel_id)
+
+    def _send(self, kernel_id: KernelId, frame: str | bytes) -> None:
+        if kernel_id not in self.dialled:
+            return
+        listener = self.dialled[kernel_id][0]
+        if isinstance(frame, str):
+            listener.on_text(frame)
+        else:
+            listener.on_binary(frame)
+
+
+class Lifeline:
+    """What one gateway reaches the world by, until it is `cut`, as by a crash: no call of its returns after that."""
+
+    def __init__(self, port: object) -> None:
+        self._port = port
+        self.is_cut = False
+
+    @classmethod
+    def to(cls, port: object) -> Any:
+        return cast("Any", cls(port))
+
+    def __getattr__(self, name: str) -> Any:
+        member = getattr(self._port, name)
+        if not self.is_cut or not callable(member):
+            return member
+        return _never if inspect.iscoroutinefunction(member) else lambda *_args, **_fields: None
+
+
+async def _never(*_args: object, **_fields: object) -> None:
+    await asyncio.get_running_loop().create_future()

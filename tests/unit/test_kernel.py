@@ -231,8 +231,17 @@ async def test_a_death_ends_every_request_and_tells_which_had_not_begun(line: Li
     second = line.execute("2", two)
     line.say("died", msg_id=first, never_run=[second], cause="signal", exit_code=None, signal=9, usage=None)
     assert one.ends == [Died(Cause.SIGNAL, None, 9, None, ())]
-    assert two.ends == [Died(Cause.SIGNAL, None, 9, None, (), ran=False)]
+    assert two.ends == [Died(Cause.SIGNAL, None, None, None, (), ran=False)]
     assert line.kernel.deaths == 1
+
+
+async def test_a_request_that_a_death_does_not_name_is_another_kernel_processs(line: Line) -> None:
+    heard = Heard()
+    msg_id = line.ready().execute("x", heard)
+    line.say("died", msg_id=None, cause="signal", signal=9)
+    assert heard.ends == []
+    line.say("done", msg_id=msg_id)
+    assert heard.ends == [Done(None, 0, ())]
 
 
 async def test_after_a_death_nothing_is_sent_until_the_next_kernel_answers(line: Line) -> None:
@@ -246,11 +255,13 @@ async def test_after_a_death_nothing_is_sent_until_the_next_kernel_answers(line:
     assert line.execute("x", Heard()) in line.link.request_ids()
 
 
-@pytest.mark.parametrize("fields", [{}, {"cause": ["x"]}, {"never_run": 7}, {"exit_code": "4", "signal": 1.5}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"cause": ["x"]}, {"cause": "gone"}, {"never_run": 7}, {"exit_code": "4", "signal": 1.5}]
+)
 async def test_a_death_told_badly_is_still_a_death(line: Line, fields: dict[str, Any]) -> None:
     heard = Heard()
-    line.ready().execute("x", heard)
-    line.say("died", **fields)
+    msg_id = line.ready().execute("x", heard)
+    line.say("died", msg_id=msg_id, **fields)
     assert heard.ends == [Died(Cause.EXITED, None, None, None, ())]
 
 
@@ -339,7 +350,7 @@ async def test_a_flood_gets_a_share_of_the_time_and_a_pause_forgives_it(line: Li
 
 async def test_the_next_frame_of_a_flood_waits(line: Line) -> None:
     line.ready()
-    line.kernel._allowance_s = -0.01
+    line.kernel._allowance._left_s = -0.01
     started_s = asyncio.get_running_loop().time()
     waiting = line.greeting.on_text(protocol.encode_control("unknown"))
     assert waiting is not None

@@ -22,10 +22,10 @@ PARENT = {"msg_id": "p"}
 
 
 def test_a_request_says_what_to_run_and_with_what() -> None:
-    msg_id, data = RequestBuilder().execute("print('\ud800')", metadata={"v": ["\ud800\0"]})
+    data = RequestBuilder().execute("a-msg-id", "print('\ud800')", metadata={"v": ["\ud800\0"]})
     channel, (header, parent, metadata, content) = decode_message(data)
     assert channel == "shell"
-    assert json.loads(header)["msg_id"] == msg_id
+    assert json.loads(header)["msg_id"] == "a-msg-id"
     assert json.loads(header)["msg_type"] == "execute_request"
     assert parent == b"{}"
     assert json.loads(metadata) == {"v": ["\ud800\0"]}
@@ -35,13 +35,22 @@ def test_a_request_says_what_to_run_and_with_what() -> None:
 
 
 def test_a_silent_request_leaves_no_trace_in_the_history() -> None:
-    content = json.loads(decode_message(RequestBuilder().execute("x", silent=True)[1])[1][3])
+    content = json.loads(decode_message(RequestBuilder().execute("m", "x", silent=True))[1][3])
     assert (content["silent"], content["store_history"]) == (True, False)
 
 
-def test_no_two_requests_have_the_same_id() -> None:
+def test_code_may_ask_for_input_where_somebody_can_answer_and_the_answer_travels_on_stdin() -> None:
     builder = RequestBuilder()
-    assert len({builder.execute("x")[0] for _ in range(100)}) == 100
+    assert json.loads(decode_message(builder.execute("m", "x", allow_stdin=True))[1][3])["allow_stdin"] is True
+    channel, (header, _, _, content) = decode_message(builder.input_reply("\ud800"))
+    assert (channel, json.loads(header)["msg_type"]) == ("stdin", "input_reply")
+    assert json.loads(content) == {"status": "ok", "value": "\ud800"}
+
+
+def test_no_two_answers_have_the_same_id() -> None:
+    builder = RequestBuilder()
+    headers = [json.loads(decode_message(builder.input_reply("x"))[1][0]) for _ in range(100)]
+    assert len({header["msg_id"] for header in headers}) == 100
 
 
 @pytest.mark.parametrize(("channel", "msg_type"), [(c, t) for c, types in ACCEPTED.items() for t in sorted(types)])

@@ -98,9 +98,14 @@ async def test_every_kind_of_event_holds_its_frame_until_it_is_committed(
     assert taped.store.runs[RUN_ID].events
 
 
-async def test_a_message_that_says_nothing_holds_nothing(taped: Taped) -> None:
-    taped.say("status", {"execution_state": "busy"})
-    assert taped.recording.uncommitted_seq is None
+async def test_a_message_without_an_event_holds_its_frame_until_the_progress_past_it_is_committed(taped: Taped) -> None:
+    seq = taped.say("status", {"execution_state": "idle"})
+    assert taped.recording.uncommitted_seq == seq
+    await until(lambda: taped.acknowledgeable == [None])
+    stored = taped.store.runs[RUN_ID]
+    assert stored.events == {}
+    assert stored.progress is not None
+    assert (stored.progress.taken_seq, stored.progress.state["said"]) == (seq, ["status"])
 
 
 async def test_the_pieces_of_a_file_are_held_until_the_file_is_committed(taped: Taped) -> None:
@@ -120,7 +125,7 @@ async def test_a_file_that_is_not_kept_holds_nothing_up_once_it_is_complete(tape
     first = taped.say("artifact", {"path": "f.png", "bytes": len(huge), "offset": 0}, huge[:50])
     await until(lambda: taped.acknowledgeable == [first])
     taped.say("artifact", {"path": "f.png", "bytes": len(huge), "offset": 50}, huge[50:])
-    assert taped.recording.uncommitted_seq is None
+    await until(lambda: taped.recording.uncommitted_seq is None)
     await taped.finish()
     assert taped.store.runs[RUN_ID].artifacts == {}
 

@@ -5,133 +5,34 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import pytest
-from doubles import MemoryEngine, RecordingLink, until
+from doubles import until
+from workbench import Bench
 
 import sessions.conduct
 import sessions.live_runs
 import sessions.recording
-from gateway.clock import SystemClock
+import sessions.service
 from kernel_image import protocol
 from sessions.errors import Draining, EndNotStored, InvalidRequest, SandboxLost, StoreUnavailable, UnsupportedLanguage
 from sessions.memory_store import MemoryStore
-from sessions.model import (
-    ANONYMOUS,
-    Batch,
-    Event,
-    EventType,
-    Fate,
-    GatewayId,
-    KernelId,
-    Limits,
-    Result,
-    Run,
-    RunId,
-    RunRequest,
-    RunStatus,
-    SessionLimits,
-)
-from sessions.pool import PoolSettings
-from sessions.service import Service
+from sessions.model import Batch, EventType, Fate, Result, Run, RunRecord, RunStatus, Session
 
-GATEWAY = GatewayId("g")
 SOON_S = 0.05
 
 
 class RefusingStore(MemoryStore):
     """A store that does not take an end with events, as a database does whose rules some event breaks."""
 
-    async def finish_run(self, result: Result, batch: Batch, finished_at: datetime) -> None:
+    async def finish_run(
+        self, result: Result, batch: Batch, finished_at: datetime, session: Session | None = None
+    ) -> None:
         if batch.events:
             raise ValueError("a value that no column takes")
-        await super().finish_run(result, batch, finished_at)
-
-
-class Bench:
-    """A service with one warm kernel, and the hands of the supervisor at the other end."""
-
-    def __init__(self, store: MemoryStore | None = None) -> None:
-        self.store = store or MemoryStore()
-        self.engine = MemoryEngine()
-        self.service = Service(
-            store=self.store,
-            provisioner=self.engine,
-            switchboard=self.engine,
-            gateway_id=GATEWAY,
-            limits=Limits(),
-            pool=PoolSettings(1, 2, refill_pause_s=0.25),
-            languages={"python": "python3", "other": "another"},
-            preload=(),
-            session_limits=SessionLimits(),
-            credential_of=lambda kernel_id: f"secret of {kernel_id}",
-            clock=SystemClock(),
-        )
-
-    async def start(self) -> Bench:
-        await self.service.start()
-        await until(lambda: self.service.readiness().ready)
-        return self
-
-    async def stop(self) -> None:
-        self.store.is_reachable = True
-        await self.service.close()
-        assert self.engine.sandboxes == {}
-
-    def begin(self, code: str = "print(1)", *, timeout_s: float = 10.0, **fields: Any) -> asyncio.Future[Result]:
-        fields = {"language": "python", "variables": {}, **fields}
-        request = RunRequest(tenant=ANONYMOUS, code=code, timeout_s=timeout_s, **fields)
-        return asyncio.ensure_future(self.service.run(request))
-
-    async def sent(self, requests: int = 1) -> Kernel:
-        """The kernel that the run has been sent to."""
-        async with asyncio.timeout(5):
-            while True:
-                for kernel_id, (_, link) in self.engine.dialled.items():
-                    if len(link.binary) == requests:
-                        return Kernel(self.engine, kernel_id, link)
-                await asyncio.sleep(0.002)
-
-    def stored(self) -> Any:
-        (stored,) = self.store.runs.values()
-        return stored
-
-
-class Kernel:
-    """A kernel that has been sent a run, and says of it what the test wants it to."""
-
-    def __init__(self, engine: MemoryEngine, kernel_id: KernelId, link: RecordingLink) -> None:
-        self.engine = engine
-        self.kernel_id = kernel_id
-        self.link = link
-        self.msg_id = link.request_ids()[-1]
-
-    def print(self, text: str) -> None:
-        self.engine.publish(self.kernel_id, "stream", self.msg_id, {"name": "stdout", "text": text})
-
-    def file(self, path: str, data: bytes) -> None:
-        content = {"path": path, "bytes": len(data), "offset": 0}
-        self.engine.publish(self.kernel_id, "artifact", self.msg_id, content, channel="artifact", buffers=(data,))
-
-    def reply(self, status: str = "ok", **content: Any) -> None:
-        fields = {"status": status, "execution_count": 1, **content}
-        self.engine.publish(self.kernel_id, "execute_reply", self.msg_id, fields, channel="shell")
-
-    def idle(self) -> None:
-        self.engine.publish(self.kernel_id, "status", self.msg_id, {"execution_state": "idle"})
-
-    def done(self, **fields: Any) -> None:
-        self.engine.say(self.kernel_id, protocol.DONE, msg_id=self.msg_id, **fields)
-
-    def died(self, cause: str, **fields: Any) -> None:
-        self.engine.say(self.kernel_id, protocol.DIED, **{"msg_id": self.msg_id, "cause": cause, **fields})
-
-    def end(self) -> None:
-        self.reply()
-        self.idle()
-        self.done()
+        await super().finish_run(result, batch, finished_at, session)
 
 
 @pytest.fixture
@@ -139,10 +40,12 @@ async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     for name in ("_INTERRUPT_GRACE_S", "_KILL_GRACE_S", "_FILES_PATIENCE_S"):
         monkeypatch.setattr(sessions.conduct, name, SOON_S)
     monkeypatch.setattr(sessions.live_runs, "_COMMIT_PATIENCE_S", SOON_S)
+    monkeypatch.setattr("sessions.supply._ASK_AFTER_PAUSE_S", 0.01)
     monkeypatch.setattr(sessions.recording, "_FIRST_RETRY_S", 0.01)
     bench = await Bench().start()
     yield bench
     await bench.stop()
+    assert bench.engine.sandboxes == {}
 
 
 async def test_an_answer_is_committed_before_it_is_given_and_the_kernel_is_used_once(bench: Bench) -> None:
@@ -160,7 +63,7 @@ async def test_an_answer_is_committed_before_it_is_given_and_the_kernel_is_used_
         EventType.STDOUT,
         EventType.END,
     ]
-    assert kernel.link.sent(protocol.ACK)[-1]["seq"] == bench.engine.seqs[kernel.kernel_id]
+    assert kernel.link.sent(protocol.ACK)[-1]["seq"] == kernel.supervisor.last_seq
     assert kernel.kernel_id in bench.engine.sandboxes  # removing it, and starting the next, do not delay the answer
     assert len(bench.engine.specs) == 1
     await until(lambda: kernel.kernel_id not in bench.engine.sandboxes)
@@ -178,7 +81,10 @@ async def test_beside_a_long_run_the_pool_is_filled_again(bench: Bench) -> None:
 
 async def test_variables_travel_as_metadata_of_a_silent_request_before_the_code(bench: Bench) -> None:
     running = bench.begin("x", variables={"x": "'; import os"})
-    kernel = await bench.sent(requests=2)
+    setting = await bench.sent()
+    assert setting.link.request_ids() == [setting.msg_id]  # the code waits until they are set
+    setting.end()
+    kernel = await bench.sent("x")
     requests = [protocol.decode_message(frame)[1] for frame in kernel.link.binary]
     first, second = (
         {"metadata": json.loads(parts[2]), "content": json.loads(parts[3])} for parts in (requests[0], requests[1])
@@ -251,20 +157,66 @@ async def test_a_run_whose_reply_is_missing_is_not_taken_for_a_success(bench: Be
     assert "whether the code raised is unknown" in str(result.error)
 
 
-async def test_a_kernel_that_dies_before_the_code_is_sent_has_run_nothing(
+async def test_code_that_a_kernel_has_not_taken_is_run_by_another_one_once(bench: Bench) -> None:
+    running = bench.begin("x = 1")
+    first = await bench.sent("x = 1")
+    first.reject()
+    second = await bench.sent("x = 1")
+    assert second.kernel_id != first.kernel_id
+    assert bench.stored().run.kernel_id == second.kernel_id
+    assert first.msg_id.partition(".")[0] == second.msg_id.partition(".")[0] == bench.stored().run.run_id
+    assert first.msg_id != second.msg_id
+    second.end("once")
+    assert (await running).output == "once"
+    await until(lambda: first.kernel_id not in bench.engine.sandboxes)
+
+
+async def test_code_that_three_kernels_have_not_taken_has_not_been_run_and_is_forgotten(bench: Bench) -> None:
+    running = bench.begin()
+    for _ in range(3):
+        (await bench.sent()).reject()
+    with pytest.raises(SandboxLost, match="nothing was run"):
+        await running
+    await until(lambda: bench.store.runs == {})
+    assert bench.times_sent("print(1)") == 3
+
+
+async def test_code_whose_kernel_died_before_its_turn_is_run_by_another_one(bench: Bench) -> None:
+    running = bench.begin()
+    first = await bench.sent()
+    first.engine.say(first.kernel_id, protocol.DIED, msg_id=None, never_run=[first.msg_id], cause="signal", signal=9)
+    first.supervisor.outstanding.clear()
+    (await bench.sent()).end("1")
+    assert (await running).output == "1"
+
+
+async def test_a_kernel_that_dies_while_it_is_given_variables_has_run_nothing(bench: Bench) -> None:
+    running = bench.begin("x", variables={"x": 1})
+    (await bench.sent()).died("signal", signal=9)
+    setting = await bench.sent()
+    assert bench.times_sent("x") == 0
+    setting.end()
+    (await bench.sent("x")).end()
+    assert (await running).status is RunStatus.OK
+    assert bench.times_sent("x") == 1
+
+
+async def test_a_kernel_that_dies_before_the_code_is_sent_is_replaced(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (kernel_id,) = bench.engine.sandboxes
     add_run = bench.store.add_run
 
-    async def add_run_meanwhile(run: Run) -> None:
+    async def add_run_meanwhile(run: Run) -> RunRecord | None:
         bench.engine.say(kernel_id, protocol.DIED, cause="signal", signal=9)
-        await add_run(run)
+        return await add_run(run)
 
     monkeypatch.setattr(bench.store, "add_run", add_run_meanwhile)
-    with pytest.raises(SandboxLost, match="nothing was run"):
-        await bench.begin()
-    assert bench.stored().status is RunStatus.KERNEL_DIED
+    running = bench.begin()
+    kernel = await bench.sent()
+    assert kernel.kernel_id != kernel_id
+    kernel.end()
+    assert (await running).status is RunStatus.OK
 
 
 async def test_past_its_limit_a_run_is_interrupted_and_keeps_what_it_said(bench: Bench) -> None:
@@ -361,7 +313,7 @@ async def test_an_end_that_cannot_be_stored_is_named_and_stored_once_the_databas
     bench.store.is_reachable = False
     kernel.print("kept")
     kernel.end()
-    with pytest.raises(EndNotStored, match="has ended with status ok"):
+    with pytest.raises(EndNotStored, match=r"has ended, .* its result is kept"):
         await running
     assert bench.stored().finished_at is None
     bench.store.is_reachable = True
@@ -430,39 +382,43 @@ async def test_while_draining_a_sandbox_that_ends_is_still_asked_after(
     await draining
 
 
-async def test_closing_without_a_database_still_says_how_the_run_ended(
+async def test_closing_leaves_what_runs_to_a_later_gateway_and_says_so(bench: Bench) -> None:
+    running = bench.begin()
+    kernel = await bench.sent()
+    kernel.print("so far")
+    link = kernel.link
+    await bench.service.close()
+    with pytest.raises(EndNotStored, match=rf"goes on in its sandbox.* GET /runs/{bench.stored().run.run_id}"):
+        await running
+    assert bench.stored().finished_at is None
+    assert kernel.kernel_id in bench.engine.sandboxes
+    assert not link.sent(protocol.SHUTDOWN)
+    assert link.closed is not None
+    assert kernel.supervisor.outstanding == [kernel.msg_id]
+    bench.engine.sandboxes.clear()
+
+
+async def test_closing_removes_every_container_that_nothing_runs_in(bench: Bench) -> None:
+    await until(lambda: bench.service.readiness().warm == 1)
+    await bench.service.close()
+    assert bench.engine.sandboxes == {}
+
+
+async def test_closing_without_a_database_leaves_an_end_that_is_not_stored_to_a_later_gateway(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions.service, "_COMMIT_PATIENCE_S", 30.0)
+    monkeypatch.setattr(sessions.live_runs, "_COMMIT_PATIENCE_S", 30.0)
     running = bench.begin()
     kernel = await bench.sent()
     bench.store.is_reachable = False
-    kernel.end()
+    kernel.end("not stored")
     await asyncio.sleep(0.02)
     await bench.service.close()
-    with pytest.raises(EndNotStored, match=r"status ok, .* lost: this gateway is shutting down"):
+    with pytest.raises(EndNotStored, match="Do not run it again"):
         await running
-
-
-async def test_what_runs_at_the_very_end_has_an_end_as_well(bench: Bench) -> None:
-    running = bench.begin()
-    (await bench.sent()).print("cut off")
-    await bench.service.close()
-    result = await running
-    assert (result.status, result.output) == (RunStatus.KERNEL_DIED, "cut off")
-    assert result.error == "The gateway is shutting down."
-    assert bench.stored().result == result
-
-
-async def test_runs_of_an_earlier_gateway_are_settled_at_the_start() -> None:
-    bench = Bench()
-    run = Run(RunId("r"), ANONYMOUS, GATEWAY, "python", "", {}, 1.0, datetime.now(UTC), kernel_id=KernelId("k"))
-    await bench.store.add_run(run)
-    await bench.store.append(run.run_id, Batch((Event(1, EventType.STARTED, {}),)))
-    await bench.start()
-    assert bench.stored().status is RunStatus.LOST
-    assert max(bench.stored().events) == 2
-    await bench.stop()
+    assert kernel.kernel_id in bench.engine.sandboxes
+    assert len(kernel.supervisor.frames) >= 4  # nothing of it has been acknowledged
+    bench.engine.sandboxes.clear()
 
 
 async def test_a_store_that_is_away_is_a_reason_not_to_be_ready(monkeypatch: pytest.MonkeyPatch) -> None:

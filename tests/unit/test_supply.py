@@ -46,10 +46,12 @@ async def make(engine: MemoryEngine, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
             pool=PoolSettings(size, most, refill_pause_s=0.0),
             kernel_names=options.pop("kernel_names", {NAME: size}),
             preload=("numpy",),
+            credential_of=lambda kernel_id: f"secret of {kernel_id}",
             clock=SystemClock(),
         )
         supplies.append(supply)
-        await supply.start()
+        await supply.recover({})
+        supply.start()
         return supply
 
     yield make

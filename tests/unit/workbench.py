@@ -1,0 +1,240 @@
+"""A service on an engine and a store in memory, and the hands of the supervisors at the other end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from doubles import Lifeline, ManualClock, MemoryEngine, MemorySupervisor, RecordingLink, until
+
+from gateway.clock import SystemClock
+from kernel_image import protocol
+from sessions.memory_store import MemoryStore, StoredRun
+from sessions.model import (
+    ANONYMOUS,
+    EventType,
+    GatewayId,
+    KernelId,
+    Limits,
+    Result,
+    RunId,
+    RunRequest,
+    Session,
+    SessionId,
+    SessionLimits,
+    SessionRequest,
+    TenantId,
+)
+from sessions.pool import PoolSettings
+from sessions.service import Service
+
+GATEWAY = GatewayId("g")
+S = SessionId("s")
+
+
+class Kernel:
+    """A kernel that has been sent a run, and says of it what the test wants it to."""
+
+    def __init__(self, engine: MemoryEngine, kernel_id: KernelId) -> None:
+        self.engine = engine
+        self.kernel_id = kernel_id
+        self.msg_id = self.supervisor.taken[-1]
+
+    @property
+    def supervisor(self) -> MemorySupervisor:
+        return self.engine.supervisors[self.kernel_id]
+
+    @property
+    def link(self) -> RecordingLink:
+        return self.engine.link(self.kernel_id)
+
+    @property
+    def code(self) -> str:
+        return self.supervisor.codes[self.msg_id]
+
+    def publish(self, msg_type: str, content: Mapping[str, Any], **fields: Any) -> None:
+        self.engine.publish(self.kernel_id, msg_type, self.msg_id, content, **fields)
+
+    def print(self, text: str) -> None:
+        self.publish("stream", {"name": "stdout", "text": text})
+
+    def file(self, path: str, data: bytes) -> None:
+        self.piece(path, len(data), 0, data)
+
+    def piece(self, path: str, size_bytes: int, offset: int, data: bytes) -> None:
+        content = {"path": path, "bytes": size_bytes, "offset": offset}
+        self.publish("artifact", content, channel="artifact", buffers=(data,))
+
+    def reply(self, status: str = "ok", **content: Any) -> None:
+        self.publish("execute_reply", {"status": status, "execution_count": 1, **content}, channel="shell")
+
+    def idle(self) -> None:
+        self.publish("status", {"execution_state": "idle"})
+
+    def done(self, **fields: Any) -> None:
+        self.engine.say(self.kernel_id, protocol.DONE, msg_id=self.msg_id, **fields)
+
+    def died(self, cause: str, **fields: Any) -> None:
+        self.engine.say(self.kernel_id, protocol.DIED, **{"msg_id": self.msg_id, "cause": cause, **fields})
+
+    def reject(self) -> None:
+        """The supervisor does not take this request, and never will."""
+        self.supervisor.outstanding.remove(self.msg_id)
+        self.engine.say(self.kernel_id, protocol.REJECTED, msg_id=self.msg_id)
+
+    def next_process(self) -> None:
+        self.engine.start_process(self.kernel_id)
+
+    def die_idle(self) -> None:
+        """Its process ends while it runs nothing, and the next one comes up."""
+        self.engine.say(self.kernel_id, protocol.DIED, msg_id=None, cause="signal", signal=9)
+        self.next_process()
+
+    def interrupts(self) -> list[str]:
+        return [control["msg_id"] for control in self.link.sent(protocol.INTERRUPT)]
+
+    def end(self, text: str = "", **usage: Any) -> None:
+        if text:
+            self.print(text)
+        self.reply()
+        self.idle()
+        self.done(**({"usage": usage} if usage else {}))
+
+    def interrupted(self) -> None:
+        """The code ends by KeyboardInterrupt."""
+        self.reply("error", ename="KeyboardInterrupt", evalue="", traceback=["KeyboardInterrupt"])
+        self.idle()
+        self.done()
+
+
+class Bench:
+    """A service with one warm kernel. What one gateway has left, the next `Bench` on the same world finds."""
+
+    def __init__(
+        self,
+        store: MemoryStore | None = None,
+        engine: MemoryEngine | None = None,
+        *,
+        clock: SystemClock | ManualClock | None = None,
+        **changes: Any,
+    ) -> None:
+        self.store = store or MemoryStore()
+        self.engine = engine or MemoryEngine()
+        self.clock = clock or SystemClock()
+        self._changes = changes
+        self._lifelines = [Lifeline.to(self.store), Lifeline.to(self.engine)]
+        to_store, to_engine = self._lifelines
+        self.service = Service(
+            **{
+                "store": to_store,
+                "provisioner": to_engine,
+                "switchboard": to_engine,
+                "gateway_id": GATEWAY,
+                "limits": Limits(queue=changes.pop("queue", 64)),
+                "pool": PoolSettings(1, 4, refill_pause_s=0.25),
+                "languages": {"python": "python3", "other": "another"},
+                "preload": (),
+                "session_limits": SessionLimits(),
+                "credential_of": lambda kernel_id: f"secret of {kernel_id}",
+                "clock": self.clock,
+                **changes,
+            }
+        )
+        self._others = asyncio.all_tasks()
+
+    async def start(self) -> Bench:
+        await self.service.start()
+        await until(lambda: self.service.readiness().ready)
+        return self
+
+    async def stop(self) -> None:
+        """End the gateway, and everything that it has left to a later one."""
+        self.store.is_reachable = True
+        await self.service.close()
+        self.engine.sandboxes.clear()
+
+    def crash(self) -> None:
+        """What `kill -9` does: nothing more is done, and nobody is told. The supervisors dial when the test says so."""
+        for lifeline in self._lifelines:
+            lifeline.is_cut = True
+        for task in asyncio.all_tasks() - self._others - {asyncio.current_task()}:
+            task.cancel()
+        self.engine.dialled.clear()
+        self.engine.ports.clear()
+
+    async def successor(self, **changes: Any) -> Bench:
+        """The next gateway on the same world, after a crash; the supervisors have not dialled it yet."""
+        bench = Bench(self.store, self.engine, clock=self.clock, **{**self._changes, **changes})
+        await bench.service.start()
+        return bench
+
+    # --- runs ---------------------------------------------------------------------------------------------------------
+
+    def request(self, code: str = "print(1)", **fields: Any) -> RunRequest:
+        given = {"language": "python", "variables": {}, "timeout_s": 10.0, "tenant": ANONYMOUS, **fields}
+        return RunRequest(code=code, **given)
+
+    def begin(self, code: str = "print(1)", **fields: Any) -> asyncio.Future[Result]:
+        return asyncio.ensure_future(self.service.run(self.request(code, **fields)))
+
+    async def record(self, code: str = "print(1)", **fields: Any) -> RunId:
+        return await self.service.begin(self.request(code, **fields))
+
+    async def sent(self, code: str | None = None) -> Kernel:
+        """The kernel that a request has been sent to which has not ended: the one with this code, or else any."""
+        found: list[Kernel] = []
+
+        def is_sent() -> bool:
+            for kernel_id, supervisor in self.engine.supervisors.items():
+                if supervisor.outstanding and kernel_id in self.engine.dialled:
+                    kernel = Kernel(self.engine, kernel_id)
+                    if kernel.msg_id in supervisor.outstanding and code in (None, kernel.code):
+                        found.append(kernel)
+            return bool(found)
+
+        await until(is_sent)
+        return found[0]
+
+    async def serve(self, code: str, text: str = "", **fields: Any) -> Result:
+        """Run code to its end, on a kernel that prints `text`."""
+        running = self.begin(code, **fields)
+        (await self.sent(code)).end(text)
+        return await running
+
+    def kernel_of(self, session_id: SessionId = S, tenant: TenantId = ANONYMOUS) -> Kernel:
+        """The kernel that a session has now."""
+        kernel_id = self.store.sessions[tenant, session_id].kernel_id
+        assert kernel_id is not None
+        return Kernel(self.engine, kernel_id)
+
+    def times_sent(self, code: str) -> int:
+        """How often supervisors have taken a request with this code."""
+        return sum([*supervisor.codes.values()].count(code) for supervisor in self.engine.supervisors.values())
+
+    # --- what is stored -----------------------------------------------------------------------------------------------
+
+    def stored(self, run_id: RunId | None = None) -> StoredRun:
+        if run_id is not None:
+            return self.store.runs[run_id]
+        (stored,) = self.store.runs.values()
+        return stored
+
+    def has_ended(self, run_id: RunId) -> bool:
+        return self.stored(run_id).finished_at is not None
+
+    def text(self, run_id: RunId) -> str:
+        """What of its output is committed."""
+        events = self.stored(run_id).events.values()
+        return "".join(str(event.fields["text"]) for event in events if event.type is EventType.STDOUT)
+
+    def session(self, session_id: SessionId = S) -> Session:
+        return self.store.sessions[ANONYMOUS, session_id]
+
+    # --- sessions -----------------------------------------------------------------------------------------------------
+
+    async def create(self, session_id: SessionId | None = S, **fields: Any) -> Any:
+        given = {"language": "python", "variables": {}, "idle_timeout_s": 100.0, "max_lifetime_s": 1000.0}
+        return await self.service.create_session(
+            SessionRequest(**{"tenant": ANONYMOUS, "session_id": session_id, **given, **fields})
+        )
