@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from sessions.conduct import INTERNAL_ERROR, Conductor, NotTaken
-from sessions.errors import CellblockError, KernelLost, StoreUnavailable, Unavailable
+from sessions.errors import CellblockError, Draining, KernelLost, StoreUnavailable, Unavailable
 from sessions.kernel import Kernel, KernelState
 from sessions.live_run import LiveRun, Stop
 from sessions.model import Result, RunStatus, Session, SessionNews, SessionState, SessionView, Usage
@@ -278,9 +278,13 @@ class LiveSession:
                 return
             try:
                 kernel = self.kernel if live.is_resumed else await self.ensure_kernel()
+                if live.stop is not None and not live.is_resumed:
+                    continue
                 result = await self._attempt(live, kernel)
             except NotTaken:
                 continue
+            except Draining:
+                await asyncio.Event().wait()  # the next gateway runs it: this one is about to suspend the session
             except CellblockError as error:
                 why = str(error)
                 break

@@ -9,7 +9,7 @@ from dataclasses import replace
 import structlog
 
 from sessions.conduct import INTERNAL_ERROR, Conductor, NotTaken
-from sessions.errors import CellblockError, SandboxLost, StoreUnavailable
+from sessions.errors import CellblockError, Draining, SandboxLost, StoreUnavailable
 from sessions.kernel import Kernel
 from sessions.live_run import LiveRun
 from sessions.model import Result, RunStatus
@@ -71,6 +71,8 @@ class SingleRuns:
                     kernel = live.kernel = None
                     try:
                         kernel = await self._claim_for(live)
+                    except Draining:
+                        await asyncio.Event().wait()  # the next gateway finds out: this one is about to suspend
                     except CellblockError as error:
                         await self._not_run(live, error)
                         return
