@@ -261,7 +261,11 @@ class LiveSession:
                 async with self._turn:
                     if self._queue:
                         self.current = self._queue[0]
-                        await self._serve(self.current)
+                        try:
+                            await self._serve(self.current)
+                        except Exception:
+                            # Its end is not stored, but it has been run, and must not be run again.
+                            log.exception("run_not_ended", run_id=self.current.run_id)
                         self._queue.popleft()
                         self.current = None
         finally:
