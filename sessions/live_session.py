@@ -185,7 +185,8 @@ class LiveSession:
         except BaseException:
             self._supply.give_back(kernel)
             raise
-        self.record = record
+        # It may have been renewed meanwhile.
+        self.record = replace(self.record, kernel_id=record.kernel_id, generation=record.generation)
         self.kernel = kernel
         kernel.watch(self._on_change)
         return kernel
