@@ -333,12 +333,16 @@ class LiveSession:
             return
         before = self.record
         is_gone = kernel is None or kernel.state is KernelState.GONE
+        if live.lost_kernel:
+            news = SessionNews.CREATED  # that variables are lost, this run itself has said
+        else:
+            news = SessionNews.LOST if is_gone else SessionNews.NONE
         self.record = replace(
             before,
             last_used_at=self._clock.now(),
             kernel_id=None if kernel is None or is_gone else kernel.kernel_id,
             generation=live.execution.generation,
-            news=SessionNews.CREATED if live.lost_kernel else SessionNews.NONE,
+            news=news,
             runs=before.runs + 1,
             usage=_sum(before.usage, result.usage),
         )
