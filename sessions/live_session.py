@@ -186,7 +186,8 @@ class LiveSession:
         except BaseException:
             self._supply.give_back(kernel)
             raise
-        self.record = record
+        # It may have been renewed meanwhile.
+        self.record = replace(self.record, kernel_id=record.kernel_id, generation=record.generation)
         self.kernel = kernel
         kernel.watch(self._on_change)
         return kernel
@@ -262,7 +263,11 @@ class LiveSession:
                 async with self._turn:
                     if self._queue:
                         self.current = self._queue[0]
-                        await self._serve(self.current)
+                        try:
+                            await self._serve(self.current)
+                        except Exception:
+                            # Its end is not stored, but it has been run, and must not be run again.
+                            log.exception("run_not_ended", run_id=self.current.run_id)
                         self._queue.popleft()
                         self.current = None
         finally:
@@ -341,12 +346,16 @@ class LiveSession:
             return
         before = self.record
         is_gone = kernel is None or kernel.state is KernelState.GONE
+        if live.lost_kernel:
+            news = SessionNews.CREATED  # that variables are lost, this run itself has said
+        else:
+            news = SessionNews.LOST if is_gone else SessionNews.NONE
         self.record = replace(
             before,
             last_used_at=self._clock.now(),
             kernel_id=None if kernel is None or is_gone else kernel.kernel_id,
             generation=live.generation or before.generation,
-            news=SessionNews.CREATED if live.lost_kernel else SessionNews.NONE,
+            news=news,
             runs=before.runs + 1,
             usage=_sum(before.usage, result.usage),
         )

@@ -1,0 +1,23 @@
+"""What waits for minutes in earnest waits for an instant here."""
+
+from __future__ import annotations
+
+import pytest
+
+_SOON_S = 0.05
+_PAUSES = {
+    "sessions.conduct": {"_INTERRUPT_GRACE_S": _SOON_S, "_KILL_GRACE_S": _SOON_S, "_FILES_PATIENCE_S": _SOON_S},
+    "sessions.live_runs": {"_COMMIT_PATIENCE_S": _SOON_S, "_ELSEWHERE_POLL_S": 0.01},
+    "sessions.live_session": {"_RETRY_S": 0.01},
+    "sessions.recording": {"_FIRST_RETRY_S": 0.01, "_BATCH_PAUSE_S": 0.01},
+    "sessions.registry": {"_CULL_PAUSE_S": 0.01},
+    "sessions.single_runs": {"_RETRY_S": 0.01},
+    "sessions.supply": {"_ASK_AFTER_PAUSE_S": 0.01},
+}
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, pauses in _PAUSES.items():
+        for name, value in pauses.items():
+            monkeypatch.setattr(f"{module}.{name}", value)

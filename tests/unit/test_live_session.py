@@ -1,0 +1,616 @@
+"""A session through the service: its kernel, the order of its runs, and what each run says of lost variables."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+from doubles import until
+from workbench import Bench, S
+
+from kernel_image import protocol
+from sessions.errors import Conflict, NotFound, StoreUnavailable, TooManyRequests
+from sessions.model import (
+    ANONYMOUS,
+    Result,
+    RunStatus,
+    Session,
+    SessionId,
+    SessionLimits,
+    SessionState,
+    TenantId,
+    Usage,
+)
+
+pytestmark = pytest.mark.usefixtures("hurried")
+
+STRANGER = TenantId("stranger")
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    bench = await Bench(session_limits=SessionLimits(max_per_tenant=3)).start()
+    yield bench
+    await bench.stop()
+
+
+def news(result: Result) -> tuple[bool, bool]:
+    """Whether it says that the session was created, and that variables were lost."""
+    assert result.session_id == S
+    return result.session_created, result.session_lost
+
+
+# --- what is said of its kernel ---------------------------------------------------------------------------------------
+
+
+async def test_the_first_run_makes_the_session_and_only_that_one_says_so(bench: Bench) -> None:
+    first = await bench.serve("x = 1", session_id=S)
+    kernel = bench.kernel_of()
+    second = await bench.serve("x", "1", session_id=S)
+    assert (news(first), news(second)) == ((True, False), (False, False))
+    assert second.output == "1"
+    assert bench.kernel_of().kernel_id == kernel.kernel_id
+    assert bench.service.get_session(ANONYMOUS, S).state is SessionState.IDLE
+    started = bench.stored(first.run_id).events[1].fields
+    assert (started["session_id"], started["session_created"]) == (S, True)
+
+
+async def test_a_session_that_a_client_has_made_is_no_news(bench: Bench) -> None:
+    view = await bench.create()
+    assert (view.session.session_id, view.state) == (S, SessionState.IDLE)
+    assert news(await bench.serve("x", session_id=S)) == (False, False)
+
+
+async def test_variables_of_a_new_session_are_set_before_it_is_there(bench: Bench) -> None:
+    creating = asyncio.ensure_future(bench.create(variables={"x": 1}))
+    setting = await bench.sent()
+    assert not creating.done()
+    setting.end()
+    await creating
+    assert news(await bench.serve("x", session_id=S)) == (False, False)
+
+
+async def test_a_session_whose_variables_cannot_be_set_is_not_there(bench: Bench) -> None:
+    creating = asyncio.ensure_future(bench.create(variables={"x": 1}))
+    (await bench.sent()).died("signal", signal=9)
+    with pytest.raises(Exception, match="sandbox ended"):
+        await creating
+    assert bench.store.sessions == {}
+    with pytest.raises(NotFound):
+        bench.service.get_session(ANONYMOUS, S)
+
+
+async def test_a_death_in_a_run_is_said_by_that_run_and_the_next_has_a_fresh_kernel(bench: Bench) -> None:
+    await bench.serve("x = 1", session_id=S)
+    running = bench.begin("crash", session_id=S)
+    kernel = await bench.sent("crash")
+    kernel.died("signal", signal=11)
+    kernel.next_process()
+    died = await running
+    assert (died.status, news(died)) == (RunStatus.KERNEL_DIED, (False, True))
+    assert news(await bench.serve("x", session_id=S)) == (True, False)
+    assert news(await bench.serve("y", session_id=S)) == (False, False)
+    assert bench.kernel_of().kernel_id == kernel.kernel_id  # the files are still there
+
+
+async def test_a_sandbox_that_goes_in_a_run_is_replaced_for_the_next(bench: Bench) -> None:
+    running = bench.begin("allocate", session_id=S)
+    kernel = await bench.sent("allocate")
+    bench.engine.end_sandbox(kernel.kernel_id, oom=True)
+    died = await running
+    assert (died.status, news(died)) == (RunStatus.OOM, (True, True))
+    assert bench.session().kernel_id is None
+    assert news(await bench.serve("x", session_id=S)) == (True, False)
+    assert bench.kernel_of().kernel_id != kernel.kernel_id
+    assert kernel.kernel_id not in bench.engine.sandboxes
+
+
+async def test_a_process_that_died_while_idle_is_told_by_the_next_run_once(bench: Bench) -> None:
+    await bench.serve("x = 1", session_id=S)
+    bench.kernel_of().die_idle()
+    assert news(await bench.serve("x", session_id=S)) == (True, True)
+    assert news(await bench.serve("x", session_id=S)) == (False, False)
+
+
+async def test_a_sandbox_that_went_while_idle_is_told_by_the_next_run_once(bench: Bench) -> None:
+    await bench.serve("x = 1", session_id=S)
+    kernel = bench.kernel_of()
+    bench.engine.end_sandbox(kernel.kernel_id)
+    await until(lambda: bench.session().kernel_id is None)
+    assert bench.service.get_session(ANONYMOUS, S).state is SessionState.DEAD
+    assert news(await bench.serve("x", session_id=S)) == (True, True)
+    assert bench.kernel_of().kernel_id != kernel.kernel_id
+    assert news(await bench.serve("x", session_id=S)) == (False, False)
+
+
+async def test_a_sandbox_that_goes_right_behind_the_end_of_a_run_is_told_by_the_next(bench: Bench) -> None:
+    await bench.serve("x = 1", session_id=S)
+    running = bench.begin("y = 1", session_id=S)
+    kernel = await bench.sent("y = 1")
+    kernel.end()
+    kernel.publish("stream", {})
+    kernel.engine.dialled[kernel.kernel_id][0].on_binary(b"nonsense")  # and the gateway has given it up
+    assert news(await running) == (False, False)
+    assert news(await bench.serve("y", session_id=S)) == (True, True)
+
+
+async def test_a_fresh_session_that_nothing_has_run_in_has_lost_nothing(bench: Bench) -> None:
+    bench.store.is_reachable = True
+    add_run = bench.store.add_run
+    bench.store.add_run = _unavailable  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable):
+        await bench.begin("x", session_id=S)
+    bench.store.add_run = add_run  # type: ignore[method-assign]
+    bench.engine.end_sandbox(bench.session().kernel_id or "")  # type: ignore[arg-type]
+    await until(lambda: bench.session().kernel_id is None)
+    assert news(await bench.serve("x", session_id=S)) == (True, False)
+
+
+async def _unavailable(*_: object) -> None:
+    raise StoreUnavailable
+
+
+async def test_leaving_says_that_variables_are_lost_and_the_next_run_has_a_fresh_kernel(bench: Bench) -> None:
+    running = bench.begin("exit()", session_id=S)
+    kernel = await bench.sent("exit()")
+    kernel.reply(payload=[{"source": "ask_exit", "keepkernel": False}])
+    kernel.idle()
+    kernel.done()
+    left = await running
+    kernel.die_idle()
+    assert (left.status, news(left)) == (RunStatus.OK, (True, True))
+    assert news(await bench.serve("x", session_id=S)) == (True, False)
+    assert news(await bench.serve("x", session_id=S)) == (False, False)
+
+
+async def test_a_restart_that_a_client_asked_for_is_no_news(bench: Bench) -> None:
+    await bench.serve("x = 1", session_id=S)
+    kernel = bench.kernel_of()
+    restarting = asyncio.ensure_future(bench.service.restart_session(ANONYMOUS, S))
+    await until(lambda: bool(kernel.link.sent(protocol.RESTART)))
+    kernel.engine.say(kernel.kernel_id, protocol.DIED, msg_id=None, cause="restart")
+    assert not restarting.done()
+    kernel.next_process()
+    assert (await restarting).state is SessionState.IDLE
+    assert bench.session().generation == 2
+    assert news(await bench.serve("x", session_id=S)) == (False, False)
+
+
+async def test_a_restart_cancels_what_runs_and_what_waits_goes_on_in_the_next_process(bench: Bench) -> None:
+    running = bench.begin("sleep", session_id=S)
+    kernel = await bench.sent("sleep")
+    waiting = bench.begin("after", session_id=S)
+    await until(lambda: len(bench.store.runs) == 2)
+    restarting = asyncio.ensure_future(bench.service.restart_session(ANONYMOUS, S))
+    await until(lambda: bool(kernel.link.sent(protocol.RESTART)))
+    kernel.died("restart")
+    stopped = await running
+    assert (stopped.status, stopped.error) == (RunStatus.CANCELLED, "The session was restarted while this ran.")
+    assert bench.times_sent("after") == 0
+    kernel.next_process()
+    await restarting
+    (await bench.sent("after")).end("2")
+    assert ((await waiting).output, news(await waiting)) == ("2", (False, False))
+
+
+async def test_a_kernel_that_does_not_restart_is_replaced(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sessions.live_session._READY_TIMEOUT_S", 0.05)
+    await bench.create()
+    kernel_id = bench.session().kernel_id
+    await bench.service.restart_session(ANONYMOUS, S)
+    assert bench.session().kernel_id not in (None, kernel_id)
+    assert news(await bench.serve("x", session_id=S)) == (False, False)
+
+
+async def test_a_request_that_the_ending_process_has_not_taken_is_sent_to_the_next_one(bench: Bench) -> None:
+    await bench.serve("x = 1", session_id=S)
+    running = bench.begin("x", session_id=S)
+    kernel = await bench.sent("x")
+    kernel.die_idle()  # it was sent to the process before this one
+    kernel.reject()
+    again = await bench.sent("x")
+    assert again.kernel_id == kernel.kernel_id
+    assert again.msg_id != kernel.msg_id
+    again.end("1")
+    result = await running
+    assert (result.output, news(result)) == ("1", (True, True))
+
+
+async def test_variables_of_a_run_in_a_session_are_set_before_its_code_is_sent(bench: Bench) -> None:
+    await bench.create()
+    running = bench.begin("x", session_id=S, variables={"x": 1})
+    setting = await bench.sent()
+    assert setting.code != "x"
+    setting.end()
+    (await bench.sent("x")).end("1")
+    assert (await running).output == "1"
+
+
+# --- the order of its runs --------------------------------------------------------------------------------------------
+
+
+async def test_runs_of_a_session_run_one_at_a_time_in_the_order_in_which_they_came(bench: Bench) -> None:
+    codes = [f"run {number}" for number in range(5)]
+    running = []
+    for number, code in enumerate(codes):
+        running.append(bench.begin(code, session_id=S))
+        await until(lambda number=number: len(bench.store.runs) == number + 1)  # type: ignore[misc]
+    assert [stored.status for stored in bench.store.runs.values()] == [RunStatus.RUNNING] + [RunStatus.QUEUED] * 4
+    assert bench.service.get_session(ANONYMOUS, S).state is SessionState.BUSY
+    for code in codes:
+        kernel = await bench.sent(code)
+        assert kernel.supervisor.outstanding == [kernel.msg_id]
+        kernel.end(code)
+    assert [(await one).output for one in running] == codes
+    assert [news(await one)[0] for one in running] == [True, False, False, False, False]
+
+
+async def test_sessions_do_not_wait_for_one_another(bench: Bench) -> None:
+    one = bench.begin("one", session_id=S)
+    other = bench.begin("other", session_id=SessionId("t"))
+    kernels = {(await bench.sent("one")).kernel_id, (await bench.sent("other")).kernel_id}
+    assert len(kernels) == 2
+    (await bench.sent("other")).end()
+    await other
+    (await bench.sent("one")).end()
+    await one
+
+
+async def test_a_full_queue_turns_a_run_away_at_once_and_records_nothing() -> None:
+    bench = await Bench(queue=2).start()
+    running = [bench.begin(str(number), session_id=S) for number in range(3)]
+    await until(lambda: len(bench.store.runs) == 3)
+    with pytest.raises(TooManyRequests, match="queue is full"):
+        await bench.begin("4", session_id=S)
+    assert len(bench.store.runs) == 3
+    for number in range(3):
+        (await bench.sent(str(number))).end()
+    await asyncio.gather(*running)
+    await bench.stop()
+
+
+async def test_a_run_that_waits_is_cancelled_at_once_and_never_sent(bench: Bench) -> None:
+    running = bench.begin("first", session_id=S)
+    kernel = await bench.sent("first")
+    waiting = await bench.record("second", session_id=S)
+    last = bench.begin("third", session_id=S)
+    await until(lambda: len(bench.store.runs) == 3)
+    await bench.service.cancel(ANONYMOUS, waiting)
+    result = await bench.service.result(waiting)
+    assert (result.status, result.error) == (RunStatus.CANCELLED, "The run was cancelled.")
+    assert not running.done()
+    kernel.end()
+    (await bench.sent("third")).end()
+    await last
+    assert bench.times_sent("second") == 0
+    await bench.service.cancel(ANONYMOUS, waiting)  # has ended: nothing changes
+    assert (await bench.service.result(waiting)).status is RunStatus.CANCELLED
+
+
+async def test_a_run_that_runs_is_cancelled_by_an_interrupt_and_variables_live_on(bench: Bench) -> None:
+    running = bench.begin("sleep", session_id=S)
+    kernel = await bench.sent("sleep")
+    kernel.print("so far")
+    await bench.service.cancel(ANONYMOUS, bench.stored().run.run_id)
+    await until(lambda: kernel.interrupts() == [kernel.msg_id])
+    kernel.interrupted()
+    result = await running
+    assert (result.status, result.output, result.session_lost) == (RunStatus.CANCELLED, "so far", False)
+    assert news(await bench.serve("x", session_id=S)) == (False, False)
+
+
+async def test_code_that_ends_well_although_it_was_to_be_cancelled_has_ended_well(bench: Bench) -> None:
+    running = bench.begin("sleep", session_id=S)
+    kernel = await bench.sent("sleep")
+    await bench.service.cancel(ANONYMOUS, bench.stored().run.run_id)
+    await until(lambda: bool(kernel.interrupts()))
+    kernel.end()
+    assert (await running).status is RunStatus.OK
+
+
+async def test_code_that_does_not_heed_a_cancellation_is_ended_with_its_kernel(bench: Bench) -> None:
+    running = bench.begin("sleep", session_id=S)
+    kernel = await bench.sent("sleep")
+    await bench.service.cancel(ANONYMOUS, bench.stored().run.run_id)
+    result = await running
+    assert (result.status, result.session_lost) == (RunStatus.CANCELLED, True)
+    await until(lambda: kernel.kernel_id not in bench.engine.sandboxes)
+    assert news(await bench.serve("x", session_id=S)) == (True, False)
+
+
+async def test_an_interrupt_ends_the_code_as_an_error_of_its_own(bench: Bench) -> None:
+    running = bench.begin("sleep", session_id=S)
+    kernel = await bench.sent("sleep")
+    waiting = await bench.record("later", session_id=S)
+    with pytest.raises(Conflict):
+        await bench.service.interrupt(ANONYMOUS, waiting)
+    await bench.service.interrupt_session(ANONYMOUS, S)
+    assert kernel.interrupts() == [kernel.msg_id]
+    kernel.interrupted()
+    result = await running
+    assert (result.status, result.exception.name) == (RunStatus.ERROR, "KeyboardInterrupt")  # type: ignore[union-attr]
+    (await bench.sent("later")).end()
+    await bench.service.result(waiting)
+    await bench.service.interrupt_session(ANONYMOUS, S)  # nothing runs: nothing happens
+    assert kernel.interrupts() == [kernel.msg_id]
+    with pytest.raises(Conflict):
+        await bench.service.interrupt(ANONYMOUS, result.run_id)
+
+
+async def test_an_answer_reaches_the_code_that_waits_for_input(bench: Bench) -> None:
+    running = bench.begin("input()", session_id=S, allow_stdin=True)
+    kernel = await bench.sent("input()")
+    run_id = bench.stored().run.run_id
+    with pytest.raises(Conflict, match="does not wait for input"):
+        await bench.service.answer_input(ANONYMOUS, run_id, "early")
+    kernel.publish("input_request", {"prompt": "? ", "password": False}, channel="stdin")
+    await bench.service.answer_input(ANONYMOUS, run_id, "42")
+    with pytest.raises(Conflict, match="does not wait for input"):
+        await bench.service.answer_input(ANONYMOUS, run_id, "twice")
+    channel, parts = protocol.decode_message(kernel.link.binary[-1])
+    assert (channel, b'"42"' in parts[3]) == ("stdin", True)
+    kernel.end()
+    assert (await running).status is RunStatus.OK
+
+
+# --- its end ----------------------------------------------------------------------------------------------------------
+
+
+async def test_deleting_a_session_ends_what_runs_and_what_waits_and_its_sandbox(bench: Bench) -> None:
+    running = bench.begin("sleep", session_id=S)
+    kernel = await bench.sent("sleep")
+    waiting = bench.begin("later", session_id=S)
+    await until(lambda: len(bench.store.runs) == 2)
+    deleting = asyncio.ensure_future(bench.service.delete_session(ANONYMOUS, S))
+    await until(lambda: bool(kernel.interrupts()))
+    assert bench.service.list_sessions(ANONYMOUS) == []
+    kernel.interrupted()
+    await deleting
+    for result in (await running, await waiting):
+        assert result.status is RunStatus.CANCELLED
+        assert "The session was deleted" in str(result.error)
+    assert (bench.times_sent("later"), bench.store.sessions) == (0, {})
+    await until(lambda: kernel.kernel_id not in bench.engine.sandboxes)
+    with pytest.raises(NotFound):
+        await bench.service.delete_session(ANONYMOUS, S)
+
+
+async def test_a_name_is_free_again_once_its_session_is_deleted(bench: Bench) -> None:
+    await bench.serve("x = 1", session_id=S)
+    before = bench.kernel_of().kernel_id
+    await bench.service.delete_session(ANONYMOUS, S)
+    assert news(await bench.serve("x", session_id=S)) == (True, False)
+    assert bench.kernel_of().kernel_id != before
+
+
+async def test_a_run_that_comes_while_its_session_is_being_deleted_begins_a_new_one(bench: Bench) -> None:
+    running = bench.begin("sleep", session_id=S)
+    kernel = await bench.sent("sleep")
+    deleting = asyncio.ensure_future(bench.service.delete_session(ANONYMOUS, S))
+    await until(lambda: bool(kernel.interrupts()))
+    fresh = bench.begin("fresh", session_id=S)
+    kernel.interrupted()
+    await asyncio.gather(deleting, running)
+    (await bench.sent("fresh")).end()
+    assert news(await fresh) == (True, False)
+
+
+async def test_what_runs_of_a_session_add_up_to_is_kept_with_it(bench: Bench) -> None:
+    for cpu_ms, memory_bytes in ((10, 7), (20, 5)):
+        running = bench.begin("x", session_id=S)
+        (await bench.sent("x")).end(wall_ms=100, cpu_ms=cpu_ms, memory_peak_bytes=memory_bytes)
+        await running
+    session = bench.session()
+    assert (session.runs, session.usage) == (2, Usage(200.0, 30.0, 7))
+    assert bench.service.get_session(ANONYMOUS, S).session == session
+    told = [record.run.code async for record, _ in bench.service.session_runs(ANONYMOUS, S)]
+    assert told == ["x", "x"]
+
+
+# --- whose it is ------------------------------------------------------------------------------------------------------
+
+
+async def test_another_tenant_finds_nothing_of_it(bench: Bench) -> None:
+    running = bench.begin("sleep", session_id=S)
+    kernel = await bench.sent("sleep")
+    run_id = bench.stored().run.run_id
+    service = bench.service
+    assert service.list_sessions(STRANGER) == []
+    for ask in (
+        lambda: service.delete_session(STRANGER, S),
+        lambda: service.interrupt_session(STRANGER, S),
+        lambda: service.restart_session(STRANGER, S),
+        lambda: service.renew_session(STRANGER, S, idle_timeout_s=1.0, max_lifetime_s=None),
+        lambda: service.session_files(STRANGER, S),
+        lambda: service.get_run(STRANGER, run_id),
+        lambda: service.cancel(STRANGER, run_id),
+        lambda: service.interrupt(STRANGER, run_id),
+        lambda: service.answer_input(STRANGER, run_id, ""),
+    ):
+        with pytest.raises(NotFound):
+            await ask()
+    assert kernel.interrupts() == []
+    kernel.end()
+    await running
+
+
+async def test_two_tenants_may_use_one_name_for_two_sessions(bench: Bench) -> None:
+    await bench.serve("mine", session_id=S)
+    await bench.serve("theirs", session_id=S, tenant=STRANGER)
+    assert bench.kernel_of().kernel_id != bench.kernel_of(tenant=STRANGER).kernel_id
+
+
+async def test_a_session_keeps_its_language(bench: Bench) -> None:
+    await bench.serve("x", session_id=S)
+    with pytest.raises(Conflict, match="runs python"):
+        await bench.begin("x", session_id=S, language="other")
+    with pytest.raises(Conflict, match="session with this id"):
+        await bench.create()
+
+
+async def test_a_tenant_has_no_more_sessions_than_allowed(bench: Bench) -> None:
+    for number in range(3):
+        await bench.create(SessionId(str(number)))
+    with pytest.raises(TooManyRequests, match="3 sessions already"):
+        await bench.create()
+    with pytest.raises(TooManyRequests):
+        await bench.begin("x", session_id=S)
+    assert bench.store.runs == {}
+    await bench.create(tenant=STRANGER)
+    await bench.service.delete_session(ANONYMOUS, SessionId("1"))
+    await bench.create()
+    names = [view.session.session_id for view in bench.service.list_sessions(ANONYMOUS)]
+    assert names == ["0", "2", S]
+
+
+async def test_sessions_that_are_asked_for_at_once_are_counted_all_the_same(bench: Bench) -> None:
+    made = await asyncio.gather(*(bench.create(SessionId(str(number))) for number in range(5)), return_exceptions=True)
+    assert sum(isinstance(one, TooManyRequests) for one in made) == 2
+    assert len(bench.store.sessions) == 3
+
+
+async def test_a_session_of_another_gateway_is_a_conflict_and_stays_as_it_is(bench: Bench) -> None:
+    now = bench.clock.now()
+    theirs = Session(ANONYMOUS, S, "h", "python", 100.0, 1000.0, now, now)  # type: ignore[arg-type]
+    bench.store.sessions[ANONYMOUS, S] = theirs
+    with pytest.raises(Conflict, match="another gateway"):
+        await bench.begin("x", session_id=S)
+    assert bench.store.sessions == {(ANONYMOUS, S): theirs}
+    assert bench.service.list_sessions(ANONYMOUS) == []
+
+
+# --- without a database, or an engine ---------------------------------------------------------------------------------
+
+
+async def test_without_a_database_no_session_is_made_and_no_sandbox_used_up(bench: Bench) -> None:
+    (warm,) = bench.engine.sandboxes
+    bench.store.is_reachable = False
+    with pytest.raises(StoreUnavailable):
+        await bench.begin("x", session_id=S)
+    with pytest.raises(StoreUnavailable):
+        await bench.create()
+    assert bench.service.list_sessions(ANONYMOUS) == []
+    bench.store.is_reachable = True
+    assert news(await bench.serve("x", session_id=S)) == (True, False)
+    assert bench.kernel_of().kernel_id == warm
+
+
+@pytest.mark.parametrize("step", ["add_session", "update_session", "add_run"])
+async def test_an_outage_at_any_step_before_the_run_is_recorded_leaves_it_unrun(bench: Bench, step: str) -> None:
+    method = getattr(bench.store, step)
+    setattr(bench.store, step, _unavailable)
+    with pytest.raises(StoreUnavailable):
+        await bench.begin("x", session_id=S)
+    setattr(bench.store, step, method)
+    assert (bench.store.runs, bench.times_sent("x")) == ({}, 0)
+    assert news(await bench.serve("x", session_id=S)) == (True, False)
+
+
+async def test_a_waiting_run_is_not_sent_before_it_is_recorded_where_it_goes(bench: Bench) -> None:
+    running = bench.begin("first", session_id=S)
+    kernel = await bench.sent("first")
+    waiting = bench.begin("second", session_id=S)
+    await until(lambda: len(bench.store.runs) == 2)
+    start_run = bench.store.start_run
+    bench.store.start_run = _unavailable  # type: ignore[method-assign]
+    kernel.end()
+    await running
+    await asyncio.sleep(0.05)
+    assert bench.times_sent("second") == 0
+    bench.store.start_run = start_run  # type: ignore[method-assign]
+    (await bench.sent("second")).end()
+    assert (await waiting).status is RunStatus.OK
+
+
+async def test_an_end_that_cannot_be_stored_holds_up_the_next_run_and_nothing_is_lost(bench: Bench) -> None:
+    first = await bench.record("first", session_id=S)
+    second = await bench.record("second", session_id=S)
+    kernel = await bench.sent("first")
+    bench.store.is_reachable = False
+    kernel.end("1")
+    await asyncio.sleep(0.05)
+    assert bench.times_sent("second") == 0
+    bench.store.is_reachable = True
+    (await bench.sent("second")).end("2")
+    assert ((await bench.service.result(first)).output, (await bench.service.result(second)).output) == ("1", "2")
+    assert bench.session().runs == 2
+
+
+async def test_a_session_that_cannot_be_deleted_goes_on(bench: Bench) -> None:
+    await bench.serve("x = 1", session_id=S)
+    bench.store.is_reachable = False
+    with pytest.raises(StoreUnavailable):
+        await bench.service.delete_session(ANONYMOUS, S)
+    bench.store.is_reachable = True
+    assert news(await bench.serve("x", session_id=S)) == (False, False)
+
+
+async def test_a_run_for_which_no_kernel_comes_up_ends_and_says_that_it_was_not_run(bench: Bench) -> None:
+    first = bench.begin("first", session_id=S)
+    kernel = await bench.sent("first")
+    second = bench.begin("second", session_id=S)
+    await until(lambda: len(bench.store.runs) == 2 and bench.service.readiness().warm == 1)
+    bench.engine.launches_fail = 10**6
+    for kernel_id in list(bench.engine.sandboxes):
+        bench.engine.end_sandbox(kernel_id)
+    del kernel
+    assert (await first).status is RunStatus.KERNEL_DIED
+    result = await second
+    assert result.status is RunStatus.KERNEL_DIED
+    assert "was not run" in str(result.error)
+    assert bench.times_sent("second") == 0
+    bench.engine.launches_fail = 0
+
+
+async def test_an_end_that_no_store_takes_does_not_run_the_code_again(bench: Bench) -> None:
+    finish_run = bench.store.finish_run
+
+    async def refuse(*_: object) -> None:
+        raise ValueError("a value that no column takes")
+
+    bench.store.finish_run = refuse  # type: ignore[method-assign]
+    first = await bench.record("first", session_id=S)
+    (await bench.sent("first")).end()
+    await asyncio.sleep(0.05)
+    bench.store.finish_run = finish_run  # type: ignore[method-assign]
+    assert (await bench.serve("second", session_id=S)).status is RunStatus.OK
+    assert bench.times_sent("first") == 1
+    assert not bench.has_ended(first)
+
+
+# --- renewal ----------------------------------------------------------------------------------------------------------
+
+
+async def test_times_are_changed_where_given_and_kept_where_not(bench: Bench) -> None:
+    await bench.create()
+    view = await bench.service.renew_session(ANONYMOUS, S, idle_timeout_s=7.0, max_lifetime_s=None)
+    assert (view.session.idle_timeout_s, view.session.max_lifetime_s) == (7.0, 1000.0)
+    view = await bench.service.renew_session(ANONYMOUS, S, idle_timeout_s=None, max_lifetime_s=70.0)
+    assert (view.session.idle_timeout_s, view.session.max_lifetime_s) == (7.0, 70.0)
+    assert bench.session() == view.session
+    await bench.serve("x", session_id=S)
+    assert bench.session().idle_timeout_s == 7.0
+
+
+async def test_a_renewal_while_the_kernel_is_being_replaced_is_not_undone_by_that(bench: Bench) -> None:
+    await bench.create()
+    bench.engine.end_sandbox(bench.session().kernel_id or "")  # type: ignore[arg-type]
+    await until(lambda: bench.session().kernel_id is None)
+    update_session, meanwhile = bench.store.update_session, asyncio.Event()
+
+    async def slow(session: Session) -> None:
+        if session.kernel_id is not None and not meanwhile.is_set():
+            meanwhile.set()
+            await asyncio.sleep(0.02)
+        await update_session(replace(session, idle_timeout_s=bench.session().idle_timeout_s))
+
+    bench.store.update_session = slow  # type: ignore[method-assign]
+    running = bench.begin("x", session_id=S)
+    await meanwhile.wait()
+    bench.store.update_session = update_session  # type: ignore[method-assign]
+    await bench.service.renew_session(ANONYMOUS, S, idle_timeout_s=7.0, max_lifetime_s=None)
+    (await bench.sent("x")).end()
+    await running
+    assert bench.service.get_session(ANONYMOUS, S).session.idle_timeout_s == 7.0
