@@ -29,7 +29,7 @@ for line in range({LINES}):
     time.sleep({PAUSE_S})
 """
 SESSIONS = 3
-LONGEST_LIFE_S = 2.5
+LEAST_LONGEST_LIFE_S = 2.5
 SHARE_KILLED_WHILE_STARTING = 0.2
 LONGEST_START_S = 2.0
 
@@ -141,15 +141,18 @@ async def crash_again_and_again(gateway: CrashableGateway, rounds: int, seed: in
     randomness = random.Random(seed)  # noqa: S311 - no secret
     report = Report()
     stop = asyncio.Event()
+    begun_s = time.monotonic()
     await gateway.start()
+    await gateway.wait_until_ready()
+    # Long enough to get something done now and then, on a slow machine too.
+    longest_life_s = max(LEAST_LONGEST_LIFE_S, 1.5 * (time.monotonic() - begun_s))
     agents = [
         *(Agent(f"s{n}", gateway.url, report, randomness, in_session=True) for n in range(SESSIONS)),
         Agent("single", gateway.url, report, randomness, in_session=False),
     ]
     working = [asyncio.ensure_future(agent.keep_running(stop)) for agent in agents]
-    begun_s = time.monotonic()
     while report.rounds < rounds:
-        await asyncio.sleep(randomness.uniform(0.0, LONGEST_LIFE_S))
+        await asyncio.sleep(randomness.uniform(0.0, longest_life_s))
         if failed := [task for task in working if task.done()]:
             failed[0].result()
         gateway.kill()

@@ -41,7 +41,7 @@ def requests(tmp_path: Path, told: Told) -> OutstandingRequests:
 
 def accept(requests: OutstandingRequests, *msg_ids: Any, is_taken: bool = True) -> list[bool]:
     headers = [json.dumps({"msg_id": msg_id, "msg_type": "execute_request"}).encode() for msg_id in msg_ids]
-    return [requests.accept([header, b"{}", b"{}", b"{}"], is_taken=is_taken) for header in headers]
+    return [requests.accept([header, b"{}", b"{}", b"{}"], 1 if is_taken else None) for header in headers]
 
 
 def reply(requests: OutstandingRequests, msg_id: str, content: bytes = b"{}") -> bool:
