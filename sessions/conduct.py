@@ -84,7 +84,8 @@ class Conductor:
             await kernel.wait_linked(_LINK_TIMEOUT_S)
         except KernelLost:
             kernel.abandon("its supervisor did not come back")
-            return self.lost(live)
+            if not live.recording.ended.done():  # it may have come back, told the end, and gone
+                return self.lost(live)
         live.msg_id = kernel.msg_id_of(live.recording) or ""
         if not live.msg_id and not live.recording.ended.done():
             raise NotTaken
