@@ -221,6 +221,10 @@ class LiveSession:
 
     def enqueue(self, live: LiveRun) -> None:
         """Run it once those before it have ended."""
+        if live.is_resumed and self.kernel is not None and not live.execution.generation:
+            # Nothing of it is committed: the record still says what it was to tell.
+            live.execution.generation = self.record.generation
+            _tell(live, self.record.news)
         self._queue.append(live)
         if self._worker is None:
             self._worker = asyncio.ensure_future(self._work())
@@ -310,8 +314,7 @@ class LiveSession:
         news = self.record.news
         if news is SessionNews.NONE and kernel.generation != self.record.generation:
             news = SessionNews.LOST
-        live.execution.session_created = news is not SessionNews.NONE
-        live.execution.session_lost = news is SessionNews.LOST
+        _tell(live, news)
         return await self._conductor.perform(live, kernel)
 
     async def _record_start(self, live: LiveRun, kernel: Kernel) -> None:
@@ -356,6 +359,11 @@ class LiveSession:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _tell(live: LiveRun, news: SessionNews) -> None:
+    live.execution.session_created = news is not SessionNews.NONE
+    live.execution.session_lost = news is SessionNews.LOST
 
 
 def _sum(total: Usage, one: Usage | None) -> Usage:
