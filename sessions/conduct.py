@@ -83,7 +83,8 @@ class Conductor:
             await kernel.wait_linked(_LINK_TIMEOUT_S)
         except KernelLost:
             kernel.abandon("its supervisor did not come back")
-            return False
+            if not live.recording.ended.done():  # it may have come back, told the end, and gone
+                return False
         live.msg_id = kernel.msg_id_of(live.recording) or live.msg_id
         if not live.msg_id and not live.recording.ended.done():
             raise NotTaken

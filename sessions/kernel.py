@@ -149,7 +149,7 @@ class Kernel:
         self._requests.expect(run_id, listener)
 
     def msg_id_of(self, listener: RequestListener) -> str | None:
-        """Under which msg_id this listener's request is outstanding, if it is."""
+        """Under which msg_id the supervisor had the run that this listener expects; None when it did not have it."""
         return self._requests.msg_id_of(listener)
 
     def answer_input(self, value: str) -> None:

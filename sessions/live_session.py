@@ -222,6 +222,8 @@ class LiveSession:
 
     def enqueue(self, live: LiveRun) -> None:
         """Run it once those before it have ended."""
+        if live.is_resumed:
+            self._tell_news(live, self.record.generation)  # before its first event, if none has been committed
         self._queue.append(live)
         if self._worker is None:
             self._worker = asyncio.ensure_future(self._work())

@@ -69,6 +69,7 @@ class Requests:
     def __init__(self) -> None:
         self._outstanding: dict[str, _Request] = {}
         self._expected: dict[str, RequestListener] = {}
+        self._found: list[tuple[RequestListener, str]] = []
         self._settling: list[RequestListener] = []
 
     def __len__(self) -> int:
@@ -88,11 +89,12 @@ class Requests:
             listener = self._expected.pop(msg_id.partition(".")[0], None)
             if listener is not None:
                 self._outstanding[msg_id] = _Request(listener, None)
+                self._found.append((listener, msg_id))
         self._expected.clear()
 
     def msg_id_of(self, listener: RequestListener) -> str | None:
-        """Under which msg_id this listener's request is outstanding, if it is."""
-        return next((msg_id for msg_id, request in self._outstanding.items() if request.listener is listener), None)
+        """Under which msg_id the supervisor had the run that this listener expects; None when it did not have it."""
+        return next((msg_id for found, msg_id in self._found if found is listener), None)
 
     def forget_all(self) -> None:
         """Listen to nothing more."""
