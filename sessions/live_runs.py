@@ -107,6 +107,7 @@ class LiveRuns:
         position = after
         is_over = False
         while not self._stopped.done():
+            events: Sequence[Event] = ()
             live = self._live.get(run_id)
             if live is not None and not live.recording.feed.is_closed:
                 with live.recording.feed.following():
@@ -123,7 +124,7 @@ class LiveRuns:
                 elif not (is_over := await self._has_ended(run_id)):
                     await asyncio.sleep(_ELSEWHERE_POLL_S)
                 continue
-            if events[-1].type is EventType.END:
+            if events and events[-1].type is EventType.END:
                 return
 
     async def _follow_live(self, live: LiveRun, position: int) -> AsyncIterator[Sequence[Event]]:
