@@ -175,8 +175,9 @@ class KernelSupply:
         return kernels
 
     def listen(self, kernel: Kernel) -> None:
-        """Let the supervisor of a recovered kernel dial in."""
+        """Let the supervisor of a recovered kernel dial in, if it still lives."""
         self._sandboxes.listen(kernel)
+        self._look_for(kernel)
 
     def start(self) -> None:
         """Begin to warm up."""
@@ -304,15 +305,19 @@ class KernelSupply:
 
     def _on_change(self, kernel: Kernel) -> None:
         """A warm kernel that has died, or whose kernel process has, is replaced before a request meets it."""
-        if kernel.state is KernelState.READY and not kernel.is_linked() and kernel.kernel_id not in self._asked_after:
-            self._asked_after.add(kernel.kernel_id)
-            self._spawn(self._ask_after(kernel))
+        if kernel.state is KernelState.READY and not kernel.is_linked():
+            self._look_for(kernel)
         pool = self._pools[kernel.kernel_name]
         dead = kernel.state is KernelState.GONE or (kernel.deaths and not kernel.is_ready())
         if kernel.kernel_id in pool.warm and dead:
             log.warning("warm_kernel_died", kernel_id=kernel.kernel_id, reason=kernel.violation)
             self.retire(kernel)
             self._refill()
+
+    def _look_for(self, kernel: Kernel) -> None:
+        if kernel.kernel_id not in self._asked_after:
+            self._asked_after.add(kernel.kernel_id)
+            self._spawn(self._ask_after(kernel))
 
     async def _ask_after(self, kernel: Kernel) -> None:
         """A supervisor that has hung up may dial again for a while, unless the engine knows that it has ended."""
