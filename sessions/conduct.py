@@ -58,8 +58,10 @@ class Conductor:
         # A kernel process that dies from here on takes the session's variables along: its successor will not do.
         metadata = {"cellblock": {"generation": kernel.generation}}
         try:
-            if live.run.variables:
+            if live.run.variables and live.stop is None:
                 await set_variables(kernel, live.run.variables)
+            if live.stop is not None:
+                return live.execution.finish(live.stop.status, live.stop.reason, None)
             kernel.execute(
                 live.msg_id, live.run.code, live.recording, allow_stdin=live.run.allow_stdin, metadata=metadata
             )

@@ -58,9 +58,11 @@ class LiveRuns:
         return None
 
     def stop(self) -> None:
-        """Everything is left to a later gateway: whoever waits is told so."""
+        """Everything is left to a later gateway: whoever waits or follows is told so."""
         if not self._stopped.done():
             self._stopped.set_result(None)
+        for live in self:
+            live.recording.feed.close()
 
     async def result(self, run_id: RunId) -> Result:
         """Wait for the end of a run. Raises NotFound, Gone, EndNotStored, and what kept it from being run."""

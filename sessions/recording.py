@@ -113,6 +113,8 @@ class Recording:
         self._covered = Progress(0, None, {})
         self._uncommitted_seq = None
         self._taken_seq = 0
+        if self._writer is not None and self._writer.done():
+            self._writer = None
 
     def has_reply(self) -> bool:
         """Whether the kernel's reply has come, which tells whether the code raised."""

@@ -84,10 +84,10 @@ class Requests:
         self._expected[run_id] = listener
 
     def find_expected(self, known: Iterable[str]) -> None:
-        """These msg_ids are all that the supervisor has been sent and has taken."""
-        for msg_id in known:
-            listener = self._expected.pop(msg_id.partition(".")[0], None)
-            if listener is not None:
+        """These msg_ids are all that the supervisor has been sent and has taken, in order; a run's last one counts."""
+        last = {msg_id.partition(".")[0]: msg_id for msg_id in known}
+        for run_id, listener in self._expected.items():
+            if (msg_id := last.get(run_id)) is not None:
                 self._outstanding[msg_id] = _Request(listener, None)
                 self._found.append((listener, msg_id))
         self._expected.clear()

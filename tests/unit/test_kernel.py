@@ -14,7 +14,7 @@ import sessions.greeting
 import sessions.kernel
 from kernel_image import protocol
 from sessions.ends import Cause, Died, Done
-from sessions.errors import KernelLost
+from sessions.errors import KernelLost, Unavailable
 from sessions.greeting import Greeting
 from sessions.kernel import Kernel, KernelState
 from sessions.messages import Message
@@ -484,3 +484,203 @@ async def test_an_interrupt_names_the_request_and_the_grace_time(line: Line) -> 
 async def test_the_kernels_state_is_in_its_representation(line: Line) -> None:
     line.ready().execute("x", Heard())
     assert repr(line.kernel) == "<Kernel k1 ready linked, 1 outstanding>"
+
+
+# --- what is not taken, and what breaks -------------------------------------------------------------------------------
+
+
+async def test_a_request_that_is_rejected_was_not_run(line: Line) -> None:
+    one, two = Heard(), Heard()
+    first = line.ready().execute("1", one)
+    line.execute("2", two)
+    line.say("rejected", msg_id=first)
+    assert one.ends == [Died(Cause.REJECTED, None, None, None, (), ran=False)]
+    assert two.ends == []
+    assert line.kernel.deaths == 0
+    line.say("rejected", msg_id=None)
+    line.say("rejected", msg_id=first)
+    assert len(one.ends) == 1
+
+
+async def test_which_process_it_is_at_is_what_the_supervisor_last_said(line: Line) -> None:
+    line.greet()
+    assert line.kernel.generation == 0
+    line.say("state", state="idle", generation=1)
+    for odd in (None, 0, -1, "7", True, 1.5, 1 << 60):
+        line.say("state", state="idle", generation=odd)
+    assert line.kernel.generation == 1
+    waiting = asyncio.ensure_future(line.kernel.wait_restarted(1, 5.0))
+    line.say("died", cause="restart")
+    line.say("state", state="starting", generation=2)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert (line.kernel.generation, waiting.done()) == (2, False)
+    line.say("state", state="idle", generation=2)
+    await waiting
+
+
+async def test_what_a_broken_link_has_swallowed_is_sent_again_unless_the_supervisor_knows_it(line: Line) -> None:
+    heard = [Heard() for _ in range(3)]
+    msg_ids = [line.ready().execute("0", heard[0]), *(line.execute(str(n), heard[n]) for n in (1, 2))]
+    line.greeting.on_closed()
+    line.dial()
+    line.greet(outstanding=[msg_ids[0]], finished=[msg_ids[2], 7, None])
+    assert line.link.request_ids() == [msg_ids[1]]
+    line.greeting.on_closed()
+    line.dial()
+    line.greet(outstanding="odd")  # it says no more that it knows the others, but once it has
+    assert line.link.request_ids() == [msg_ids[1]]
+
+
+async def test_a_request_that_has_been_answered_to_is_never_sent_again(line: Line) -> None:
+    msg_id = line.ready().execute("x", Heard())
+    line.publish(msg_id, text="x")
+    line.greeting.on_closed()
+    line.dial()
+    line.greet()
+    assert line.link.request_ids() == []
+
+
+async def test_to_detach_tells_nobody_and_ends_nothing(line: Line) -> None:
+    heard, changes = Heard(), []
+    line.ready().execute("x", heard)
+    line.kernel.watch(changes.append)
+    line.kernel.detach("stopping")
+    assert line.link.closed == "stopping"
+    assert (line.link.sent("shutdown"), heard.ends, changes) == ([], [], [])
+    line.greeting.on_closed()
+    assert line.kernel.state is KernelState.GONE
+    line.kernel.detach("again")
+    line.kernel.abandon("again")
+    assert (heard.ends, changes) == ([], [])
+
+
+async def test_answers_about_files_are_not_numbered_and_end_with_the_link(line: Line) -> None:
+    line.ready()
+    listing = asyncio.ensure_future(line.kernel.files.list())
+    await asyncio.sleep(0)
+    (asked,) = line.link.sent("file_list")
+    line.greeting.on_text(protocol.encode_control("file_entries", id=asked["id"], entries=[["a", 1, 2]], more=False))
+    assert [(entry.path, entry.size_bytes) for entry in await listing] == [("a", 1)]
+    again = asyncio.ensure_future(line.kernel.files.list())
+    await asyncio.sleep(0)
+    line.greeting.on_closed()
+    with pytest.raises(Unavailable):
+        await again
+    line.dial()
+    line.greet()
+    line.publish("nobody")  # the next number, as if nothing had been
+    assert line.kernel.is_ready()
+
+
+async def test_an_answer_to_a_question_needs_a_link(line: Line) -> None:
+    line.ready().kernel.answer_input("yes")
+    assert protocol.decode_message(line.link.binary[-1])[0] == "stdin"
+    line.greeting.on_closed()
+    with pytest.raises(KernelLost):
+        line.kernel.answer_input("yes")
+
+
+# --- a kernel of an earlier gateway -----------------------------------------------------------------------------------
+
+
+class AdoptedLine(Line):
+    """A supervisor in mid-conversation: `seq` frames have been said before."""
+
+    def __init__(self, seq: int = 0) -> None:
+        super().__init__()
+        self.kernel = Kernel(KernelId("k1"), "python3", CREDENTIAL, self.clock, adopted=True)
+        self.dial()
+        self.seq = seq
+
+    def join(self, **fields: Any) -> None:
+        self.greet(**{"state": "idle", "generation": 3, "oldest_seq": self.seq + 1, **fields})
+
+
+async def test_an_adopted_kernel_begins_where_the_supervisor_does() -> None:
+    line = AdoptedLine(40)
+    line.join()
+    assert line.link.controls == [{"op": "welcome", "acknowledged": 40}]
+    assert line.kernel.is_ready()
+    assert line.kernel.generation == 3
+    line.publish("nobody")  # frame 41
+    assert line.kernel.is_ready()
+    line.seq += 1
+    line.publish("nobody")  # 42 is missing
+    assert line.kernel.state is KernelState.GONE
+
+
+@pytest.mark.parametrize("oldest_seq", [None, 0, -5, "41", True, 1 << 60])
+async def test_an_adopted_kernel_that_does_not_say_where_it_is_begins_at_the_beginning(oldest_seq: object) -> None:
+    line = AdoptedLine()
+    line.join(oldest_seq=oldest_seq)
+    line.publish("nobody")
+    assert line.kernel.is_ready()
+
+
+async def test_an_adopted_kernel_that_is_busy_starting_is_not_ready_yet() -> None:
+    line = AdoptedLine(4)
+    line.join(state="starting")
+    assert not line.kernel.is_ready()
+    line.say("state", state="idle", generation=4)
+    assert line.kernel.is_ready()
+
+
+async def test_an_adopted_kernel_that_does_not_start_is_given_up() -> None:
+    line = AdoptedLine(4)
+    line.join(state="dead")
+    assert line.kernel.state is KernelState.GONE
+    assert line.link.sent("welcome") == []
+
+
+async def test_a_run_that_was_sent_is_listened_to_under_the_name_it_was_sent_by() -> None:
+    line, sent, finished, unsent = AdoptedLine(9), Heard(), Heard(), Heard()
+    for run_id, heard in (("r1", sent), ("r2", finished), ("r3", unsent)):
+        line.kernel.expect(run_id, heard)
+    line.join(outstanding=["r1.a", "silent", "r9.a"], finished=["r2.b"])
+    assert [line.kernel.msg_id_of(heard) for heard in (sent, finished, unsent)] == ["r1.a", "r2.b", None]
+    assert line.link.binary == []
+    line.publish("r1.a", text="one")
+    line.publish("r3.a", text="nobody's")
+    line.say("done", msg_id="r2.b")
+    assert [message.content for _, message in sent.messages] == [{"text": "one"}]
+    assert (finished.ends, unsent.messages) == ([Done(None, 0, ())], [])
+
+
+async def test_a_run_that_was_sent_twice_is_listened_to_under_its_last_name() -> None:
+    line, heard = AdoptedLine(), Heard()
+    line.kernel.expect("r1", heard)
+    line.join(finished=["r1.never_run", "r2.a"], outstanding=["r1.running"])
+    assert line.kernel.msg_id_of(heard) == "r1.running"
+
+
+async def test_only_the_first_hello_tells_what_an_earlier_gateway_has_sent() -> None:
+    line, heard = AdoptedLine(), Heard()
+    line.kernel.expect("r1", heard)
+    line.join()
+    line.greeting.on_closed()
+    line.dial()
+    line.join(outstanding=["r1.a"])
+    assert line.kernel.msg_id_of(heard) is None
+
+
+async def test_an_adopted_kernel_of_another_version_is_given_up_and_a_launched_one_may_dial_again(line: Line) -> None:
+    line.greet(protocol=1)
+    assert line.kernel.state is KernelState.STARTING
+    adopted = AdoptedLine()
+    adopted.join(protocol=1)
+    assert adopted.kernel.state is KernelState.GONE
+
+
+async def test_a_link_is_waited_for_until_the_kernel_is_given_up() -> None:
+    line = AdoptedLine()
+    waiting = asyncio.ensure_future(line.kernel.wait_linked(5.0))
+    await asyncio.sleep(0)
+    line.join(state="starting")
+    await waiting
+    line.greeting.on_closed()
+    waiting = asyncio.ensure_future(line.kernel.wait_linked(5.0))
+    await asyncio.sleep(0)
+    line.kernel.abandon("enough")
+    with pytest.raises(KernelLost):
+        await waiting

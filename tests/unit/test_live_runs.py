@@ -192,3 +192,19 @@ async def test_what_has_come_so_far_is_the_answer_of_a_run_that_lives(bench: Ben
         await bench.service.get_run(TenantId("t"), run_id)
     kernel.end()
     await bench.service.result(run_id)
+
+
+async def test_a_stop_ends_the_following_of_a_run_whose_end_cannot_be_stored(bench: Bench) -> None:
+    await begun(bench)
+    waiting = await bench.record("second", session_id=S)
+    follower = Follower(bench, waiting)
+    await asyncio.sleep(0.02)
+    bench.store.is_reachable = False
+    await bench.service.cancel(ANONYMOUS, waiting)
+    await asyncio.sleep(0.02)
+    closing = asyncio.ensure_future(bench.service.close())
+    await asyncio.sleep(0.02)
+    bench.store.is_reachable = True
+    await closing
+    assert await follower.end() == []
+    assert bench.stored(waiting).status is RunStatus.QUEUED

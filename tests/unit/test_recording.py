@@ -11,13 +11,27 @@ from uuid import uuid4
 
 import pytest
 from doubles import ManualClock, until
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import sessions.recording
 from sessions.ends import Cause, Died, Done
 from sessions.execution import Execution
 from sessions.memory_store import MemoryStore
 from sessions.messages import Message
-from sessions.model import ANONYMOUS, ArtifactId, EventType, GatewayId, Limits, Run, RunId, RunStatus
+from sessions.model import (
+    ANONYMOUS,
+    ArtifactId,
+    Batch,
+    EventType,
+    GatewayId,
+    Limits,
+    Progress,
+    Result,
+    Run,
+    RunId,
+    RunStatus,
+)
 from sessions.recording import Recording
 
 DONE = Done(None, 0, ())
@@ -27,8 +41,8 @@ RUN_ID = RunId("00000000-0000-4000-8000-000000000001")
 class Taped:
     """A recording with its store; `acknowledgeable` is how far frames might have been acknowledged at each commit."""
 
-    def __init__(self) -> None:
-        self.store = MemoryStore()
+    def __init__(self, store: MemoryStore | None = None) -> None:
+        self.store = store or MemoryStore()
         execution = Execution(RUN_ID, Limits(), lambda: ArtifactId(str(uuid4())))
         self.recording = Recording(RUN_ID, execution, self.store, ManualClock())
         self.recording.on_commit(lambda: self.acknowledgeable.append(self.recording.uncommitted_seq))
@@ -214,3 +228,271 @@ async def test_once_the_run_has_ended_only_its_end_is_written(taped: Taped) -> N
     await taped.finish()
     assert taped.acknowledgeable == [None]
     assert taped.stored_text() == "last words"
+
+
+# --- for those who follow ---------------------------------------------------------------------------------------------
+
+
+async def test_without_a_follower_output_gathers_and_with_one_it_is_written_at_once(
+    taped: Taped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions.recording, "_BATCH_PAUSE_S", 60.0)
+    taped.print("one")
+    await asyncio.sleep(0.05)
+    assert taped.stored_text() == ""
+    with taped.recording.feed.following():  # in the middle of the pause
+        await until(lambda: taped.stored_text() == "one")
+        taped.print(" two")
+        await until(lambda: taped.stored_text() == "one two")
+    taped.print(" three")
+    await asyncio.sleep(0.05)
+    assert taped.stored_text() == "one two"
+
+
+async def test_a_follower_sees_no_event_that_the_store_has_not(taped: Taped) -> None:
+    feed = taped.recording.feed
+    with feed.following():
+        taped.store.is_reachable = False
+        taped.print("one")
+        await asyncio.sleep(0.05)
+        assert (feed.last_seq, feed.after(0)) == (0, [])
+        taped.store.is_reachable = True
+        await until(lambda: feed.last_seq == 2)
+        assert feed.after(0) == [*taped.store.runs[RUN_ID].events.values()]
+        taped.print(" two")
+        taped.recording.on_done(DONE)
+        await taped.finish()
+        assert feed.is_closed
+        assert feed.after(0) == [*taped.store.runs[RUN_ID].events.values()]
+
+
+class SlowStore(MemoryStore):
+    """A store whose writes wait until the test lets them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.writes: list[str] = []
+
+    async def append(self, run_id: RunId, batch: Batch) -> None:
+        self.writes.append("append begins")
+        await self.gate.wait()
+        await super().append(run_id, batch)
+        self.writes.append("append ends")
+
+    async def finish_run(self, result: Result, batch: Batch, finished_at: datetime, session: Any = None) -> None:
+        self.writes.append("finish")
+        await super().finish_run(result, batch, finished_at, session)
+
+
+@pytest.fixture
+async def slow(monkeypatch: pytest.MonkeyPatch) -> Taped:
+    monkeypatch.setattr(sessions.recording, "_BATCH_PAUSE_S", 0.01)
+    return await Taped(SlowStore()).begin()
+
+
+async def test_the_end_waits_for_a_batch_that_is_on_its_way(slow: Taped) -> None:
+    store = slow.store
+    assert isinstance(store, SlowStore)
+    slow.print("one")
+    await until(lambda: store.writes == ["append begins"])
+    slow.print(" two")
+    slow.recording.on_done(DONE)
+    finishing = asyncio.ensure_future(slow.finish())
+    await asyncio.sleep(0.03)
+    assert store.writes == ["append begins"]
+    store.gate.set()
+    await finishing
+    assert store.writes == ["append begins", "append ends", "finish"]
+    assert slow.stored_text() == "one two"
+    assert [event.seq for event in store.runs[RUN_ID].events.values()] == [1, 2, 3, 4]
+
+
+async def test_what_comes_while_a_batch_is_on_its_way_is_not_acknowledged_with_it(slow: Taped) -> None:
+    store = slow.store
+    assert isinstance(store, SlowStore)
+    first = slow.print("one")
+    await until(lambda: store.writes == ["append begins"])
+    second = slow.print(" two")
+    assert slow.recording.uncommitted_seq == first
+    store.gate.set()
+    await until(lambda: bool(slow.acknowledgeable))
+    assert slow.acknowledgeable[0] == second
+    slow.recording.on_done(DONE)
+    await slow.finish()
+
+
+async def test_a_recording_that_is_broken_off_writes_nothing_more_and_leaves_no_task(taped: Taped) -> None:
+    taped.store.is_reachable = False
+    taped.print("one")
+    await asyncio.sleep(0.03)
+    await taped.recording.break_off()
+    taped.store.is_reachable = True
+    await asyncio.sleep(0.03)
+    assert (taped.stored_text(), taped.acknowledgeable) == ("", [])
+    assert taped.recording.feed.is_closed
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+# --- going on where another gateway stopped ---------------------------------------------------------------------------
+
+
+async def gone_on(taped: Taped) -> Taped:
+    """Another gateway's recording of the same run, from what is stored."""
+    await taped.recording.break_off()
+    later = Taped(taped.store)
+    stored = taped.store.runs[RUN_ID]
+    later.recording.resume([*stored.events.values()], stored.progress or Progress(0, None, {}))
+    return later
+
+
+async def test_frames_that_are_committed_are_passed_over_and_those_that_are_not_are_taken(taped: Taped) -> None:
+    taped.print("one")
+    await until(lambda: taped.stored_text() == "one")
+    taped.print(" two")  # taken, and lost with the gateway
+    later = await gone_on(taped)
+    assert later.recording.feed.last_seq == 2
+    for text in ("one", " two", " three"):
+        later.print(text)
+    later.recording.on_done(DONE)
+    await later.finish()
+    assert later.stored_text() == "one two three"
+    assert later.store.runs[RUN_ID].result.output == "one two three"  # type: ignore[union-attr]
+
+
+async def test_the_pieces_of_a_half_file_are_taken_again_and_what_is_between_them_is_not(taped: Taped) -> None:
+    def say_all(into: Taped, frames: int) -> None:
+        say = [
+            lambda: into.print("before"),
+            lambda: into.say("artifact", {"path": "f", "bytes": 6, "offset": 0}, b"ab"),
+            lambda: into.print(" between"),
+            lambda: into.say("artifact", {"path": "f", "bytes": 6, "offset": 2}, b"cd"),
+            lambda: into.say("artifact", {"path": "f", "bytes": 6, "offset": 4}, b"ef"),
+        ]
+        for one in say[:frames]:
+            one()
+
+    say_all(taped, 4)
+    await until(lambda: taped.acknowledgeable != [] and taped.acknowledgeable[-1] == 2)
+    progress = taped.store.runs[RUN_ID].progress
+    assert progress is not None
+    assert (progress.taken_seq, progress.file_seq) == (4, 2)
+    later = await gone_on(taped)
+    say_all(later, 5)
+    await until(lambda: later.recording.uncommitted_seq is None)
+    assert later.stored_text() == "before between"
+    assert [artifact.data for artifact in later.store.runs[RUN_ID].artifacts.values()] == [b"abcdef"]
+
+
+async def test_a_file_that_was_whole_is_not_taken_again(taped: Taped) -> None:
+    content = {"path": "f", "bytes": 2, "offset": 0}
+    taped.say("artifact", content, b"ab")
+    await until(lambda: len(taped.store.runs[RUN_ID].artifacts) == 1)
+    await until(lambda: taped.acknowledgeable == [None])
+    later = await gone_on(taped)
+    later.say("artifact", content, b"ab")
+    later.recording.on_done(DONE)
+    await later.finish()
+    assert len(later.store.runs[RUN_ID].artifacts) == 1
+
+
+@pytest.mark.parametrize(
+    "said", [("execute_reply", {"status": "ok"}), ("status", {"execution_state": "idle"}), ("status", {})]
+)
+async def test_what_the_kernel_has_said_of_its_end_is_known_to_the_next_gateway(
+    taped: Taped, said: tuple[str, dict[str, Any]]
+) -> None:
+    taped.say(*said)
+    await until(lambda: taped.acknowledgeable == [None])
+    later = await gone_on(taped)
+    assert later.recording.has_reply() is (said[0] == "execute_reply")
+    assert not later.recording.code_ended.done()
+    later.seq = taped.seq
+    for other in (("execute_reply", {"status": "ok"}), ("status", {"execution_state": "idle"})):
+        if other != said:
+            later.say(*other)
+    assert later.recording.is_complete()
+    assert later.recording.code_ended.done()
+    later.recording.on_done(DONE)
+    await later.finish()
+
+
+async def test_a_gap_that_is_committed_is_not_counted_twice(taped: Taped) -> None:
+    taped.seq += 1
+    taped.recording.on_gap(taped.seq, 7)
+    await until(lambda: taped.acknowledgeable == [None])
+    later = await gone_on(taped)
+    later.recording.on_gap(1, 7)
+    later.recording.on_gap(2, 9)
+    later.recording.on_done(DONE)
+    await later.finish()
+    truncated = [event for event in later.store.runs[RUN_ID].events.values() if event.type is EventType.TRUNCATED]
+    assert [event.fields["dropped_bytes"] for event in truncated] == [16]
+
+
+async def test_a_run_that_begins_again_on_another_kernel_takes_frames_from_the_first_and_writes_them(
+    taped: Taped,
+) -> None:
+    taped.seq += 1
+    taped.recording.on_gap(taped.seq, 7)
+    taped.recording.on_died(Died(Cause.REJECTED, None, None, None, (), ran=False))
+    await asyncio.sleep(0.03)
+    taped.recording.begin_again()
+    assert not taped.recording.ended.done()
+    assert taped.recording.uncommitted_seq is None
+    taped.seq = 0
+    taped.print("one")
+    await until(lambda: taped.stored_text() == "one")
+
+
+Recorded = tuple[str, list[bytes], list[EventType]]
+
+
+def say(into: Taped, steps: list[str]) -> None:
+    """The next of these frames. Files come in two pieces."""
+    step, before = steps[into.seq], steps[: into.seq].count("file")
+    match step:
+        case "reply":
+            into.say("execute_reply", {"status": "ok", "execution_count": 1})
+        case "idle":
+            into.say("status", {"execution_state": "idle"})
+        case "file":
+            into.say("artifact", {"path": "f", "bytes": 4, "offset": 2 * (before % 2)}, b"%d" % (10 + before))
+        case text:
+            into.print(text)
+
+
+async def record(steps: list[str], stops: list[tuple[int, int, bool]]) -> Recorded:
+    """What is stored when gateways stop after so many frames, and frames come again from so far back."""
+    tape = await Taped().begin()
+    for stop, back, is_written in stops:
+        while tape.seq < stop:
+            say(tape, steps)
+        if is_written:
+            await asyncio.sleep(0.003)
+        tape = await gone_on(tape)
+        progress = tape.store.runs[RUN_ID].progress or Progress(0, None, {})
+        acknowledged_seq = progress.taken_seq if progress.file_seq is None else progress.file_seq - 1
+        tape.seq = max(0, acknowledged_seq - back)
+    while tape.seq < len(steps):
+        say(tape, steps)
+    tape.recording.on_done(DONE)
+    await tape.finish()
+    stored = tape.store.runs[RUN_ID]
+    assert sorted(stored.events) == [*range(1, len(stored.events) + 1)]
+    types = [event.type for _, event in sorted(stored.events.items()) if event.type is not EventType.STDOUT]
+    return tape.stored_text(), [artifact.data for artifact in stored.artifacts.values()], types
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.sampled_from(["a", "b", "reply", "idle", "file", "file"]), min_size=1, max_size=12),
+    st.lists(st.tuples(st.integers(0, 12), st.integers(0, 3), st.booleans()), min_size=1, max_size=3),
+)
+def test_wherever_gateways_stop_the_last_one_has_it_all_once(
+    steps: list[str], stops: list[tuple[int, int, bool]]
+) -> None:
+    stops = [(min(stop, len(steps)), back, is_written) for stop, back, is_written in sorted(stops)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sessions.recording, "_BATCH_PAUSE_S", 0.0)
+        assert asyncio.run(record(steps, stops)) == asyncio.run(record(steps, []))

@@ -1,0 +1,194 @@
+"""How runs outside of sessions are stopped, and what is sent to a kernel and what not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from doubles import until
+from workbench import Bench, Kernel, S
+
+from kernel_image import protocol
+from sessions.errors import Conflict, NotFound, SandboxLost, StoreUnavailable
+from sessions.model import ANONYMOUS, EventType, RunId, RunStatus, SessionId, TenantId
+
+pytestmark = pytest.mark.usefixtures("hurried")
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    bench = await Bench().start()
+    yield bench
+    await bench.stop()
+
+
+def cellblock_metadata(kernel: Kernel) -> list[dict[str, Any]]:
+    """What of ours came with each request."""
+    return [json.loads(protocol.decode_message(frame)[1][2])["cellblock"] for frame in kernel.link.binary]
+
+
+async def test_every_request_names_the_process_that_it_is_meant_for(bench: Bench) -> None:
+    await bench.create()
+    kernel_id = bench.session().kernel_id
+    bench.engine.say(kernel_id, protocol.DIED, msg_id=None, cause="signal", signal=9)  # type: ignore[arg-type]
+    bench.engine.start_process(kernel_id)  # type: ignore[arg-type]
+    running = bench.begin("x", session_id=S, variables={"v": 1})
+    (await bench.sent()).end()
+    kernel = await bench.sent("x")
+    kernel.end()
+    await running
+    assert cellblock_metadata(kernel) == [
+        {"variables": {"v": 1}, "artifacts": False, "generation": 2},
+        {"generation": 2},
+    ]
+
+
+async def test_a_run_that_is_cancelled_is_interrupted_and_keeps_what_it_said(bench: Bench) -> None:
+    run_id = await bench.record("sleep")
+    kernel = await bench.sent("sleep")
+    kernel.print("so far")
+    with pytest.raises(NotFound):
+        await bench.service.cancel(TenantId("t"), run_id)
+    await bench.service.cancel(ANONYMOUS, run_id)
+    await until(lambda: kernel.interrupts() == [kernel.msg_id])
+    kernel.interrupted()
+    result = await bench.service.result(run_id)
+    assert (result.status, result.output, result.exception.name) == (  # type: ignore[union-attr]
+        RunStatus.CANCELLED,
+        "so far",
+        "KeyboardInterrupt",
+    )
+    assert str(result.error).startswith("The run was cancelled.")
+
+
+async def test_who_cancels_first_says_why(bench: Bench) -> None:
+    running = bench.begin("sleep", session_id=S)
+    kernel = await bench.sent("sleep")
+    await bench.service.cancel(ANONYMOUS, bench.stored().run.run_id)
+    deleting = asyncio.ensure_future(bench.service.delete_session(ANONYMOUS, S))
+    await until(lambda: bool(kernel.interrupts()))
+    kernel.interrupted()
+    await deleting
+    assert str((await running).error).startswith("The run was cancelled.")
+
+
+async def test_an_interrupt_reaches_the_run_it_names(bench: Bench) -> None:
+    run_id = await bench.record("sleep")
+    kernel = await bench.sent("sleep")
+    await bench.service.interrupt(ANONYMOUS, run_id)
+    assert kernel.interrupts() == [kernel.msg_id]
+    kernel.interrupted()
+    assert (await bench.service.result(run_id)).status is RunStatus.ERROR
+    with pytest.raises(Conflict):
+        await bench.service.interrupt(ANONYMOUS, run_id)
+
+
+@pytest.mark.parametrize("session_id", [None, S])
+async def test_code_that_is_cancelled_before_a_kernel_takes_it_is_sent_to_no_other(
+    bench: Bench, session_id: SessionId | None
+) -> None:
+    run_id = await bench.record("work", session_id=session_id)
+    kernel = await bench.sent("work")
+    await bench.service.cancel(ANONYMOUS, run_id)
+    kernel.reject()
+    result = await bench.service.result(run_id)
+    assert (result.status, result.error) == (RunStatus.CANCELLED, "The run was cancelled.")
+    assert bench.times_sent("work") == 1
+    assert [event.type for event in bench.stored(run_id).events.values()] == [EventType.STARTED, EventType.END]
+
+
+async def test_code_that_is_cancelled_while_its_variables_are_set_is_not_sent(bench: Bench) -> None:
+    run_id = await bench.record("work", session_id=S, variables={"v": 1})
+    setting = await bench.sent()
+    await bench.service.cancel(ANONYMOUS, run_id)
+    setting.end()
+    assert (await bench.service.result(run_id)).status is RunStatus.CANCELLED
+    after = await bench.serve("x", session_id=S)
+    assert (bench.times_sent("work"), after.session_lost) == (0, False)
+
+
+async def test_code_that_is_cancelled_while_a_session_waits_for_its_kernel_is_not_sent(bench: Bench) -> None:
+    await bench.create()
+    first = bench.begin("first", session_id=S)
+    kernel = await bench.sent("first")
+    second = await bench.record("second", session_id=S)
+    await until(lambda: bench.service.readiness().warm == 1)
+    bench.engine.comes_up = False
+    for kernel_id in list(bench.engine.sandboxes):
+        bench.engine.end_sandbox(kernel_id)
+    await first
+    await until(lambda: bench.engine.supervisors[[*bench.engine.supervisors][-1]].generation == 0)
+    await bench.service.cancel(ANONYMOUS, second)
+    bench.engine.comes_up = True
+    for kernel_id, supervisor in bench.engine.supervisors.items():
+        if supervisor.generation == 0 and kernel_id in bench.engine.sandboxes:
+            bench.engine.come_up(kernel_id)
+    del kernel
+    result = await bench.service.result(second)
+    assert (result.status, bench.times_sent("second")) == (RunStatus.CANCELLED, 0)
+
+
+@pytest.mark.parametrize("variables", [{}, {"v": 1}])
+async def test_a_gateway_that_stops_before_the_code_is_sent_leaves_a_run_that_is_sent_once(
+    variables: dict[str, int],
+) -> None:
+    bench = await Bench().start()
+    run_id = await bench.record("work", variables=variables)
+    kernel_id = bench.stored(run_id).run.kernel_id
+    await bench.service.close()
+    assert kernel_id in bench.engine.sandboxes
+    successor = await bench.successor()
+    bench.engine.dial(kernel_id)  # type: ignore[arg-type]
+    while (kernel := await bench.sent()).code != "work":
+        kernel.end()  # the variables are set
+    kernel.end("1")
+    assert (await successor.service.result(run_id)).output == "1"
+    assert bench.times_sent("work") == 1
+    await successor.stop()
+
+
+async def test_a_run_that_no_kernel_took_is_withdrawn_once_the_database_is_back(bench: Bench) -> None:
+    running = bench.begin("work")
+    withdraw_run, tried = bench.store.withdraw_run, []
+
+    async def unavailable(run_id: RunId) -> None:
+        tried.append(run_id)
+        raise StoreUnavailable
+
+    bench.store.withdraw_run = unavailable  # type: ignore[method-assign]
+    for _ in range(3):
+        (await bench.sent("work")).reject()
+    with pytest.raises(SandboxLost):
+        await running
+    await until(lambda: len(tried) > 1)
+    bench.store.withdraw_run = withdraw_run  # type: ignore[method-assign]
+    await until(lambda: bench.store.runs == {})
+
+
+async def test_code_is_not_sent_to_another_kernel_before_that_is_recorded(bench: Bench) -> None:
+    running = bench.begin("work")
+    first = await bench.sent("work")
+    start_run = bench.store.start_run
+
+    async def unavailable(*_: object) -> None:
+        raise StoreUnavailable
+
+    bench.store.start_run = unavailable  # type: ignore[method-assign]
+    first.reject()
+    with pytest.raises(StoreUnavailable, match="nothing was run"):
+        await running
+    bench.store.start_run = start_run  # type: ignore[method-assign]
+    assert bench.times_sent("work") == 1
+    await until(lambda: bench.store.runs == {})
+
+
+async def test_variables_that_are_never_set_keep_the_code_from_being_sent(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sessions.variables._TIMEOUT_S", 0.02)
+    with pytest.raises(SandboxLost, match="nothing was run"):
+        await bench.begin("work", variables={"v": 1})
+    assert bench.times_sent("work") == 0
