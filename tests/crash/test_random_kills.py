@@ -19,7 +19,9 @@ ROUNDS = 50
 @pytest.mark.xdist_group("random kills")
 async def test_fifty_random_kills_lose_no_session_no_run_and_no_line(kernel_image: str) -> None:
     directory = Path(tempfile.mkdtemp(prefix="cb-"))
-    gateway = CrashableGateway(directory, "docker", CELLBLOCK_ENGINE_KERNEL_IMAGE=kernel_image, CELLBLOCK_POOL_MAX="8")
+    gateway = CrashableGateway(
+        directory, "docker", CELLBLOCK_ENGINE_KERNEL_IMAGE=kernel_image, CELLBLOCK_POOL_MAX="8"
+    )
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
     try:
