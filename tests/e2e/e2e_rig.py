@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -22,7 +23,17 @@ from store_fixtures import execute, with_database
 from gateway.clock import SystemClock
 from gateway.handlers.supervisor import SupervisorSwitchboard
 from gateway.store.postgres import PostgresStore
-from sessions.model import ANONYMOUS, EngineSettings, GatewayId, Limits, Result, RunRequest, RunStatus
+from sessions.model import (
+    ANONYMOUS,
+    EngineSettings,
+    GatewayId,
+    KernelId,
+    Limits,
+    Result,
+    RunRequest,
+    RunStatus,
+    SessionLimits,
+)
 from sessions.pool import PoolSettings
 from sessions.provisioners.container import GATEWAY_LABEL
 from sessions.provisioners.default_packages import DEFAULT_PRELOAD
@@ -104,6 +115,11 @@ class Rig:
             pytest.fail(f"left behind: {', '.join(differences)}")
 
 
+def credential_of(kernel_id: KernelId) -> str:
+    """As unguessable as a kernel's id, which code in there does not learn either."""
+    return hashlib.sha256(f"e2e {kernel_id}".encode()).hexdigest()
+
+
 def remove_empty(*directories: Path) -> None:
     """Remove directories; one that is not empty is an OSError."""
     for directory in directories:
@@ -139,9 +155,11 @@ async def rig(
         switchboard=SupervisorSwitchboard(root),
         gateway_id=gateway_id,
         limits=LIMITS,
+        session_limits=SessionLimits(),
         pool=PoolSettings(WARM, MAX_CONTAINERS),
         languages={"python": "python3"},
         preload=DEFAULT_PRELOAD,
+        credential_of=credential_of,
         clock=SystemClock(),
     )
     await service.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from kernel_image.protocol import PROTOCOL_VERSION
 from sessions.model import Result
 
 CALLS = """
@@ -34,6 +35,7 @@ def read(path):
 
 SOCKET = (
     CALLS
+    + f"PROTOCOL_VERSION = {PROTOCOL_VERSION}"
     + r"""
 HANDSHAKE = (b'GET /supervisor HTTP/1.1\r\nHost: gateway\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n'
              b'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n'
@@ -68,7 +70,7 @@ def frame(opcode, payload):
     return head + bytes(4) + payload
 
 def hello(**fields):
-    usual = {'op': 'hello', 'protocol': 1, 'boot_id': 'b', 'oldest_seq': 1, 'next_seq': 1}
+    usual = {'op': 'hello', 'protocol': PROTOCOL_VERSION, 'boot_id': 'b', 'oldest_seq': 1, 'next_seq': 1}
     return frame(1, json.dumps({**usual, **fields}).encode())
 
 def answer(connection):
