@@ -11,24 +11,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import http.client
 import json
 import os
-import signal
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import docker
 import psutil
-from jupyter_client import BlockingKernelClient, KernelManager
+from contestants import BareKernel, Gateway
 
 from gateway.clock import SystemClock
 from gateway.config import load
@@ -37,7 +33,7 @@ from gateway.store.embedded import EmbeddedPostgres
 from gateway.store.postgres import PostgresStore
 from gateway.store.schema import migrate
 from sessions.memory_store import MemoryStore
-from sessions.model import ANONYMOUS, EngineSettings, GatewayId, Limits, RunRequest
+from sessions.model import ANONYMOUS, EngineSettings, GatewayId, Limits, RunRequest, SessionLimits
 from sessions.pool import PoolSettings
 from sessions.ports import Store
 from sessions.provisioners.docker import DockerProvisioner
@@ -59,6 +55,7 @@ manager.shutdown_kernel(now=True)
 """
 SETTLE_S = 0.4
 POOL = 1
+SESSION = "bench"
 
 
 def main() -> None:
@@ -82,8 +79,8 @@ async def measure(rounds: int) -> dict[str, Any]:
     times: dict[str, list[float]] = {}
     with ExitStack() as outer:
         root = Path(outer.enter_context(tempfile.TemporaryDirectory(prefix="cbb")))
-        bare = outer.enter_context(_BareKernel())
-        gateway = outer.enter_context(_Gateway(root / "gateway", image))
+        bare = outer.enter_context(BareKernel())
+        gateway = outer.enter_context(Gateway(root / "gateway", image, {"POOL_SIZE": str(POOL)}))
         async with AsyncExitStack() as stack:
             memory = await _service(stack, root / "m", image, preload, MemoryStore())
             database = EmbeddedPostgres(root / "d", exclusive=True)
@@ -94,10 +91,11 @@ async def measure(rounds: int) -> dict[str, Any]:
             stack.push_async_callback(store.close)
             stored = await _service(stack, root / "s", image, preload, store)
             kinds: dict[str, Callable[[], Awaitable[None]]] = {
-                "bare ipykernel": bare.run,
+                "bare ipykernel": _blocking(_ask_bare, bare),
                 "engine alone": lambda: _run(memory),
                 "engine and Postgres": lambda: _run(stored),
-                "gateway over HTTP": gateway.run,
+                "gateway over HTTP": _blocking(_ask_gateway, gateway),
+                "the same in a session": _blocking(_ask_gateway, gateway, SESSION),
             }
             for number in range(rounds + 3):
                 for kind, once in kinds.items():
@@ -108,6 +106,7 @@ async def measure(rounds: int) -> dict[str, Any]:
                 if number % 10 == 0:
                     print(f"   round {number} of {rounds}", file=sys.stderr)
             await _until_warm(gateway, memory, stored)
+            gateway.ask("DELETE", f"/sessions/{SESSION}")
             sizes = {
                 "gateway": psutil.Process(gateway.pid).memory_info().rss,
                 "idle warm container": _container_bytes(gateway.gateway_id),
@@ -130,6 +129,15 @@ def show(figures: dict[str, Any]) -> None:
         print(f"memory of the {what:38}{size / 2**20:9.0f} MiB")
 
 
+def _blocking(ask: Callable[..., None], *args: Any) -> Callable[[], Awaitable[None]]:
+    """As a kind. A thread would only add its own start to the time: nothing else runs here meanwhile."""
+
+    async def once() -> None:
+        ask(*args)
+
+    return once
+
+
 async def _timed(once: Callable[[], Awaitable[None]]) -> float:
     start = time.perf_counter()
     await once()
@@ -139,80 +147,15 @@ async def _timed(once: Callable[[], Awaitable[None]]) -> float:
 # --- the kinds --------------------------------------------------------------------------------------------------------
 
 
-class _BareKernel:
-    """A long-lived local ipykernel over TCP, as any Jupyter application has it."""
-
-    def __enter__(self) -> Self:
-        self._manager = KernelManager()
-        self._manager.start_kernel()
-        self._client: BlockingKernelClient = self._manager.blocking_client()
-        self._client.start_channels()
-        self._client.wait_for_ready(timeout=60)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._client.stop_channels()
-        self._manager.shutdown_kernel(now=True)
-
-    async def run(self) -> None:
-        """Execute, and wait for the reply and for all output."""
-        heard: list[str] = []
-        reply = self._client.execute_interactive(CODE, output_hook=lambda message: heard.append(message["msg_type"]))
-        assert reply["content"]["status"] == "ok"
-        assert "stream" in heard
+def _ask_bare(kernel: BareKernel) -> None:
+    heard: list[str] = []
+    kernel.run(CODE, heard.append)
+    assert "".join(heard) == "1\n"
 
 
-class _Gateway:
-    """A real gateway in a process of its own."""
-
-    def __init__(self, data_dir: Path, image: str) -> None:
-        self._data_dir = data_dir
-        self._image = image
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._port = free.getsockname()[1]
-
-    def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "gateway", "serve"]
-        variables = {
-            "CELLBLOCK_SERVER_DATA_DIR": str(self._data_dir),
-            "CELLBLOCK_ENGINE_NAME": "docker",
-            "CELLBLOCK_ENGINE_KERNEL_IMAGE": self._image,
-            "CELLBLOCK_POOL_SIZE": str(POOL),
-            "CELLBLOCK_SERVER_PORT": str(self._port),
-        }
-        self._log = (self._data_dir.parent / "gateway.log").open("wb")
-        self._process = subprocess.Popen(command, env={**os.environ, **variables}, stdout=self._log, stderr=self._log)
-        self.pid = self._process.pid
-        # As light as the Jupyter client that the bare kernel is asked with: blocking, one connection.
-        self._connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._connection.close()
-        self._process.send_signal(signal.SIGTERM)
-        self._process.wait(60)
-        self._log.close()
-
-    @property
-    def gateway_id(self) -> str:
-        """What its containers are labelled with."""
-        return (self._data_dir / "gateway_id").read_text().strip()
-
-    async def run(self) -> None:
-        """One call, on a connection that is kept."""
-        assert self._ask("POST", "/runcode", json.dumps({"code": CODE}))["output"] == "1\n"
-
-    def warm(self) -> int:
-        """How many kernels wait; 0 while the gateway is not there yet."""
-        try:
-            return int(self._ask("GET", "/readyz").get("warm", 0))
-        except OSError:
-            self._connection.close()
-            return 0
-
-    def _ask(self, method: str, path: str, body: str | None = None) -> Any:
-        self._connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
-        return json.loads(self._connection.getresponse().read())
+def _ask_gateway(gateway: Gateway, session_id: str | None = None) -> None:
+    session = {} if session_id is None else {"session_id": session_id}
+    assert gateway.ask("POST", "/runcode", {"code": CODE, **session})["output"] == "1\n"
 
 
 async def _service(stack: AsyncExitStack, root: Path, image: str, preload: tuple[str, ...], store: Store) -> Service:
@@ -225,9 +168,11 @@ async def _service(stack: AsyncExitStack, root: Path, image: str, preload: tuple
         switchboard=SupervisorSwitchboard(root),
         gateway_id=gateway_id,
         limits=Limits(),
+        session_limits=SessionLimits(),
         pool=PoolSettings(size=POOL, max=4),
         languages={"python": "python3"},
         preload=preload,
+        credential_of=lambda kernel_id: f"{gateway_id}-{kernel_id}",
         clock=SystemClock(),
     )
     stack.push_async_callback(service.close)
@@ -240,7 +185,7 @@ async def _run(service: Service) -> None:
     assert result.output == "1\n"
 
 
-async def _until_warm(gateway: _Gateway, *services: Service) -> None:
+async def _until_warm(gateway: Gateway, *services: Service) -> None:
     """Wait until every pool is full again, and the machine has settled."""
     while True:
         warm = [service.readiness().warm for service in services]
@@ -270,10 +215,10 @@ async def _kernel_starts(root: Path, image: str, preload: tuple[str, ...], repea
 
 async def _fork(service: Service) -> float:
     """Kill the kernel of a warm container, as a crash would, and time the supervisor's fork of the next one."""
-    kernel = await service._supply.claim("python3", 30.0)  # noqa: SLF001 - no client can restart a kernel yet
+    kernel = await service._supply.claim("python3", 30.0)  # noqa: SLF001 - outside of a session nobody can restart one
     deaths = kernel.deaths
     begin = time.perf_counter()
-    kernel._send_control("restart")  # noqa: SLF001
+    kernel.restart()
     while kernel.deaths == deaths or not kernel.is_ready():
         await asyncio.sleep(0.002)
     return (time.perf_counter() - begin) * 1e3

@@ -1,0 +1,103 @@
+"""What the benchmarks compare: a bare local ipykernel as any Jupyter application has it, and a real gateway process."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from jupyter_client import BlockingKernelClient, KernelManager
+
+
+class BareKernel:
+    """A long-lived local ipykernel over TCP, asked with `jupyter_client`."""
+
+    def __enter__(self) -> Self:
+        self._manager = KernelManager()
+        self._manager.start_kernel()
+        self._client: BlockingKernelClient = self._manager.blocking_client()
+        self._client.start_channels()
+        self._client.wait_for_ready(timeout=60)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.stop_channels()
+        self._manager.shutdown_kernel(now=True)
+
+    def run(self, code: str, take: Callable[[str], None]) -> None:
+        """Execute, and return when the reply and all output are there; `take` gets the text as it comes."""
+
+        def hear(message: dict[str, Any]) -> None:
+            if message["msg_type"] == "stream":
+                take(message["content"]["text"])
+
+        reply = self._client.execute_interactive(code, output_hook=hear, timeout=600)
+        assert reply["content"]["status"] == "ok", reply
+
+
+class Gateway:
+    """`cellblock serve` in a process of its own."""
+
+    def __init__(self, data_dir: Path, image: str, settings: Mapping[str, str]) -> None:
+        """`settings` are further variables, without the prefix."""
+        self._data_dir = data_dir
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self._variables = {
+            "SERVER_DATA_DIR": str(data_dir),
+            "SERVER_PORT": str(self.port),
+            "ENGINE_NAME": "docker",
+            "ENGINE_KERNEL_IMAGE": image,
+            **settings,
+        }
+
+    def __enter__(self) -> Self:
+        variables = {f"CELLBLOCK_{name}": value for name, value in self._variables.items()}
+        self._log = (self._data_dir.parent / "gateway.log").open("wb")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "gateway", "serve"],
+            env={**os.environ, **variables},
+            stdout=self._log,
+            stderr=self._log,
+        )
+        self.pid = self._process.pid
+        # As light as the Jupyter client that the bare kernel is asked with: blocking, one connection.
+        self._connection = self.connection()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait(60)
+        self._log.close()
+
+    @property
+    def gateway_id(self) -> str:
+        """What its containers are labelled with."""
+        return (self._data_dir / "gateway_id").read_text().strip()
+
+    def connection(self) -> http.client.HTTPConnection:
+        """A connection of one's own."""
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
+
+    def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """One request on the connection that is kept; returns the JSON of the answer."""
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        self._connection.request(method, path, json.dumps(body) if body is not None else None, headers)
+        answer = self._connection.getresponse().read()
+        return json.loads(answer) if answer else None
+
+    def warm(self) -> int:
+        """How many kernels wait; 0 while the gateway is not there yet."""
+        try:
+            return int(self.ask("GET", "/readyz").get("warm", 0))
+        except OSError:
+            self._connection.close()
+            return 0
