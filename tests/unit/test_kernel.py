@@ -577,7 +577,7 @@ async def test_an_answer_to_a_question_needs_a_link(line: Line) -> None:
     line.ready().kernel.answer_input("yes")
     assert protocol.decode_message(line.link.binary[-1])[0] == "stdin"
     line.greeting.on_closed()
-    with pytest.raises(KernelLost):
+    with pytest.raises(Unavailable):
         line.kernel.answer_input("yes")
 
 
