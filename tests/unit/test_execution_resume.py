@@ -221,6 +221,7 @@ CLEAR_LATER = message("clear_output", {"wait": True})
             id="an exception that leaving has forgiven",
         ),
         pytest.param([PLOT, message("clear_output", {"wait": False}), PLOT, PLOT], id="numbered from one again"),
+        pytest.param([display("display_data", {"text/plain": "x" * 100}, None)] * 3, id="results beyond the limit"),
     ],
 )
 @pytest.mark.parametrize("status", [None, RunStatus.TIMEOUT])

@@ -130,3 +130,4 @@ async def test_a_session_whose_row_could_not_be_removed_gives_way_to_a_new_one(b
     await bench.after(60.0)
     assert (await bench.serve("x", session_id=S)).session_created
     assert bench.names() == [S]
+    assert bench.session().created_at == bench.service.get_session(ANONYMOUS, S).session.created_at
