@@ -33,12 +33,13 @@ from gateway.store.embedded import EmbeddedPostgres
 from gateway.store.postgres import PostgresStore
 from gateway.store.schema import migrate
 from sessions.memory_store import MemoryStore
-from sessions.model import ANONYMOUS, EngineSettings, GatewayId, Limits, RunRequest, SessionLimits
+from sessions.model import ANONYMOUS, GatewayId, RunRequest
 from sessions.pool import PoolSettings
 from sessions.ports import Store
 from sessions.provisioners.docker import DockerProvisioner
 from sessions.provisioners.image import ensure_kernel_image
 from sessions.service import Service
+from sessions.settings import EngineSettings, Limits, SessionLimits
 
 CODE = "print(1)"
 NEW_PROCESS = """

@@ -35,7 +35,7 @@ from gateway.store.postgres import PostgresStore
 from gateway.store.retention import Retention
 from gateway.store.schema import migrate
 from sessions.errors import EngineUnavailable, Misconfigured, SetUpFailed, StoreUnavailable
-from sessions.model import BuildSettings, GatewayId
+from sessions.model import GatewayId
 from sessions.pool import PoolSettings
 from sessions.ports import Provisioner
 from sessions.provisioners.docker import DockerProvisioner
@@ -43,6 +43,7 @@ from sessions.provisioners.docker_engine import DockerEngine
 from sessions.provisioners.image import ensure_kernel_image
 from sessions.provisioners.process import ProcessProvisioner
 from sessions.service import Service
+from sessions.settings import BuildSettings
 
 DRAIN_TIMEOUT_S = 30.0
 """How long runs in flight may take after SIGTERM. A second signal ends the waiting."""

@@ -15,9 +15,9 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from gateway.auth import Token
-from sessions.model import BuildSettings, EngineSettings, Limits, SessionLimits
 from sessions.pool import PoolSettings
 from sessions.provisioners.default_packages import DEFAULT_DEPENDENCIES, DEFAULT_PRELOAD
+from sessions.settings import BuildSettings, EngineSettings, Limits, SessionLimits
 
 _LIMITS = Limits()
 _SESSIONS = SessionLimits()
@@ -132,7 +132,7 @@ class SessionsSection(Section, frozen=True):
 
 
 class LimitsSection(Section, frozen=True):
-    """What one run may use: `sessions.model.Limits`, with times in seconds and sizes in bytes."""
+    """What one run may use: `sessions.settings.Limits`, with times in seconds and sizes in bytes."""
 
     title: ClassVar[str] = "limits"
     timeout: Seconds = _LIMITS.timeout_s

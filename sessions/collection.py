@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sessions import media
-from sessions.model import Artifact, ArtifactId, ArtifactKind, ArtifactRef, Limits
+from sessions.model import Artifact, ArtifactId, ArtifactKind, ArtifactRef
+from sessions.settings import Limits
 from sessions.text import cut_utf8, relative_path, well_formed, well_formed_json
 
 _MAX_BUNDLE_PARTS = 32

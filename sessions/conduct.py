@@ -15,8 +15,9 @@ from sessions.ends import Cause, Died, Done
 from sessions.errors import KernelLost
 from sessions.kernel import Kernel
 from sessions.live_run import LiveRun
-from sessions.model import Fate, Limits, Result, RunStatus
+from sessions.model import Fate, Result, RunStatus
 from sessions.requests import make_msg_id
+from sessions.settings import Limits
 from sessions.variables import set_variables
 
 _LINK_TIMEOUT_S = 60.0

@@ -21,13 +21,13 @@ from sessions.model import (
     Event,
     EventType,
     ExceptionInfo,
-    Limits,
     Result,
     RunId,
     RunStatus,
     SessionId,
     Usage,
 )
+from sessions.settings import Limits
 from sessions.text import cut_utf8, strip_ansi, well_formed
 from sessions.tracebacks import Tracebacks, failing_line
 

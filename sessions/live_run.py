@@ -13,10 +13,11 @@ from uuid import uuid4
 from sessions.errors import CellblockError
 from sessions.execution import Execution
 from sessions.kernel import Kernel
-from sessions.model import ArtifactId, Event, Limits, Progress, Result, Run, RunId, RunRecord, RunStatus, Session
+from sessions.model import ArtifactId, Event, Progress, Result, Run, RunId, RunRecord, RunStatus, Session
 from sessions.ports import Clock, Store
 from sessions.recording import Recording
 from sessions.requests import generation_of
+from sessions.settings import Limits
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,10 @@ from sessions.conduct import Conductor
 from sessions.kernel import Kernel
 from sessions.live_run import LiveRun
 from sessions.live_runs import LiveRuns
-from sessions.model import GatewayId, KernelId, Limits
+from sessions.model import GatewayId, KernelId
 from sessions.ports import Clock, Store
 from sessions.registry import Registry
+from sessions.settings import Limits
 from sessions.single_runs import SingleRuns
 from sessions.supply import KernelSupply
 

@@ -18,17 +18,9 @@ from sessions.conduct import Conductor
 from sessions.errors import CellblockError, Conflict, NotFound, TooManyRequests
 from sessions.kernel import Kernel
 from sessions.live_session import LiveSession
-from sessions.model import (
-    GatewayId,
-    KernelId,
-    Session,
-    SessionId,
-    SessionLimits,
-    SessionNews,
-    SessionRequest,
-    TenantId,
-)
+from sessions.model import GatewayId, KernelId, Session, SessionId, SessionNews, SessionRequest, TenantId
 from sessions.ports import Clock, Store
+from sessions.settings import SessionLimits
 from sessions.supply import KernelSupply
 from sessions.variables import set_variables
 

@@ -15,8 +15,9 @@ import structlog
 from sessions.errors import EngineUnavailable
 from sessions.greeting import Greeting
 from sessions.kernel import Kernel
-from sessions.model import Fate, GatewayId, KernelId, LaunchSpec, Limits
+from sessions.model import Fate, GatewayId, KernelId, LaunchSpec
 from sessions.ports import Clock, Provisioner, Switchboard
+from sessions.settings import Limits
 
 _READY_TIMEOUT_S = 60.0
 _FATE_TIMEOUT_S = 2.0

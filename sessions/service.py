@@ -36,7 +36,6 @@ from sessions.model import (
     Event,
     GatewayId,
     KernelId,
-    Limits,
     Progress,
     Result,
     Run,
@@ -47,7 +46,6 @@ from sessions.model import (
     RunStatus,
     RunSummary,
     SessionId,
-    SessionLimits,
     SessionRequest,
     SessionView,
     TenantId,
@@ -56,6 +54,7 @@ from sessions.pool import PoolSettings
 from sessions.ports import Clock, KernelFiles, Provisioner, Store, Switchboard
 from sessions.recovery import Recovery
 from sessions.registry import Registry, SessionParts
+from sessions.settings import Limits, SessionLimits
 from sessions.single_runs import SingleRuns
 from sessions.supply import KernelSupply
 from sessions.variables import can_set

@@ -15,10 +15,11 @@ import structlog
 
 from sessions.errors import CellblockError, Draining, EngineUnavailable, NoKernelInTime, TooManyRequests
 from sessions.kernel import Kernel, KernelState
-from sessions.model import Fate, GatewayId, KernelId, Limits
+from sessions.model import Fate, GatewayId, KernelId
 from sessions.pool import PoolSettings, WarmPool
 from sessions.ports import Clock, Provisioner, Switchboard
 from sessions.sandboxes import Sandboxes
+from sessions.settings import Limits
 from sessions.watch import Watch
 
 _CHECK_PAUSE_S = 10.0

@@ -13,7 +13,6 @@ from sessions.model import (
     Artifact,
     ArtifactId,
     Event,
-    Limits,
     Result,
     RunId,
     RunQuery,
@@ -21,12 +20,12 @@ from sessions.model import (
     RunRequest,
     RunSummary,
     SessionId,
-    SessionLimits,
     SessionRequest,
     SessionView,
     TenantId,
 )
 from sessions.ports import KernelFiles
+from sessions.settings import Limits, SessionLimits
 
 
 class Readiness(Protocol):

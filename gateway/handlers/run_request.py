@@ -15,7 +15,8 @@ from gateway.complaints import shown
 from gateway.handlers.code_text import strip_fence, unescape_query_code
 from gateway.handlers.fields import check_names, fields_of, form_variables
 from sessions.errors import InvalidRequest, UnsupportedLanguage
-from sessions.model import Limits, RunRequest, SessionId, TenantId
+from sessions.model import RunRequest, SessionId, TenantId
+from sessions.settings import Limits
 
 DEFAULT_LANGUAGE = "python"
 _MAX_NAME_CHARACTERS = 255  # normalizing takes quadratic time where a name is nothing but combining marks

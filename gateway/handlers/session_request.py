@@ -12,7 +12,8 @@ from tornado.httputil import HTTPHeaders
 from gateway.handlers.fields import check_media_type, fields_of, is_form, parse_json_object
 from gateway.handlers.run_request import configured_language, named_variables, sane_session_id
 from sessions.errors import InvalidRequest, UnsupportedMediaType
-from sessions.model import SessionLimits, SessionRequest, TenantId
+from sessions.model import SessionRequest, TenantId
+from sessions.settings import SessionLimits
 
 
 class RenewFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -23,8 +23,9 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from kernel_image import protocol
 from sessions.errors import SetUpFailed
-from sessions.model import KernelId, Limits
+from sessions.model import KernelId
 from sessions.ports import Link, LinkListener
+from sessions.settings import Limits
 
 _FRAMING_BYTES = 1 << 20
 """More than is put around a message; a larger frame closes the connection."""

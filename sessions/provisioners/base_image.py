@@ -18,9 +18,9 @@ import requests
 from docker.api.client import APIClient
 
 from sessions.errors import SetUpFailed
-from sessions.model import BuildSettings
 from sessions.provisioners.build_stream import Progress, follow
 from sessions.provisioners.docker_engine import DockerEngine
+from sessions.settings import BuildSettings
 
 DEBIAN = "debian"
 """The value of `build.base` that asks for a base from the Debian mirror."""

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from kernel_image.protocol import SETTINGS_VARIABLE, SOCKET_NAME
-from sessions.model import EngineSettings, LaunchSpec, Limits
+from sessions.model import LaunchSpec
 from sessions.provisioners.supervisor import USER_NAME, supervisor_settings
+from sessions.settings import EngineSettings, Limits
 
 KERNEL_LABEL = "cellblock.kernel"
 GATEWAY_LABEL = "cellblock.gateway"

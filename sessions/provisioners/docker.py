@@ -15,7 +15,7 @@ import docker.errors
 from docker.api.client import APIClient
 
 from sessions.errors import EngineUnavailable
-from sessions.model import EngineSettings, Fate, GatewayId, KernelId, LaunchSpec, Sandbox, SessionId
+from sessions.model import Fate, GatewayId, KernelId, LaunchSpec, Sandbox, SessionId
 from sessions.provisioners.container import (
     GATEWAY_LABEL,
     KERNEL_LABEL,
@@ -27,6 +27,7 @@ from sessions.provisioners.container import (
 )
 from sessions.provisioners.container_events import ContainerEvents
 from sessions.provisioners.docker_engine import DockerEngine
+from sessions.settings import EngineSettings
 
 _NAME_ATTEMPTS = 8
 _EVENT_DELAY_S = 1.0

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import kernel_image
 from sessions.errors import Misconfigured, SetUpFailed
-from sessions.model import BuildSettings
 from sessions.provisioners.base_image import DEBIAN, debian_base_tag, ensure_base, image_exists
 from sessions.provisioners.build_stream import Progress, follow
 from sessions.provisioners.docker_engine import DockerEngine
+from sessions.settings import BuildSettings
 
 REPOSITORY = "cellblock-kernel"
 

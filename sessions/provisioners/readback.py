@@ -20,7 +20,7 @@ from docker.api.client import APIClient
 
 from kernel_image.protocol import SOCKET_NAME
 from sessions.errors import EngineUnavailable
-from sessions.model import EngineSettings, GatewayId, KernelId, LaunchSpec, Limits
+from sessions.model import GatewayId, KernelId, LaunchSpec
 from sessions.provisioners.container import (
     GATEWAY_DIR,
     MAPPED_UIDS,
@@ -30,6 +30,7 @@ from sessions.provisioners.container import (
     container_name,
 )
 from sessions.provisioners.docker_engine import DockerEngine
+from sessions.settings import EngineSettings, Limits
 
 _PYTHON = "/opt/cellblock/venv/bin/python"
 _TIMEOUT_S = 30

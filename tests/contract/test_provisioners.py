@@ -20,11 +20,12 @@ from docker.api.client import APIClient
 from gateway.handlers.supervisor import SupervisorSwitchboard
 from kernel_image import protocol
 from sessions.errors import EngineUnavailable, Misconfigured
-from sessions.model import EngineSettings, Fate, GatewayId, KernelId, LaunchSpec, Limits, SessionId
+from sessions.model import Fate, GatewayId, KernelId, LaunchSpec, SessionId
 from sessions.ports import Link, Provisioner
 from sessions.provisioners.container import KERNEL_LABEL
 from sessions.provisioners.docker import DockerProvisioner
 from sessions.provisioners.process import ProcessProvisioner
+from sessions.settings import EngineSettings, Limits
 
 DEADLINE_S = 30
 

@@ -23,22 +23,13 @@ from store_fixtures import execute, with_database
 from gateway.clock import SystemClock
 from gateway.handlers.supervisor import SupervisorSwitchboard
 from gateway.store.postgres import PostgresStore
-from sessions.model import (
-    ANONYMOUS,
-    EngineSettings,
-    GatewayId,
-    KernelId,
-    Limits,
-    Result,
-    RunRequest,
-    RunStatus,
-    SessionLimits,
-)
+from sessions.model import ANONYMOUS, GatewayId, KernelId, Result, RunRequest, RunStatus
 from sessions.pool import PoolSettings
 from sessions.provisioners.container import GATEWAY_LABEL
 from sessions.provisioners.default_packages import DEFAULT_PRELOAD
 from sessions.provisioners.docker import DockerProvisioner
 from sessions.service import Service
+from sessions.settings import EngineSettings, Limits, SessionLimits
 
 WARM = 3
 MAX_CONTAINERS = 6

@@ -13,7 +13,7 @@ from gateway.auth import Doorkeeper, SiteRules, Token
 from gateway.handlers.context import BufferedBodies, Context, InFlight
 from gateway.handlers.server import make_server
 from gateway.handlers.streams import Streams
-from sessions.model import Limits, SessionLimits
+from sessions.settings import Limits, SessionLimits
 
 
 @dataclass

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from docker.api.client import APIClient
 
-from sessions.model import EngineSettings, GatewayId, KernelId, LaunchSpec, Limits
+from sessions.model import GatewayId, KernelId, LaunchSpec
 from sessions.provisioners.container import WIDE_UIDS, container_config, container_name
 from sessions.provisioners.docker_engine import DockerEngine
 from sessions.provisioners.readback import read_back, shortfalls
+from sessions.settings import EngineSettings, Limits
 
 pytestmark = pytest.mark.docker
 

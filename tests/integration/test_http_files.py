@@ -13,7 +13,7 @@ from http_face import Face, serving
 
 from gateway.handlers import base
 from sessions.errors import InvalidRequest, TooLarge, Unavailable
-from sessions.model import Limits
+from sessions.settings import Limits
 
 LIMIT = 3 << 20
 REQUEST_LIMIT = 10_000

@@ -16,16 +16,7 @@ from memory_service import MemoryRun
 
 from gateway.handlers import base, streaming, streams
 from sessions.errors import Draining, Gone, StoreUnavailable, TooManyRequests
-from sessions.model import (
-    ANONYMOUS,
-    ArtifactKind,
-    EventType,
-    RunRequest,
-    RunStatus,
-    SessionId,
-    TenantId,
-    Usage,
-)
+from sessions.model import ANONYMOUS, ArtifactKind, EventType, RunRequest, RunStatus, SessionId, TenantId, Usage
 
 
 @pytest_asyncio.fixture

@@ -24,7 +24,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from gateway.auth import Token
 from gateway.handlers import base, runcode_ws, sockets
 from sessions.errors import StoreUnavailable, TooManyRequests
-from sessions.model import ANONYMOUS, EventType, Limits, RunRequest, RunStatus
+from sessions.model import ANONYMOUS, EventType, RunRequest, RunStatus
+from sessions.settings import Limits
 
 LIMIT = 10_000
 UNKNOWN = "0f000000-0000-4000-8000-000000000000"

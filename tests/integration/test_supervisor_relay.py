@@ -13,7 +13,7 @@ from supervised import Supervised, new_request, supervised
 
 from gateway.handlers.supervisor import SupervisorSwitchboard
 from kernel_image.protocol import encode_message
-from sessions.model import Limits
+from sessions.settings import Limits
 
 
 @pytest.fixture

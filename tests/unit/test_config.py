@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gateway.config import load, parse_size
 from gateway.config_sections import Config, is_loopback
 from sessions.errors import Misconfigured
-from sessions.model import BuildSettings, EngineSettings, Limits
+from sessions.settings import BuildSettings, EngineSettings, Limits
 
 REPOSITORY = Path(__file__).parents[2]
 HASH = "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"

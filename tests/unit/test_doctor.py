@@ -9,8 +9,8 @@ import pytest
 
 from gateway.doctor import Finding, Level, engine_findings, examine, is_older, package_findings
 from sessions.errors import StoreUnavailable
-from sessions.model import BuildSettings, EngineSettings, Limits
 from sessions.provisioners.docker_engine import EngineFacts, facts_from
+from sessions.settings import BuildSettings, EngineSettings, Limits
 
 GOOD = EngineFacts(
     version="28.2.2",

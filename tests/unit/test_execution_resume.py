@@ -16,7 +16,8 @@ from test_media import GIF, png
 
 from sessions.execution import Execution
 from sessions.messages import Message
-from sessions.model import ArtifactId, Event, EventType, Limits, Result, RunId, RunStatus, SessionId
+from sessions.model import ArtifactId, Event, EventType, Result, RunId, RunStatus, SessionId
+from sessions.settings import Limits
 
 LIMITS = Limits(output_bytes=150, image_bytes=200, image_count=4, file_bytes=60, file_count=2, image_pixels=100)
 TEXTS = frozenset({EventType.STDOUT, EventType.STDERR})

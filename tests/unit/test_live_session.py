@@ -12,17 +12,8 @@ from workbench import Bench, S
 
 from kernel_image import protocol
 from sessions.errors import Conflict, NotFound, StoreUnavailable, TooManyRequests
-from sessions.model import (
-    ANONYMOUS,
-    Result,
-    RunStatus,
-    Session,
-    SessionId,
-    SessionLimits,
-    SessionState,
-    TenantId,
-    Usage,
-)
+from sessions.model import ANONYMOUS, Result, RunStatus, Session, SessionId, SessionState, TenantId, Usage
+from sessions.settings import SessionLimits
 
 pytestmark = pytest.mark.usefixtures("hurried")
 

@@ -19,20 +19,9 @@ from sessions.ends import Cause, Died, Done
 from sessions.execution import Execution
 from sessions.memory_store import MemoryStore
 from sessions.messages import Message
-from sessions.model import (
-    ANONYMOUS,
-    ArtifactId,
-    Batch,
-    EventType,
-    GatewayId,
-    Limits,
-    Progress,
-    Result,
-    Run,
-    RunId,
-    RunStatus,
-)
+from sessions.model import ANONYMOUS, ArtifactId, Batch, EventType, GatewayId, Progress, Result, Run, RunId, RunStatus
 from sessions.recording import Recording
+from sessions.settings import Limits
 
 DONE = Done(None, 0, ())
 RUN_ID = RunId("00000000-0000-4000-8000-000000000001")

@@ -15,7 +15,8 @@ from gateway.handlers.artifacts import disposition, shown_type
 from gateway.handlers.code_text import strip_fence, unescape_query_code
 from gateway.handlers.fields import form_variables, parse_json_object
 from sessions.errors import InvalidJSON, InvalidRequest
-from sessions.model import Limits, RunRequest, TenantId
+from sessions.model import RunRequest, TenantId
+from sessions.settings import Limits
 
 
 @pytest.mark.parametrize(

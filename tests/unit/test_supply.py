@@ -17,8 +17,9 @@ from gateway.clock import SystemClock
 from kernel_image import protocol
 from sessions.errors import Draining, EngineUnavailable, NoKernelInTime, TooManyRequests
 from sessions.kernel import Kernel
-from sessions.model import Fate, GatewayId, KernelId, Limits, Sandbox
+from sessions.model import Fate, GatewayId, KernelId, Sandbox
 from sessions.pool import PoolSettings
+from sessions.settings import Limits
 from sessions.supply import KernelSupply
 
 NAME = "python3"

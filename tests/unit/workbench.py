@@ -16,18 +16,17 @@ from sessions.model import (
     EventType,
     GatewayId,
     KernelId,
-    Limits,
     Result,
     RunId,
     RunRequest,
     Session,
     SessionId,
-    SessionLimits,
     SessionRequest,
     TenantId,
 )
 from sessions.pool import PoolSettings
 from sessions.service import Service
+from sessions.settings import Limits, SessionLimits
 
 GATEWAY = GatewayId("g")
 S = SessionId("s")
