@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, assert_never
 
 from sessions.collection import Collection
+from sessions.event_log import EventLog
 from sessions.messages import Message
 from sessions.model import (
-    Artifact,
     ArtifactId,
     ArtifactKind,
     ArtifactRef,
@@ -27,19 +27,14 @@ from sessions.model import (
     SessionId,
     Usage,
 )
+from sessions.output import Output
 from sessions.settings import Limits
 from sessions.text import cut_utf8, strip_ansi, well_formed
 from sessions.tracebacks import Tracebacks, failing_line
 
-_MERGED_TEXT_CHARACTERS = 32_768
 _MAX_NOTICES = 20
 _MAX_PROMPT_BYTES = 4096
-_MANY_EVENTS = 10_000
-_OPTIONAL_EVENTS = frozenset(
-    {EventType.RESULT, EventType.UPDATE, EventType.CLEAR, EventType.ERROR, EventType.INPUT_REQUEST}
-)
 _STREAMS = {"stdout": EventType.STDOUT, "stderr": EventType.STDERR}
-_TEXT_EVENTS = frozenset(_STREAMS.values())
 
 
 class Execution:
@@ -64,14 +59,9 @@ class Execution:
         self.awaits_input = False
         self._limits = limits
         self._collection = Collection(limits, new_artifact_id)
-        self._text: dict[EventType, list[str]] = {EventType.STDOUT: [], EventType.STDERR: []}
-        self._output_left_bytes = limits.output_bytes
+        self._log = EventLog()
+        self._output = Output(limits.output_bytes)
         self._tracebacks = Tracebacks(limits.output_bytes)
-        self._dropped_output_bytes = 0
-        self._dropped_events = 0
-        self._next_seq = 1
-        self._events: list[Event] = []
-        self._artifacts: list[Artifact] = []
         self._execution_count: int | None = None
         self._exception: ExceptionInfo | None = None
         self._exit_status: str | None = None
@@ -80,15 +70,15 @@ class Execution:
         self._notices: list[str] = []
 
     def __repr__(self) -> str:
-        return f"<Execution {self.run_id}: {self._next_seq - 1} events, {len(self._events)} pending>"
+        return f"<Execution {self.run_id}: {self._log!r}>"
 
     def take(self, message: Message) -> None:
         """Fold one message in."""
-        was_pending, seq = self._clear_pending, self._next_seq
+        was_pending, seq = self._clear_pending, self._log.next_seq
         self._take(message)
-        if was_pending and not self._clear_pending and seq == self._next_seq:
+        if was_pending and not self._clear_pending and seq == self._log.next_seq:
             # What it said is shown by no event, and yet it has cleared what was shown before.
-            self._emit(EventType.CLEAR, wait=False)
+            self._log.add(EventType.CLEAR, wait=False)
 
     def _take(self, message: Message) -> None:
         match message.msg_type:
@@ -114,7 +104,7 @@ class Execution:
 
     def take_gap(self, dropped_bytes: int) -> None:
         """Output was dropped on the way here."""
-        self._dropped_output_bytes += max(0, dropped_bytes)
+        self._output.dropped_bytes += max(0, dropped_bytes)
 
     def take_skipped(self, skipped: Sequence[Mapping[str, Any]]) -> None:
         """Files that the supervisor did not send; each has `path`, `bytes` and `why`."""
@@ -127,13 +117,11 @@ class Execution:
 
     def drain(self) -> Batch:
         """The events and artifacts since the last call."""
-        batch = Batch(tuple(self._events), tuple(self._artifacts))
-        self._events, self._artifacts = [], []
-        return batch
+        return self._log.drain()
 
     def has_pending(self) -> bool:
         """Whether `drain` would return anything."""
-        return bool(self._events)
+        return self._log.has_pending()
 
     def is_assembling(self) -> bool:
         """Whether a file has come in part: what has been taken of it is in no batch yet."""
@@ -153,19 +141,21 @@ class Execution:
         self._start()
         for text in self._collection.notices():
             self.notice(text)
-        if dropped_bytes := self._dropped_output_bytes + self._tracebacks.dropped_bytes:
+        if dropped_bytes := self._output.dropped_bytes + self._tracebacks.dropped_bytes:
             limit = self._limits.output_bytes
             self.notice(f"output was cut: {dropped_bytes} bytes beyond the limit of {limit} were dropped")
-            self._emit(EventType.TRUNCATED, what="output", dropped_bytes=dropped_bytes)
-        if self._dropped_events:
-            self.notice(f"{self._dropped_events} changes to what was shown were not kept: there were too many")
-            self._emit(EventType.TRUNCATED, what="events", dropped_bytes=0)
+            self._log.add(EventType.TRUNCATED, what="output", dropped_bytes=dropped_bytes)
+        if self._log.dropped:
+            self.notice(f"{self._log.dropped} changes to what was shown were not kept: there were too many")
+            self._log.add(EventType.TRUNCATED, what="events", dropped_bytes=0)
         for what, dropped_bytes in self._collection.dropped().items():
-            self._emit(EventType.TRUNCATED, what=what, dropped_bytes=dropped_bytes)
+            self._log.add(EventType.TRUNCATED, what=what, dropped_bytes=dropped_bytes)
         if self._notices:
-            self._append_text(EventType.STDERR, "".join(self._notices))
+            notices = "".join(self._notices)
+            self._output.add(EventType.STDERR, notices)
+            self._log.add_text(EventType.STDERR, notices)
         result = self.result(status, reason, usage)
-        self._emit(EventType.END, status=status.value, **_end_fields(result))
+        self._log.add(EventType.END, status=status.value, **_end_fields(result))
         return result
 
     # --- for another gateway to go on from ----------------------------------------------------------------------------
@@ -177,10 +167,9 @@ class Execution:
             "execution_count": self._execution_count,
             "has_exception": self._exception is not None,
             "exception": self._exception.as_json() if self._exception is not None and untold else None,
-            "output_left_bytes": self._output_left_bytes,
             "exit_status": self._exit_status,
-            "dropped_output_bytes": self._dropped_output_bytes,
-            "dropped_events": self._dropped_events,
+            "output": self._output.state(),
+            "dropped_events": self._log.dropped,
             "traceback_bytes": [self._tracebacks.left_bytes, self._tracebacks.dropped_bytes],
             "leaves": self.leaves,
             "awaits_input": self.awaits_input,
@@ -193,7 +182,7 @@ class Execution:
         """Become what another fold was after these events, with that `state`. Call it first, or not at all."""
         self._execution_count = state.get("execution_count")
         for event in events:
-            self._next_seq = event.seq + 1
+            self._log.next_seq = event.seq + 1
             self._replay(event.type, event.fields)
         self._collection.resume(state.get("collection", {}))
         if (untold := state.get("exception")) is not None:
@@ -201,10 +190,9 @@ class Execution:
             self._is_exception_told = False
         if not state.get("has_exception", True):  # leaving with success has forgiven what events tell of
             self._exception = None
-        self._output_left_bytes = state.get("output_left_bytes", self._output_left_bytes)
         self._exit_status = state.get("exit_status")
-        self._dropped_output_bytes = state.get("dropped_output_bytes", 0)
-        self._dropped_events = state.get("dropped_events", 0)
+        self._output.resume(state.get("output", {}))
+        self._log.dropped = state.get("dropped_events", 0)
         left_and_dropped = state.get("traceback_bytes", [self._tracebacks.left_bytes, 0])
         self._tracebacks.left_bytes, self._tracebacks.dropped_bytes = left_and_dropped
         self.leaves, self.awaits_input = state.get("leaves", False), state.get("awaits_input", False)
@@ -215,8 +203,7 @@ class Execution:
         match type_:
             case EventType.STDOUT | EventType.STDERR:
                 self._clear_if_pending()
-                self._text[type_].append(fields["text"])
-                self._output_left_bytes -= len(fields["text"].encode())
+                self._output.add(type_, fields["text"])
             case EventType.RESULT:
                 self._clear_if_pending()
                 self._collection.replay_shown(fields["data"], fields["display_id"])
@@ -248,25 +235,18 @@ class Execution:
         if stream is None or not isinstance(text, str) or not text:
             return
         self._clear_if_pending()
-        text = well_formed(text)
-        size_bytes = len(text.encode())
-        kept = text if size_bytes <= self._output_left_bytes else cut_utf8(text, self._output_left_bytes)
-        kept_bytes = size_bytes if kept is text else len(kept.encode())
-        self._output_left_bytes -= kept_bytes
-        if kept_bytes < size_bytes:
-            self._dropped_output_bytes += size_bytes - kept_bytes
-            self._output_left_bytes = 0
-        if kept:
-            self._append_text(stream, kept)
+        if kept := self._output.take(stream, text):
+            self._start()
+            self._log.add_text(stream, kept)
 
     def _take_display(self, content: Mapping[str, Any], *, is_main_result: bool) -> None:
         self._clear_if_pending()
         self._start()
         display_id = _display_id(content)
         shown, artifacts = self._collection.show(content.get("data"), display_id)
-        self._emit_artifacts(artifacts)
+        self._log.add_artifacts(artifacts)
         if shown:
-            self._emit(
+            self._log.add(
                 EventType.RESULT,
                 data=shown,
                 metadata={},
@@ -279,12 +259,12 @@ class Execution:
         if display_id is None or not self._collection.shows(display_id):
             return
         shown, artifacts = self._collection.update(content.get("data"), display_id)
-        self._emit_artifacts(artifacts)
-        self._emit(EventType.UPDATE, data=shown, display_id=display_id)
+        self._log.add_artifacts(artifacts)
+        self._log.add(EventType.UPDATE, data=shown, display_id=display_id)
 
     def _take_clear(self, *, wait: bool) -> None:
         self._start()
-        self._emit(EventType.CLEAR, wait=wait)
+        self._log.add(EventType.CLEAR, wait=wait)
         if wait:
             self._clear_pending = True
         else:
@@ -336,7 +316,7 @@ class Execution:
         self._start()
         if not self._is_exception_told:
             traceback = list(exception.traceback)
-            self._is_exception_told = self._emit(
+            self._is_exception_told = self._log.add(
                 EventType.ERROR, name=exception.name, value=exception.value, traceback=traceback
             )
 
@@ -344,58 +324,21 @@ class Execution:
         prompt = content.get("prompt")
         kept = cut_utf8(well_formed(prompt), _MAX_PROMPT_BYTES) if isinstance(prompt, str) else ""
         self._start()
-        self.awaits_input = self._emit(EventType.INPUT_REQUEST, prompt=kept, password=content.get("password") is True)
+        self.awaits_input = self._log.add(
+            EventType.INPUT_REQUEST, prompt=kept, password=content.get("password") is True
+        )
 
     def _take_file(self, content: Mapping[str, Any], buffers: tuple[bytes, ...]) -> None:
         self._start()
         artifact = self._collection.add_piece(content, buffers)
         if artifact is not None:
-            self._emit_artifacts([artifact])
-
-    # --- events -------------------------------------------------------------------------------------------------------
+            self._log.add_artifacts([artifact])
 
     def _start(self) -> None:
-        if self._next_seq == 1:
+        if self._log.next_seq == 1:
             session = {"session_id": self.session_id, "session_created": self.session_created}
             fields = session if self.session_id is not None else {}
-            self._emit(EventType.STARTED, execution_count=self._execution_count, **fields)
-
-    def _append_text(self, stream: EventType, text: str) -> None:
-        """Add to the output, in the last event when it can still grow: output comes in many small pieces.
-
-        After very many events order between the two streams is given up, so that pieces can still be put together.
-        """
-        self._start()
-        self._text[stream].append(text)
-        for index in (-1, -2) if self._next_seq > _MANY_EVENTS else (-1,):
-            last = self._events[index] if len(self._events) >= -index else None
-            if last is None or last.type not in _TEXT_EVENTS:
-                break
-            if last.type is stream and len(last.fields["text"]) + len(text) <= _MERGED_TEXT_CHARACTERS:
-                self._events[index] = Event(last.seq, stream, {"text": last.fields["text"] + text})
-                return
-        self._emit(stream, text=text)
-
-    def _emit(self, type_: EventType, **fields: Any) -> bool:
-        """Add an event; False when it was dropped, since there are too many."""
-        if self._next_seq > _MANY_EVENTS and type_ in _OPTIONAL_EVENTS:
-            self._dropped_events += 1
-            return False
-        self._events.append(Event(self._next_seq, type_, fields))
-        self._next_seq += 1
-        return True
-
-    def _emit_artifacts(self, artifacts: Sequence[Artifact]) -> None:
-        for artifact in artifacts:
-            ref = artifact.ref
-            self._artifacts.append(artifact)
-            self._emit(
-                EventType(ref.kind.value),
-                name=ref.name,
-                artifact_id=ref.id,
-                content_type=ref.content_type,
-                bytes=ref.size_bytes,
-            )
+            self._log.add(EventType.STARTED, execution_count=self._execution_count, **fields)
 
     # --- the answer ---------------------------------------------------------------------------------------------------
 
@@ -408,8 +351,8 @@ class Execution:
         return Result(
             run_id=self.run_id,
             status=status,
-            output="".join(self._text[EventType.STDOUT]),
-            stderr="".join(self._text[EventType.STDERR]),
+            output=self._output.text(EventType.STDOUT),
+            stderr=self._output.text(EventType.STDERR),
             error=error if status is not RunStatus.OK else None,
             session_id=self.session_id,
             session_created=self.session_created,
@@ -420,9 +363,9 @@ class Execution:
             files=self._collection.files(),
             execution_count=self._execution_count,
             truncated=bool(
-                self._dropped_output_bytes
+                self._output.dropped_bytes
                 or self._tracebacks.dropped_bytes
-                or self._dropped_events
+                or self._log.dropped
                 or self._collection.dropped()
             ),
             usage=usage,
