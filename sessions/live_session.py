@@ -348,10 +348,9 @@ class LiveSession:
             return
         before = self.record
         is_gone = kernel is None or kernel.state is KernelState.GONE
-        if live.lost_kernel:
-            news = SessionNews.CREATED  # that variables are lost, this run itself has said
-        else:
-            news = SessionNews.LOST if is_gone else SessionNews.NONE
+        news = SessionNews.LOST if is_gone else SessionNews.NONE
+        if live.lost_kernel:  # which this run itself has said
+            news = SessionNews.CREATED
         self.record = replace(
             before,
             last_used_at=self._clock.now(),
