@@ -1,7 +1,8 @@
-"""Makes the rig of e2e_rig.py known to every test in this directory."""
+"""Makes the rigs of this directory known to every test in it."""
 
 from __future__ import annotations
 
+from client_rig import bob, client, launch, s
 from e2e_rig import module_database_url, rig, settled
 
-__all__ = ["module_database_url", "rig", "settled"]
+__all__ = ["bob", "client", "launch", "module_database_url", "rig", "s", "settled"]

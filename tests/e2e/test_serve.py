@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -16,113 +14,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
+from serve_rig import PATIENCE_S, Gateway, environment, free_port, processes_of, run_command, start
 
-REPOSITORY = Path(__file__).parents[2]
-PATIENCE_S = 60.0
 TINY_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
 pytestmark = pytest.mark.xdist_group("serve")
-
-
-@dataclass
-class Gateway:
-    process: subprocess.Popen[str]
-    url: str
-    data_dir: Path
-    output: Path
-    log: Path
-
-    def stop(self, *signals: signal.Signals) -> int:
-        """Send the signals, a little apart, and wait for the end."""
-        for number in signals:
-            self.process.send_signal(number)
-            time.sleep(0.3)
-        return self.process.wait(PATIENCE_S)
-
-
-def environment(data_dir: Path, **variables: str) -> dict[str, str]:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("CELLBLOCK_") and k != "PORT"}
-    return {
-        **inherited,
-        "PYTHONPATH": str(REPOSITORY),
-        "CELLBLOCK_SERVER_DATA_DIR": str(data_dir),
-        "CELLBLOCK_ENGINE_NAME": "process",
-        "CELLBLOCK_POOL_SIZE": "1",
-        **variables,
-    }
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-def start(data_dir: Path, **variables: str) -> Gateway:
-    """Start a gateway and wait until it can run code."""
-    port = free_port()
-    output, log = data_dir.parent / "output", data_dir.parent / "log"
-    with output.open("w") as stdout, log.open("w") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "gateway", "serve"],
-            env=environment(data_dir, PORT=str(port), **variables),
-            cwd=data_dir.parent,
-            stdout=stdout,
-            stderr=stderr,
-            text=True,
-        )
-    gateway = Gateway(process, f"http://127.0.0.1:{port}", data_dir, output, log)
-    try:
-        wait_until_ready(gateway)
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-    return gateway
-
-
-def wait_until_ready(gateway: Gateway) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        assert gateway.process.poll() is None, gateway.log.read_text()
-        try:
-            if httpx.get(f"{gateway.url}/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.05)
-    raise AssertionError(gateway.log.read_text())
-
-
-def run_command(data_dir: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "gateway", *arguments],
-        env=environment(data_dir, **variables),
-        cwd=data_dir.parent,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-
-
-def processes_of(data_dir: Path) -> list[str]:
-    """Command lines of everything that still works in or for this data directory."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            words = [*process.cmdline(), process.cwd()]
-        except psutil.Error:
-            continue
-        if process.pid != os.getpid() and any(str(data_dir) in word for word in words):
-            found.append(" ".join(words))
-    return found
 
 
 @pytest.fixture

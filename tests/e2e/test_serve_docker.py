@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from docker.api.client import APIClient
-from test_serve import start
+from serve_rig import start
 
 from sessions.provisioners.container import GATEWAY_LABEL
 
