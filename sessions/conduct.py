@@ -8,25 +8,24 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from sessions.ends import Cause, Died, Done
 from sessions.errors import KernelLost
 from sessions.kernel import Kernel
-from sessions.live_run import LiveRun
+from sessions.live_run import INTERRUPT_GRACE_S, LiveRun, Stop
 from sessions.model import Fate, Result, RunStatus
 from sessions.requests import make_msg_id
 from sessions.settings import Limits
-from sessions.variables import set_variables
+from sessions.variables import send_variables
 
 _LINK_TIMEOUT_S = 60.0
-_INTERRUPT_GRACE_S = 2.0
 _KILL_GRACE_S = 5.0
 _FILES_PATIENCE_S = 120.0
 _LEAST_TIME_S = 5.0
 
-INTERNAL_ERROR = "An error inside the gateway lost this run's answer; the code may have run. The gateway's log has it."
 _NO_REPLY = "The kernel's reply to this run could not be read, so whether the code raised is unknown."
 _OUT_OF_SIGHT = (
     "The gateway stopped while this run was under way, and its sandbox is gone: how far it came is not known."
@@ -39,10 +38,10 @@ class NotTaken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Ending:
-    """How the code ended, and whether its time limit brought that about."""
+    """How the code ended, and what brought that about if it was not its own doing."""
 
     end: Done | Died
-    passed_limit: bool = False
+    stop: Stop | None
 
 
 class Conductor:
@@ -60,7 +59,9 @@ class Conductor:
         metadata = {"cellblock": {"generation": kernel.generation}}
         try:
             if live.run.variables and live.stop is None:
-                await set_variables(kernel, live.run.variables)
+                result = await self._set_variables(live, kernel)
+                if result is not None:
+                    return result
             if live.stop is not None:
                 return live.execution.finish(live.stop.status, live.stop.reason, None)
             kernel.execute(
@@ -89,9 +90,11 @@ class Conductor:
             if not live.recording.ended.done():  # it may have come back, told the end, and gone
                 return False
         live.msg_id = kernel.msg_id_of(live.recording) or live.msg_id
-        if not live.msg_id and not live.recording.ended.done():
-            raise NotTaken
-        return True
+        if live.msg_id or live.recording.ended.done():
+            return True
+        if live.recording.has_begun():
+            return False  # the supervisor has started anew, and knows nothing of what it has told before
+        raise NotTaken
 
     async def resume(self, live: LiveRun, kernel: Kernel, elapsed_s: float) -> Result:
         """Go on with a run that was found, and that began `elapsed_s` ago. Raises NotTaken."""
@@ -104,31 +107,61 @@ class Conductor:
         live.lost_kernel = live.execution.session_lost = True
         return live.execution.finish(RunStatus.LOST, _OUT_OF_SIGHT, None)
 
-    async def _wait_for_end(self, live: LiveRun, kernel: Kernel, timeout_s: float) -> _Ending:
-        """The end of the code. Past the limit, or told to stop, it is interrupted first, then its kernel killed.
+    async def _set_variables(self, live: LiveRun, kernel: Kernel) -> Result | None:
+        """Set the run's variables; the answer of a run that ends by that. Raises KernelLost when they were not taken."""
+        msg_id, ended = send_variables(kernel, live.run.variables)
+        stop = await self._bring_to_end(live, kernel, msg_id, ended, live.run.timeout_s)
+        end = ended.result()
+        if stop is None and isinstance(end, Died):
+            raise KernelLost("The sandbox ended before the code was sent to it.")
+        if stop is None:
+            return None
+        live.lost_kernel = isinstance(end, Died)
+        live.execution.session_lost = live.execution.session_lost or live.lost_kernel
+        return live.execution.finish(stop.status, stop.reason, end.usage)
 
-        The limit is the code's. What the code has made is brought over and stored in a time of its own.
-        """
+    async def _wait_for_end(self, live: LiveRun, kernel: Kernel, timeout_s: float) -> _Ending:
+        """The end of the code. The limit is the code's: what it has made is brought over in a time of its own."""
         recording = live.recording
+        stop = await self._bring_to_end(live, kernel, live.msg_id, recording.code_ended, timeout_s)
+        while not recording.ended.done():
+            await asyncio.wait([recording.ended], timeout=_FILES_PATIENCE_S)
+            if not recording.ended.done() and not recording.is_held_up:
+                kernel.abandon("the run did not end in time")
+        return _Ending(recording.ended.result(), stop)
+
+    async def _bring_to_end(
+        self, live: LiveRun, kernel: Kernel, msg_id: str, ended: asyncio.Future[Any], timeout_s: float
+    ) -> Stop | None:
+        """Wait for the end of a request; returns what has brought it about, if that was not its own doing.
+
+        Past the limit, or told to stop, it is interrupted first, then its kernel killed.
+        """
         stopping = asyncio.ensure_future(live.stopping.wait())
         try:
-            either: set[asyncio.Future[Any]] = {recording.code_ended, stopping}
+            either: set[asyncio.Future[Any]] = {ended, stopping}
             done, _ = await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopping.cancel()
-        if not recording.code_ended.done():
-            live.interrupt(_INTERRUPT_GRACE_S)
-            await asyncio.wait([recording.code_ended], timeout=_INTERRUPT_GRACE_S + _KILL_GRACE_S)
-        if recording.code_ended.done():
-            await asyncio.wait([recording.ended], timeout=_FILES_PATIENCE_S)
-        if not recording.ended.done():
+        if ended.done():
+            return None
+        limit = f"The run passed its time limit of {live.run.timeout_s:g} s and was stopped."
+        stop = live.stop if done else Stop(RunStatus.TIMEOUT, limit)
+        kernel.interrupt(msg_id, INTERRUPT_GRACE_S)
+        await asyncio.wait([ended], timeout=INTERRUPT_GRACE_S + _KILL_GRACE_S)
+        if not ended.done() and not kernel.is_linked():
+            # The interrupt waits for the supervisor to dial again.
+            with suppress(KernelLost):
+                await kernel.wait_linked(_LINK_TIMEOUT_S)
+            await asyncio.wait([ended], timeout=INTERRUPT_GRACE_S + _KILL_GRACE_S)
+        if not ended.done():
             # Not even the supervisor answers; what remains is to end the container with everything in it.
             kernel.abandon("the run did not end in time")
-        return _Ending(await recording.ended, passed_limit=not done)
+        return stop
 
     async def _conclude(self, live: LiveRun, kernel: Kernel, ending: _Ending) -> Result:
         """The run's one final status, and a sentence for it where the traceback says nothing."""
-        execution, recording, end = live.execution, live.recording, ending.end
+        execution, recording, end, stop = live.execution, live.recording, ending.end, ending.stop
         if isinstance(end, Died) and not end.ran:
             recording.begin_again()
             raise NotTaken
@@ -136,16 +169,13 @@ class Conductor:
         if isinstance(end, Done) and end.oom_kills:
             execution.notice("a process of this run was killed: the memory limit was reached")
         is_gone = isinstance(end, Died) and end.cause is Cause.GONE
-        was_stopped = ending.passed_limit or live.stop is not None
-        if is_gone and (recording.is_complete() or recording.has_files or was_stopped):
+        if is_gone and (recording.is_complete() or recording.has_files or stop is not None):
             execution.take_skipped([{"path": "", "bytes": 0, "why": "time"}])
         live.lost_kernel = isinstance(end, Died) or execution.leaves
         execution.session_lost = execution.session_lost or live.lost_kernel
-        if ending.passed_limit:
-            reason = f"The run passed its time limit of {live.run.timeout_s:g} s and was stopped."
-            return execution.finish(RunStatus.TIMEOUT, reason, end.usage)
-        if live.stop is not None and (isinstance(end, Died) or execution.ended_status() is not RunStatus.OK):
-            return execution.finish(live.stop.status, live.stop.reason, end.usage)
+        ended_badly = isinstance(end, Died) or execution.ended_status() is not RunStatus.OK
+        if stop is not None and (ended_badly or stop.status is RunStatus.TIMEOUT):
+            return execution.finish(stop.status, stop.reason, end.usage)
         if isinstance(end, Done) and not recording.has_reply():
             return execution.finish(RunStatus.ERROR, _NO_REPLY, end.usage)
         if isinstance(end, Done) or recording.is_complete():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+from collections import deque
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any
@@ -27,6 +28,8 @@ from sessions.transfers import Transfers
 _MAX_REFUSALS = 16
 _RECONNECT_S = 10.0
 _LARGEST_COUNT = 1 << 53
+_LARGEST_GENERATION = (1 << 31) - 1
+_UNSENT = 8
 _ACK_FRAMES = 64
 _ACK_BYTES = 1 << 20
 
@@ -70,6 +73,7 @@ class Kernel:
         self._acknowledged_seq = 0
         self._unacknowledged_bytes = 0
         self._requests = Requests()
+        self._unsent: deque[str] = deque(maxlen=_UNSENT)
         self._refusals = 0
         self._allowance = Allowance(clock)
         self._changed = asyncio.Event()
@@ -158,11 +162,11 @@ class Kernel:
 
     def restart(self) -> None:
         """Have the kernel process killed and a fresh one forked; what is outstanding dies with it."""
-        self._send_control(protocol.RESTART)
+        self._send_later(protocol.RESTART)
 
     def interrupt(self, msg_id: str, grace_s: float) -> None:
         """Interrupt this request; the supervisor kills the kernel when it is still running after `grace_s`."""
-        self._send_control(protocol.INTERRUPT, msg_id=msg_id, grace_s=grace_s)
+        self._send_later(protocol.INTERRUPT, msg_id=msg_id, grace_s=grace_s)
 
     def acknowledge(self) -> None:
         """Let the supervisor forget what is committed or needs no commit."""
@@ -242,6 +246,8 @@ class Kernel:
         # Not what has been taken: that may not be committed yet. What is sent again is not taken again.
         self._send_control(protocol.WELCOME, acknowledged=self._acknowledged_seq)
         self._requests.send_again(sent, link.send_binary)
+        while self._unsent:
+            link.send_text(self._unsent.popleft())
         self._tell_change()
         return True
 
@@ -351,7 +357,9 @@ class Kernel:
             self.abandon("the kernel does not start")
 
     def _take_generation(self, fields: Mapping[str, Any]) -> None:
-        self.generation = _count(fields.get("generation")) or self.generation
+        generation = _count(fields.get("generation"))
+        if 0 < generation <= _LARGEST_GENERATION:  # what the database has room for
+            self.generation = generation
 
     def _take_failed_preloads(self, fields: Mapping[str, Any]) -> None:
         """Reasons by module; said by the first message after the imports, and by every hello from then on."""
@@ -370,6 +378,13 @@ class Kernel:
 
     def _send_control(self, op: str, **fields: Any) -> None:
         self._send_text(protocol.encode_control(op, **fields))
+
+    def _send_later(self, op: str, **fields: Any) -> None:
+        """Send it now, or when the supervisor has dialled again."""
+        if self._link is None:
+            self._unsent.append(protocol.encode_control(op, **fields))
+        else:
+            self._send_control(op, **fields)
 
     def _send_text(self, text: str) -> None:
         if self._link is not None:

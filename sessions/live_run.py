@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import uuid4
 
-from sessions.errors import CellblockError
+import structlog
+
+from sessions.errors import CellblockError, EndNotStored
 from sessions.execution import Execution
 from sessions.kernel import Kernel
 from sessions.model import ArtifactId, Event, Progress, Result, Run, RunId, RunRecord, RunStatus, Session
@@ -18,6 +20,11 @@ from sessions.ports import Clock, Store
 from sessions.recording import Recording
 from sessions.requests import generation_of
 from sessions.settings import Limits
+
+INTERRUPT_GRACE_S = 2.0
+"""How long code may take to heed an interrupt before its kernel is killed."""
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +93,20 @@ class LiveRun:
     async def commit(self, result: Result, session: Session | None = None) -> None:
         """Commit the end, for as long as that takes, and tell it."""
         self.concluded.set()
-        stored = await self.recording.finish(result, session)
-        if not self.answer.done():
-            self.answer.set_result(stored)
+        try:
+            stored = await self.recording.finish(result, session)
+        except Exception:
+            # A bug of ours, or a database that refuses even the least. The code was run; that it has ended is all we know.
+            log.exception("run_not_ended", run_id=self.run_id)
+            self.fail(
+                EndNotStored(f"The run {self.run_id} has ended, but that could not be stored. Do not run it again.")
+            )
+        else:
+            if not self.answer.done():
+                self.answer.set_result(stored)
 
     def fail(self, error: CellblockError) -> None:
-        """Tell that nothing was run, and nothing recorded."""
+        """Tell that there is no answer, and why."""
         self.recording.feed.close()
         if not self.answer.done():
             self.answer.set_exception(error)

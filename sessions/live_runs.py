@@ -22,11 +22,15 @@ _GOES_ON = (
 
 
 class LiveRuns:
-    """The state: the runs, each until its answer is there; and `_stopped`, done once all is left to a later gateway."""
+    """Its state: the runs, each until its answer is there; the ids of those whose end no store has taken; and `_stopped`.
+
+    That is done once everything is left to a later gateway.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._live: dict[RunId, LiveRun] = {}
+        self._unstored: set[RunId] = set()
         self._stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def __repr__(self) -> str:
@@ -38,8 +42,17 @@ class LiveRuns:
     def add(self, live: LiveRun) -> LiveRun:
         """Take a run in, until its answer is there."""
         self._live[live.run_id] = live
-        live.answer.add_done_callback(lambda _: self._live.pop(live.run_id, None))
+        live.answer.add_done_callback(lambda answer: self._let_go(live, answer))
         return live
+
+    def knows(self, run_id: RunId) -> bool:
+        """Whether it lives here, or has ended here without that being stored."""
+        return run_id in self._live or run_id in self._unstored
+
+    def _let_go(self, live: LiveRun, answer: asyncio.Future[Result]) -> None:
+        self._live.pop(live.run_id, None)
+        if not answer.cancelled() and isinstance(answer.exception(), EndNotStored):
+            self._unstored.add(live.run_id)
 
     def get(self, run_id: RunId) -> LiveRun | None:
         """A run that lives here, or None."""
@@ -151,4 +164,4 @@ class LiveRuns:
         record = await self._store.get_run(run_id)
         if record is None:
             raise NotFound("There is no run by that id.")
-        return record.finished_at is not None
+        return record.finished_at is not None or run_id in self._unstored

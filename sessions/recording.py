@@ -16,7 +16,7 @@ from sessions.errors import StoreUnavailable
 from sessions.execution import Execution
 from sessions.feed import Feed
 from sessions.messages import Message
-from sessions.model import Batch, Event, Progress, Result, RunId, Session
+from sessions.model import Batch, Event, EventType, Progress, Result, RunId, Session
 from sessions.ports import Clock, Store
 
 _BATCH_PAUSE_S = 0.25
@@ -28,7 +28,7 @@ log = structlog.get_logger()
 
 
 class Recording:
-    """`sessions.kernel.RequestListener` of one run.
+    """`sessions.requests.RequestListener` of one run.
 
     `code_ended` is done when the kernel has said so, or its first file comes, which the supervisor sends only then;
     `ended` once all that the code has made has come as well. `feed` has what is committed. Its state: the run's fold,
@@ -44,6 +44,7 @@ class Recording:
         self.code_ended: asyncio.Future[None] = loop.create_future()
         self.ended: asyncio.Future[Done | Died] = loop.create_future()
         self.has_files = False
+        self.is_held_up = False
         self._said: set[str] = set()
         self._store = store
         self._clock = clock
@@ -106,6 +107,10 @@ class Recording:
         """The kernel has."""
         self._end(died)
 
+    def has_begun(self) -> bool:
+        """Whether something of what the kernel said is committed."""
+        return self.feed.last_seq > 0 or self._covered.taken_seq > 0
+
     def begin_again(self) -> None:
         """The kernel that this run was sent to has not taken it: it will be sent to another one."""
         self.ended = asyncio.get_running_loop().create_future()
@@ -132,17 +137,26 @@ class Recording:
         await self._stop_writing()
         batch = self._take_batch()
         finished_at = self._clock.now()
-        try:
+        for smaller in (self._least_batch(batch), Batch()):
+            try:
+                await self._persist(lambda: self._store.finish_run(result, batch, finished_at, session))
+                break
+            except Exception:
+                log.exception("batch_refused", run_id=self.run_id, events=len(batch.events))
+                result, batch = replace(result, truncated=True), smaller
+        else:
             await self._persist(lambda: self._store.finish_run(result, batch, finished_at, session))
-        except Exception:
-            log.exception("batch_refused", run_id=self.run_id, events=len(batch.events))
-            result = replace(result, truncated=True)
-            await self._persist(lambda: self._store.finish_run(result, Batch(), finished_at, session))
         self._unwritten, self._uncommitted_seq, self._writing_seq = Batch(), None, None
         self.feed.publish(batch.events)
         self.feed.close()
         self._committed()
         return result
+
+    def _least_batch(self, refused: Batch) -> Batch:
+        """Of a batch that the database does not take, what a run cannot be without: its beginning and its end."""
+        kept = [event for event in refused.events if event.type in (EventType.STARTED, EventType.END)]
+        first_seq = self.feed.last_seq + 1
+        return Batch(tuple(replace(event, seq=first_seq + index) for index, event in enumerate(kept)))
 
     async def break_off(self) -> None:
         """Write no more: what is not committed has not been acknowledged, and another gateway gets it again."""
@@ -244,7 +258,9 @@ class Recording:
                 await write()
             except StoreUnavailable as error:
                 log.warning("run_not_written", run_id=self.run_id, reason=str(error))
+                self.is_held_up = True
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, _LONGEST_RETRY_S)
             else:
+                self.is_held_up = False
                 return

@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from sessions.conduct import Conductor
+from sessions.attempts import Attempts
 from sessions.errors import CellblockError, Conflict, NotFound, TooManyRequests
 from sessions.kernel import Kernel
 from sessions.live_session import LiveSession
@@ -25,6 +25,7 @@ from sessions.supply import KernelSupply
 from sessions.variables import set_variables
 
 _CULL_PAUSE_S = 1.0
+_END_PATIENCE_S = 15.0
 
 Key = tuple[TenantId, SessionId]
 
@@ -37,12 +38,12 @@ class SessionParts:
 
     store: Store
     supply: KernelSupply
-    conductor: Conductor
+    attempts: Attempts
     clock: Clock
 
 
 class Registry:
-    """The state: the live sessions, and for each that is being made, used or ended, whose turn it is."""
+    """The state: the live sessions; for each that is being made, fed or ended, whose turn it is; and those that end."""
 
     def __init__(
         self, parts: SessionParts, gateway_id: GatewayId, limits: SessionLimits, kernel_names: Mapping[str, str]
@@ -54,6 +55,8 @@ class Registry:
         self._kernel_names = kernel_names
         self._sessions: dict[Key, LiveSession] = {}
         self._turns: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
+        self._ending: dict[asyncio.Task[None], LiveSession] = {}
+        self._culled: set[LiveSession] = set()
         self._culling: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -117,18 +120,19 @@ class Registry:
             if self.find(asked.tenant, session_id) is not None:
                 raise Conflict("There is a session with this id already: use it, delete it, or choose another id.")
             session = await self._make(asked, SessionNews.NONE, session_id)
-            if asked.variables:
-                try:
+            try:
+                if asked.variables:
                     await set_variables(await session.ensure_kernel(), asked.variables)
-                except CellblockError:
-                    await self._end(session, "Its variables could not be set.")
-                    raise
+            except CellblockError:
+                await self._end(session, "Its variables could not be set.")
+                raise
             return session
 
     async def delete(self, tenant: TenantId, session_id: SessionId, reason: str) -> None:
-        """End a session. Raises NotFound, StoreUnavailable; then it goes on."""
+        """End a session; returns when its last run has ended, or after a while. Raises NotFound, StoreUnavailable."""
         async with self.turn(tenant, session_id):
-            await self._end(self.get(tenant, session_id), reason)
+            ending = await self._end(self.get(tenant, session_id), reason)
+        await asyncio.wait([ending], timeout=_END_PATIENCE_S)
 
     async def _make(self, asked: SessionRequest, news: SessionNews, session_id: SessionId | None = None) -> LiveSession:
         if len(self.of_tenant(asked.tenant)) >= self._limits.max_per_tenant:
@@ -172,12 +176,17 @@ class Registry:
         await self._parts.store.remove_session(existing)
         await self._parts.store.add_session(record)
 
-    async def _end(self, session: LiveSession, reason: str) -> None:
+    async def _end(self, session: LiveSession, reason: str) -> asyncio.Task[None]:
+        """It is over, and its id is free; the task returned lasts for as long as its runs take to end."""
         record = session.record
         await self._parts.store.remove_session(record)
-        await session.end(reason)
+        session.stop(reason)
         self._sessions.pop((record.tenant, record.session_id), None)
         log.info("session_ended", session_id=record.session_id, reason=reason)
+        task = asyncio.ensure_future(session.wait_ended())
+        self._ending[task] = session
+        task.add_done_callback(lambda ended: self._ending.pop(ended, None))
+        return task
 
     def _live(self, record: Session) -> LiveSession:
         parts = self._parts
@@ -186,7 +195,7 @@ class Registry:
             self._kernel_names[record.language],
             store=parts.store,
             supply=parts.supply,
-            conductor=parts.conductor,
+            attempts=parts.attempts,
             clock=parts.clock,
         )
 
@@ -213,28 +222,38 @@ class Registry:
         if self._culling is not None:
             self._culling.cancel()
             await asyncio.wait([self._culling])
-        return [kernel for session in self._sessions.values() if (kernel := await session.suspend()) is not None]
+        ending = dict(self._ending)
+        for task in ending:
+            task.cancel()
+        if ending:
+            await asyncio.wait(ending)
+        sessions = [*self._sessions.values(), *ending.values()]
+        return [kernel for session in sessions if (kernel := await session.suspend()) is not None]
 
     async def _cull(self) -> None:
-        ending: set[asyncio.Task[None]] = set()
+        tasks: set[asyncio.Task[None]] = set()
         try:
             while True:
-                for key, session in list(self._sessions.items()):
-                    if (reason := session.has_expired()) is not None and not session.is_over:
-                        task = asyncio.ensure_future(self._cull_one(key, session, reason))
-                        ending.add(task)
-                        task.add_done_callback(ending.discard)
+                for session in self._sessions.values():
+                    if (reason := session.has_expired()) is not None and session not in self._culled:
+                        self._culled.add(session)
+                        task = asyncio.ensure_future(self._cull_one(session, reason))
+                        tasks.add(task)
+                        task.add_done_callback(tasks.discard)
                 await asyncio.sleep(_CULL_PAUSE_S)
         finally:
-            for task in ending:
+            for task in tasks:
                 task.cancel()
 
-    async def _cull_one(self, key: Key, session: LiveSession, reason: str) -> None:
+    async def _cull_one(self, session: LiveSession, reason: str) -> None:
+        record = session.record
         try:
-            async with self.turn(*key):
+            async with self.turn(record.tenant, record.session_id):
                 if not session.is_over and session.has_expired() is not None:
                     await self._end(session, reason)
         except CellblockError as error:
-            log.warning("session_not_ended", session_id=key[1], reason=str(error))
+            log.warning("session_not_ended", session_id=record.session_id, reason=str(error))
         except Exception:
-            log.exception("session_not_ended", session_id=key[1])
+            log.exception("session_not_ended", session_id=record.session_id)
+        finally:
+            self._culled.discard(session)

@@ -52,7 +52,7 @@ def make_msg_id(run_id: str, generation: int) -> str:
 def generation_of(msg_id: str) -> int:
     """To which kernel process this was sent; 0 when it does not say."""
     generation = msg_id.split(".")[1:2]
-    return int(generation[0]) if generation and re.fullmatch(r"[0-9]{1,15}", generation[0]) else 0
+    return int(generation[0]) if generation and re.fullmatch(r"[0-9]{1,10}", generation[0]) else 0
 
 
 @dataclass(slots=True)
@@ -94,7 +94,11 @@ class Requests:
 
     def msg_id_of(self, listener: RequestListener) -> str | None:
         """Under which msg_id the supervisor had the run that this listener expects; None when it did not have it."""
-        return next((msg_id for found, msg_id in self._found if found is listener), None)
+        for index, (found, msg_id) in enumerate(self._found):
+            if found is listener:
+                del self._found[index]  # it is asked for once, and the listener would be kept for as long as the kernel
+                return msg_id
+        return None
 
     def forget_all(self) -> None:
         """Listen to nothing more."""

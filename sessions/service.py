@@ -15,19 +15,17 @@ from uuid import uuid4
 
 import structlog
 
+from sessions.attempts import Attempts
+from sessions.beginnings import Beginnings
 from sessions.conduct import Conductor
 from sessions.errors import (
     Conflict,
     Draining,
     Gone,
-    InvalidRequest,
     NotFound,
-    TooManyRequests,
-    UnsupportedLanguage,
 )
 from sessions.execution import Execution
-from sessions.kernel import Kernel
-from sessions.live_run import LiveRun, Stop
+from sessions.live_run import INTERRUPT_GRACE_S, Stop
 from sessions.live_runs import LiveRuns
 from sessions.live_session import LiveSession
 from sessions.model import (
@@ -38,7 +36,6 @@ from sessions.model import (
     KernelId,
     Progress,
     Result,
-    Run,
     RunId,
     RunQuery,
     RunRecord,
@@ -57,12 +54,10 @@ from sessions.registry import Registry, SessionParts
 from sessions.settings import Limits, SessionLimits
 from sessions.single_runs import SingleRuns
 from sessions.supply import KernelSupply
-from sessions.variables import can_set
 from sessions.watch import Watch
 
-_CLAIM_TIMEOUT_S = 30.0
-_INTERRUPT_GRACE_S = 2.0
 _HEALTH_PAUSE_S = 2.0
+_LAST_BEGINNINGS_S = 5.0
 _EVENTS_PER_PAGE = 200
 
 log = structlog.get_logger()
@@ -118,12 +113,24 @@ class Service:
             credential_of=credential_of,
             clock=clock,
         )
-        self._conductor = Conductor(limits, self._supply.fate)
+        conductor = Conductor(limits, self._supply.fate)
+        attempts = Attempts(conductor, clock)
         self._sessions = Registry(
-            SessionParts(store, self._supply, self._conductor, clock), gateway_id, session_limits, self._languages
+            SessionParts(store, self._supply, attempts, clock), gateway_id, session_limits, self._languages
         )
         self._runs = LiveRuns(store)
-        self._single = SingleRuns(store, self._supply, self._conductor, self._languages, clock)
+        self._single = SingleRuns(store, self._supply, attempts, self._languages, clock)
+        self._beginnings = Beginnings(
+            gateway_id=gateway_id,
+            kernel_names=self._languages,
+            limits=limits,
+            store=store,
+            clock=clock,
+            supply=self._supply,
+            sessions=self._sessions,
+            runs=self._runs,
+            single=self._single,
+        )
         self._recovery = Recovery(
             gateway_id=gateway_id,
             kernel_names=self._languages,
@@ -131,13 +138,14 @@ class Service:
             store=store,
             clock=clock,
             supply=self._supply,
-            conductor=self._conductor,
+            conductor=conductor,
             sessions=self._sessions,
             runs=self._runs,
             single=self._single,
         )
         self._tasks: set[asyncio.Task[Any]] = set()
         self._draining = False
+        self._has_recovered = False
         self._store_watch = Watch("database", store.ping)
         self._health: asyncio.Task[None] | None = None
 
@@ -146,6 +154,7 @@ class Service:
     async def start(self) -> None:
         """Take over what an earlier gateway on the same data has left, then begin to warm up."""
         await self._recovery.recover()
+        self._has_recovered = True
         self._supply.start()
         self._sessions.start()
         self._health = asyncio.ensure_future(self._store_watch.keep_asking(_HEALTH_PAUSE_S))
@@ -154,7 +163,8 @@ class Service:
         """Take no more runs, and wait for those under way, but not for longer than this."""
         self._draining = True
         self._supply.stop_refilling()
-        if unfinished := [live.answer for live in self._runs]:
+        unfinished: set[asyncio.Future[Any]] = {*(live.answer for live in self._runs), *self._tasks}
+        if unfinished:
             log.info("draining", runs=len(unfinished))
             await asyncio.wait(unfinished, timeout=timeout_s)
 
@@ -167,12 +177,17 @@ class Service:
         if self._health is not None:
             self._health.cancel()
         self._supply.stop_refilling()
-        kept = [*await self._sessions.suspend(), *await self._single.suspend()]
-        self._runs.stop()
+        if self._tasks:  # what is just beginning ends by itself, or soon gives up
+            await asyncio.wait(self._tasks, timeout=_LAST_BEGINNINGS_S)
         for task in list(self._tasks):
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._beginnings.stop()
+        kept = [*await self._sessions.suspend(), *await self._single.suspend()]
+        self._runs.stop()
+        if not self._has_recovered:
+            # What an earlier gateway has left has not been joined with what is recorded: all of it may be wanted.
+            await self._supply.leave()
+            return
         if kept:
             log.info("kernels_kept", count=len(kept), consequence="they end by themselves unless a gateway comes back")
         await self._supply.close(kept)
@@ -202,8 +217,8 @@ class Service:
         Raises InvalidRequest, UnsupportedLanguage, Conflict, TooManyRequests, and Unavailable in its kinds; nothing was
         run then. A caller that is cancelled does not stop the run.
         """
-        self._check(request.language, request.variables)
-        return await asyncio.shield(self._track(self._begin(request)))
+        await self._check(request.language, request.variables)
+        return await asyncio.shield(self._track(self._beginnings.begin(request)))
 
     async def result(self, run_id: RunId) -> Result:
         """Wait for the end of a run. Raises NotFound; Gone when retention has removed it; EndNotStored.
@@ -256,7 +271,7 @@ class Service:
         live = await self._runs.own(tenant, run_id)
         if live is None or live.kernel is None or live.concluded.is_set():
             raise Conflict("This run is not running: there is nothing to interrupt.")
-        live.interrupt(_INTERRUPT_GRACE_S)
+        live.interrupt(INTERRUPT_GRACE_S)
 
     async def answer_input(self, tenant: TenantId, run_id: RunId, value: str) -> None:
         """Answer the `input()` that a run waits in. Raises NotFound, Conflict when it does not wait in one."""
@@ -277,7 +292,7 @@ class Service:
 
     async def create_session(self, asked: SessionRequest) -> SessionView:
         """Make a session. Raises Conflict when there is one with its id, TooManyRequests, Unavailable."""
-        self._check(asked.language, asked.variables)
+        await self._check(asked.language, asked.variables)
         session: LiveSession = await asyncio.shield(self._track(self._sessions.create(asked)))
         return session.view()
 
@@ -338,73 +353,12 @@ class Service:
         """The files below its working directory. Raises Unavailable when its sandbox is out of reach."""
         return await self._sessions.get(tenant, session_id).files()
 
-    # --- beginning a run ----------------------------------------------------------------------------------------------
-
-    def _check(self, language: str, variables: Mapping[str, Any]) -> None:
+    async def _check(self, language: str, variables: Mapping[str, Any]) -> None:
         if self._draining:
             raise Draining
-        if language not in self._languages:
-            known = ", ".join(sorted(self._languages))
-            raise UnsupportedLanguage(f"The language {language!r} is not configured here; there is: {known}.")
-        if variables and not can_set(self._languages[language]):
-            raise InvalidRequest(f"`variables` cannot be set in the language {language!r}: write them as code.")
-
-    async def _begin(self, request: RunRequest) -> RunId:
-        if request.idempotency_key is not None:
-            # Before a kernel is taken; that nobody else is about to add the same is seen to by `add_run`.
-            existing = await self._store.find_run(request.tenant, request.idempotency_key)
-            if existing is not None:
-                return _same_request(existing, request)
-        if request.session_id is None:
-            return await self._begin_alone(request)
-        async with self._sessions.turn(request.tenant, request.session_id):
-            return await self._begin_in_session(request, request.session_id)
-
-    async def _begin_alone(self, request: RunRequest) -> RunId:
-        kernel = await self._supply.claim(self._languages[request.language], _CLAIM_TIMEOUT_S)
-        run = self._make_run(request, kernel)
-        try:
-            existing = await self._store.add_run(run)
-        except BaseException:
-            self._supply.give_back(kernel)
-            raise
-        if existing is not None:
-            self._supply.give_back(kernel)
-            return _same_request(existing, request)
-        live = self._runs.add(LiveRun(run, self._limits, self._store, self._clock))
-        self._single.begin(live, kernel)
-        return run.run_id
-
-    async def _begin_in_session(self, request: RunRequest, session_id: SessionId) -> RunId:
-        session = await self._sessions.get_or_create(request.tenant, session_id, request.language)
-        if session.runs() > self._limits.queue:
-            raise TooManyRequests("This session's queue is full: try again once some of its runs have ended.")
-        kernel = None if session.runs() else await session.ensure_kernel()
-        run = self._make_run(request, kernel)
-        existing = await self._store.add_run(run)
-        if existing is not None:
-            return _same_request(existing, request)
-        session.enqueue(self._runs.add(LiveRun(run, self._limits, self._store, self._clock)))
-        return run.run_id
-
-    def _make_run(self, request: RunRequest, kernel: Kernel | None) -> Run:
-        now = self._clock.now()
-        return Run(
-            run_id=RunId(str(uuid4())),
-            tenant=request.tenant,
-            gateway_id=self._gateway_id,
-            language=request.language,
-            code=request.code,
-            variables=request.variables,
-            timeout_s=request.timeout_s,
-            created_at=now,
-            kernel_id=kernel.kernel_id if kernel is not None else None,
-            started_at=now if kernel is not None else None,
-            session_id=request.session_id,
-            allow_stdin=request.allow_stdin,
-            idempotency_key=request.idempotency_key,
-            request_sha256=request.sha256() if request.idempotency_key is not None else None,
-        )
+        self._beginnings.check(language, variables)
+        if self._store_watch.failure is not None:
+            await self._store.ping()  # rather than to take a kernel first, which would be of no use to anybody then
 
     def _track(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Begin `work`, which is among the tasks until it ends."""
@@ -412,13 +366,6 @@ class Service:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _same_request(existing: RunRecord, request: RunRequest) -> RunId:
-    """The run that has the key already. Raises Conflict when it was asked something else."""
-    if existing.run.request_sha256 != request.sha256():
-        raise Conflict("This Idempotency-Key was used with another request: use a new key for a new request.")
-    return existing.run.run_id
 
 
 def _new_artifact_id() -> ArtifactId:

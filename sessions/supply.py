@@ -22,6 +22,9 @@ from sessions.sandboxes import Sandboxes
 from sessions.settings import Limits
 from sessions.watch import Watch
 
+CLAIM_TIMEOUT_S = 30.0
+"""How long a run may wait for a kernel."""
+
 _CHECK_PAUSE_S = 10.0
 _ASK_AFTER_PAUSE_S = 0.5
 
@@ -185,6 +188,17 @@ class KernelSupply:
         if not any(pool.settings.size for pool in self._pools.values()):
             self._engine_watch = asyncio.ensure_future(self._engine.keep_asking(_CHECK_PAUSE_S))
         self._refill()
+
+    async def leave(self) -> None:
+        """End everything that was under way here, and leave all sandboxes as they are: whose they are is not known yet."""
+        self.stop_refilling()
+        kernels, self._kernels = list(self._kernels.values()), {}
+        for kernel in kernels:
+            self._sandboxes.let_go(kernel)
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     async def close(self, kept: Collection[Kernel] = ()) -> None:
         """End every kernel of this gateway but those that a later one will want, and everything that was under way."""

@@ -8,10 +8,11 @@ from typing import Any
 from uuid import uuid4
 
 from sessions.ends import Died, Done
-from sessions.errors import KernelLost
+from sessions.errors import KernelLost, Unavailable
 from sessions.kernel import Kernel
 
 _TIMEOUT_S = 60.0
+_NOT_SET = "The variables could not be set: the kernel ended, or did not answer."
 
 # By kernelspec.
 _CODE = {
@@ -24,14 +25,27 @@ def can_set(kernel_name: str) -> bool:
     return kernel_name in _CODE
 
 
-async def set_variables(kernel: Kernel, variables: Mapping[str, Any]) -> None:
-    """Set them, and return once that is done. Raises KernelLost when the kernel has not taken them, or ended."""
+def send_variables(kernel: Kernel, variables: Mapping[str, Any]) -> tuple[str, asyncio.Future[Done | Died]]:
+    """Ask for them to be set; returns the request's msg_id, and what is done once it has ended.
+
+    Raises KernelLost when no kernel would take it.
+    """
     ended = _Ended()
+    msg_id = uuid4().hex
     metadata = {"cellblock": {"variables": variables, "artifacts": False, "generation": kernel.generation}}
-    kernel.execute(uuid4().hex, _CODE[kernel.kernel_name], ended, silent=True, metadata=metadata)
-    done, _ = await asyncio.wait([ended.end], timeout=_TIMEOUT_S)
-    if not done or isinstance(ended.end.result(), Died):
-        raise KernelLost("The sandbox ended before the code was sent to it.")
+    kernel.execute(msg_id, _CODE[kernel.kernel_name], ended, silent=True, metadata=metadata)
+    return msg_id, ended.end
+
+
+async def set_variables(kernel: Kernel, variables: Mapping[str, Any]) -> None:
+    """Set them, and return once that is done. Raises Unavailable when the kernel has not taken them, or ended."""
+    try:
+        _, ended = send_variables(kernel, variables)
+    except KernelLost as error:
+        raise Unavailable(_NOT_SET) from error
+    done, _ = await asyncio.wait([ended], timeout=_TIMEOUT_S)
+    if not done or isinstance(ended.result(), Died):
+        raise Unavailable(_NOT_SET)
 
 
 class _Ended:

@@ -185,10 +185,9 @@ async def test_code_is_not_sent_to_another_kernel_before_that_is_recorded(bench:
     await until(lambda: bench.store.runs == {})
 
 
-async def test_variables_that_are_never_set_keep_the_code_from_being_sent(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sessions.variables._TIMEOUT_S", 0.02)
-    with pytest.raises(SandboxLost, match="nothing was run"):
-        await bench.begin("work", variables={"v": 1})
+async def test_setting_variables_counts_against_the_time_limit_and_can_be_stopped(bench: Bench) -> None:
+    assert (await bench.begin("work", variables={"v": 1}, timeout_s=0.02)).status is RunStatus.TIMEOUT
+    run_id = await bench.record("work", variables={"v": 1})
+    await bench.service.cancel(ANONYMOUS, run_id)
+    assert (await bench.service.result(run_id)).status is RunStatus.CANCELLED
     assert bench.times_sent("work") == 0

@@ -11,7 +11,7 @@ from doubles import until
 from workbench import Bench, S
 
 from kernel_image import protocol
-from sessions.errors import Conflict, NotFound, StoreUnavailable, TooManyRequests
+from sessions.errors import Conflict, NotFound, StoreUnavailable, TooManyRequests, Unavailable
 from sessions.model import ANONYMOUS, Result, RunStatus, Session, SessionId, SessionState, TenantId, Usage
 from sessions.settings import SessionLimits
 
@@ -66,7 +66,7 @@ async def test_variables_of_a_new_session_are_set_before_it_is_there(bench: Benc
 async def test_a_session_whose_variables_cannot_be_set_is_not_there(bench: Bench) -> None:
     creating = asyncio.ensure_future(bench.create(variables={"x": 1}))
     (await bench.sent()).died("signal", signal=9)
-    with pytest.raises(Exception, match="sandbox ended"):
+    with pytest.raises(Unavailable, match="variables could not be set"):
         await creating
     assert bench.store.sessions == {}
     with pytest.raises(NotFound):
@@ -175,11 +175,14 @@ async def test_a_restart_cancels_what_runs_and_what_waits_goes_on_in_the_next_pr
     waiting = bench.begin("after", session_id=S)
     await until(lambda: len(bench.store.runs) == 2)
     restarting = asyncio.ensure_future(bench.service.restart_session(ANONYMOUS, S))
-    await until(lambda: bool(kernel.link.sent(protocol.RESTART)))
-    kernel.died("restart")
+    await until(lambda: bool(kernel.interrupts()))
+    kernel.interrupted()
     stopped = await running
-    assert (stopped.status, stopped.error) == (RunStatus.CANCELLED, "The session was restarted while this ran.")
+    assert stopped.status is RunStatus.CANCELLED
+    assert str(stopped.error).startswith("The session was restarted while this ran.")
+    await until(lambda: bool(kernel.link.sent(protocol.RESTART)))
     assert bench.times_sent("after") == 0
+    kernel.died("restart", msg_id=None)
     kernel.next_process()
     await restarting
     (await bench.sent("after")).end("2")
@@ -187,7 +190,7 @@ async def test_a_restart_cancels_what_runs_and_what_waits_goes_on_in_the_next_pr
 
 
 async def test_a_kernel_that_does_not_restart_is_replaced(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sessions.live_session._READY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("sessions.session_kernel._READY_TIMEOUT_S", 0.05)
     await bench.create()
     kernel_id = bench.session().kernel_id
     await bench.service.restart_session(ANONYMOUS, S)
@@ -538,7 +541,10 @@ async def test_a_session_that_cannot_be_deleted_goes_on(bench: Bench) -> None:
     assert news(await bench.serve("x", session_id=S)) == (False, False)
 
 
-async def test_a_run_for_which_no_kernel_comes_up_ends_and_says_that_it_was_not_run(bench: Bench) -> None:
+async def test_a_run_for_which_no_kernel_comes_up_ends_and_says_that_it_was_not_run(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sessions.live_session.LiveSession.patience_s", 0.3)
     first = bench.begin("first", session_id=S)
     kernel = await bench.sent("first")
     second = bench.begin("second", session_id=S)

@@ -1,0 +1,119 @@
+"""Trying until a kernel has taken a run: on the one it has, or the next, or after a while. Then the run is conducted.
+
+Where kernels come from is the caller's: a session has its own, a single run claims one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+import structlog
+
+from sessions.conduct import Conductor, NotTaken
+from sessions.errors import (
+    CellblockError,
+    Draining,
+    NotFound,
+    SandboxLost,
+    StoreUnavailable,
+    TooManyRequests,
+    Unavailable,
+)
+from sessions.kernel import Kernel
+from sessions.live_run import LiveRun
+from sessions.model import Result, RunStatus
+from sessions.ports import Clock
+
+_ATTEMPTS = 3
+_PAUSE_S = 0.5
+
+_INTERNAL_ERROR = "An error inside the gateway lost this run's answer; the code may have run. The gateway's log has it."
+NOT_RUN = "No kernel took this code, and it was not run: {}"
+
+log = structlog.get_logger()
+
+
+class NotRun(Exception):
+    """No kernel has taken the run, and none will; `why` is the error that says so."""
+
+    def __init__(self, why: CellblockError) -> None:
+        super().__init__(str(why))
+        self.why = why
+
+
+class KernelSource(Protocol):
+    """Where the kernel for a run comes from."""
+
+    patience_s: float
+    """For how long to ask again while none is to be had. Whoever has been queued was promised a kernel."""
+
+    async def take(self, live: LiveRun) -> Kernel:
+        """A kernel that answers, and that is recorded to be this run's. Raises Unavailable, TooManyRequests."""
+        ...
+
+    def not_taken(self, kernel: Kernel) -> None:
+        """This kernel has not taken the run."""
+        ...
+
+    def tell_news(self, live: LiveRun, generation: int) -> None:
+        """The run is about to be sent to this kernel process, or was: what it has to say of its session."""
+        ...
+
+
+class Attempts:
+    """Drives runs to their ends, which are not committed yet."""
+
+    def __init__(self, conductor: Conductor, clock: Clock) -> None:
+        self._conductor = conductor
+        self._clock = clock
+
+    async def drive(self, live: LiveRun, source: KernelSource) -> Result:
+        """The answer of a run, which has one final status whatever happens. Raises NotRun."""
+        why: CellblockError = SandboxLost()
+        refusals = 0
+        began_s = self._clock.monotonic()
+        while refusals < _ATTEMPTS:
+            if live.stop is not None and not live.is_resumed:
+                return live.execution.finish(live.stop.status, live.stop.reason, None)
+            kernel = live.kernel
+            try:
+                if live.is_resumed:
+                    live.is_resumed = False
+                    return await self._resume(live, source)
+                kernel = await source.take(live)
+                if live.stop is None:
+                    source.tell_news(live, kernel.generation)
+                    return await self._conductor.perform(live, kernel)
+            except NotTaken:
+                refusals += 1
+                live.msg_id = ""
+                if kernel is not None:
+                    source.not_taken(kernel)
+            except NotFound as error:  # the session that it belongs to is over, and the run told so in a moment
+                why = error
+                if live.stop is None:
+                    break
+            except Draining:
+                await asyncio.Event().wait()  # the next gateway runs it: this one is about to leave it
+            except (Unavailable, TooManyRequests) as error:
+                why = error
+                elapsed_s = self._clock.monotonic() - began_s
+                waits_for_store = isinstance(error, StoreUnavailable) and source.patience_s > 0
+                if elapsed_s >= source.patience_s and not waits_for_store:
+                    break
+                await asyncio.sleep(_PAUSE_S)
+            except Exception:
+                # A bug of ours, but the run has one final status all the same.
+                log.exception("run_failed", run_id=live.run_id)
+                return Result(live.run_id, RunStatus.LOST, output="", error=_INTERNAL_ERROR)
+        raise NotRun(why)
+
+    async def _resume(self, live: LiveRun, source: KernelSource) -> Result:
+        """Go on with a run that an earlier gateway has begun."""
+        if live.kernel is None or not await self._conductor.find(live, live.kernel):
+            return self._conductor.lost(live)
+        source.tell_news(live, live.generation)
+        began_at = live.run.started_at or live.run.created_at
+        elapsed_s = (self._clock.now() - began_at).total_seconds()
+        return await self._conductor.resume(live, live.kernel, elapsed_s)

@@ -1,0 +1,187 @@
+"""Taking runs on: checked, told apart from those that were taken on before, given to a session or a kernel, recorded.
+
+A run that is recorded is run, or withdrawn from the record; whether the record was written may be unknown for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping
+from typing import Any
+from uuid import uuid4
+
+import structlog
+
+from sessions.errors import Conflict, Gone, InvalidRequest, StoreUnavailable, TooManyRequests, UnsupportedLanguage
+from sessions.kernel import Kernel
+from sessions.live_run import LiveRun
+from sessions.live_runs import LiveRuns
+from sessions.model import GatewayId, Run, RunId, RunRecord, RunRequest, SessionId
+from sessions.ports import Clock, Store
+from sessions.registry import Registry
+from sessions.settings import Limits
+from sessions.single_runs import SingleRuns
+from sessions.supply import CLAIM_TIMEOUT_S, KernelSupply
+from sessions.variables import can_set
+
+_WITHDRAWALS = 2
+_BETWEEN_WITHDRAWALS_S = 10.0
+_RETRY_S = 0.5
+
+log = structlog.get_logger()
+
+
+class Beginnings:
+    """The state: the runs that are being recorded, and the tasks that withdraw those of which that is unknown."""
+
+    def __init__(
+        self,
+        *,
+        gateway_id: GatewayId,
+        kernel_names: Mapping[str, str],
+        limits: Limits,
+        store: Store,
+        clock: Clock,
+        supply: KernelSupply,
+        sessions: Registry,
+        runs: LiveRuns,
+        single: SingleRuns,
+    ) -> None:
+        """`kernel_names` maps languages to kernelspecs."""
+        self._gateway_id = gateway_id
+        self._kernel_names = kernel_names
+        self._limits = limits
+        self._store = store
+        self._clock = clock
+        self._supply = supply
+        self._sessions = sessions
+        self._runs = runs
+        self._single = single
+        self._recording: set[RunId] = set()
+        self._withdrawing: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"<Beginnings {len(self._recording)} being recorded, {len(self._withdrawing)} being withdrawn>"
+
+    def check(self, language: str, variables: Mapping[str, Any]) -> None:
+        """Raise UnsupportedLanguage, InvalidRequest."""
+        if language not in self._kernel_names:
+            known = ", ".join(sorted(self._kernel_names))
+            raise UnsupportedLanguage(f"The language {language!r} is not configured here; there is: {known}.")
+        if variables and not can_set(self._kernel_names[language]):
+            raise InvalidRequest(f"`variables` cannot be set in the language {language!r}: write them as code.")
+
+    async def begin(self, request: RunRequest) -> RunId:
+        """Take a run on. Under an `idempotency_key` that is known: the run that has it.
+
+        Raises Conflict, Gone, TooManyRequests, and Unavailable in its kinds; nothing was run then.
+        """
+        if request.idempotency_key is not None:
+            # Before a kernel is taken; that nobody else is about to add the same is seen to by `add_run`.
+            existing = await self._store.find_run(request.tenant, request.idempotency_key)
+            if existing is not None and not await self._withdraw_ghost(existing):
+                return _same_request(existing, request)
+        if request.session_id is None:
+            return await self._begin_alone(request)
+        async with self._sessions.turn(request.tenant, request.session_id):
+            return await self._begin_in_session(request, request.session_id)
+
+    async def stop(self) -> None:
+        """What may still be on record, and was not run, a later gateway finds."""
+        for task in list(self._withdrawing):
+            task.cancel()
+        if self._withdrawing:
+            await asyncio.wait(self._withdrawing)
+
+    async def _begin_alone(self, request: RunRequest) -> RunId:
+        kernel = await self._supply.claim(self._kernel_names[request.language], CLAIM_TIMEOUT_S)
+        try:
+            recorded = await self._record(self._make_run(request, kernel))
+        except BaseException:
+            # Not back into the pool: a later gateway may find it on record as this run's.
+            self._supply.retire(kernel)
+            raise
+        if isinstance(recorded, RunRecord):
+            self._supply.give_back(kernel)
+            return _same_request(recorded, request)
+        self._single.begin(recorded, kernel)
+        return recorded.run_id
+
+    async def _begin_in_session(self, request: RunRequest, session_id: SessionId) -> RunId:
+        session = await self._sessions.get_or_create(request.tenant, session_id, request.language)
+        if session.runs() > self._limits.queue:
+            raise TooManyRequests("This session's queue is full: try again once some of its runs have ended.")
+        kernel = None if session.runs() else await session.ensure_kernel()
+        recorded = await self._record(self._make_run(request, kernel))
+        if isinstance(recorded, RunRecord):
+            return _same_request(recorded, request)
+        session.enqueue(recorded)
+        return recorded.run_id
+
+    async def _record(self, run: Run) -> LiveRun | RunRecord:
+        """Record a run, which lives from then on; or the one that has its key."""
+        self._recording.add(run.run_id)
+        try:
+            existing = await self._store.add_run(run)
+            return (
+                self._runs.add(LiveRun(run, self._limits, self._store, self._clock)) if existing is None else existing
+            )
+        except BaseException:
+            # It may be on record all the same, or come to be so, when the database has caught up.
+            self._spawn(self._withdraw(run.run_id))
+            raise
+        finally:
+            self._recording.discard(run.run_id)
+
+    async def _withdraw_ghost(self, record: RunRecord) -> bool:
+        """Whether this is a run that was refused although it came to be recorded: it was not run, and its key is free."""
+        is_ours = record.run.gateway_id == self._gateway_id and record.finished_at is None
+        if not is_ours or record.run.run_id in self._recording or self._runs.knows(record.run.run_id):
+            return False
+        await self._store.withdraw_run(record.run.run_id)
+        return True
+
+    async def _withdraw(self, run_id: RunId) -> None:
+        """Remove it from the record; twice, since what has added it may still be on its way."""
+        for _ in range(_WITHDRAWALS):
+            while True:
+                try:
+                    await self._store.withdraw_run(run_id)
+                except StoreUnavailable:
+                    await asyncio.sleep(_RETRY_S)
+                else:
+                    break
+            await asyncio.sleep(_BETWEEN_WITHDRAWALS_S)
+
+    def _make_run(self, request: RunRequest, kernel: Kernel | None) -> Run:
+        now = self._clock.now()
+        return Run(
+            run_id=RunId(str(uuid4())),
+            tenant=request.tenant,
+            gateway_id=self._gateway_id,
+            language=request.language,
+            code=request.code,
+            variables=request.variables,
+            timeout_s=request.timeout_s,
+            created_at=now,
+            kernel_id=kernel.kernel_id if kernel is not None else None,
+            started_at=now if kernel is not None else None,
+            session_id=request.session_id,
+            allow_stdin=request.allow_stdin,
+            idempotency_key=request.idempotency_key,
+            request_sha256=request.sha256() if request.idempotency_key is not None else None,
+        )
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._withdrawing.add(task)
+        task.add_done_callback(self._withdrawing.discard)
+
+
+def _same_request(existing: RunRecord, request: RunRequest) -> RunId:
+    """The run that has the key already. Raises Conflict when it was asked something else, Gone when it was removed."""
+    if existing.run.request_sha256 != request.sha256():
+        raise Conflict("This Idempotency-Key was used with another request: use a new key for a new request.")
+    if existing.expired_at is not None:
+        raise Gone
+    return existing.run.run_id
