@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.auth import Doorkeeper, SiteRules
+from gateway.handlers.bodies import BufferedBodies
 from gateway.handlers.streams import Streams
 from sessions.model import (
     Artifact,
@@ -77,7 +78,7 @@ class RunService(Protocol):
         ...
 
     async def get_run(self, tenant: TenantId, run_id: RunId) -> RunRecord:
-        """A run. While it lives, `result` is what is committed of it so far. Raises NotFound, Gone."""
+        """A run. While it lives, `result` is what has come of it so far. Raises NotFound, Gone."""
         ...
 
     async def list_runs(self, query: RunQuery) -> list[RunSummary]:
@@ -170,27 +171,6 @@ class InFlight:
     async def wait_for_none(self) -> None:
         """Return once every answer has been written."""
         await self._none.wait()
-
-
-class BufferedBodies:
-    """Counts the bytes of request bodies that are in memory, over all connections."""
-
-    def __init__(self) -> None:
-        self._bytes = 0
-
-    def __repr__(self) -> str:
-        return f"<BufferedBodies {self._bytes}>"
-
-    def take(self, size_bytes: int, limit_bytes: int) -> bool:
-        """Count these too, unless that would be more than the limit."""
-        if self._bytes + size_bytes > limit_bytes:
-            return False
-        self._bytes += size_bytes
-        return True
-
-    def give_back(self, size_bytes: int) -> None:
-        """These are gone."""
-        self._bytes -= size_bytes
 
 
 @dataclass(frozen=True, slots=True)
