@@ -9,6 +9,7 @@ from typing import Protocol
 
 from gateway.auth import Doorkeeper, SiteRules
 from gateway.handlers.bodies import BufferedBodies
+from gateway.handlers.notebook_turns import NotebookTurns
 from gateway.handlers.streams import Streams
 from sessions.model import (
     Artifact,
@@ -187,5 +188,4 @@ class Context:
     in_flight: InFlight = field(default_factory=InFlight)
     bodies: BufferedBodies = field(default_factory=BufferedBodies)
     streams: Streams = field(default_factory=Streams)
-    notebooks: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while one is built, which takes a few hundred MiB at worst."""
+    notebooks: NotebookTurns = field(default_factory=NotebookTurns)
