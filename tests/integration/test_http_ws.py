@@ -305,14 +305,21 @@ async def test_a_message_that_is_too_large_closes_with_1009(
     await until(face, "<Streams 0>")
 
 
-async def test_a_message_of_the_limit_is_read() -> None:
-    limit = 3 << 20  # more than a body's read buffer
-    async with serving(limits=Limits(request_bytes=limit)) as face, connect(face.ws_url) as ws:
+@pytest.mark.parametrize("request_bytes", [LIMIT, sockets.MAX_MESSAGE_BYTES, 10 * sockets.MAX_MESSAGE_BYTES])
+async def test_a_message_of_the_limit_is_read_and_none_above_it(request_bytes: int) -> None:
+    limit = min(request_bytes, sockets.MAX_MESSAGE_BYTES)
+    async with serving(limits=Limits(request_bytes=request_bytes)) as face, connect(face.ws_url) as ws:
         message = json.dumps({"op": "run", "code": "#"})
         code = "#" * (limit - len(message) + 1)
         await tell(ws, op="run", code=code)
         [run] = await begun(face)
         assert run.request.code == code
+        with suppress(ConnectionClosed):
+            await tell(ws, op="run", code=code + "#")
+        async with asyncio.timeout(5):
+            await ws.wait_closed()
+        assert ws.close_code == 1009
+        assert face.service.runs == [run]
 
 
 @pytest.mark.parametrize(
