@@ -18,18 +18,13 @@ from tornado.iostream import StreamClosedError
 from tornado.web import Application, HTTPError, RequestHandler, stream_request_body
 
 from gateway.handlers.answer import strict_json
+from gateway.handlers.bodies import IncomingBody, declared_bytes
 from gateway.handlers.context import Context
 from gateway.handlers.exposure import Exposure
 from gateway.handlers.statuses import INTERNAL_SENTENCE, SHAPE_OF_STATUS, STATUS_OF_CODE
 from sessions.errors import CellblockError, TooLarge, Unavailable
 from sessions.model import ANONYMOUS, TenantId
 from sessions.text import well_formed
-
-DRAIN_FACTOR = 8
-"""A body up to so many times the limit is read to its end, so that the client gets to see the 413."""
-
-BUFFERED_BODIES = 16
-"""Request bodies that may be in memory at once, if all are as large as the limit allows; of smaller ones more."""
 
 MAX_HEADER_BYTES = 64 << 10
 """The request line and the headers together. The parser reads longer ones too, so that the answer is a 413 in JSON."""
@@ -62,8 +57,6 @@ class BaseHandler(RequestHandler):
         self.error_code: str | None = None
         self.tenant: TenantId = ANONYMOUS
         self._refusal: CellblockError | HTTPError | None = None
-        self._body = bytearray()
-        self._body_bytes = 0
         self._is_in_flight = False
         self._is_answering = False
         self._is_sending = False
@@ -72,6 +65,7 @@ class BaseHandler(RequestHandler):
     def initialize(self, context: Context) -> None:
         """Take what the composition root gives."""
         self.context = context
+        self._body = IncomingBody(context.bodies, context.limits.request_bytes)
 
     async def answer(self) -> None:
         """Serve the request, whose whole body is in `body`. May raise any CellblockError."""
@@ -114,11 +108,11 @@ class BaseHandler(RequestHandler):
             self._check_headers()
         except (CellblockError, HTTPError) as error:
             self._refusal = error
-        declared = self._declared_bytes()
+        declared = declared_bytes(self.request.headers)
         if declared > self._body_limit_bytes and self._refusal is None:
             self._refusal = self._too_large()
         is_waiting = self.request.headers.get("Expect", "").lower() == "100-continue"
-        if self._refusal is not None and (is_waiting or declared > self._drained_bytes):
+        if self._refusal is not None and (is_waiting or not self._body.is_drained(declared)):
             raise self._refusal
 
     def _check_headers(self) -> None:
@@ -161,7 +155,7 @@ class BaseHandler(RequestHandler):
             self._is_in_flight = False
             self.context.in_flight.leave()
         if not self._is_answering:  # what answers goes on without the client, and so does its body
-            self._forget_body()
+            self._body.forget()
 
     # --- the body comes in --------------------------------------------------------------------------------------------
 
@@ -172,47 +166,27 @@ class BaseHandler(RequestHandler):
     def _too_large(self) -> TooLarge:
         return TooLarge()
 
-    @property
-    def _drained_bytes(self) -> int:
-        return self.context.limits.request_bytes * DRAIN_FACTOR
-
-    def _declared_bytes(self) -> int:
-        """Content-Length, or 0 where there is none; tornado refuses malformed ones after this."""
-        length = self.request.headers.get("Content-Length", "0")
-        return int(length[:18]) if length.isascii() and length[:18].isdigit() else 0
-
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         """Keep what will be used, count the rest, and hang up on a body that does not end."""
-        if self._counts(chunk) and self._keep(chunk):
-            return None
-        self._forget_body()
+        if self._counts(chunk):
+            if self._body.keep(chunk):
+                return None
+            self._refusal = Unavailable("Too many requests are being read; nothing was run: try again in a moment.")
+        self._body.forget()
         self._give_up_on_endless()
         return None
 
     def _counts(self, chunk: bytes) -> bool:
         """Whether this piece of the body is still wanted."""
-        self._body_bytes += len(chunk)
-        if self._body_bytes > self._body_limit_bytes and self._refusal is None:
+        self._body.count(chunk)
+        if self._body.received_bytes > self._body_limit_bytes and self._refusal is None:
             self._refusal = self._too_large()
         return self._refusal is None
 
     def _give_up_on_endless(self) -> None:
-        if self._body_bytes > self._drained_bytes and not self._finished:
+        if not self._body.is_drained(self._body.received_bytes) and not self._finished:
             error = self._refusal
             self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, exc_info=(type(error), error, None))
-
-    def _keep(self, chunk: bytes) -> bool:
-        """Add to the body, unless all bodies together take too much memory then."""
-        limit_bytes = BUFFERED_BODIES * self.context.limits.request_bytes
-        if not self.context.bodies.take(len(chunk), limit_bytes):
-            self._refusal = Unavailable("Too many requests are being read; nothing was run: try again in a moment.")
-            return False
-        self._body += chunk
-        return True
-
-    def _forget_body(self) -> None:
-        self.context.bodies.give_back(len(self._body))
-        self._body.clear()
 
     # --- the answer goes out ------------------------------------------------------------------------------------------
 
@@ -228,7 +202,7 @@ class BaseHandler(RequestHandler):
             await self.answer()
         finally:
             self._is_answering = False
-            self._forget_body()
+            self._body.forget()
 
     head = post = put = delete = patch = options = get
 

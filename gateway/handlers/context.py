@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.auth import Doorkeeper, SiteRules
+from gateway.handlers.bodies import BufferedBodies
+from gateway.handlers.notebook_turns import NotebookTurns
 from gateway.handlers.streams import Streams
 from sessions.model import (
     Artifact,
@@ -77,7 +79,7 @@ class RunService(Protocol):
         ...
 
     async def get_run(self, tenant: TenantId, run_id: RunId) -> RunRecord:
-        """A run. While it lives, `result` is what is committed of it so far. Raises NotFound, Gone."""
+        """A run. While it lives, `result` is what has come of it so far. Raises NotFound, Gone."""
         ...
 
     async def list_runs(self, query: RunQuery) -> list[RunSummary]:
@@ -172,27 +174,6 @@ class InFlight:
         await self._none.wait()
 
 
-class BufferedBodies:
-    """Counts the bytes of request bodies that are in memory, over all connections."""
-
-    def __init__(self) -> None:
-        self._bytes = 0
-
-    def __repr__(self) -> str:
-        return f"<BufferedBodies {self._bytes}>"
-
-    def take(self, size_bytes: int, limit_bytes: int) -> bool:
-        """Count these too, unless that would be more than the limit."""
-        if self._bytes + size_bytes > limit_bytes:
-            return False
-        self._bytes += size_bytes
-        return True
-
-    def give_back(self, size_bytes: int) -> None:
-        """These are gone."""
-        self._bytes -= size_bytes
-
-
 @dataclass(frozen=True, slots=True)
 class Context:
     """Shared by all handlers of one server. `public_url` is empty where URLs follow the request's own host."""
@@ -207,5 +188,4 @@ class Context:
     in_flight: InFlight = field(default_factory=InFlight)
     bodies: BufferedBodies = field(default_factory=BufferedBodies)
     streams: Streams = field(default_factory=Streams)
-    notebooks: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while one is built, which takes a few hundred MiB at worst."""
+    notebooks: NotebookTurns = field(default_factory=NotebookTurns)

@@ -15,6 +15,7 @@ from tornado.web import HTTPError
 from gateway.handlers import addresses
 from gateway.handlers.artifacts import disposition
 from gateway.handlers.base import BaseHandler
+from gateway.handlers.bodies import declared_bytes
 from gateway.handlers.times import iso
 from sessions.errors import CellblockError, Conflict, TooLarge
 from sessions.media import guess
@@ -175,7 +176,7 @@ class SessionFileHandler(BaseHandler):
         connection: Any = self.request.connection
         patience_s = connection.params.body_timeout
         if patience_s is not None:
-            size_bytes = self._declared_bytes() or self._body_limit_bytes
+            size_bytes = declared_bytes(self.request.headers) or self._body_limit_bytes
             connection.set_body_timeout(patience_s + size_bytes / SLOWEST_UPLOAD_BYTES_PER_S)
 
 

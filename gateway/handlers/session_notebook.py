@@ -15,42 +15,90 @@ from gateway.handlers.artifacts import disposition
 from gateway.handlers.base import BaseHandler
 from gateway.handlers.notebook import NotebookRun, Shown
 from sessions.errors import NotFound, TooLarge
-from sessions.model import ArtifactId, SessionId
+from sessions.model import ArtifactId, RunQuery, Session
+
+MAX_RUNS = 1000
+"""So many runs go in, the newest ones; a text tells of the others."""
 
 MAX_SHOWN_BYTES = 64 << 20
 """Images, and apart from them all other outputs, may take so much of one notebook; later ones leave a note."""
 
 MAX_SOURCE_BYTES = 64 << 20
+_RUNS_PER_PAGE = 500
 
 
 class SessionNotebookHandler(BaseHandler):
-    """A download of what happened in a session. One is made at a time: `context.notebooks`."""
+    """A download of what happened in a session.
+
+    Its state beside the base class's: whether the client has gone. Nothing more is fetched for it then; a document that
+    is being written is finished, because its memory is in use until then, and with it the tenant's turn.
+    """
 
     route: ClassVar[str] = "/sessions/{id}/notebook"
 
+    _is_abandoned = False
+
     async def answer(self) -> None:
         """Make it, and send it."""
-        session_id = addresses.session_in(self.request.path)
-        language = self.context.service.get_session(self.tenant, session_id).session.language
-        async with self.context.notebooks:
-            runs = await self._runs(session_id)
-            kernel_name = self.context.languages.get(language, language)
+        session = self.context.service.get_session(self.tenant, addresses.session_in(self.request.path)).session
+        async with self.context.notebooks.turn(self.tenant):
+            if self._is_abandoned:  # while it waited
+                return
+            runs, left_out = await self._runs(session)
+            if self._is_abandoned:
+                return
+            kernel_name = self.context.languages.get(session.language, session.language)
             # Validation takes its time, and the event loop belongs to everybody.
-            document = await asyncio.to_thread(_document, runs, language, kernel_name)
+            document = await asyncio.to_thread(_document, runs, session.language, kernel_name, left_out)
         self.set_header("Content-Type", "application/x-ipynb+json")
-        self.set_header("Content-Disposition", disposition(f"{session_id}.ipynb", inline=False))
+        self.set_header("Content-Disposition", disposition(f"{session.session_id}.ipynb", inline=False))
         self.set_header("Content-Security-Policy", "sandbox; default-src 'none'")
         await self.send(document)
 
-    async def _runs(self, session_id: SessionId) -> list[NotebookRun]:
-        """All runs, within the bounds. Raises TooLarge when even their code is beyond them."""
-        runs = []
+    def on_connection_close(self) -> None:
+        """Nobody waits for it any more."""
+        super().on_connection_close()
+        self._is_abandoned = True
+
+    async def _runs(self, session: Session) -> tuple[list[NotebookRun], int]:
+        """The newest runs, within the bounds, and how many older ones there are.
+
+        Raises TooLarge when even their code is beyond the bounds. It is not all of them when the client has gone.
+        """
+        runs: list[NotebookRun] = []
+        left_out = 0
         left = _Budget()
-        async for record, events in self.context.service.session_runs(self.tenant, session_id):
+        first_number = await self._first_number(session)
+        async for record, events in self.context.service.session_runs(self.tenant, session.session_id):
+            if self._is_abandoned:
+                break
+            if record.number < first_number:
+                left_out += 1
+                continue
             left.charge_source(record.run.code, record.run.variables)
             shown = left.fitting(notebook.shown_by(record, events))
             runs.append(NotebookRun(record, shown, await self._images(shown)))
-        return runs
+        return runs, left_out
+
+    async def _first_number(self, session: Session) -> int:
+        """The number of the oldest run that goes in. Lists have neither code nor events, and so are quick to read."""
+        ended: list[int] = []
+        before: int | None = None
+        while len(ended) < MAX_RUNS and not self._is_abandoned:
+            page = await self.context.service.list_runs(
+                RunQuery(
+                    self.tenant,
+                    _RUNS_PER_PAGE,
+                    session_id=session.session_id,
+                    created_from=session.created_at,
+                    before_number=before,
+                )
+            )
+            if not page:
+                return 0
+            ended += [summary.number for summary in page if summary.status.is_final()]
+            before = page[-1].number
+        return ended[:MAX_RUNS][-1] if ended else 0
 
     async def _images(self, shown: Sequence[Shown]) -> dict[str, bytes]:
         images = {}
@@ -93,5 +141,5 @@ class _Budget:
         return kept
 
 
-def _document(runs: Sequence[NotebookRun], language: str, kernel_name: str) -> bytes:
-    return strict_json(notebook.notebook(runs, language=language, kernel_name=kernel_name))
+def _document(runs: Sequence[NotebookRun], language: str, kernel_name: str, left_out: int) -> bytes:
+    return strict_json(notebook.notebook(runs, language=language, kernel_name=kernel_name, left_out=left_out))

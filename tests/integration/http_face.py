@@ -10,7 +10,8 @@ from typing import Any
 from memory_service import MemoryService
 
 from gateway.auth import Doorkeeper, SiteRules, Token
-from gateway.handlers.context import BufferedBodies, Context, InFlight
+from gateway.handlers.bodies import BufferedBodies
+from gateway.handlers.context import Context, InFlight
 from gateway.handlers.server import make_server
 from gateway.handlers.streams import Streams
 from sessions.settings import Limits, SessionLimits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest_asyncio
 from http_face import Face, serving
 from jupyter_client.manager import AsyncKernelManager
 
+from gateway.auth import Token
 from gateway.handlers import session_notebook
 from sessions.model import ANONYMOUS, ArtifactId, ArtifactKind, EventType, RunRequest, RunStatus, SessionId
 
@@ -90,6 +92,105 @@ async def test_what_is_too_much_leaves_a_note(
     monkeypatch.setattr(session_notebook, "MAX_SOURCE_BYTES", 3)
     answer = await client.get("/sessions/s:1/notebook")
     assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+
+
+@pytest.mark.parametrize("per_page", [1, 2, 500])
+async def test_the_newest_runs_go_in_and_the_others_are_counted(
+    face: Face, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, per_page: int
+) -> None:
+    monkeypatch.setattr(session_notebook, "MAX_RUNS", 3)
+    monkeypatch.setattr(session_notebook, "_RUNS_PER_PAGE", per_page)
+    for code in "123":
+        add_run(face, code).end()
+    add_run(face, "still running")
+    assert [cell.source for cell in (await read(client)).cells] == ["1", "2", "3"]
+    for code in "45":
+        add_run(face, code).end()
+    note, *cells = (await read(client)).cells
+    assert (note.cell_type, note.source.split("**")[1]) == ("markdown", "2 older runs were left out")
+    assert [cell.source for cell in cells] == ["3", "4", "5"]
+
+
+async def test_runs_that_are_left_out_take_nothing_of_the_bounds(
+    face: Face, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_notebook, "MAX_RUNS", 1)
+    monkeypatch.setattr(session_notebook, "MAX_SOURCE_BYTES", 100)
+    add_run(face, "#" * 99).end()
+    add_run(face, "#" * 98).end()
+    assert [cell.cell_type for cell in (await read(client)).cells] == ["markdown", "code"]
+
+
+async def test_a_client_that_vanishes_ends_the_making_of_its_notebook(face: Face, client: httpx.AsyncClient) -> None:
+    add_run(face, "1").end()
+    steps = asyncio.Semaphore(0)
+    fetched = 0
+    session_runs = face.service.session_runs
+
+    async def very_many(*asked: Any) -> AsyncIterator[Any]:
+        nonlocal fetched
+        async for told in session_runs(*asked):
+            while True:
+                await steps.acquire()
+                fetched += 1
+                yield told
+
+    face.service.session_runs = very_many  # type: ignore[method-assign]
+    _, writer = await asyncio.open_connection("127.0.0.1", face.port)
+    writer.write(b"GET /sessions/s:1/notebook HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    steps.release()
+    async with asyncio.timeout(5):
+        while not fetched:
+            await asyncio.sleep(0.005)
+        writer.transport.abort()
+        await face.in_flight.wait_for_none()
+        for _ in range(100):
+            steps.release()
+        face.service.session_runs = session_runs  # type: ignore[method-assign]
+        assert len((await read(client)).cells) == 1  # it is this tenant's turn again
+    assert fetched == 2
+
+
+async def test_a_tenant_waits_for_its_own_notebook_and_not_for_anothers() -> None:
+    names = ("alice", "bob", "carol")
+    tokens = tuple(Token(sha256=hashlib.sha256(name.encode()).hexdigest(), tenant=name) for name in names)
+    async with serving(tokens=tokens) as face, httpx.AsyncClient(base_url=face.url, timeout=30) as client:
+        making: list[str] = []
+        go = {name: asyncio.Event() for name in names}
+
+        async def slow(tenant: str, _: SessionId) -> AsyncIterator[Any]:
+            making.append(tenant)
+            await go[tenant].wait()
+            for nothing in ():
+                yield nothing
+
+        async def until(*expected: str) -> None:
+            async with asyncio.timeout(5):
+                while making != [*expected]:
+                    await asyncio.sleep(0.005)
+            await asyncio.sleep(0.05)  # and no more than those
+            assert making == [*expected]
+
+        def ask(name: str) -> asyncio.Task[httpx.Response]:
+            headers = {"Authorization": f"Bearer {name}"}
+            return asyncio.ensure_future(client.get("/sessions/s/notebook", headers=headers))
+
+        face.service.session_runs = slow  # type: ignore[method-assign,assignment]
+        for name in names:
+            headers = {"Authorization": f"Bearer {name}"}
+            await client.post("/sessions", json={"session_id": "s"}, headers=headers)
+        asked = [ask("alice"), ask("alice")]
+        await until("alice")
+        asked.append(ask("bob"))
+        await until("alice", "bob")
+        asked.append(ask("carol"))
+        await until("alice", "bob")  # two are made at once
+        go["bob"].set()
+        await until("alice", "bob", "carol")
+        go["carol"].set()
+        go["alice"].set()
+        await until("alice", "bob", "carol", "alice")
+        assert [(await one).status_code for one in asked] == [200] * 4
 
 
 async def test_a_figure_that_retention_has_removed_is_left_out(face: Face, client: httpx.AsyncClient) -> None:

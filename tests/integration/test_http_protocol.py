@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from http_face import Face, serving
 
-from gateway.handlers import base
+from gateway.handlers import base, bodies
 from sessions.model import ArtifactKind
 
 LIMIT = 10_000
@@ -277,18 +277,18 @@ async def test_an_old_client_has_no_host_but_the_targets(face: Face) -> None:
 async def test_all_bodies_together_are_bounded_and_given_back(face: Face) -> None:
     started = post(LIMIT)
     writers = []
-    for _ in range(base.BUFFERED_BODIES):
+    for _ in range(bodies.BUFFERED_BODIES):
         _, writer = await asyncio.open_connection("127.0.0.1", face.port)
         writer.write(started + b" " * (LIMIT - 1))
         writers.append(writer)
     async with asyncio.timeout(10):
-        while repr(face.bodies) != f"<BufferedBodies {base.BUFFERED_BODIES * (LIMIT - 1)}>":
+        while repr(face.bodies) != f"<BufferedBodies {bodies.BUFFERED_BODIES * (LIMIT - 1)}>":
             await asyncio.sleep(0.01)
     answer = await talk(face, post(LIMIT), b'{"code": "1"}'.ljust(LIMIT))
     assert (split(answer)[0], split(answer)[1]["code"]) == (503, "unavailable")
     assert b"Retry-After: " in answer
     assert face.service.requests == []
-    assert repr(face.bodies) == f"<BufferedBodies {base.BUFFERED_BODIES * (LIMIT - 1)}>"
+    assert repr(face.bodies) == f"<BufferedBodies {bodies.BUFFERED_BODIES * (LIMIT - 1)}>"
     for writer in writers:
         writer.transport.abort()
     async with asyncio.timeout(10):

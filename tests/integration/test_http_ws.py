@@ -1,39 +1,23 @@
-"""`/runcode/ws` with a real WebSocket client, and with raw sockets where a client must misbehave."""
+"""What is said over `/runcode/ws`, with a real WebSocket client: runs, input, and messages that are refused."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import json
-import socket
-import struct
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from typing import Any
 
-import httpx
 import pytest
 import pytest_asyncio
 from http_face import Face, serving
-from memory_service import MemoryRun
 from structlog.testing import capture_logs
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from ws_talk import TOKENS, begun, hear, tell
 
-from gateway.auth import Token
-from gateway.handlers import base, runcode_ws, sockets
+from gateway.handlers import runcode_ws
 from sessions.errors import StoreUnavailable, TooManyRequests
-from sessions.model import ANONYMOUS, EventType, RunRequest, RunStatus
-from sessions.settings import Limits
+from sessions.model import EventType, RunRequest
 
-LIMIT = 10_000
 UNKNOWN = "0f000000-0000-4000-8000-000000000000"
-TOKENS = tuple(Token(sha256=hashlib.sha256(name.encode()).hexdigest(), tenant=name) for name in ("alice", "bob"))
-UPGRADE = (
-    "GET /runcode/ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {base64.b64encode(bytes(16)).decode()}\r\n\r\n"
-).encode()
 
 
 @pytest_asyncio.fixture
@@ -46,31 +30,6 @@ async def face() -> AsyncIterator[Face]:
 async def ws(face: Face) -> AsyncIterator[ClientConnection]:
     async with connect(face.ws_url) as ws:
         yield ws
-
-
-async def tell(ws: ClientConnection, **message: Any) -> None:
-    await ws.send(json.dumps(message))
-
-
-async def hear(ws: ClientConnection) -> dict[str, Any]:
-    async with asyncio.timeout(5):
-        message = await ws.recv()
-    assert isinstance(message, str)
-    heard: dict[str, Any] = json.loads(message)
-    return heard
-
-
-async def begun(face: Face, count: int = 1) -> list[MemoryRun]:
-    async with asyncio.timeout(5):
-        while len(face.service.runs) < count:
-            await asyncio.sleep(0.005)
-    return face.service.runs
-
-
-async def until(face: Face, expected: str) -> None:
-    async with asyncio.timeout(5):
-        while repr(face.streams) != expected:
-            await asyncio.sleep(0.005)
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -287,259 +246,3 @@ async def test_a_bad_message_is_told_and_the_connection_goes_on(
     assert face.service.requests == []
     await tell(ws, op="run", id="next", code="1")
     assert (await hear(ws))["id"] == "next"
-
-
-@pytest.mark.parametrize("size", [LIMIT + 1, 500_000, 5_000_000])
-@pytest.mark.parametrize("is_fragmented", [False, True])
-async def test_a_message_that_is_too_large_closes_with_1009(
-    face: Face,
-    size: int,
-    is_fragmented: bool,  # noqa: FBT001 - a table
-) -> None:
-    async with connect(face.ws_url) as ws:
-        with suppress(ConnectionClosed):
-            await ws.send(["x" * (size // 2), "x" * (size - size // 2)] if is_fragmented else "x" * size)
-        async with asyncio.timeout(5):
-            await ws.wait_closed()
-        assert ws.close_code == 1009
-    await until(face, "<Streams 0>")
-
-
-async def test_a_message_of_the_limit_is_read() -> None:
-    limit = 3 << 20  # more than a body's read buffer
-    async with serving(limits=Limits(request_bytes=limit)) as face, connect(face.ws_url) as ws:
-        message = json.dumps({"op": "run", "code": "#"})
-        code = "#" * (limit - len(message) + 1)
-        await tell(ws, op="run", code=code)
-        [run] = await begun(face)
-        assert run.request.code == code
-
-
-@pytest.mark.parametrize(
-    "garbage",
-    [
-        b"\x81\xfe\x00",  # half a header
-        b"\xff" * 64,  # reserved bits
-        b"\x83\x80\x00\x00\x00\x00",  # an opcode that does not exist
-        b"\x89\xff" + b"\xff" * 8,  # a ping of 2**64 bytes
-        b"\x81\xff\xff\xff\xff\xff\xff\xff\xff\xff",  # text of 2**64 bytes
-        b"\x80\x80\x00\x00\x00\x00",  # a continuation of nothing
-        b"\x81\x81\x00\x00\x00\x00\xff",  # text that is no UTF-8
-        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    ],
-)
-async def test_garbage_closes_that_connection_and_no_other(face: Face, ws: ClientConnection, garbage: bytes) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", face.port)
-    writer.write(UPGRADE)
-    async with asyncio.timeout(5):
-        assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
-        assert repr(face.streams) == "<Streams 2>"
-        writer.write(garbage)
-        writer.write_eof()
-        await reader.read()
-    writer.close()
-    await until(face, "<Streams 1>")
-    await tell(ws, op="run", code="1")
-    assert (await hear(ws))["type"] == "started"
-
-
-# --- readers that are slow or gone ------------------------------------------------------------------------------------
-
-
-async def test_a_client_that_vanishes_ends_its_followings_and_no_run(face: Face) -> None:
-    async with connect(face.ws_url) as ws:
-        for code in "123":
-            await tell(ws, op="run", code=code)
-        runs = await begun(face, 3)
-        for _ in runs:
-            await hear(ws)
-        assert [run.followers for run in runs] == [1, 1, 1]
-        ws.transport.abort()
-    await until(face, "<Streams 0>")
-    async with asyncio.timeout(5):
-        while any(run.followers for run in runs):
-            await asyncio.sleep(0.005)
-    assert {run.record.status for run in runs} == {RunStatus.RUNNING}
-
-
-async def test_a_run_that_was_asked_for_is_begun_though_the_client_has_gone(face: Face) -> None:
-    face.service.hold = asyncio.Event()
-    before = asyncio.all_tasks()
-    async with connect(face.ws_url) as ws:
-        await tell(ws, op="run", code="1")
-        await face.service.was_asked.wait()
-    await until(face, "<Streams 0>")
-    face.service.hold.set()
-    [run] = await begun(face)
-    assert (run.followers, run.record.status) == (0, RunStatus.RUNNING)
-    async with asyncio.timeout(5):
-        while left := asyncio.all_tasks() - before:
-            await asyncio.wait(left, timeout=0.1)
-
-
-async def test_a_client_that_does_not_answer_pings_is_noticed(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sockets, "PING_S", 0.1)
-    reader, writer = await asyncio.open_connection("127.0.0.1", face.port)
-    writer.write(UPGRADE)
-    async with asyncio.timeout(10):
-        await reader.readuntil(b"\r\n\r\n")
-        assert await reader.readexactly(2) == b"\x89\x00"
-        await until(face, "<Streams 1>")
-        assert (await reader.read())[:1] == b"\x88"
-    await until(face, "<Streams 0>")
-    writer.close()
-
-
-async def test_a_client_that_answers_pings_may_be_silent(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sockets, "PING_S", 0.05)
-    async with connect(face.ws_url) as ws:
-        await asyncio.sleep(0.5)
-        await tell(ws, op="run", code="1")
-        assert (await hear(ws))["type"] == "started"
-
-
-def _frame(text: str) -> bytes:
-    """A masked text frame."""
-    data = text.encode()
-    return b"\x81" + struct.pack("!BH", 0xFE, len(data)) + bytes(4) + data
-
-
-async def test_a_client_that_stops_reading_is_sent_no_more_and_is_hung_up_on(
-    face: Face, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(base, "SEND_TIMEOUT_S", 3.0)
-    run = face.service.add_run(RunRequest(ANONYMOUS, "1", "python", {}, 30.0, idempotency_key="k"))
-    for _ in range(2000):
-        run.add(EventType.STDOUT, text="x" * 32_000)
-    sent = 0
-    send_message = sockets.SocketHandler.send_message
-
-    async def counted(self: sockets.SocketHandler, message: dict[str, Any]) -> None:
-        nonlocal sent
-        await send_message(self, message)
-        sent += 1
-
-    monkeypatch.setattr(sockets.SocketHandler, "send_message", counted)
-    with socket.socket() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.connect(("127.0.0.1", face.port))
-        connection.sendall(UPGRADE)
-        for number in range(20):
-            message = {"op": "run", "id": number, "code": "1", "idempotency_key": "k"}
-            connection.sendall(_frame(json.dumps(message).ljust(200)))
-        async with asyncio.timeout(10):
-            while run.followers < 20:
-                await asyncio.sleep(0.01)
-        await asyncio.sleep(0.2)
-        held = sent
-        assert 0 < held < 1000  # what the socket buffers took, of 20 times 64 MB
-        async with asyncio.timeout(10):
-            while run.followers:
-                await asyncio.sleep(0.01)
-    await until(face, "<Streams 0>")
-    assert sent == held
-    assert run.record.status is RunStatus.RUNNING
-
-
-# --- coming in, and the end -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("headers", "status", "code"),
-    [
-        ({}, 401, "unauthorized"),
-        ({"Authorization": "Bearer carol"}, 401, "unauthorized"),
-        ({"Authorization": "Bearer alice", "Origin": "https://evil.example"}, 403, "forbidden"),
-        ({"Authorization": "Bearer alice", "Origin": "null"}, 403, "forbidden"),
-        ({"Authorization": "Bearer alice", "Sec-Fetch-Site": "cross-site"}, 403, "forbidden"),
-    ],
-)
-async def test_who_may_not_come_in_is_told_before_the_upgrade(headers: dict[str, str], status: int, code: str) -> None:
-    async with serving(tokens=TOKENS) as face:
-        with pytest.raises(InvalidStatus) as refused:
-            await connect(face.ws_url, additional_headers=headers)
-        response = refused.value.response
-        assert response.status_code == status
-        body = json.loads(response.body or b"")
-        assert (body["code"], body.keys()) == (code, {"error", "code", "request_id"})
-        assert ("WWW-Authenticate" in response.headers) is (status == 401)
-        assert repr(face.in_flight) == "<InFlight 0>"
-
-
-async def test_a_token_in_the_url_is_none() -> None:
-    async with serving(tokens=TOKENS) as face:
-        with pytest.raises(InvalidStatus):
-            await connect(face.ws_url + "?token=alice")
-
-
-async def test_a_host_that_is_not_ours_is_refused(face: Face) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", face.port)
-    writer.write(UPGRADE.replace(b"localhost", b"evil.example"))
-    async with asyncio.timeout(5):
-        assert b" 403 " in await reader.readline()
-    writer.close()
-
-
-@pytest.mark.parametrize("origin", ["http://127.0.0.1:{port}", "https://chat.example.org"])
-async def test_our_own_and_allowed_pages_may_connect(origin: str) -> None:
-    async with serving(allowed_origins=("https://chat.example.org",)) as face:
-        headers = {"Origin": origin.format(port=face.port)}
-        async with connect(face.ws_url, additional_headers=headers) as ws:
-            await tell(ws, op="run", code="1")
-            assert (await hear(ws))["type"] == "started"
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {},
-        {"Upgrade": "websocket"},
-        {"Connection": "Upgrade", "Upgrade": "h2c"},
-        {"Connection": "Upgrade", "Upgrade": "websocket"},
-        {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "8", "Sec-WebSocket-Key": "x"},
-        {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"},
-    ],
-)
-async def test_what_is_no_handshake_is_400(face: Face, headers: dict[str, str]) -> None:
-    async with httpx.AsyncClient(base_url=face.url) as client:
-        answer = await client.get("/runcode/ws", headers=headers)
-        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
-        assert (await client.post("/runcode/ws")).status_code == 405
-    assert repr(face.streams) == "<Streams 0>"
-
-
-async def test_sockets_do_not_hold_up_the_shutdown_and_are_told_of_it(face: Face, ws: ClientConnection) -> None:
-    await tell(ws, op="run", code="1")
-    [run] = await begun(face)
-    await hear(ws)
-    assert repr(face.in_flight) == "<InFlight 0>"
-    async with asyncio.timeout(5):
-        await face.streams.close_all()
-    with pytest.raises(ConnectionClosed):
-        await hear(ws)
-    assert ws.close_code == 1012
-    assert run.record.status is RunStatus.RUNNING
-    with pytest.raises(InvalidStatus) as refused:
-        await connect(face.ws_url)
-    assert refused.value.response.status_code == 503
-
-
-async def test_a_client_that_ignores_the_shutdown_is_hung_up_on(face: Face) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", face.port)
-    writer.write(UPGRADE)
-    async with asyncio.timeout(10):
-        await reader.readuntil(b"\r\n\r\n")
-        await face.streams.close_all()
-        assert (await reader.read())[:1] == b"\x88"
-    await until(face, "<Streams 0 closed>")
-    writer.close()
-
-
-async def test_the_log_has_one_line_per_connection_and_no_code() -> None:
-    async with serving(tokens=TOKENS) as face:
-        with capture_logs() as logs:
-            async with connect(face.ws_url, additional_headers={"Authorization": "Bearer alice"}) as ws:
-                await tell(ws, op="run", code="very_secret()")
-                await hear(ws)
-        assert [(line["route"], line["status"], line["tenant"]) for line in logs] == [("/runcode/ws", 101, "alice")]
-        assert "secret" not in repr(logs)
