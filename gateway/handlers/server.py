@@ -29,7 +29,6 @@ from gateway.handlers.sessions import (
     SessionRestartHandler,
     SessionsHandler,
 )
-from gateway.handlers.sockets import MAX_MESSAGE_BYTES
 
 HEADER_TIMEOUT_S = 30.0
 BODY_TIMEOUT_S = 60.0
@@ -117,6 +116,6 @@ def make_server(
         max_header_size=_PARSED_HEADER_BYTES,
         max_body_size=_UNBOUNDED,
         # A WebSocket frame is read as a whole; of a body no more is read than is taken.
-        max_buffer_size=READ_BUFFER_BYTES + MAX_MESSAGE_BYTES,
+        max_buffer_size=READ_BUFFER_BYTES + context.limits.request_bytes,
         max_connections=max_connections,
     )

@@ -20,9 +20,6 @@ from sessions.errors import InvalidRequest
 PING_S = 20.0
 """So often the other end is pinged, and so long it may take to answer."""
 
-MAX_MESSAGE_BYTES = 1 << 20
-"""A message that has come in part is held by tornado, where nobody counts it: on every WebSocket that may be open."""
-
 _SERVICE_RESTART = 1012
 _VERSION = "13"
 
@@ -76,7 +73,7 @@ class SocketHandler(BaseHandler, WebSocketHandler):
     @property
     def max_message_size(self) -> int:
         """Bytes; a larger message closes the connection with 1009."""
-        return min(self.context.limits.request_bytes, MAX_MESSAGE_BYTES)
+        return self.context.limits.request_bytes
 
     # --- talking ------------------------------------------------------------------------------------------------------
 
