@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import zmq
 from jupyter_client import BlockingKernelClient, KernelManager
 
 
@@ -20,7 +21,11 @@ class BareKernel:
     """A long-lived local ipykernel over TCP, asked with `jupyter_client`."""
 
     def __enter__(self) -> Self:
-        self._manager = KernelManager()
+        context = zmq.Context[Any]()
+        # With the usual bound a client that reads more slowly than the kernel prints loses lines, and even the `idle`
+        # that it waits for.
+        context.rcvhwm = 0
+        self._manager = KernelManager(context=context)
         self._manager.start_kernel()
         self._client: BlockingKernelClient = self._manager.blocking_client()
         self._client.start_channels()
@@ -38,7 +43,7 @@ class BareKernel:
             if message["msg_type"] == "stream":
                 take(message["content"]["text"])
 
-        reply = self._client.execute_interactive(code, output_hook=hear, timeout=600)
+        reply = self._client.execute_interactive(code, output_hook=hear, timeout=120)
         assert reply["content"]["status"] == "ok", reply
 
 
@@ -85,7 +90,7 @@ class Gateway:
 
     def connection(self) -> http.client.HTTPConnection:
         """A connection of one's own."""
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
 
     def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """One request on the connection that is kept; returns the JSON of the answer."""

@@ -241,7 +241,7 @@ def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
 def over_websocket(gateway: Gateway, session: str, code: str, take: Take) -> None:
     """Run it over `/runcode/ws`."""
     with connect(f"ws://127.0.0.1:{gateway.port}/runcode/ws", max_size=None, compression=None) as socket:
-        socket.send(json.dumps({"type": "run", "code": code, "session_id": session, "timeout": TIMEOUT_S}))
+        socket.send(json.dumps({"op": "run", "code": code, "session_id": session, "timeout": TIMEOUT_S}))
         for message in socket:
             event = json.loads(message)
             if event["type"] == "stdout":
