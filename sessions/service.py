@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
@@ -22,6 +23,7 @@ from sessions.errors import (
     Gone,
     InvalidRequest,
     NotFound,
+    StoreUnavailable,
     TooManyRequests,
     UnsupportedLanguage,
 )
@@ -65,6 +67,7 @@ _CLAIM_TIMEOUT_S = 30.0
 _INTERRUPT_GRACE_S = 2.0
 _HEALTH_PAUSE_S = 2.0
 _EVENTS_PER_PAGE = 200
+_WITHDRAWAL_PAUSES_S = (0.5, 5.0)
 
 log = structlog.get_logger()
 
@@ -80,7 +83,11 @@ class Readiness:
 
 
 class Service:
-    """Runs and sessions. Its own state: what callers have begun, whether the store answers, and whether it is to end."""
+    """Runs and sessions.
+
+    Its own state: what callers have begun, the runs that may turn up in the store although their callers were told that
+    nothing was run (`_disowned`), whether the store answers, and whether it is to end.
+    """
 
     def __init__(
         self,
@@ -138,6 +145,7 @@ class Service:
             single=self._single,
         )
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._disowned: set[RunId] = set()
         self._draining = False
         self._store_watch = Watch("database", store.ping)
         self._health: asyncio.Task[None] | None = None
@@ -355,7 +363,7 @@ class Service:
             # Before a kernel is taken; that nobody else is about to add the same is seen to by `add_run`.
             existing = await self._store.find_run(request.tenant, request.idempotency_key)
             if existing is not None:
-                return _same_request(existing, request)
+                return self._same_request(existing, request)
         if request.session_id is None:
             return await self._begin_alone(request)
         async with self._sessions.turn(request.tenant, request.session_id):
@@ -365,13 +373,13 @@ class Service:
         kernel = await self._supply.claim(self._languages[request.language], _CLAIM_TIMEOUT_S)
         run = self._make_run(request, kernel)
         try:
-            existing = await self._store.add_run(run)
+            existing = await self._add(run)
         except BaseException:
             self._supply.give_back(kernel)
             raise
         if existing is not None:
             self._supply.give_back(kernel)
-            return _same_request(existing, request)
+            return self._same_request(existing, request)
         live = self._runs.add(LiveRun(run, self._limits, self._store, self._clock))
         self._single.begin(live, kernel)
         return run.run_id
@@ -382,11 +390,30 @@ class Service:
             raise TooManyRequests("This session's queue is full: try again once some of its runs have ended.")
         kernel = None if session.runs() else await session.ensure_kernel()
         run = self._make_run(request, kernel)
-        existing = await self._store.add_run(run)
+        existing = await self._add(run)
         if existing is not None:
-            return _same_request(existing, request)
+            return self._same_request(existing, request)
         session.enqueue(self._runs.add(LiveRun(run, self._limits, self._store, self._clock)))
         return run.run_id
+
+    async def _add(self, run: Run) -> RunRecord | None:
+        """Record a run. One that the store did not answer for is not run, and must not turn up there later."""
+        try:
+            return await self._store.add_run(run)
+        except StoreUnavailable:
+            self._disowned.add(run.run_id)
+            self._track(self._withdraw(run.run_id))
+            raise
+
+    async def _withdraw(self, run_id: RunId) -> None:
+        """Twice: a database that hung, and goes on, may take the run in after it has been asked to remove it."""
+        for pause_s in _WITHDRAWAL_PAUSES_S:
+            while True:
+                await asyncio.sleep(pause_s)
+                with suppress(StoreUnavailable):
+                    await self._store.withdraw_run(run_id)
+                    break
+        self._disowned.discard(run_id)
 
     def _make_run(self, request: RunRequest, kernel: Kernel | None) -> Run:
         now = self._clock.now()
@@ -414,12 +441,13 @@ class Service:
         task.add_done_callback(self._tasks.discard)
         return task
 
-
-def _same_request(existing: RunRecord, request: RunRequest) -> RunId:
-    """The run that has the key already. Raises Conflict when it was asked something else."""
-    if existing.run.request_sha256 != request.sha256():
-        raise Conflict("This Idempotency-Key was used with another request: use a new key for a new request.")
-    return existing.run.run_id
+    def _same_request(self, existing: RunRecord, request: RunRequest) -> RunId:
+        """The run that has the key already. Raises Conflict when it was asked something else."""
+        if existing.run.run_id in self._disowned:
+            raise StoreUnavailable
+        if existing.run.request_sha256 != request.sha256():
+            raise Conflict("This Idempotency-Key was used with another request: use a new key for a new request.")
+        return existing.run.run_id
 
 
 def _new_artifact_id() -> ArtifactId:
