@@ -57,6 +57,13 @@ class Client:
         fields = {"code": code, **fields, **({"session_id": session_id} if session_id else {})}
         return await self.http.post("/runcode", json=fields, headers={"Idempotency-Key": key} if key else {})
 
+    async def insist_on_session(self, session_id: str) -> None:
+        """Make a session, however long it takes until a sandbox is free."""
+        async with asyncio.timeout(150):
+            while (answer := await self.http.post("/sessions", json={"session_id": session_id})).status_code == 503:
+                await asyncio.sleep(0.5)
+        assert answer.status_code == 201, answer.text
+
     async def get(self, path: str, **query: Any) -> Any:
         """The body of a 200."""
         answer = await self.http.get(path, params=query)
@@ -78,12 +85,15 @@ class Client:
         return list(runs)
 
     async def until(self, run_id: str, *statuses: str) -> Json:
-        """Wait until a run has one of these statuses."""
+        """Wait until a run has one of these statuses; for as long as the database is away, too."""
         async with asyncio.timeout(60):
-            while (answer := await self.get(f"/runs/{run_id}"))["status"] not in statuses:
+            while True:
+                answer = await self.http.get(f"/runs/{run_id}")
+                body: Json = answer.json()
+                if answer.status_code == 200 and body["status"] in statuses:
+                    return body
+                assert answer.status_code in (200, 503), answer.text
                 await asyncio.sleep(0.05)
-        body: Json = answer
-        return body
 
     async def begin(self, code: str, session_id: str | None = None, **fields: Any) -> str:
         """Start a run, leave it alone once it has, and return its id."""

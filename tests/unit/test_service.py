@@ -308,6 +308,46 @@ async def test_without_a_database_nothing_is_run_and_nobody_else_gets_the_kernel
     assert (await running).status is RunStatus.OK
 
 
+class HangingStore(MemoryStore):
+    """A store that takes a run in only after it was given up, as a database does that was stopped and goes on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late: list[Run] = []
+        self.hangs = True
+
+    async def add_run(self, run: Run) -> RunRecord | None:
+        if self.hangs:
+            self.late.append(run)
+            raise StoreUnavailable
+        return await super().add_run(run)
+
+    async def go_on(self) -> None:
+        self.hangs = False
+        for run in self.late:
+            await super().add_run(run)
+
+
+async def test_a_run_that_the_database_takes_in_too_late_is_withdrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions.service, "_WITHDRAWAL_PAUSES_S", (SOON_S, 2 * SOON_S))
+    store = HangingStore()
+    bench = await Bench(store).start()
+    with pytest.raises(StoreUnavailable):
+        await bench.begin(idempotency_key="k")
+    await store.go_on()
+    # Nobody is told to wait for a run that nobody runs.
+    with pytest.raises(StoreUnavailable):
+        await bench.begin(idempotency_key="k")
+    await until(lambda: not store.runs)
+    await store.go_on()  # later still
+    await until(lambda: not bench.service._disowned)
+    assert store.runs == {}
+    running = bench.begin(idempotency_key="k")
+    (await bench.sent()).end()
+    assert (await running).status is RunStatus.OK
+    await bench.stop()
+
+
 async def test_an_end_that_cannot_be_stored_is_named_and_stored_once_the_database_is_back(bench: Bench) -> None:
     running = bench.begin()
     kernel = await bench.sent()
