@@ -14,7 +14,6 @@ from sessions.conduct import Conductor, NotTaken
 from sessions.errors import (
     CellblockError,
     Draining,
-    NotFound,
     SandboxLost,
     StoreUnavailable,
     TooManyRequests,
@@ -70,44 +69,47 @@ class Attempts:
 
     async def drive(self, live: LiveRun, source: KernelSource) -> Result:
         """The answer of a run, which has one final status whatever happens. Raises NotRun."""
-        why: CellblockError = SandboxLost()
         refusals = 0
-        began_s = self._clock.monotonic()
-        while refusals < _ATTEMPTS:
+        until_s = self._clock.monotonic() + source.patience_s
+        while True:
             if live.stop is not None and not live.is_resumed:
                 return live.execution.finish(live.stop.status, live.stop.reason, None)
-            kernel = live.kernel
             try:
-                if live.is_resumed:
-                    live.is_resumed = False
-                    return await self._resume(live, source)
-                kernel = await source.take(live)
-                if live.stop is None:
-                    source.tell_news(live, kernel.generation)
-                    return await self._conductor.perform(live, kernel)
-            except NotTaken:
+                return await self._attempt(live, source)
+            except NotTaken as error:
                 refusals += 1
                 live.msg_id = ""
-                if kernel is not None:
-                    source.not_taken(kernel)
-            except NotFound as error:  # the session that it belongs to is over, and the run told so in a moment
-                why = error
-                if live.stop is None:
-                    break
+                if error.kernel is not None:
+                    source.not_taken(error.kernel)
+                if refusals == _ATTEMPTS:
+                    raise NotRun(SandboxLost()) from None
             except Draining:
                 await asyncio.Event().wait()  # the next gateway runs it: this one is about to leave it
-            except (Unavailable, TooManyRequests) as error:
-                why = error
-                elapsed_s = self._clock.monotonic() - began_s
-                waits_for_store = isinstance(error, StoreUnavailable) and source.patience_s > 0
-                if elapsed_s >= source.patience_s and not waits_for_store:
-                    break
+            except CellblockError as error:
+                if live.stop is None and not self._is_worth_waiting(error, source, until_s):
+                    raise NotRun(error) from error
                 await asyncio.sleep(_PAUSE_S)
             except Exception:
                 # A bug of ours, but the run has one final status all the same.
                 log.exception("run_failed", run_id=live.run_id)
                 return Result(live.run_id, RunStatus.LOST, output="", error=_INTERNAL_ERROR)
-        raise NotRun(why)
+
+    def _is_worth_waiting(self, error: CellblockError, source: KernelSource, until_s: float) -> bool:
+        """Whether a kernel may be had later: for a run that waits anyway, always once the database is back."""
+        if isinstance(error, StoreUnavailable):
+            return source.patience_s > 0
+        return isinstance(error, (Unavailable, TooManyRequests)) and self._clock.monotonic() < until_s
+
+    async def _attempt(self, live: LiveRun, source: KernelSource) -> Result:
+        """Raises NotTaken, and what `KernelSource.take` raises."""
+        if live.is_resumed:
+            live.is_resumed = False
+            return await self._resume(live, source)
+        kernel = await source.take(live)
+        if live.stop is not None:
+            raise NotTaken(None)
+        source.tell_news(live, kernel.generation)
+        return await self._conductor.perform(live, kernel)
 
     async def _resume(self, live: LiveRun, source: KernelSource) -> Result:
         """Go on with a run that an earlier gateway has begun."""

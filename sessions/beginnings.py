@@ -134,7 +134,7 @@ class Beginnings:
             self._recording.discard(run.run_id)
 
     async def _withdraw_ghost(self, record: RunRecord) -> bool:
-        """Whether this is a run that was refused although it came to be recorded: it was not run, and its key is free."""
+        """Whether this is a run that was refused, and came to be recorded all the same: its key is free now."""
         is_ours = record.run.gateway_id == self._gateway_id and record.finished_at is None
         if not is_ours or record.run.run_id in self._recording or self._runs.knows(record.run.run_id):
             return False

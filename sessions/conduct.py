@@ -33,7 +33,11 @@ _OUT_OF_SIGHT = (
 
 
 class NotTaken(Exception):
-    """The kernel has not taken the code and will not: nothing was run."""
+    """The kernel, if there was one, has not taken the code and will not: nothing was run."""
+
+    def __init__(self, kernel: Kernel | None) -> None:
+        super().__init__("not taken")
+        self.kernel = kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ class Conductor:
                 live.msg_id, live.run.code, live.recording, allow_stdin=live.run.allow_stdin, metadata=metadata
             )
         except KernelLost as error:
-            raise NotTaken(str(error)) from error
+            raise NotTaken(kernel) from error
         return await self._conclude(live, kernel, await self._wait_for_end(live, kernel, live.run.timeout_s))
 
     @staticmethod
@@ -94,7 +98,7 @@ class Conductor:
             return True
         if live.recording.has_begun():
             return False  # the supervisor has started anew, and knows nothing of what it has told before
-        raise NotTaken
+        raise NotTaken(kernel)
 
     async def resume(self, live: LiveRun, kernel: Kernel, elapsed_s: float) -> Result:
         """Go on with a run that was found, and that began `elapsed_s` ago. Raises NotTaken."""
@@ -108,7 +112,7 @@ class Conductor:
         return live.execution.finish(RunStatus.LOST, _OUT_OF_SIGHT, None)
 
     async def _set_variables(self, live: LiveRun, kernel: Kernel) -> Result | None:
-        """Set the run's variables; the answer of a run that ends by that. Raises KernelLost when they were not taken."""
+        """Set the run's variables; the answer of a run that ends by that. Raises KernelLost if they were not taken."""
         msg_id, ended = send_variables(kernel, live.run.variables)
         stop = await self._bring_to_end(live, kernel, msg_id, ended, live.run.timeout_s)
         end = ended.result()
@@ -164,7 +168,7 @@ class Conductor:
         execution, recording, end, stop = live.execution, live.recording, ending.end, ending.stop
         if isinstance(end, Died) and not end.ran:
             recording.begin_again()
-            raise NotTaken
+            raise NotTaken(kernel)
         execution.take_skipped(end.skipped)
         if isinstance(end, Done) and end.oom_kills:
             execution.notice("a process of this run was killed: the memory limit was reached")

@@ -206,21 +206,10 @@ class Kernel:
 
     def greet(self, hello: Mapping[str, Any], link: Link) -> bool:
         """Check who is there. On True the link is this kernel's, and an older one has been closed."""
-        credential = hello.get("credential")
-        known = isinstance(credential, str) and hmac.compare_digest(
-            credential.encode("utf-8", "replace"), self.credential.encode()
-        )
         boot_id = hello.get("boot_id")
-        if not known or hello.get("kernel_id") != self.kernel_id or not isinstance(boot_id, str):
-            self.refuse(link, "unknown credential")
-            return False
-        if hello.get("protocol") != protocol.PROTOCOL_VERSION:
-            self.refuse(link, "unknown protocol version: rebuild the kernel image")
-            if self._adopted:
-                self.abandon("its kernel image is of another version of Cellblock")
-            return False
-        if self.state is KernelState.GONE:
-            self.refuse(link, "this kernel has been given up")
+        why_not = self._why_not(hello, boot_id)
+        if why_not is not None or not isinstance(boot_id, str):
+            self.refuse(link, why_not or "no boot id")
             return False
         if self._boot_id not in (None, boot_id):
             self.abandon("the supervisor has started anew")
@@ -250,6 +239,20 @@ class Kernel:
             link.send_text(self._unsent.popleft())
         self._tell_change()
         return True
+
+    def _why_not(self, hello: Mapping[str, Any], boot_id: Any) -> str | None:
+        """Why whoever says this hello is not to be listened to."""
+        credential = hello.get("credential")
+        known = isinstance(credential, str) and hmac.compare_digest(
+            credential.encode("utf-8", "replace"), self.credential.encode()
+        )
+        if not known or hello.get("kernel_id") != self.kernel_id or not isinstance(boot_id, str):
+            return "unknown credential"
+        if hello.get("protocol") != protocol.PROTOCOL_VERSION:
+            if self._adopted:
+                self.abandon("its kernel image is of another version of Cellblock")
+            return "unknown protocol version: rebuild the kernel image"
+        return "this kernel has been given up" if self._is_gone() else None
 
     def _join(self, hello: Mapping[str, Any]) -> None:
         """Begin in the middle: what the supervisor has forgotten, an earlier gateway has committed."""

@@ -96,7 +96,7 @@ class LiveRun:
         try:
             stored = await self.recording.finish(result, session)
         except Exception:
-            # A bug of ours, or a database that refuses even the least. The code was run; that it has ended is all we know.
+            # A bug of ours, or a database that refuses even the least; but the code was run.
             log.exception("run_not_ended", run_id=self.run_id)
             self.fail(
                 EndNotStored(f"The run {self.run_id} has ended, but that could not be stored. Do not run it again.")

@@ -22,9 +22,9 @@ _GOES_ON = (
 
 
 class LiveRuns:
-    """Its state: the runs, each until its answer is there; the ids of those whose end no store has taken; and `_stopped`.
+    """Its state: the runs, each until its answer is there, and the ids of those whose end no store has taken.
 
-    That is done once everything is left to a later gateway.
+    `_stopped` is done once everything is left to a later gateway.
     """
 
     def __init__(self, store: Store) -> None:

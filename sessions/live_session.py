@@ -92,7 +92,7 @@ class LiveSession:
         self._kernel.adopt(kernel)
 
     async def ensure_kernel(self) -> Kernel:
-        """A kernel that answers, once what runs has ended. Raises NotFound when the session has, Unavailable, and so on."""
+        """A kernel that answers, once what runs has ended. Raises as `SessionKernel.ensure` does."""
         async with self._turn:
             return await self._kernel.ensure()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from datetime import datetime
 
 import structlog
 
@@ -137,20 +138,20 @@ class Recording:
         await self._stop_writing()
         batch = self._take_batch()
         finished_at = self._clock.now()
-        for smaller in (self._least_batch(batch), Batch()):
-            try:
-                await self._persist(lambda: self._store.finish_run(result, batch, finished_at, session))
-                break
-            except Exception:
-                log.exception("batch_refused", run_id=self.run_id, events=len(batch.events))
-                result, batch = replace(result, truncated=True), smaller
-        else:
-            await self._persist(lambda: self._store.finish_run(result, batch, finished_at, session))
+        try:
+            await self._store_end(result, batch, finished_at, session)
+        except Exception:
+            log.exception("batch_refused", run_id=self.run_id, events=len(batch.events))
+            result, batch = replace(result, truncated=True), self._least_batch(batch)
+            await self._store_end(result, batch, finished_at, session)
         self._unwritten, self._uncommitted_seq, self._writing_seq = Batch(), None, None
         self.feed.publish(batch.events)
         self.feed.close()
         self._committed()
         return result
+
+    async def _store_end(self, result: Result, batch: Batch, finished_at: datetime, session: Session | None) -> None:
+        await self._persist(lambda: self._store.finish_run(result, batch, finished_at, session))
 
     def _least_batch(self, refused: Batch) -> Batch:
         """Of a batch that the database does not take, what a run cannot be without: its beginning and its end."""

@@ -27,7 +27,7 @@ log = structlog.get_logger()
 
 
 class SessionKernel:
-    """The state: `record`, the kernel of the moment, whether a run is at work on it, and whether the session is over."""
+    """The state: `record`, the kernel of the moment, whether a run is at work on it, whether the session is over."""
 
     def __init__(self, record: Session, kernel_name: str, store: Store, supply: KernelSupply, clock: Clock) -> None:
         self.record = record

@@ -190,7 +190,7 @@ class KernelSupply:
         self._refill()
 
     async def leave(self) -> None:
-        """End everything that was under way here, and leave all sandboxes as they are: whose they are is not known yet."""
+        """End what was under way here, and leave all sandboxes as they are: whose they are is not known yet."""
         self.stop_refilling()
         kernels, self._kernels = list(self._kernels.values()), {}
         for kernel in kernels:
