@@ -95,7 +95,8 @@ class Store(Protocol):
     ) -> None:
         """Add the last events and artifacts and the final answer, in one transaction. Repeating it changes nothing.
 
-        With it goes what the run has changed of its session: all but the two time-outs.
+        With it goes what the run has changed of its session: what its runs add up to; when it was last used, which
+        never goes back; and its kernel, generation and news, these only if its version is above the stored one.
         """
         ...
 
@@ -128,7 +129,17 @@ class Store(Protocol):
         ...
 
     async def update_session(self, session: Session) -> None:
-        """Record what may change of a session, but for what its runs add up to. No error if unknown."""
+        """Record a session's kernel, generation and news, if its version is above the stored one. No error if unknown.
+
+        Not above: then something newer is there, or this itself, and nothing is changed.
+        """
+        ...
+
+    async def renew_session(self, session: Session) -> None:
+        """Record the two time-outs of a session, and when it was last used, which never goes back.
+
+        Whatever its version is. No error if unknown.
+        """
         ...
 
     async def remove_session(self, session: Session) -> None:

@@ -155,6 +155,11 @@ class PostgresStore:
         parameters = sessions.parameters(session)
         await self._run(lambda connection: connection.execute(sessions.UPDATE_SESSION, parameters))
 
+    async def renew_session(self, session: Session) -> None:
+        """See `Store`. One of the same name that is not this one is left alone."""
+        parameters = sessions.parameters(session)
+        await self._run(lambda connection: connection.execute(sessions.RENEW_SESSION, parameters))
+
     async def remove_session(self, session: Session) -> None:
         """See `Store`. One of the same name that is not this one is left alone."""
         parameters = sessions.parameters(session)

@@ -112,16 +112,18 @@ artifacts = Table(
 
 # A session is a tenant's name for a kernel. The row outlives the gateway process, so that a restarted one can find the
 # kernel again. `expires_at` follows from the other columns: least(created_at + max_lifetime_s, last_used_at +
-# idle_timeout_s). `runs` and what follows it sum up the session's ended runs.
+# idle_timeout_s). `version` counts what has changed of `kernel_id`, `generation` and `news`. `runs` and what follows it
+# sum up the session's ended runs.
 sessions = Table(
     "sessions",
     metadata,
     Column("tenant", LosslessText, primary_key=True),
     Column("session_id", LosslessText, primary_key=True),
     Column("gateway_id", LosslessText, nullable=False),
-    Column("kernel_id", _UUID, unique=True),
+    Column("kernel_id", _UUID),
     Column("generation", Integer, nullable=False, server_default=text("0")),
     Column("news", Text, nullable=False, server_default=text("'none'")),
+    Column("version", BigInteger, nullable=False, server_default=text("0")),
     Column("language", LosslessText, nullable=False),
     Column("idle_timeout_s", Double, nullable=False),
     Column("max_lifetime_s", Double, nullable=False),
