@@ -185,7 +185,7 @@ class MemoryStore:
         return [event for seq, event in sorted(self.runs[run_id].events.items()) if seq > after][:limit]
 
     async def unfinished_runs(self, gateway_id: GatewayId) -> list[RunRecord]:
-        """See `Store`."""
+        """See `Store`. Takes nothing over: this is one store, whoever uses it, and no other could write to its runs."""
         self._check()
         return [
             stored.record()

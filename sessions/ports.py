@@ -79,7 +79,7 @@ class Store(Protocol):
         ...
 
     async def start_run(self, run_id: RunId, kernel_id: KernelId, started_at: datetime) -> None:
-        """A run that lives is `running`, on this kernel now. Raises NotFound."""
+        """A run that lives is `running`, on this kernel now. Raises NotFound for all others."""
         ...
 
     async def withdraw_run(self, run_id: RunId) -> None:
@@ -117,7 +117,11 @@ class Store(Protocol):
         ...
 
     async def unfinished_runs(self, gateway_id: GatewayId) -> list[RunRecord]:
-        """This gateway's runs that have not ended, in the order in which they were added."""
+        """This gateway's runs that have not ended, in the order in which they were added.
+
+        Takes them over: nothing that another store writes to them counts any more, as if they had ended. So whoever
+        wants their events reads them afterwards: what was still on its way has been committed by then, or never is.
+        """
         ...
 
     async def get_artifact(self, artifact_id: ArtifactId) -> Artifact | None:

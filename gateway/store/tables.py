@@ -35,7 +35,8 @@ _TIME = DateTime(timezone=True)
 # been removed" is told apart from "there never was such a run"; it keeps who ran when, and what it cost.
 # `answer` is the rest of the final answer: error, exception, results, images and files (artifacts, by the names under
 # which the answer has them), execution_count, truncated, session_created, session_lost. `taken_seq` and `progress`
-# (file_seq, state) say how far the events of a living run go; they change often, so no index may be on them.
+# (file_seq, state) say how far the events of a living run go; they change often, so no index may be on them. `epoch`
+# counts how often a store has taken the living run over: what one writes that holds an older epoch does not count.
 runs = Table(
     "runs",
     metadata,
@@ -65,6 +66,7 @@ runs = Table(
     Column("memory_peak_bytes", BigInteger),
     Column("taken_seq", BigInteger),
     Column("progress", LosslessJSON),
+    Column("epoch", Integer, nullable=False, server_default=text("0")),
     Index("runs_of_tenant", "tenant", "number", postgresql_where=text("expired_at IS NULL")),
     Index(
         "runs_of_session",

@@ -25,7 +25,8 @@ _STATEMENTS = (
         ADD COLUMN started_at timestamptz,
         ADD COLUMN allow_stdin boolean NOT NULL DEFAULT false,
         ADD COLUMN taken_seq bigint,
-        ADD COLUMN progress json
+        ADD COLUMN progress json,
+        ADD COLUMN epoch integer NOT NULL DEFAULT 0
     """,
     # Progress is written several times a second while a run has output: with room on the page, and no index on those
     # columns, that costs no index entries (a heap-only update).
