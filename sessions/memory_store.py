@@ -152,7 +152,10 @@ class MemoryStore:
         stored.progress = None
         if session is not None and (kept := self._same(session)):
             self.sessions[_name(session)] = replace(
-                session, idle_timeout_s=kept.idle_timeout_s, max_lifetime_s=kept.max_lifetime_s
+                _with_kernel(kept, session),
+                last_used_at=max(kept.last_used_at, session.last_used_at),
+                runs=session.runs,
+                usage=session.usage,
             )
 
     async def get_run(self, run_id: RunId) -> RunRecord | None:
@@ -182,7 +185,7 @@ class MemoryStore:
         return [event for seq, event in sorted(self.runs[run_id].events.items()) if seq > after][:limit]
 
     async def unfinished_runs(self, gateway_id: GatewayId) -> list[RunRecord]:
-        """See `Store`."""
+        """See `Store`. Takes nothing over: this is one store, whoever uses it, and no other could write to its runs."""
         self._check()
         return [
             stored.record()
@@ -213,7 +216,18 @@ class MemoryStore:
         """See `Store`. One of the same name that is not this one is left alone."""
         self._check()
         if kept := self._same(session):
-            self.sessions[_name(session)] = replace(session, runs=kept.runs, usage=kept.usage)
+            self.sessions[_name(session)] = _with_kernel(kept, session)
+
+    async def renew_session(self, session: Session) -> None:
+        """See `Store`. One of the same name that is not this one is left alone."""
+        self._check()
+        if kept := self._same(session):
+            self.sessions[_name(session)] = replace(
+                kept,
+                last_used_at=max(kept.last_used_at, session.last_used_at),
+                idle_timeout_s=session.idle_timeout_s,
+                max_lifetime_s=session.max_lifetime_s,
+            )
 
     async def remove_session(self, session: Session) -> None:
         """See `Store`. One of the same name that is not this one is left alone."""
@@ -267,6 +281,19 @@ class MemoryStore:
 
 def _name(session: Session) -> tuple[TenantId, SessionId]:
     return session.tenant, session.session_id
+
+
+def _with_kernel(kept: Session, changed: Session) -> Session:
+    """What is stored, with its kernel and the news of it where those are newer."""
+    if changed.version <= kept.version:
+        return kept
+    return replace(
+        kept,
+        kernel_id=changed.kernel_id,
+        generation=changed.generation,
+        news=changed.news,
+        version=changed.version,
+    )
 
 
 def _matches(stored: StoredRun, query: RunQuery) -> bool:

@@ -79,7 +79,7 @@ class Store(Protocol):
         ...
 
     async def start_run(self, run_id: RunId, kernel_id: KernelId, started_at: datetime) -> None:
-        """A run that lives is `running`, on this kernel now. Raises NotFound."""
+        """A run that lives is `running`, on this kernel now. Raises NotFound for all others."""
         ...
 
     async def withdraw_run(self, run_id: RunId) -> None:
@@ -95,7 +95,8 @@ class Store(Protocol):
     ) -> None:
         """Add the last events and artifacts and the final answer, in one transaction. Repeating it changes nothing.
 
-        With it goes what the run has changed of its session: all but the two time-outs.
+        With it goes what the run has changed of its session: what its runs add up to; when it was last used, which
+        never goes back; and its kernel, generation and news, these only if its version is above the stored one.
         """
         ...
 
@@ -116,7 +117,11 @@ class Store(Protocol):
         ...
 
     async def unfinished_runs(self, gateway_id: GatewayId) -> list[RunRecord]:
-        """This gateway's runs that have not ended, in the order in which they were added."""
+        """This gateway's runs that have not ended, in the order in which they were added.
+
+        Takes them over: nothing that another store writes to them counts any more, as if they had ended. So whoever
+        wants their events reads them afterwards: what was still on its way has been committed by then, or never is.
+        """
         ...
 
     async def get_artifact(self, artifact_id: ArtifactId) -> Artifact | None:
@@ -128,7 +133,17 @@ class Store(Protocol):
         ...
 
     async def update_session(self, session: Session) -> None:
-        """Record what may change of a session, but for what its runs add up to. No error if unknown."""
+        """Record a session's kernel, generation and news, if its version is above the stored one. No error if unknown.
+
+        Not above: then something newer is there, or this itself, and nothing is changed.
+        """
+        ...
+
+    async def renew_session(self, session: Session) -> None:
+        """Record the two time-outs of a session, and when it was last used, which never goes back.
+
+        Whatever its version is. No error if unknown.
+        """
         ...
 
     async def remove_session(self, session: Session) -> None:

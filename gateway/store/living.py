@@ -1,6 +1,6 @@
-"""The runs that this gateway has added and that have not ended, in case a crash of PostgreSQL takes their rows.
+"""The living runs that this gateway writes to: in case a crash of PostgreSQL takes their rows, and in which epoch.
 
-The commit that adds a run does not wait for the disk: see `statements.runs`.
+The commit that adds a run does not always wait for the disk: see `statements.runs`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,29 @@ _log = structlog.get_logger(__name__)
 
 
 class LivingRuns:
-    """The state: `_runs`, each as it was last committed. Written by the event loop, read by the store's threads."""
+    """The state: `_runs` added here, each as it was last committed, and the `_epochs` of those that were taken over.
+
+    Written by the event loop, read by the store's threads.
+    """
 
     def __init__(self) -> None:
         self._runs: dict[RunId, Run] = {}
+        self._epochs: dict[RunId, int] = {}
 
     def __len__(self) -> int:
-        return len(self._runs)
+        return len(self._runs.keys() | self._epochs.keys())
+
+    def epoch(self, run_id: RunId) -> int:
+        """The epoch in which this gateway writes to it: none has taken over what it has added itself."""
+        return self._epochs.get(run_id, 0)
 
     def added(self, run: Run) -> None:
         """It has a row."""
         self._runs[run.run_id] = run
+
+    def taken_over(self, run_id: RunId, epoch: int) -> None:
+        """Its row has this epoch now."""
+        self._epochs[run_id] = epoch
 
     def started(self, run_id: RunId, kernel_id: KernelId, started_at: datetime) -> None:
         """Its row says that it is running there."""
@@ -40,11 +52,12 @@ class LivingRuns:
     def ended(self, run_id: RunId) -> None:
         """Its end is committed, or its row has been removed."""
         self._runs.pop(run_id, None)
+        self._epochs.pop(run_id, None)
 
     def write(self, connection: Connection, run_id: RunId, work: Callable[[Connection], bool]) -> bool:
         """Do `work`, which says whether it found the living run; if its row is gone, add it again and do it once more.
 
-        False when the run has ended. Raises NotFound.
+        False when the run has ended, or is another's now. Raises NotFound.
         """
         return work(connection) or (self._restore(connection, run_id) and work(connection))
 
@@ -55,5 +68,5 @@ class LivingRuns:
         if (run := self._runs.get(run_id)) is None:
             raise NotFound(f"There is no run {run_id}.")
         _log.warning("run_row_restored", run_id=run_id)
-        connection.execute(runs.ADD_RUN, runs.add_parameters(run))
+        connection.execute(runs.ADD_RUN, runs.add_parameters(run, self.epoch(run_id)))
         return True

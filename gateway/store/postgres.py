@@ -54,7 +54,7 @@ _log = structlog.get_logger(__name__)
 class PostgresStore:
     """Made without connecting; the database must have been through `schema.migrate`.
 
-    The state: `_living`, the runs added here and not finished yet; `_is_reachable`, as last logged.
+    The state: `_living`, the runs added or taken over here and not finished yet; `_is_reachable`, as last logged.
     """
 
     def __init__(self, url: str, *, timeout_s: float = 5.0, pool_size: int = 4) -> None:
@@ -72,27 +72,29 @@ class PostgresStore:
     async def add_run(self, run: Run) -> RunRecord | None:
         """See `Store`. Survives a crash of the gateway at once, and one of PostgreSQL while this store lives.
 
-        With an idempotency key it survives a power cut, too.
+        With an idempotency key, or without a kernel, it survives a power cut, too.
         """
-        existing = await self._run(lambda connection: _add_run(connection, run))
+        epoch = self._living.epoch(run.run_id)
+        existing = await self._run(lambda connection: _add_run(connection, run, epoch))
         if existing is None:
             self._living.added(run)
         return existing
 
     async def start_run(self, run_id: RunId, kernel_id: KernelId, started_at: datetime) -> None:
         """See `Store`. Survives a power cut."""
-        parameters = runs.start_parameters(run_id, kernel_id, started_at)
+        parameters = runs.start_parameters(run_id, self._living.epoch(run_id), kernel_id, started_at)
 
         def work(connection: Connection) -> bool:
             return connection.execute(runs.START_RUN, parameters).one_or_none() is not None
 
         if not await self._run(lambda connection: self._living.write(connection, run_id, work)):
-            raise NotFound(f"The run {run_id} has ended.")
+            raise NotFound(f"The run {run_id} has ended, or another gateway has taken it over.")
         self._living.started(run_id, kernel_id, started_at)
 
     async def withdraw_run(self, run_id: RunId) -> None:
         """See `Store`. A finished run stays as it is."""
-        await self._run(lambda connection: connection.execute(runs.WITHDRAW_RUN, {"run_id": run_id}))
+        parameters = {"run_id": run_id, "epoch": self._living.epoch(run_id)}
+        await self._run(lambda connection: connection.execute(runs.WITHDRAW_RUN, parameters))
         self._living.ended(run_id)
 
     async def append(self, run_id: RunId, batch: Batch) -> None:
@@ -100,15 +102,17 @@ class PostgresStore:
 
         Progress that is less than what is stored is left out.
         """
-        await self._persist(run_id, lambda connection: writing.append(connection, run_id, batch), batch)
+        epoch = self._living.epoch(run_id)
+        await self._persist(run_id, lambda connection: writing.append(connection, run_id, epoch, batch), batch)
 
     async def finish_run(
         self, result: Result, batch: Batch, finished_at: datetime, session: Session | None = None
     ) -> None:
         """See `Store`. A finished run stays as it is. Waits for a database that restarts. Raises NotFound."""
+        epoch = self._living.epoch(result.run_id)
 
         def work(connection: Connection) -> bool:
-            return writing.finish(connection, result, batch, finished_at, session)
+            return writing.finish(connection, result, epoch, batch, finished_at, session=session)
 
         await self._persist(result.run_id, work, batch)
         self._living.ended(result.run_id)
@@ -136,8 +140,11 @@ class PostgresStore:
         return [rows.to_event(row) for row in await self._rows(reading.events_after(RunId(wanted), after, limit))]
 
     async def unfinished_runs(self, gateway_id: GatewayId) -> list[RunRecord]:
-        """See `Store`."""
-        return [rows.to_record(row) for row in await self._rows(reading.unfinished_runs(gateway_id))]
+        """See `Store`. Whatever is being written to them is waited for."""
+        taken = await self._run(lambda connection: _take_over(connection, gateway_id))
+        for row in taken:
+            self._living.taken_over(row.run_id, row.epoch)
+        return [rows.to_record(row) for row in taken]
 
     async def get_artifact(self, artifact_id: ArtifactId) -> Artifact | None:
         """See `Store`. Anything that is no UUID is simply unknown."""
@@ -154,6 +161,11 @@ class PostgresStore:
         """See `Store`. One of the same name that is not this one is left alone."""
         parameters = sessions.parameters(session)
         await self._run(lambda connection: connection.execute(sessions.UPDATE_SESSION, parameters))
+
+    async def renew_session(self, session: Session) -> None:
+        """See `Store`. One of the same name that is not this one is left alone."""
+        parameters = sessions.parameters(session)
+        await self._run(lambda connection: connection.execute(sessions.RENEW_SESSION, parameters))
 
     async def remove_session(self, session: Session) -> None:
         """See `Store`. One of the same name that is not this one is left alone."""
@@ -228,9 +240,9 @@ class PostgresStore:
                 return
 
 
-def _add_run(connection: Connection, run: Run) -> RunRecord | None:
+def _add_run(connection: Connection, run: Run, epoch: int) -> RunRecord | None:
     """None when the run is there now, or the one that has its key."""
-    parameters = runs.add_parameters(run)
+    parameters = runs.add_parameters(run, epoch)
     while connection.execute(runs.ADD_RUN, parameters).one_or_none() is None:
         in_the_way = connection.execute(reading.runs_in_the_way(run)).all()
         if any(row.run_id == run.run_id for row in in_the_way):
@@ -239,6 +251,18 @@ def _add_run(connection: Connection, run: Run) -> RunRecord | None:
             return rows.to_record(in_the_way[0])
         # What was in the way has been withdrawn in between.
     return None
+
+
+def _take_over(connection: Connection, gateway_id: GatewayId) -> list[Row[Any]]:
+    """The rows of a gateway's living runs, oldest first, each in a new epoch.
+
+    Once more where one of them has changed in between: it has ended, or a take-over that hung has come to its end.
+    """
+    while True:
+        seen = connection.execute(reading.unfinished_epochs(gateway_id)).all()
+        taken = connection.execute(runs.TAKE_OVER, runs.take_over_parameters(gateway_id, seen)).all()
+        if len(taken) == len(seen):
+            return sorted(taken, key=lambda row: int(row.number))
 
 
 def _add_session(connection: Connection, session: Session) -> Session | None:

@@ -94,6 +94,7 @@ def to_session(row: Row[Any]) -> Session:
         kernel_id=row.kernel_id,
         generation=row.generation,
         news=SessionNews(row.news),
+        version=row.version,
         runs=row.runs,
         usage=Usage(row.wall_ms, row.cpu_ms, row.memory_peak_bytes),
     )

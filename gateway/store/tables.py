@@ -35,7 +35,8 @@ _TIME = DateTime(timezone=True)
 # been removed" is told apart from "there never was such a run"; it keeps who ran when, and what it cost.
 # `answer` is the rest of the final answer: error, exception, results, images and files (artifacts, by the names under
 # which the answer has them), execution_count, truncated, session_created, session_lost. `taken_seq` and `progress`
-# (file_seq, state) say how far the events of a living run go; they change often, so no index may be on them.
+# (file_seq, state) say how far the events of a living run go; they change often, so no index may be on them. `epoch`
+# counts how often a store has taken the living run over: what one writes that holds an older epoch does not count.
 runs = Table(
     "runs",
     metadata,
@@ -65,6 +66,7 @@ runs = Table(
     Column("memory_peak_bytes", BigInteger),
     Column("taken_seq", BigInteger),
     Column("progress", LosslessJSON),
+    Column("epoch", Integer, nullable=False, server_default=text("0")),
     Index("runs_of_tenant", "tenant", "number", postgresql_where=text("expired_at IS NULL")),
     Index(
         "runs_of_session",
@@ -112,16 +114,18 @@ artifacts = Table(
 
 # A session is a tenant's name for a kernel. The row outlives the gateway process, so that a restarted one can find the
 # kernel again. `expires_at` follows from the other columns: least(created_at + max_lifetime_s, last_used_at +
-# idle_timeout_s). `runs` and what follows it sum up the session's ended runs.
+# idle_timeout_s). `version` counts what has changed of `kernel_id`, `generation` and `news`. `runs` and what follows it
+# sum up the session's ended runs.
 sessions = Table(
     "sessions",
     metadata,
     Column("tenant", LosslessText, primary_key=True),
     Column("session_id", LosslessText, primary_key=True),
     Column("gateway_id", LosslessText, nullable=False),
-    Column("kernel_id", _UUID, unique=True),
+    Column("kernel_id", _UUID),
     Column("generation", Integer, nullable=False, server_default=text("0")),
     Column("news", Text, nullable=False, server_default=text("'none'")),
+    Column("version", BigInteger, nullable=False, server_default=text("0")),
     Column("language", LosslessText, nullable=False),
     Column("idle_timeout_s", Double, nullable=False),
     Column("max_lifetime_s", Double, nullable=False),

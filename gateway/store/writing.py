@@ -12,9 +12,12 @@ from gateway.store.statements import batches, runs, sessions
 from sessions.model import Batch, Result, RunId, Session
 
 
-def append(connection: Connection, run_id: RunId, batch: Batch) -> bool:
-    """Add a batch and its progress. False when there is no such run that has not ended; then nothing is added."""
-    parameters: dict[str, Any] = {"run_id": run_id}
+def append(connection: Connection, run_id: RunId, epoch: int, batch: Batch) -> bool:
+    """Add a batch and its progress. False when there is no such run to be written to; then nothing is added.
+
+    To be written to is one that has not ended and that has this epoch.
+    """
+    parameters: dict[str, Any] = {"run_id": run_id, "epoch": epoch}
     if batch.progress is not None:
         parameters |= runs.progress_parameters(batch.progress)
 
@@ -25,10 +28,10 @@ def append(connection: Connection, run_id: RunId, batch: Batch) -> bool:
 
 
 def finish(
-    connection: Connection, result: Result, batch: Batch, finished_at: datetime, session: Session | None
+    connection: Connection, result: Result, epoch: int, batch: Batch, finished_at: datetime, *, session: Session | None
 ) -> bool:
-    """Add the last batch, the answer, and the session's part. False when there is no such run that has not ended."""
-    parameters = runs.finish_parameters(result, finished_at)
+    """Add the last batch, the answer, and the session's part. False as with `append`."""
+    parameters = runs.finish_parameters(result, epoch, finished_at)
     if session is not None:
         parameters |= sessions.after_run_parameters(session)
 
@@ -52,7 +55,7 @@ def _write(
     connection.execution_options(isolation_level="READ COMMITTED")
     with connection.begin():
         for chunk in chunks:
-            first = {"run_id": parameters["run_id"], **batches.event_parameters(())}
+            first = {"run_id": parameters["run_id"], "epoch": parameters["epoch"], **batches.event_parameters(())}
             adding = runs.append(has_progress=False, has_artifacts=True)
             _count(connection, adding, {**first, **batches.artifact_parameters(chunk)})
         return _count(connection, statement(has_artifacts=True), last)

@@ -22,12 +22,13 @@ async def all_sessions(store: Store) -> list[Session]:
 
 
 def after_a_run(session: Session) -> Session:
-    """All changed that a run may change, and the time-outs, which it may not."""
+    """All changed that may change."""
     return replace(
         session,
         kernel_id=new_kernel_id(),
         generation=session.generation + 1,
         news=SessionNews.LOST,
+        version=session.version + 1,
         last_used_at=session.last_used_at + timedelta(seconds=7),
         runs=session.runs + 1,
         usage=Usage(1.5, 0.5, 1 << 40),
@@ -45,6 +46,7 @@ async def test_sessions_come_back_as_they_were_oldest_first(store: Store) -> Non
         kernel_id=new_kernel_id(),
         generation=3,
         news=SessionNews.CREATED,
+        version=1 << 40,
         runs=2,
         usage=Usage(1.5, 0.5, 1 << 40),
     )
@@ -65,9 +67,10 @@ async def test_a_name_that_is_taken_stays_as_it_is_and_who_has_it_is_told(store:
 async def test_adding_a_session_again_is_harmless(store: Store) -> None:
     session = new_session(gateway_id=HERE)
     await store.add_session(session)
-    await store.update_session(replace(session, generation=1))
+    changed = replace(session, generation=1, version=1)
+    await store.update_session(changed)
     assert await store.add_session(session) is None
-    assert await all_sessions(store) == [replace(session, generation=1)]
+    assert await all_sessions(store) == [changed]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +82,7 @@ async def test_the_name_of_another_gateways_session_is_free_once_its_time_is_ove
     after_s: float,
     takes_over: bool,  # noqa: FBT001
 ) -> None:
-    old = new_session(kernel_id=new_kernel_id(), generation=4, news=SessionNews.CREATED, runs=9)
+    old = new_session(kernel_id=new_kernel_id(), generation=4, news=SessionNews.CREATED, version=5, runs=9)
     at = NOW + timedelta(seconds=after_s)
     new = new_session(gateway_id=gateway_id, created_at=at, last_used_at=at, idle_timeout_s=5.0, max_lifetime_s=6.0)
     await store.add_session(old)
@@ -87,12 +90,92 @@ async def test_the_name_of_another_gateways_session_is_free_once_its_time_is_ove
     assert await all_sessions(store) == [new if takes_over else old]
 
 
-async def test_an_update_leaves_out_only_what_runs_add_up_to(store: Store) -> None:
+def with_kernel(session: Session, changed: Session) -> Session:
+    return replace(
+        session,
+        kernel_id=changed.kernel_id,
+        generation=changed.generation,
+        news=changed.news,
+        version=changed.version,
+    )
+
+
+async def test_an_update_writes_the_kernel_and_the_news_of_it(store: Store) -> None:
     session = new_session(runs=2, usage=Usage(1.0, 2.0, 3))
     await store.add_session(session)
     changed = after_a_run(session)
     await store.update_session(changed)
-    assert await all_sessions(store) == [replace(changed, runs=session.runs, usage=session.usage)]
+    assert await all_sessions(store) == [with_kernel(session, changed)]
+
+
+@pytest.mark.parametrize("version", [6, 7])
+async def test_an_update_that_is_not_newer_changes_nothing(store: Store, version: int) -> None:
+    session = new_session(kernel_id=new_kernel_id(), version=7)
+    await store.add_session(session)
+    await store.update_session(replace(after_a_run(session), version=version))
+    assert await all_sessions(store) == [session]
+
+
+async def test_a_renewal_writes_the_time_outs_and_the_time_whatever_its_version(store: Store) -> None:
+    session = new_session(kernel_id=new_kernel_id(), version=7, runs=2, usage=Usage(1.0, 2.0, 3))
+    await store.add_session(session)
+    await store.renew_session(replace(after_a_run(session), version=0))
+    assert await all_sessions(store) == [replace(session, last_used_at=LATER, idle_timeout_s=1.0, max_lifetime_s=2.0)]
+
+
+@pytest.mark.parametrize("by_run", [True, False])
+async def test_when_a_session_was_last_used_never_goes_back(store: Store, by_run: bool) -> None:  # noqa: FBT001
+    run, session = new_run(), new_session(last_used_at=LATER)
+    await store.add_run(run)
+    await store.add_session(session)
+    earlier = replace(session, last_used_at=NOW)
+    if by_run:
+        await store.finish_run(ok(run), Batch(), NOW, earlier)
+    else:
+        await store.renew_session(earlier)
+    assert await all_sessions(store) == [session]
+    expiry = LATER + timedelta(seconds=session.idle_timeout_s)
+    too_early = new_session(gateway_id=ELSEWHERE, created_at=expiry - timedelta(microseconds=1))
+    assert await store.add_session(too_early) == session
+    assert await store.add_session(replace(too_early, created_at=expiry)) is None
+
+
+@pytest.mark.parametrize("version", [6, 7])
+async def test_the_end_of_a_run_leaves_a_kernel_that_is_newer_but_counts_all_the_same(
+    store: Store, version: int
+) -> None:
+    run, session = new_run(), new_session(kernel_id=new_kernel_id(), generation=3, version=7)
+    await store.add_run(run)
+    await store.add_session(session)
+    changed = replace(after_a_run(session), version=version)
+    await store.finish_run(ok(run), Batch(), NOW, changed)
+    assert await all_sessions(store) == [
+        replace(session, last_used_at=changed.last_used_at, runs=changed.runs, usage=changed.usage)
+    ]
+
+
+async def test_two_sessions_may_name_one_kernel(store: Store) -> None:
+    kernel_id = new_kernel_id()
+    stale = new_session(kernel_id=kernel_id)
+    young = new_session(session_id=SessionId("young"), created_at=LATER)
+    await store.add_session(stale)
+    await store.add_session(young)
+    changed = replace(young, kernel_id=kernel_id, version=1)
+    await store.update_session(changed)
+    assert await all_sessions(store) == [stale, changed]
+
+
+async def test_the_largest_numbers_are_kept(store: Store) -> None:
+    run, session = new_run(), new_session()
+    usage = Usage(float(1 << 53), float(1 << 53), (1 << 53) - 1)  # as `sessions.ends` lets through
+    await store.add_run(run)
+    await store.add_session(session)
+    changed = replace(session, generation=(1 << 31) - 1, version=1 << 40, usage=usage)
+    await store.finish_run(ok(run, usage=usage, execution_count=(1 << 31) - 1), Batch(), NOW, changed)
+    assert await all_sessions(store) == [changed]
+    record = await store.get_run(run.run_id)
+    assert record is not None
+    assert record.result == ok(run, usage=usage, execution_count=(1 << 31) - 1)
 
 
 async def test_the_end_of_a_run_leaves_out_only_the_time_outs(store: Store) -> None:
@@ -115,16 +198,19 @@ async def test_an_end_that_comes_a_second_time_does_nothing_to_the_session(store
     assert await all_sessions(store) == [session]
 
 
-@pytest.mark.parametrize("by_run", [True, False])
-async def test_what_has_come_into_a_sessions_place_is_left_alone(store: Store, by_run: bool) -> None:  # noqa: FBT001
+@pytest.mark.parametrize("how", ["update", "renewal", "run"])
+async def test_what_has_come_into_a_sessions_place_is_left_alone(store: Store, how: str) -> None:
     run, gone = new_run(), new_session()
     await store.add_run(run)
     for another in (new_session(created_at=LATER), new_session(gateway_id=ELSEWHERE)):
         await store.add_session(another)
-        if by_run:
-            await store.finish_run(ok(run), Batch(), NOW, after_a_run(gone))
-        else:
-            await store.update_session(after_a_run(gone))
+        match how:
+            case "update":
+                await store.update_session(after_a_run(gone))
+            case "renewal":
+                await store.renew_session(after_a_run(gone))
+            case _:
+                await store.finish_run(ok(run), Batch(), NOW, after_a_run(gone))
         assert await all_sessions(store) == [another]
         await store.remove_session(another)
 
@@ -149,10 +235,10 @@ async def test_a_session_that_is_used_keeps_its_name_for_longer(
     await store.add_session(session)
     used = replace(session, **changes, last_used_at=LATER)
     if by_run:
-        await store.update_session(replace(session, **changes))
+        await store.renew_session(replace(session, **changes))
         await store.finish_run(ok(run), Batch(), NOW, replace(used, idle_timeout_s=1.0))
     else:
-        await store.update_session(used)
+        await store.renew_session(used)
     expiry = NOW + timedelta(seconds=expires_after_s)
     too_early = new_session(gateway_id=ELSEWHERE, created_at=expiry - timedelta(microseconds=1))
     assert await store.add_session(too_early) == used
@@ -170,6 +256,7 @@ async def test_a_removed_session_is_forgotten_and_its_runs_stay(store: Store) ->
     await store.add_session(other)
     for _ in range(2):
         await store.remove_session(session)
-    await store.update_session(session)
+    await store.update_session(after_a_run(session))
+    await store.renew_session(session)
     assert await all_sessions(store) == [other]
     assert await store.get_run(run.run_id) is not None

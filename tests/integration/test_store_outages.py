@@ -108,7 +108,7 @@ async def test_a_run_whose_row_a_crash_took_goes_on_where_it_was_started(
     assert (record.status, record.progress) == (RunStatus.RUNNING, progress(1))
 
 
-async def test_a_run_with_a_key_outlives_a_crash_of_both_that_one_without_may_not(
+async def test_a_run_with_a_key_or_no_kernel_outlives_a_crash_of_both_that_another_may_not(
     own_server: OwnServer, store: PostgresStore
 ) -> None:
     # Nobody but the commits themselves may write the log to disk.
@@ -117,15 +117,16 @@ async def test_a_run_with_a_key_outlives_a_crash_of_both_that_one_without_may_no
     for run in with_key:
         await store.add_run(run)
     await store.start_run(with_key[1].run_id, new_kernel_id(), NOW)
-    without_key = new_run()
-    await store.add_run(without_key)
-    await store.start_run(without_key.run_id, new_kernel_id(), NOW)
+    waiting = new_run(session_id="s")
+    await store.add_run(waiting)
+    await store.add_run(new_run(kernel_id=new_kernel_id(), started_at=NOW))
     own_server.kill()
     own_server.start()
-    records = await store.unfinished_runs(without_key.gateway_id)
+    records = await store.unfinished_runs(waiting.gateway_id)
     assert [(record.run.run_id, record.status) for record in records] == [
         (with_key[0].run_id, RunStatus.QUEUED),
         (with_key[1].run_id, RunStatus.RUNNING),
+        (waiting.run_id, RunStatus.QUEUED),
     ]
 
 

@@ -54,9 +54,9 @@ def listed_runs(query: RunQuery) -> _Any:
     return select(*shown).where(*conditions).order_by(columns.number.desc()).limit(query.limit)
 
 
-def unfinished_runs(gateway_id: GatewayId) -> _Any:
-    """The rows of this gateway's runs that have not ended, oldest first."""
-    return select(runs).where(runs.c.gateway_id == gateway_id, runs.c.finished_at.is_(None)).order_by(runs.c.number)
+def unfinished_epochs(gateway_id: GatewayId) -> _Any:
+    """The ids of this gateway's runs that have not ended, each with its epoch."""
+    return select(runs.c.run_id, runs.c.epoch).where(runs.c.gateway_id == gateway_id, runs.c.finished_at.is_(None))
 
 
 def events_after(run_id: RunId, after: int, limit: int) -> _Any:

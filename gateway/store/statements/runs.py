@@ -2,87 +2,109 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import TextClause, text
+from sqlalchemy import Row, TextClause, text
 
 from gateway.store import answers
 from gateway.store.statements import sessions, typed
 from gateway.store.statements.batches import with_batch
 from gateway.store.tables import runs
 from gateway.store.text import dump_json
-from sessions.model import KernelId, Progress, Result, Run, RunId, RunStatus
+from sessions.model import GatewayId, KernelId, Progress, Result, Run, RunId, RunStatus
 
-# The commit of a run without an idempotency key does not wait for the disk, which is most of the time an insert takes.
-# That loses nothing when the gateway crashes, and when PostgreSQL crashes at most the last fraction of a second of runs
-# that have not ended: finishing a run waits for its own commit, which is later in the log. `LivingRuns` adds such a run
-# again. With a key it waits: whoever sends the request again after a power cut must find that it was taken.
-_COMMIT = "CASE WHEN idempotency_key IS NULL THEN set_config('synchronous_commit', 'off', true) END"
+# The commit of a run that goes to a kernel at once, and has no idempotency key, does not wait for the disk, which is
+# most of the time an insert takes. That loses nothing when the gateway crashes, and when PostgreSQL crashes at most the
+# last fraction of a second of runs that have not ended: finishing a run waits for its own commit, which is later in the
+# log. `LivingRuns` adds such a run again. With a key it waits: whoever sends the request again after a power cut must
+# find that it was taken. So it does without a kernel: what only waits is known to nobody else when the gateway crashes,
+# too.
+_COMMIT = """
+    CASE WHEN idempotency_key IS NULL AND kernel_id IS NOT NULL THEN set_config('synchronous_commit', 'off', true) END
+"""
 
 # Returns a row when it has added one: nothing is added where the id or the key is taken.
 ADD_RUN = typed(
     f"""
     INSERT INTO runs (run_id, tenant, gateway_id, kernel_id, session_id, language, timeout_s, allow_stdin, created_at,
-                      started_at, status, idempotency_key, request_sha256, code, variables)
+                      started_at, status, idempotency_key, request_sha256, code, variables, epoch)
     VALUES (:run_id, :tenant, :gateway_id, :kernel_id, :session_id, :language, :timeout_s, :allow_stdin, :created_at,
-            :started_at, :status, :idempotency_key, :request_sha256, :code, :variables)
+            :started_at, :status, :idempotency_key, :request_sha256, :code, :variables, :epoch)
     ON CONFLICT DO NOTHING
     RETURNING {_COMMIT}
     """,  # noqa: S608 - a constant
     runs, "tenant", "gateway_id", "session_id", "language", "idempotency_key", "request_sha256", "code", "variables",
 )  # fmt: skip
 
+# The fence: a run that has ended, or that another store has taken over, is left alone.
+_HELD = "run_id = :run_id AND finished_at IS NULL AND epoch = :epoch"
+
 # Numbers of frames mean nothing to another kernel. The commit waits for the disk: a run that has been sent somewhere
-# must
-# not be found waiting after a power cut. Returns a row if there is such a run that has not ended.
+# must not be found waiting after a power cut. Returns a row if there is such a run.
 START_RUN = text(
-    """
+    f"""
     UPDATE runs SET status = :status, kernel_id = :kernel_id, started_at = :started_at,
                     taken_seq = CASE WHEN kernel_id IS NULL OR kernel_id = :kernel_id THEN taken_seq END,
                     progress = CASE WHEN kernel_id IS NULL OR kernel_id = :kernel_id THEN progress END
-    WHERE run_id = :run_id AND finished_at IS NULL
+    WHERE {_HELD}
     RETURNING 1
-    """
+    """  # noqa: S608 - a constant
 )
 
-WITHDRAW_RUN = text("DELETE FROM runs WHERE run_id = :run_id AND finished_at IS NULL")
+WITHDRAW_RUN = text(f"DELETE FROM runs WHERE {_HELD}")  # noqa: S608 - a constant
 
 HAS_RUN = text("SELECT count(*) FROM runs WHERE run_id = :run_id")
 
-_LIVING = "SELECT run_id FROM runs WHERE run_id = :run_id AND finished_at IS NULL"
+# Of a gateway's living runs those are taken over that still have the epoch which was read just before. A take-over that
+# hung, and comes to its end after a later one, so takes nothing from that one. It waits for what is being written to
+# them, and whatever comes later finds a new epoch. Returns their rows.
+TAKE_OVER = typed(
+    f"""
+    UPDATE runs SET epoch = runs.epoch + 1
+    FROM unnest(CAST(:run_ids AS uuid[]), CAST(:epochs AS int[])) AS seen (run_id, epoch)
+    WHERE runs.run_id = seen.run_id AND runs.epoch = seen.epoch
+          AND runs.gateway_id = :gateway_id AND runs.finished_at IS NULL
+    RETURNING {", ".join(f"runs.{column.name}" for column in runs.columns)}
+    """,  # noqa: S608 - the table's own names
+    runs, "gateway_id",
+).columns(*runs.columns)  # fmt: skip
+
+# Locked, since its events are written only after it has been looked at: a take-over must not come in between.
+_LIVING = f"SELECT run_id FROM runs WHERE {_HELD} FOR NO KEY UPDATE"  # noqa: S608 - a constant
 # Progress goes only forward: a statement that hung, and was given up and repeated, may come to its end later.
-_PROGRESSED = """
+_PROGRESSED = f"""
     UPDATE runs SET taken_seq = greatest(taken_seq, :taken_seq),
                     progress = CASE WHEN taken_seq > :taken_seq THEN progress ELSE CAST(:progress AS json) END
-    WHERE run_id = :run_id AND finished_at IS NULL
+    WHERE {_HELD}
     RETURNING run_id
-"""
-_FINISHED = """
+"""  # noqa: S608 - a constant
+_FINISHED = f"""
     UPDATE runs SET status = :status, finished_at = :finished_at, output = :output, stderr = :stderr, answer = :answer,
                     wall_ms = :wall_ms, cpu_ms = :cpu_ms, memory_peak_bytes = :memory_peak_bytes,
                     taken_seq = NULL, progress = NULL
-    WHERE run_id = :run_id AND finished_at IS NULL
+    WHERE {_HELD}
     RETURNING run_id
-"""
+"""  # noqa: S608 - a constant
 
 
 @cache
 def append(*, has_progress: bool, has_artifacts: bool) -> TextClause:
-    """Add a batch to a run; returns 1, or 0 when there is no such run that has not ended."""
+    """Add a batch to a run; returns 1, or 0 when there is no such run, of this epoch, that has not ended."""
     return text(with_batch(_PROGRESSED if has_progress else _LIVING, has_artifacts=has_artifacts))
 
 
 @cache
 def finish(*, has_session: bool, has_artifacts: bool) -> TextClause:
-    """End a run with its last batch; returns 1, or 0 when there is no such run that has not ended."""
+    """End a run with its last batch; returns 1, or 0 when there is no such run, of this epoch, that has not ended."""
     others = [sessions.AFTER_RUN] if has_session else []
     statement = typed(with_batch(_FINISHED, *others, has_artifacts=has_artifacts), runs, "output", "stderr", "answer")
     return sessions.with_types_after_run(statement) if has_session else statement
 
 
-def add_parameters(run: Run) -> dict[str, Any]:
+def add_parameters(run: Run, epoch: int) -> dict[str, Any]:
     """For `ADD_RUN`."""
     return {
         "run_id": run.run_id,
@@ -100,13 +122,24 @@ def add_parameters(run: Run) -> dict[str, Any]:
         "request_sha256": run.request_sha256,
         "code": run.code,
         "variables": dict(run.variables),
+        "epoch": epoch,
     }
 
 
-def start_parameters(run_id: RunId, kernel_id: KernelId, started_at: datetime) -> dict[str, Any]:
+def take_over_parameters(gateway_id: GatewayId, seen: Sequence[Row[Any]]) -> dict[str, Any]:
+    """For `TAKE_OVER`, from the rows of `reading.unfinished_epochs`."""
+    return {
+        "gateway_id": gateway_id,
+        "run_ids": [row.run_id for row in seen],
+        "epochs": [row.epoch for row in seen],
+    }
+
+
+def start_parameters(run_id: RunId, epoch: int, kernel_id: KernelId, started_at: datetime) -> dict[str, Any]:
     """For `START_RUN`."""
     return {
         "run_id": run_id,
+        "epoch": epoch,
         "kernel_id": kernel_id,
         "started_at": started_at,
         "status": RunStatus.RUNNING.value,
@@ -119,11 +152,12 @@ def progress_parameters(progress: Progress) -> dict[str, Any]:
     return {"taken_seq": progress.taken_seq, "progress": dump_json(fields)}
 
 
-def finish_parameters(result: Result, finished_at: datetime) -> dict[str, Any]:
+def finish_parameters(result: Result, epoch: int, finished_at: datetime) -> dict[str, Any]:
     """For a `finish`, less the batch and the session."""
     usage = result.usage
     return {
         "run_id": result.run_id,
+        "epoch": epoch,
         "status": result.status.value,
         "finished_at": finished_at,
         "output": result.output,

@@ -33,10 +33,20 @@ ADD_SESSION = typed(
 
 UPDATE_SESSION = typed(
     """
-    UPDATE sessions SET kernel_id = :kernel_id, generation = :generation, news = :news, last_used_at = :last_used_at,
+    UPDATE sessions SET kernel_id = :kernel_id, generation = :generation, news = :news, version = :version
+    WHERE tenant = :tenant AND session_id = :session_id AND gateway_id = :gateway_id AND created_at = :created_at
+          AND version < :version
+    """,
+    sessions, *_NAMING,
+)  # fmt: skip
+
+RENEW_SESSION = typed(
+    """
+    UPDATE sessions SET last_used_at = greatest(last_used_at, :last_used_at),
                         idle_timeout_s = :idle_timeout_s, max_lifetime_s = :max_lifetime_s,
                         expires_at = least(created_at + make_interval(secs => :max_lifetime_s),
-                                           :last_used_at + make_interval(secs => :idle_timeout_s))
+                                           greatest(last_used_at, :last_used_at)
+                                           + make_interval(secs => :idle_timeout_s))
     WHERE tenant = :tenant AND session_id = :session_id AND gateway_id = :gateway_id AND created_at = :created_at
     """,
     sessions, *_NAMING,
@@ -53,12 +63,18 @@ REMOVE_SESSION = typed(
 _PREFIX = "session_"
 
 # Part of the statement that ends a run, `run`. The time-outs are the row's own: a client may be changing them just now.
+# What has changed of the kernel since the run's end was put together stays, and the rest is written all the same.
 AFTER_RUN = """
-    UPDATE sessions SET kernel_id = :session_kernel_id, generation = :session_generation, news = :session_news,
-                        last_used_at = :session_last_used_at, runs = :session_runs, wall_ms = :session_wall_ms,
-                        cpu_ms = :session_cpu_ms, memory_peak_bytes = :session_memory_peak_bytes,
+    UPDATE sessions SET kernel_id = CASE WHEN version < :session_version THEN :session_kernel_id ELSE kernel_id END,
+                        generation = CASE WHEN version < :session_version THEN :session_generation ELSE generation END,
+                        news = CASE WHEN version < :session_version THEN :session_news ELSE news END,
+                        version = greatest(version, :session_version),
+                        runs = :session_runs, wall_ms = :session_wall_ms, cpu_ms = :session_cpu_ms,
+                        memory_peak_bytes = :session_memory_peak_bytes,
+                        last_used_at = greatest(last_used_at, :session_last_used_at),
                         expires_at = least(created_at + make_interval(secs => max_lifetime_s),
-                                           :session_last_used_at + make_interval(secs => idle_timeout_s))
+                                           greatest(last_used_at, :session_last_used_at)
+                                           + make_interval(secs => idle_timeout_s))
     FROM run
     WHERE tenant = :session_tenant AND session_id = :session_session_id AND gateway_id = :session_gateway_id
           AND created_at = :session_created_at
@@ -84,6 +100,7 @@ def parameters(session: Session) -> dict[str, Any]:
         "kernel_id": session.kernel_id,
         "generation": session.generation,
         "news": session.news.value,
+        "version": session.version,
         "language": session.language,
         "idle_timeout_s": session.idle_timeout_s,
         "max_lifetime_s": session.max_lifetime_s,

@@ -25,7 +25,8 @@ _STATEMENTS = (
         ADD COLUMN started_at timestamptz,
         ADD COLUMN allow_stdin boolean NOT NULL DEFAULT false,
         ADD COLUMN taken_seq bigint,
-        ADD COLUMN progress json
+        ADD COLUMN progress json,
+        ADD COLUMN epoch integer NOT NULL DEFAULT 0
     """,
     # Progress is written several times a second while a run has output: with room on the page, and no index on those
     # columns, that costs no index entries (a heap-only update).
@@ -37,15 +38,17 @@ _STATEMENTS = (
     CREATE INDEX runs_of_session ON runs (tenant, session_id, number)
     WHERE session_id IS NOT NULL AND expired_at IS NULL
     """,
-    # Until now no session was ever stored.
+    # Until now no session was ever stored. A row that is out of date may name a kernel that another session has now.
     """
     ALTER TABLE sessions
+        DROP CONSTRAINT sessions_kernel_id_key,
         ALTER COLUMN kernel_id DROP NOT NULL,
         DROP COLUMN credential_sha256,
         DROP COLUMN state,
         DROP COLUMN variables_lost,
         ADD COLUMN generation integer NOT NULL DEFAULT 0,
-        ADD COLUMN news text NOT NULL DEFAULT 'none'
+        ADD COLUMN news text NOT NULL DEFAULT 'none',
+        ADD COLUMN version bigint NOT NULL DEFAULT 0
     """,
     "DROP INDEX sessions_to_cull",
 )
