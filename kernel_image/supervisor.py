@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import signal
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from kernel_image.outstanding import OutstandingRequests
 from kernel_image.readiness import Readiness
 from kernel_image.relay import Relay
 
+_LARGEST_FIRST_GENERATION = 1 << 30
 _START_TIMEOUT_S = 60.0
 _START_ATTEMPTS = 3
 _LEAVE_S = 2.0
@@ -50,7 +52,9 @@ class Supervisor:
         self._environment = kernel_process.environment_of(settings)
         self._fork_server = kernel_process.ForkServer(settings.preload, self._environment, settings.work_dir)
         self._zmq = zmq.Context[Any]()
-        self._generation = 0
+        self._started = 0
+        # No two boots count alike: a gateway that was away must not take the one's kernels for the other's.
+        self._first_generation = secrets.randbelow(_LARGEST_FIRST_GENERATION)
         self._pid: int | None = None
         self._channels: KernelChannels | None = None
         self._readiness: Readiness | None = None
@@ -63,6 +67,11 @@ class Supervisor:
         self._oom_kills_before = 0
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def _generation(self) -> int:
+        """Which kernel process this is, or was."""
+        return self._first_generation + self._started
 
     async def run(self) -> None:
         """Live until told to shut down, signalled, or left without a gateway for too long."""
@@ -165,8 +174,8 @@ class Supervisor:
     async def _start_process(self) -> asyncio.Future[kernel_process.Exit]:
         """Start a kernel process and connect to its channels; returns the future of its end."""
         settings = self._settings
-        self._generation += 1
-        prefix = Path(settings.ipc_dir, f"k{self._generation}")
+        self._started += 1
+        prefix = Path(settings.ipc_dir, f"k{self._started}")
         connection_file = prefix.with_suffix(".json")
         self._reaper.forget_recent()
         tail.create(self._tail_path)

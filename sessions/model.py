@@ -295,9 +295,9 @@ class Session:
     """A kernel with an id that a client keeps.
 
     `kernel_id` is None while no sandbox is there. `generation` says which of the kernel processes that its supervisor
-    has started one after the other (counted from 1) the client knows of. `version` counts what has changed of its
-    kernel and news (`kernel_id`, `generation`, `news`): a write of them with an older one than is stored is ignored, or
-    with the same. `usage` and `runs` add up its ended runs; `memory_peak_bytes` is their largest.
+    has started one after the other (counted from a number of its own) the client knows of. `version` counts what has
+    changed of its kernel and news (`kernel_id`, `generation`, `news`): a write of them with an older one than is stored
+    is ignored, or with the same. `usage` and `runs` add up its ended runs; `memory_peak_bytes` is their largest.
     """
 
     tenant: TenantId

@@ -138,12 +138,17 @@ class Recording:
         await self._stop_writing()
         batch = self._take_batch()
         finished_at = self._clock.now()
-        try:
-            await self._store_end(result, batch, finished_at, session)
-        except Exception:
-            log.exception("batch_refused", run_id=self.run_id, events=len(batch.events))
-            result, batch = replace(result, truncated=True), self._least_batch(batch)
-            await self._store_end(result, batch, finished_at, session)
+        least = [self._least_batch(batch), Batch()]
+        while True:
+            try:
+                await self._store_end(result, batch, finished_at, session)
+            except Exception:
+                if not least:
+                    raise
+                log.exception("batch_refused", run_id=self.run_id, events=len(batch.events))
+                result, batch = replace(result, truncated=True), least.pop(0)
+            else:
+                break
         self._unwritten, self._uncommitted_seq, self._writing_seq = Batch(), None, None
         self.feed.publish(batch.events)
         self.feed.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
@@ -26,6 +26,7 @@ from sessions.variables import set_variables
 
 _CULL_PAUSE_S = 1.0
 _END_PATIENCE_S = 15.0
+_TAKEN_OVER = 1000
 
 Key = tuple[TenantId, SessionId]
 
@@ -209,7 +210,8 @@ class Registry:
                     "session_dropped", session_id=record.session_id, reason="its language is configured no more"
                 )
                 continue
-            session = self._live(record)
+            # Above all that a write of the earlier gateway, which may still be on its way, can have counted to.
+            session = self._live(replace(record, version=record.version + _TAKEN_OVER))
             session.adopt(kernels.get(record.kernel_id) if record.kernel_id is not None else None)
             self._sessions[record.tenant, record.session_id] = session
 

@@ -19,7 +19,16 @@ from gateway import app, cli
 from kernel_image import protocol
 from sessions.ports import Link, LinkListener
 
-STORE = ("add_run", "start_run", "append", "finish_run", "add_session", "update_session", "remove_session")
+STORE = (
+    "add_run",
+    "start_run",
+    "append",
+    "finish_run",
+    "add_session",
+    "update_session",
+    "renew_session",
+    "remove_session",
+)
 SENT = ("welcome", "ack", "execute_request", "interrupt", "restart", "shutdown", "input_reply")
 TAKEN = (
     "hello",

@@ -40,6 +40,7 @@ OUTPUT = "".join(f"{line}\n" for line in range(LINES))
 OTHER_THINGS = {
     "store.add_session",
     "store.update_session",
+    "store.renew_session",
     "store.remove_session",
     "send.interrupt",
     "send.restart",
