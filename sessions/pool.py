@@ -27,7 +27,7 @@ class PoolSettings:
     """
 
     size: int = 2
-    max: int = 16
+    max: int = 24
     refill_pause_s: float = 0.25
 
 
