@@ -13,23 +13,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import zmq
 from jupyter_client import BlockingKernelClient, KernelManager
+
+# Else a kernel that prints faster than its client reads drops lines, and even the `idle` that the client waits for.
+WAIT_FOR_READERS = "import zmq; get_ipython().kernel.iopub_thread.socket.setsockopt(zmq.XPUB_NODROP, 1)"
 
 
 class BareKernel:
     """A long-lived local ipykernel over TCP, asked with `jupyter_client`."""
 
     def __enter__(self) -> Self:
-        context = zmq.Context[Any]()
-        # With the usual bound a client that reads more slowly than the kernel prints loses lines, and even the `idle`
-        # that it waits for.
-        context.rcvhwm = 0
-        self._manager = KernelManager(context=context)
+        self._manager = KernelManager()
         self._manager.start_kernel()
         self._client: BlockingKernelClient = self._manager.blocking_client()
         self._client.start_channels()
         self._client.wait_for_ready(timeout=60)
+        self._client.execute_interactive(WAIT_FOR_READERS, timeout=60)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -18,6 +18,7 @@ from kernel_image import protocol
 from kernel_image.accounting import Meter, Meterage
 from kernel_image.artifacts import Found, WorkingDirectory
 from kernel_image.delivery import Delivery
+from kernel_image.gathering import Gathering
 from kernel_image.kernel_messages import JSON_ERRORS, asks_exit, cut_stream, is_idle, is_outcome, shorten_outcome
 from kernel_image.relay import Relay
 from kernel_image.tail import SENT_METADATA, STREAMS
@@ -57,6 +58,7 @@ class OutstandingRequests:
         self._meter = meter
         self._work = work
         self._delivery = Delivery(settings, relay, work)
+        self._gathering = Gathering[_Request](lambda parts, request: self._put_now("iopub", parts, "stream", request))
         self._outstanding: dict[str, _Request] = {}
         self._sampler: asyncio.TimerHandle | None = None
         self._finishing: set[asyncio.Task[None]] = set()
@@ -160,6 +162,7 @@ class OutstandingRequests:
         if self._finishing:
             await asyncio.wait(self._finishing)
         running = self._outstanding.get(self.running or "")
+        self._gathering.flush()
         usage = None
         skipped: list[dict[str, Any]] = []
         if running is not None:
@@ -191,6 +194,14 @@ class OutstandingRequests:
         return [request.msg_id for request in requests]
 
     def _put(self, channel: str, parts: list[bytes], msg_type: str, request: _Request | None) -> None:
+        """Hand a message to the relay; small output that comes thick and fast is put together first."""
+        is_stream = channel == "iopub" and msg_type == "stream"
+        if is_stream and request is not None and self._gathering.take(parts, request):
+            return
+        self._gathering.flush()
+        self._put_now(channel, parts, msg_type, request)
+
+    def _put_now(self, channel: str, parts: list[bytes], msg_type: str, request: _Request | None) -> None:
         """Hand a message to the relay unless it is too large or its run has said more than enough."""
         size_bytes = sum(map(len, parts))
         # Whatever a kernel publishes can be a flood; only what the end of a run is told by must never be missing.

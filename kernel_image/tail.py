@@ -70,13 +70,16 @@ class Tail:
     def write(self, data: bytes) -> None:
         """Add to the end; what is older than the ring is long falls out."""
         with self._lock:
-            total = self.written_bytes + len(data)
-            kept = data[-RING_BYTES:]
+            total = _TOTAL.unpack_from(self._memory, self._start)[0] + len(data)
+            kept = data if len(data) <= RING_BYTES else data[-RING_BYTES:]
             ring = self._start + _TOTAL.size
             position = (total - len(kept)) % RING_BYTES
-            first = min(len(kept), RING_BYTES - position)
-            self._memory[ring + position : ring + position + first] = kept[:first]
-            self._memory[ring : ring + len(kept) - first] = kept[first:]
+            if position + len(kept) <= RING_BYTES:  # nearly always, and this is on the way of every `print`
+                self._memory[ring + position : ring + position + len(kept)] = kept
+            else:
+                first = RING_BYTES - position
+                self._memory[ring + position : ring + RING_BYTES] = kept[:first]
+                self._memory[ring : ring + len(kept) - first] = kept[first:]
             _TOTAL.pack_into(self._memory, self._start, total)
 
     def after(self, seen_bytes: int) -> tuple[bytes, int]:

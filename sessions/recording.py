@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 
@@ -21,6 +22,7 @@ from sessions.model import Batch, Event, EventType, Progress, Result, RunId, Ses
 from sessions.ports import Clock, Store
 
 _BATCH_PAUSE_S = 0.25
+_FIRST_FOLLOWED_PAUSE_S = 0.001
 _FOLLOWED_PAUSE_S = 0.02
 _FIRST_RETRY_S = 0.1
 _LONGEST_RETRY_S = 2.0
@@ -60,6 +62,7 @@ class Recording:
         self._is_writing = False
         self._is_stopping = False
         self._news = asyncio.Event()
+        self._has_events = asyncio.Event()
 
     @property
     def uncommitted_seq(self) -> int | None:
@@ -183,6 +186,8 @@ class Recording:
         if self._uncommitted_seq is None:
             self._uncommitted_seq = seq
         self._news.set()
+        if self.execution.has_pending():
+            self._has_events.set()
         if self._writer is None:
             self._writer = asyncio.ensure_future(self._write())
 
@@ -201,12 +206,16 @@ class Recording:
 
     async def _write(self) -> None:
         """Write what has come, again and again, until the run's end, which `finish` commits."""
+        pause_s = _FIRST_FOLLOWED_PAUSE_S
         while True:
+            if not self._has_events.is_set():
+                pause_s = _FIRST_FOLLOWED_PAUSE_S
             await self._news.wait()
             await self._pause()
             if self.ended.done():
                 return
             self._news.clear()
+            self._has_events.clear()
             batch = self._take_batch()
             self._writing_seq = self._uncommitted_seq
             # The pieces of a file that is not complete are in no batch yet.
@@ -225,16 +234,16 @@ class Recording:
             if self._is_stopping:
                 return
             if self.feed.followed.is_set():
-                await asyncio.sleep(_FOLLOWED_PAUSE_S)
+                # The more there is to come the less often it is committed; a single line never waits.
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, _FOLLOWED_PAUSE_S)
 
     async def _pause(self) -> None:
-        """Let output gather, unless somebody watches: then the first of it goes out at once."""
-        if not self.feed.followed.is_set():
-            waiting = asyncio.ensure_future(self.feed.followed.wait())
-            try:
-                await asyncio.wait({waiting}, timeout=_BATCH_PAUSE_S)
-            finally:
-                waiting.cancel()
+        """Let output gather, unless somebody watches and there is something to see: then that goes out at once."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_BATCH_PAUSE_S):
+                await self.feed.followed.wait()
+                await self._has_events.wait()
 
     async def _stop_writing(self) -> None:
         """End the writer; a batch that is on its way arrives first."""
