@@ -1,8 +1,9 @@
 """stdout and stderr inside the kernel: ipykernel's OutStream, made to lose nothing.
 
-Three things differ from it. Every write is copied to the tail that the supervisor reads after a crash. What child
+Four things differ from it. Every write is copied to the tail that the supervisor reads after a crash. What child
 processes write to the file descriptor is read out before a flush returns, so that it belongs to the run that made it,
-and is decoded across reads, so that multi-byte characters stay whole. A flush of an empty stream costs nothing.
+and is decoded across reads, so that multi-byte characters stay whole. A flush of an empty stream costs nothing; but one
+of a stream whose last output the IOPub thread is still packing waits for that, or `idle` would be sent before it.
 """
 
 from __future__ import annotations
@@ -36,13 +37,17 @@ def _available_bytes(descriptor: int) -> int:
 
 
 class KernelStream(OutStream):  # type: ignore[misc]
-    """One of the kernel's two output streams. Its own state: the tail, the sent count and the pipe's decoder."""
+    """One of the kernel's two output streams.
+
+    Its own state: the tail, the sent count, the pipe's decoder, and whether output is on its way out of the buffers.
+    """
 
     def __init__(self, session: Any, pub_thread: Any, name: str, **options: Any) -> None:
         path = os.environ.get(TAIL_VARIABLE)
         self._tail = tail.Tail(Path(path), name) if path else None
         self._sent_bytes = 0
         self._unsent_characters = 0
+        self._is_sending = False
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._pipe_lock = threading.RLock()
         super().__init__(session, pub_thread, name, **options)
@@ -65,7 +70,8 @@ class KernelStream(OutStream):  # type: ignore[misc]
             super().flush()
             return
         self._drain_pipe()
-        if self._buffers or self._flush_pending:
+        # In this order: the buffers are emptied when `_is_sending` is set already.
+        if self._buffers or self._flush_pending or self._is_sending:
             super().flush()
 
     def _flush(self) -> None:
@@ -73,24 +79,30 @@ class KernelStream(OutStream):  # type: ignore[misc]
         if not self._is_master_process():
             super()._flush()
             return
-        self._flush_pending = False
-        for parent, text in self._flush_buffers():
-            if not text:
-                continue
-            self._sent_bytes += len(tail.encode(text))
-            self.session.pid = os.getpid()
-            message = self.session.msg(
-                "stream",
-                {"name": self.name, "text": text.encode("utf-8", "replace").decode()},
-                parent=parent,
-                metadata={tail.SENT_METADATA: [self.name, self._sent_bytes]},
-            )
-            for hook in self._hooks:
-                message = hook(message)
-                if message is None:
-                    break
-            else:
-                self.session.send(self.pub_thread, message, ident=self.topic)
+        self._is_sending = True
+        try:
+            self._flush_pending = False
+            for parent, text in self._flush_buffers():
+                if text:
+                    self._send(parent, text)
+        finally:
+            self._is_sending = False
+
+    def _send(self, parent: dict[str, Any], text: str) -> None:
+        """Have a message sent. It is only queued here, even in the IOPub thread, behind all that is queued already."""
+        self._sent_bytes += len(tail.encode(text))
+        self.session.pid = os.getpid()
+        message = self.session.msg(
+            "stream",
+            {"name": self.name, "text": text.encode("utf-8", "replace").decode()},
+            parent=parent,
+            metadata={tail.SENT_METADATA: [self.name, self._sent_bytes]},
+        )
+        for hook in self._hooks:
+            message = hook(message)
+            if message is None:
+                return
+        self.session.send(self.pub_thread, message, ident=self.topic)
 
     def _watch_pipe_fd(self) -> None:
         """Wait for output on the file descriptor; the reading itself is shared with `flush`."""

@@ -43,6 +43,23 @@ async def test_two_thousand_flushed_lines_all_arrive(kernel: Supervised) -> None
     assert run.text() == "".join(f"line {number}\n" for number in range(2000))
 
 
+async def test_output_that_is_being_packed_when_the_code_ends_comes_before_the_end(kernel: Supervised) -> None:
+    """The code ends while the IOPub thread, by its timer, has taken the output and not yet sent it."""
+    run = await kernel.run(
+        "import sys, threading, time\npacking = threading.Event()\nsession = sys.stdout.session\nmsg = session.msg\n"
+        "def slow_msg(msg_type, *arguments, **options):\n"
+        "    if msg_type == 'stream':\n"
+        "        packing.set(); time.sleep(0.5)\n"
+        "    return msg(msg_type, *arguments, **options)\n"
+        "session.msg = slow_msg\nprint('last')\nassert packing.wait(10)\n"
+    )
+    await kernel.run("session.msg = msg")
+    assert run.reply()["status"] == "ok", run.reply()
+    assert run.text() == "last\n"
+    types = [frame.msg_type for frame in run.frames if frame.msg_type in ("stream", "status")]
+    assert types == ["status", "stream", "status"]
+
+
 async def test_output_of_child_processes_is_whole_and_before_the_end(kernel: Supervised) -> None:
     run = await kernel.run("import subprocess\nfor _ in range(5): subprocess.run(['echo', '中文é' * 10_000])")
     assert run.text() == ("中文é" * 10_000 + "\n") * 5
