@@ -25,7 +25,7 @@ check: setup
 test: setup
 	@$(BIN)/python scripts/docker_engine.py start || [ $$? -eq 3 ]
 	@if $(BIN)/python scripts/docker_engine.py answers; then $(BIN)/cellblock build; fi
-	$(BIN)/pytest -n $(WORKERS) $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 ROUNDS ?= 200
 crash-test: setup

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Coroutine, Mapping
 from typing import Any
 from uuid import uuid4
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -16,7 +17,7 @@ from sessions.errors import Conflict, Gone, InvalidRequest, StoreUnavailable, To
 from sessions.kernel import Kernel
 from sessions.live_run import LiveRun
 from sessions.live_runs import LiveRuns
-from sessions.model import GatewayId, Run, RunId, RunRecord, RunRequest, SessionId
+from sessions.model import GatewayId, Run, RunId, RunRecord, RunRequest, SessionId, TenantId
 from sessions.ports import Clock, Store
 from sessions.registry import Registry
 from sessions.settings import Limits
@@ -32,7 +33,10 @@ log = structlog.get_logger()
 
 
 class Beginnings:
-    """The state: the runs that are being recorded, and the tasks that withdraw those of which that is unknown."""
+    """The state: the runs that are being recorded, the tasks that withdraw those of which that is unknown, and turns.
+
+    A turn is taken by those who ask with the same `Idempotency-Key`.
+    """
 
     def __init__(
         self,
@@ -58,6 +62,7 @@ class Beginnings:
         self._runs = runs
         self._single = single
         self._recording: set[RunId] = set()
+        self._turns: WeakValueDictionary[tuple[TenantId, str], asyncio.Lock] = WeakValueDictionary()
         self._withdrawing: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -76,11 +81,17 @@ class Beginnings:
 
         Raises Conflict, Gone, TooManyRequests, and Unavailable in its kinds; nothing was run then.
         """
-        if request.idempotency_key is not None:
-            # Before a kernel is taken; that nobody else is about to add the same is seen to by `add_run`.
+        if request.idempotency_key is None:
+            return await self._begin(request)
+        # One after the other, so that only the first takes a kernel; between gateways `add_run` sees to it.
+        turn = self._turns.setdefault((request.tenant, request.idempotency_key), asyncio.Lock())
+        async with turn:
             existing = await self._store.find_run(request.tenant, request.idempotency_key)
             if existing is not None and not await self._withdraw_ghost(existing):
                 return _same_request(existing, request)
+            return await self._begin(request)
+
+    async def _begin(self, request: RunRequest) -> RunId:
         if request.session_id is None:
             return await self._begin_alone(request)
         async with self._sessions.turn(request.tenant, request.session_id):

@@ -12,7 +12,9 @@ from sessions.model import Event, EventType, Result, RunId, TenantId
 from sessions.ports import Store
 
 _COMMIT_PATIENCE_S = 30.0
-_EVENTS_PER_PAGE = 200
+_EVENTS_PER_PAGE = 50
+"""Of at most 32 Ki characters each: a reader that has fallen behind costs a few MiB."""
+
 _ELSEWHERE_POLL_S = 0.5
 
 _GOES_ON = (
