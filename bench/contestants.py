@@ -93,6 +93,13 @@ class Gateway:
 
     def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """One request on the connection that is kept; returns the JSON of the answer."""
+        try:
+            return self._ask(method, path, body)
+        except http.client.RemoteDisconnected:  # it was idle for so long that the gateway has closed it
+            self._connection.close()
+            return self._ask(method, path, body)
+
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
         headers = {"Content-Type": "application/json"} if body is not None else {}
         self._connection.request(method, path, json.dumps(body) if body is not None else None, headers)
         answer = self._connection.getresponse().read()
