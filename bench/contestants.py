@@ -19,6 +19,11 @@ from jupyter_client import BlockingKernelClient, KernelManager
 WAIT_FOR_READERS = "import zmq; get_ipython().kernel.iopub_thread.socket.setsockopt(zmq.XPUB_NODROP, 1)"
 
 
+def end_on_sigterm() -> None:
+    """End as by Ctrl-C, so that containers and processes are ended too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
+
+
 class BareKernel:
     """A long-lived local ipykernel over TCP, asked with `jupyter_client`."""
 

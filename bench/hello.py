@@ -24,7 +24,7 @@ from typing import Any
 
 import docker
 import psutil
-from contestants import BareKernel, Gateway
+from contestants import BareKernel, Gateway, end_on_sigterm
 
 from gateway.clock import SystemClock
 from gateway.config import load
@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    end_on_sigterm()
     figures = asyncio.run(measure(arguments.rounds))
     if arguments.json:
         print(json.dumps(figures, indent=2))

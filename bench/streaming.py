@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import psutil
-from contestants import BareKernel, Gateway
+from contestants import BareKernel, Gateway, end_on_sigterm
 from websockets.sync.client import connect
 
 from gateway.config import load
@@ -76,9 +76,11 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--flushed-rounds", type=int, default=3, help="rounds with flush=True, which take minutes")
     parser.add_argument("--lines", type=int, default=LINES)
     parser.add_argument("--slow-lines", type=int, default=60, help="how many of the single lines")
     arguments = parser.parse_args()
+    end_on_sigterm()
     config = load(None, {})
     image = asyncio.run(
         ensure_kernel_image(config.build.settings(), lambda line: print("  ", line, file=sys.stderr)),
@@ -93,7 +95,8 @@ def main() -> None:
         sessions = [f"bench-{number}" for number in range(AT_ONCE)]
         for session in sessions:
             stack.callback(gateway.ask, "DELETE", f"/sessions/{session}")
-        compare(gateway, bare, sessions[0], arguments.rounds, arguments.lines)
+        compare(gateway, bare, sessions[0], arguments.rounds, arguments.lines, flush=False)
+        compare(gateway, bare, sessions[0], arguments.flushed_rounds, arguments.lines, flush=True)
         at_once(gateway, sessions, arguments.lines)
         ten_times(gateway, sessions[0], arguments.lines)
         single_lines(gateway, bare, sessions[:2], arguments.slow_lines)
@@ -102,7 +105,7 @@ def main() -> None:
 # --- what is measured -------------------------------------------------------------------------------------------------
 
 
-def compare(gateway: Gateway, bare: BareKernel, session: str, rounds: int, lines: int) -> None:
+def compare(gateway: Gateway, bare: BareKernel, session: str, rounds: int, lines: int, *, flush: bool) -> None:
     """One stream after the other, each kind once in each round."""
     asks: Mapping[str, Callable[[str, Take], None]] = {
         "bare ipykernel": bare.run,
@@ -111,35 +114,34 @@ def compare(gateway: Gateway, bare: BareKernel, session: str, rounds: int, lines
     }
     for ask in asks.values():
         ask(program(WARM_UP_LINES, flush=True), lambda _: None)
-    for flush in (False, True):
-        all_heard: dict[str, list[Heard]] = {kind: [] for kind in asks}
-        with Memory(gateway.pid) as memory:
-            for number in range(rounds):
-                for kind, ask in asks.items():
-                    time.sleep(SETTLE_S)
-                    heard = Heard(lines)
-                    ask(program(lines, flush=flush), heard.take)
-                    all_heard[kind].append(heard.end())
-                print(f"   round {number + 1} of {rounds}", file=sys.stderr)
-        print(f"{lines} lines, one after the other, {'with' if flush else 'without'} flush=True; {rounds} rounds")
-        show(all_heard)
-        print(f"memory of the gateway: {memory}\n", flush=True)
+    all_heard: dict[str, list[Heard]] = {kind: [] for kind in asks}
+    with Memory(gateway.pid) as memory:
+        for number in range(rounds):
+            for kind, ask in asks.items():
+                time.sleep(SETTLE_S)
+                heard = Heard(lines)
+                ask(program(lines, flush=flush), heard.take)
+                all_heard[kind].append(heard.end())
+            print(f"   round {number + 1} of {rounds}", file=sys.stderr)
+    print(f"{lines} lines, one stream after the other, {'with' if flush else 'without'} flush=True; {rounds} rounds")
+    show(all_heard)
+    print(f"memory of the gateway: {memory}\n", flush=True)
 
 
 def at_once(gateway: Gateway, sessions: list[str], lines: int) -> None:
     """Streams beside one another, each in a session of its own, half of them over either transport."""
     for session in sessions:
         over_sse(gateway, session, program(WARM_UP_LINES, flush=True), lambda _: None)
-    for flush in (False, True):
+    for flush, lines_now in ((False, lines), (True, lines // 10)):
         time.sleep(SETTLE_S)
-        all_heard = [Heard(lines) for _ in sessions]
+        all_heard = [Heard(lines_now) for _ in sessions]
         with Memory(gateway.pid) as memory, ThreadPoolExecutor(len(sessions)) as threads:
             for number, (session, heard) in enumerate(zip(sessions, all_heard, strict=True)):
                 over = over_websocket if number % 2 else over_sse
-                work = threads.submit(over, gateway, session, program(lines, flush=flush), heard.take)
+                work = threads.submit(over, gateway, session, program(lines_now, flush=flush), heard.take)
                 work.add_done_callback(lambda ended, heard=heard: (ended.result(), heard.end()))  # type: ignore[misc]
         totals = [heard.total_s for heard in all_heard]
-        print(f"{len(sessions)} streams of {lines} lines at once, {'with' if flush else 'without'} flush=True")
+        print(f"{len(sessions)} streams of {lines_now} lines at once, {'with' if flush else 'without'} flush=True")
         print(f"first line p50 {statistics.median(heard.first_s for heard in all_heard) * 1e3:.0f} ms", end=", ")
         print(f"all p50 {statistics.median(totals):.2f} s, the last {max(totals):.2f} s", end=", ")
         print(f"missing {sum(heard.missing() for heard in all_heard)}")
