@@ -184,7 +184,7 @@ async def test_a_request_to_a_kernel_that_has_just_been_killed_is_rejected(kerne
     await asyncio.to_thread(os.kill, kernel.process.pid, signal.SIGSTOP)  # so that it does not see the end yet
     os.kill(pid, signal.SIGKILL)
     await gone(pid)
-    while len(os.listdir(f"/proc/{pid}/task")) > 1:  # it can be waited for once its last thread has ended, too
+    while len(list(Path(f"/proc/{pid}/task").iterdir())) > 1:  # its threads end one by one, and it with the last
         await asyncio.sleep(0.01)
     msg_id = kernel.send("1")
     os.kill(kernel.process.pid, signal.SIGCONT)
