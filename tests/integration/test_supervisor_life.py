@@ -179,12 +179,16 @@ async def test_a_request_to_a_kernel_that_does_not_start_is_rejected(launch: Lau
         assert (await kernel.run("1")).types() == ["rejected"]
 
 
+def threads_of(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+
 async def test_a_request_to_a_kernel_that_has_just_been_killed_is_rejected(kernel: Supervised) -> None:
     pid: Any = kernel.states("idle")[-1].content["pid"]
     await asyncio.to_thread(os.kill, kernel.process.pid, signal.SIGSTOP)  # so that it does not see the end yet
     os.kill(pid, signal.SIGKILL)
     await gone(pid)
-    while len(list(Path(f"/proc/{pid}/task").iterdir())) > 1:  # its threads end one by one, and it with the last
+    while threads_of(pid) > 1:  # they end one by one, and the process with the last
         await asyncio.sleep(0.01)
     msg_id = kernel.send("1")
     os.kill(kernel.process.pid, signal.SIGCONT)
