@@ -10,12 +10,12 @@ import signal
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import pytest
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import Connection, create_engine, make_url, text
 
 from gateway.store.embedded import EmbeddedPostgres
 from gateway.store.postgres import PostgresStore
@@ -92,11 +92,27 @@ def _database(server_url: str, template: str) -> Iterator[str]:
 @pytest.fixture
 async def postgres_store(database_url: str) -> AsyncIterator[PostgresStore]:
     """A store on a database of its own."""
+    async with using_store(database_url) as store:
+        yield store
+
+
+@asynccontextmanager
+async def using_store(database_url: str) -> AsyncIterator[PostgresStore]:
+    """A store that is closed in the end."""
     store = PostgresStore(database_url)
     try:
         yield store
     finally:
         await store.close()
+
+
+@pytest.fixture
+def connection(database_url: str) -> Iterator[Connection]:
+    """Another way into the same database, for what no store tells."""
+    engine = create_engine(database_url)
+    with engine.connect() as connection:
+        yield connection
+    engine.dispose()
 
 
 class OwnServer:

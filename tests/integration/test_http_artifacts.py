@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-import pytest_asyncio
-from http_face import Face, serving
+from http_face import Face
 
 from sessions.errors import StoreUnavailable
 from sessions.model import ArtifactId, ArtifactKind
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40
-
-
-@pytest_asyncio.fixture
-async def face() -> AsyncIterator[Face]:
-    async with serving() as face:
-        yield face
-
-
-@pytest_asyncio.fixture
-async def client(face: Face) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=face.url) as client:
-        yield client
 
 
 async def test_the_url_of_an_answer_gives_the_picture_back(face: Face, client: httpx.AsyncClient) -> None:

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import pytest
-import pytest_asyncio
 from http_face import Face, serving
 
 from gateway.handlers import base, bodies
 from sessions.model import ArtifactKind
 
 LIMIT = 10_000
-
-
-@pytest_asyncio.fixture
-async def face() -> AsyncIterator[Face]:
-    async with serving() as face:
-        yield face
 
 
 async def talk(face: Face, *parts: bytes, patience_s: float = 10.0) -> bytes:

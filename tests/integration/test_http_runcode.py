@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
-import pytest_asyncio
-from http_face import Face, serving
+from http_face import Face
 from structlog.testing import capture_logs
 
 from sessions.errors import Conflict, StoreUnavailable, TooManyRequests
 from sessions.model import ArtifactId, ArtifactKind, ArtifactRef, ExceptionInfo, RunStatus, Usage
-
-
-@pytest_asyncio.fixture
-async def face() -> AsyncIterator[Face]:
-    async with serving() as face:
-        yield face
-
-
-@pytest_asyncio.fixture
-async def client(face: Face) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=face.url) as client:
-        yield client
 
 
 async def test_an_answer_has_run_id_status_and_output_and_nothing_that_says_nothing(

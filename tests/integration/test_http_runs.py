@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import httpx
 import pytest
-import pytest_asyncio
 from http_face import Face, serving
 from memory_service import MemoryRun
 
@@ -21,18 +19,6 @@ TOKENS = tuple(
     Token(sha256=hashlib.sha256(name.encode()).hexdigest(), tenant=name) for name in (ALICE, TenantId("bob"))
 )
 UNKNOWN = "0f000000-0000-4000-8000-000000000000"
-
-
-@pytest_asyncio.fixture
-async def face() -> AsyncIterator[Face]:
-    async with serving() as face:
-        yield face
-
-
-@pytest_asyncio.fixture
-async def client(face: Face) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=face.url) as client:
-        yield client
 
 
 def add(face: Face, *, tenant: TenantId = ANONYMOUS, session_id: str | None = None, code: str = "1") -> MemoryRun:

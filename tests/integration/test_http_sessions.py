@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-import pytest_asyncio
 from http_face import Face, serving
 
 from gateway.auth import Token
 from sessions.errors import InvalidRequest, TooManyRequests
 
 TOKENS = tuple(Token(sha256=hashlib.sha256(name.encode()).hexdigest(), tenant=name) for name in ("alice", "bob"))
-
-
-@pytest_asyncio.fixture
-async def face() -> AsyncIterator[Face]:
-    async with serving() as face:
-        yield face
-
-
-@pytest_asyncio.fixture
-async def client(face: Face) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=face.url) as client:
-        yield client
 
 
 async def test_a_session_is_made_and_shown(client: httpx.AsyncClient) -> None:

@@ -9,25 +9,12 @@ from typing import Any
 
 import httpx
 import pytest
-import pytest_asyncio
 from events_talk import asked, frames, run_of, until_left
-from http_face import Face, serving
+from http_face import Face
 
 from gateway.handlers import base, streams
 from sessions.errors import Draining, StoreUnavailable
 from sessions.model import EventType, RunStatus
-
-
-@pytest_asyncio.fixture
-async def face() -> AsyncIterator[Face]:
-    async with serving() as face:
-        yield face
-
-
-@pytest_asyncio.fixture
-async def client(face: Face) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=face.url, timeout=20) as client:
-        yield client
 
 
 async def test_a_client_that_vanishes_ends_its_following_and_not_its_run(face: Face) -> None:

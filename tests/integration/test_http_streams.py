@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-import pytest_asyncio
 from events_talk import asked, frames, run_of
-from http_face import Face, serving
+from http_face import Face
 
 from gateway.handlers import streaming
 from sessions.errors import Gone, StoreUnavailable, TooManyRequests
 from sessions.model import ArtifactKind, EventType, RunStatus, Usage
-
-
-@pytest_asyncio.fixture
-async def face() -> AsyncIterator[Face]:
-    async with serving() as face:
-        yield face
-
-
-@pytest_asyncio.fixture
-async def client(face: Face) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=face.url, timeout=20) as client:
-        yield client
 
 
 @pytest.mark.parametrize("by", ["field", "header", "form", "query"])

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from http_face import Face, serving
 from structlog.testing import capture_logs
 from websockets.asyncio.client import ClientConnection, connect
@@ -18,18 +16,6 @@ from sessions.errors import StoreUnavailable, TooManyRequests
 from sessions.model import EventType, RunRequest
 
 UNKNOWN = "0f000000-0000-4000-8000-000000000000"
-
-
-@pytest_asyncio.fixture
-async def face() -> AsyncIterator[Face]:
-    async with serving() as face:
-        yield face
-
-
-@pytest_asyncio.fixture
-async def ws(face: Face) -> AsyncIterator[ClientConnection]:
-    async with connect(face.ws_url) as ws:
-        yield ws
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------

@@ -9,13 +9,11 @@ import asyncio
 import json
 import socket
 import struct
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
 import httpx
 import pytest
-import pytest_asyncio
 from http_face import Face, serving
 from structlog.testing import capture_logs
 from websockets.asyncio.client import ClientConnection, connect
@@ -27,18 +25,6 @@ from sessions.model import ANONYMOUS, EventType, RunRequest, RunStatus
 from sessions.settings import Limits
 
 LIMIT = 10_000
-
-
-@pytest_asyncio.fixture
-async def face() -> AsyncIterator[Face]:
-    async with serving() as face:
-        yield face
-
-
-@pytest_asyncio.fixture
-async def ws(face: Face) -> AsyncIterator[ClientConnection]:
-    async with connect(face.ws_url) as ws:
-        yield ws
 
 
 # --- what is too large, and what is no WebSocket ----------------------------------------------------------------------

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from run_records import NOW, new_artifact, new_kernel_id, new_run, new_session, ok, output_event, progress
-from sqlalchemy import Connection, create_engine, event, make_url, text
+from sqlalchemy import Connection, event, make_url, text
 from store_fixtures import execute
 
 from gateway.store.postgres import PostgresStore
@@ -28,14 +28,6 @@ from sessions.model import (
     SessionId,
     Usage,
 )
-
-
-@pytest.fixture
-def connection(database_url: str) -> Iterator[Connection]:
-    engine = create_engine(database_url)
-    with engine.connect() as connection:
-        yield connection
-    engine.dispose()
 
 
 async def test_ordinary_runs_are_readable_in_psql(postgres_store: PostgresStore, connection: Connection) -> None:

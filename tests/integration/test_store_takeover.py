@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from run_records import NOW, new_artifact, new_kernel_id, new_run, new_session, ok, output_event, progress
-from sqlalchemy import Connection, create_engine, event, text
-from store_fixtures import OwnServer
+from sqlalchemy import Connection, event, text
+from store_fixtures import OwnServer, using_store
 
 from gateway.store import writing
 from gateway.store.postgres import PostgresStore
@@ -32,19 +32,8 @@ async def old(postgres_store: PostgresStore) -> PostgresStore:
 @pytest.fixture
 async def young(database_url: str) -> AsyncIterator[PostgresStore]:
     """The store of the one that takes over."""
-    store = PostgresStore(database_url)
-    try:
+    async with using_store(database_url) as store:
         yield store
-    finally:
-        await store.close()
-
-
-@pytest.fixture
-def connection(database_url: str) -> Iterator[Connection]:
-    engine = create_engine(database_url)
-    with engine.connect() as connection:
-        yield connection
-    engine.dispose()
 
 
 async def add(store: PostgresStore) -> Run:
