@@ -16,13 +16,9 @@ import structlog
 from sessions.errors import Conflict, Gone, InvalidRequest, StoreUnavailable, TooManyRequests, UnsupportedLanguage
 from sessions.kernel import Kernel
 from sessions.live_run import LiveRun
-from sessions.live_runs import LiveRuns
-from sessions.model import GatewayId, Run, RunId, RunRecord, RunRequest, SessionId, TenantId
-from sessions.ports import Clock, Store
-from sessions.registry import Registry
-from sessions.settings import Limits
-from sessions.single_runs import SingleRuns
-from sessions.supply import CLAIM_TIMEOUT_S, KernelSupply
+from sessions.model import Run, RunId, RunRecord, RunRequest, SessionId, TenantId
+from sessions.parts import Parts
+from sessions.supply import CLAIM_TIMEOUT_S
 from sessions.variables import can_set
 
 _WITHDRAWALS = 2
@@ -38,29 +34,8 @@ class Beginnings:
     A turn is taken by those who ask with the same `Idempotency-Key`.
     """
 
-    def __init__(
-        self,
-        *,
-        gateway_id: GatewayId,
-        kernel_names: Mapping[str, str],
-        limits: Limits,
-        store: Store,
-        clock: Clock,
-        supply: KernelSupply,
-        sessions: Registry,
-        runs: LiveRuns,
-        single: SingleRuns,
-    ) -> None:
-        """`kernel_names` maps languages to kernelspecs."""
-        self._gateway_id = gateway_id
-        self._kernel_names = kernel_names
-        self._limits = limits
-        self._store = store
-        self._clock = clock
-        self._supply = supply
-        self._sessions = sessions
-        self._runs = runs
-        self._single = single
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
         self._recording: set[RunId] = set()
         self._turns: WeakValueDictionary[tuple[TenantId, str], asyncio.Lock] = WeakValueDictionary()
         self._withdrawing: set[asyncio.Task[None]] = set()
@@ -70,10 +45,10 @@ class Beginnings:
 
     def check(self, language: str, variables: Mapping[str, Any]) -> None:
         """Raise UnsupportedLanguage, InvalidRequest."""
-        if language not in self._kernel_names:
-            known = ", ".join(sorted(self._kernel_names))
+        if language not in self._parts.kernel_names:
+            known = ", ".join(sorted(self._parts.kernel_names))
             raise UnsupportedLanguage(f"The language {language!r} is not configured here; there is: {known}.")
-        if variables and not can_set(self._kernel_names[language]):
+        if variables and not can_set(self._parts.kernel_names[language]):
             raise InvalidRequest(f"`variables` cannot be set in the language {language!r}: write them as code.")
 
     async def begin(self, request: RunRequest) -> RunId:
@@ -86,7 +61,7 @@ class Beginnings:
         # One after the other, so that only the first takes a kernel; between gateways `add_run` sees to it.
         turn = self._turns.setdefault((request.tenant, request.idempotency_key), asyncio.Lock())
         async with turn:
-            existing = await self._store.find_run(request.tenant, request.idempotency_key)
+            existing = await self._parts.store.find_run(request.tenant, request.idempotency_key)
             if existing is not None and not await self._withdraw_ghost(existing):
                 return _same_request(existing, request)
             return await self._begin(request)
@@ -94,7 +69,7 @@ class Beginnings:
     async def _begin(self, request: RunRequest) -> RunId:
         if request.session_id is None:
             return await self._begin_alone(request)
-        async with self._sessions.turn(request.tenant, request.session_id):
+        async with self._parts.sessions.turn(request.tenant, request.session_id):
             return await self._begin_in_session(request, request.session_id)
 
     async def stop(self) -> None:
@@ -105,22 +80,22 @@ class Beginnings:
             await asyncio.wait(self._withdrawing)
 
     async def _begin_alone(self, request: RunRequest) -> RunId:
-        kernel = await self._supply.claim(self._kernel_names[request.language], CLAIM_TIMEOUT_S)
+        kernel = await self._parts.supply.claim(self._parts.kernel_names[request.language], CLAIM_TIMEOUT_S)
         try:
             recorded = await self._record(self._make_run(request, kernel))
         except BaseException:
             # Not back into the pool: a later gateway may find it on record as this run's.
-            self._supply.retire(kernel)
+            self._parts.supply.retire(kernel)
             raise
         if isinstance(recorded, RunRecord):
-            self._supply.give_back(kernel)
+            self._parts.supply.give_back(kernel)
             return _same_request(recorded, request)
-        self._single.begin(recorded, kernel)
+        self._parts.single.begin(recorded, kernel)
         return recorded.run_id
 
     async def _begin_in_session(self, request: RunRequest, session_id: SessionId) -> RunId:
-        session = await self._sessions.get_or_create(request.tenant, session_id, request.language)
-        if session.runs() > self._limits.queue:
+        session = await self._parts.sessions.get_or_create(request.tenant, session_id, request.language)
+        if session.runs() > self._parts.limits.queue:
             raise TooManyRequests("This session's queue is full: try again once some of its runs have ended.")
         kernel = None if session.runs() else await session.ensure_kernel()
         recorded = await self._record(self._make_run(request, kernel))
@@ -133,10 +108,10 @@ class Beginnings:
         """Record a run, which lives from then on; or the one that has its key."""
         self._recording.add(run.run_id)
         try:
-            existing = await self._store.add_run(run)
-            return (
-                self._runs.add(LiveRun(run, self._limits, self._store, self._clock)) if existing is None else existing
-            )
+            existing = await self._parts.store.add_run(run)
+            if existing is not None:
+                return existing
+            return self._parts.runs.add(LiveRun(run, self._parts.limits, self._parts.store, self._parts.clock))
         except BaseException:
             # It may be on record all the same, or come to be so, when the database has caught up.
             self._spawn(self._withdraw(run.run_id))
@@ -146,10 +121,10 @@ class Beginnings:
 
     async def _withdraw_ghost(self, record: RunRecord) -> bool:
         """Whether this is a run that was refused, and came to be recorded all the same: its key is free now."""
-        is_ours = record.run.gateway_id == self._gateway_id and record.finished_at is None
-        if not is_ours or record.run.run_id in self._recording or self._runs.knows(record.run.run_id):
+        is_ours = record.run.gateway_id == self._parts.gateway_id and record.finished_at is None
+        if not is_ours or record.run.run_id in self._recording or self._parts.runs.knows(record.run.run_id):
             return False
-        await self._store.withdraw_run(record.run.run_id)
+        await self._parts.store.withdraw_run(record.run.run_id)
         return True
 
     async def _withdraw(self, run_id: RunId) -> None:
@@ -157,7 +132,7 @@ class Beginnings:
         for _ in range(_WITHDRAWALS):
             while True:
                 try:
-                    await self._store.withdraw_run(run_id)
+                    await self._parts.store.withdraw_run(run_id)
                 except StoreUnavailable:
                     await asyncio.sleep(_RETRY_S)
                 else:
@@ -165,11 +140,11 @@ class Beginnings:
             await asyncio.sleep(_BETWEEN_WITHDRAWALS_S)
 
     def _make_run(self, request: RunRequest, kernel: Kernel | None) -> Run:
-        now = self._clock.now()
+        now = self._parts.clock.now()
         return Run(
             run_id=RunId(str(uuid4())),
             tenant=request.tenant,
-            gateway_id=self._gateway_id,
+            gateway_id=self._parts.gateway_id,
             language=request.language,
             code=request.code,
             variables=request.variables,

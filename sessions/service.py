@@ -47,6 +47,7 @@ from sessions.model import (
     SessionView,
     TenantId,
 )
+from sessions.parts import Parts
 from sessions.pool import PoolSettings
 from sessions.ports import Clock, KernelFiles, Provisioner, Store, Switchboard
 from sessions.recovery import Recovery
@@ -58,7 +59,7 @@ from sessions.watch import Watch
 
 _HEALTH_PAUSE_S = 2.0
 _LAST_BEGINNINGS_S = 5.0
-_EVENTS_PER_PAGE = 200
+_RUNS_PER_PAGE = 500
 
 log = structlog.get_logger()
 
@@ -98,10 +99,8 @@ class Service:
         names = list(dict.fromkeys(languages.values()))
         self._store = store
         self._provisioner = provisioner
-        self._gateway_id = gateway_id
         self._limits = limits
         self._languages = dict(languages)
-        self._clock = clock
         self._supply = KernelSupply(
             provisioner=provisioner,
             switchboard=switchboard,
@@ -120,18 +119,7 @@ class Service:
         )
         self._runs = LiveRuns(store)
         self._single = SingleRuns(store, self._supply, attempts, self._languages, clock)
-        self._beginnings = Beginnings(
-            gateway_id=gateway_id,
-            kernel_names=self._languages,
-            limits=limits,
-            store=store,
-            clock=clock,
-            supply=self._supply,
-            sessions=self._sessions,
-            runs=self._runs,
-            single=self._single,
-        )
-        self._recovery = Recovery(
+        parts = Parts(
             gateway_id=gateway_id,
             kernel_names=self._languages,
             limits=limits,
@@ -143,6 +131,8 @@ class Service:
             runs=self._runs,
             single=self._single,
         )
+        self._beginnings = Beginnings(parts)
+        self._recovery = Recovery(parts)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._draining = False
         self._has_recovered = False
@@ -328,26 +318,25 @@ class Service:
         await asyncio.shield(self._track(session.restart()))
         return session.view()
 
-    async def session_runs(
-        self, tenant: TenantId, session_id: SessionId
-    ) -> AsyncIterator[tuple[RunRecord, Sequence[Event]]]:
-        """Its ended runs with all their events, oldest first."""
+    async def session_runs(self, tenant: TenantId, session_id: SessionId, newest: int) -> list[RunSummary]:
+        """Its ended runs, oldest first, but no more than so many of the newest."""
         created_at = self._sessions.get(tenant, session_id).record.created_at
-        found: list[RunSummary] = []
-        while page := await self._store.list_runs(
-            RunQuery(
-                tenant,
-                _EVENTS_PER_PAGE,
-                session_id=session_id,
-                created_from=created_at,
-                before_number=found[-1].number if found else None,
+        ended: list[RunSummary] = []
+        before: int | None = None
+        while len(ended) < newest:
+            query = RunQuery(
+                tenant, _RUNS_PER_PAGE, session_id=session_id, created_from=created_at, before_number=before
             )
-        ):
-            found += page
-        for summary in reversed(found):
-            record = await self._store.get_run(summary.run_id)
-            if record is not None and record.result is not None:
-                yield record, await self._runs.events(summary.run_id)
+            page = await self._store.list_runs(query)
+            if not page:
+                break
+            ended += [summary for summary in page if summary.status.is_final()]
+            before = page[-1].number
+        return ended[:newest][::-1]
+
+    async def get_events(self, tenant: TenantId, run_id: RunId) -> tuple[RunRecord, Sequence[Event]]:
+        """A run with all that is committed of its events. Raises as `get_run` does."""
+        return await self.get_run(tenant, run_id), await self._runs.events(run_id)
 
     async def session_files(self, tenant: TenantId, session_id: SessionId) -> KernelFiles:
         """The files below its working directory. Raises Unavailable when its sandbox is out of reach."""

@@ -82,6 +82,10 @@ class RunService(Protocol):
         """A run. While it lives, `result` is what has come of it so far. Raises NotFound, Gone."""
         ...
 
+    async def get_events(self, tenant: TenantId, run_id: RunId) -> tuple[RunRecord, Sequence[Event]]:
+        """A run with all that is committed of its events. Raises as `get_run` does."""
+        ...
+
     async def list_runs(self, query: RunQuery) -> list[RunSummary]:
         """Runs, newest first."""
         ...
@@ -134,8 +138,8 @@ class RunService(Protocol):
         """Give it a fresh kernel; files stay. What runs is cancelled, what waits goes on afterwards."""
         ...
 
-    def session_runs(self, tenant: TenantId, session_id: SessionId) -> AsyncIterator[tuple[RunRecord, Sequence[Event]]]:
-        """Its ended runs with all their events, oldest first."""
+    async def session_runs(self, tenant: TenantId, session_id: SessionId, newest: int) -> list[RunSummary]:
+        """Its ended runs, oldest first, but no more than so many of the newest."""
         ...
 
     async def session_files(self, tenant: TenantId, session_id: SessionId) -> KernelFiles:

@@ -157,12 +157,12 @@ def _end(record: RunRecord, shown: Sequence[Shown]) -> list[Shown]:
 # --- cells ------------------------------------------------------------------------------------------------------------
 
 
-def notebook(runs: Iterable[NotebookRun], *, language: str, kernel_name: str, left_out: int = 0) -> NotebookNode:
+def notebook(runs: Iterable[NotebookRun], *, language: str, kernel_name: str, has_older: bool = False) -> NotebookNode:
     """The whole notebook: per run a cell with its code, and before it one that sets its variables, if it had any.
 
-    `left_out` is how many older runs there are: a text at the top says so.
+    Where it `has_older` runs that are not in it, a text at the top says so.
     """
-    cells = [_missing(left_out)] if left_out else []
+    cells = [_missing()] if has_older else []
     cells += [cell for run in runs for cell in _cells(run, is_python=kernel_name.startswith("python"))]
     kernelspec = {"name": kernel_name, "display_name": language.capitalize(), "language": language}
     made: NotebookNode = v4.new_notebook(  # type: ignore[no-untyped-call]
@@ -171,9 +171,8 @@ def notebook(runs: Iterable[NotebookRun], *, language: str, kernel_name: str, le
     return made
 
 
-def _missing(left_out: int) -> NotebookNode:
-    older = "1 older run was" if left_out == 1 else f"{left_out:,} older runs were"
-    text = f"**{older} left out**: read them one by one at `/runs`. What they had set is missing when this runs again."
+def _missing() -> NotebookNode:
+    text = "**Older runs were left out**: read them at `/runs`. What they had set is missing when this runs again."
     cell: NotebookNode = v4.new_markdown_cell(text, id="left-out")  # type: ignore[no-untyped-call]
     return cell
 

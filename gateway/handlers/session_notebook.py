@@ -14,8 +14,8 @@ from gateway.handlers.answer import strict_json
 from gateway.handlers.artifacts import disposition
 from gateway.handlers.base import BaseHandler
 from gateway.handlers.notebook import NotebookRun, Shown
-from sessions.errors import NotFound, TooLarge
-from sessions.model import ArtifactId, RunQuery, Session
+from sessions.errors import Gone, NotFound, TooLarge
+from sessions.model import ArtifactId, Session
 
 MAX_RUNS = 1000
 """So many runs go in, the newest ones; a text tells of the others."""
@@ -24,7 +24,6 @@ MAX_SHOWN_BYTES = 64 << 20
 """Images, and apart from them all other outputs, may take so much of one notebook; later ones leave a note."""
 
 MAX_SOURCE_BYTES = 64 << 20
-_RUNS_PER_PAGE = 500
 
 
 class SessionNotebookHandler(BaseHandler):
@@ -44,12 +43,12 @@ class SessionNotebookHandler(BaseHandler):
         async with self.context.notebooks.turn(self.tenant):
             if self._is_abandoned:  # while it waited
                 return
-            runs, left_out = await self._runs(session)
+            runs, has_older = await self._runs(session)
             if self._is_abandoned:
                 return
             kernel_name = self.context.languages.get(session.language, session.language)
             # Validation takes its time, and the event loop belongs to everybody.
-            document = await asyncio.to_thread(_document, runs, session.language, kernel_name, left_out)
+            document = await asyncio.to_thread(_document, runs, session.language, kernel_name, has_older)
         self.set_header("Content-Type", "application/x-ipynb+json")
         self.set_header("Content-Disposition", disposition(f"{session.session_id}.ipynb", inline=False))
         self.set_header("Content-Security-Policy", "sandbox; default-src 'none'")
@@ -60,45 +59,26 @@ class SessionNotebookHandler(BaseHandler):
         super().on_connection_close()
         self._is_abandoned = True
 
-    async def _runs(self, session: Session) -> tuple[list[NotebookRun], int]:
-        """The newest runs, within the bounds, and how many older ones there are.
+    async def _runs(self, session: Session) -> tuple[list[NotebookRun], bool]:
+        """The newest runs, within the bounds, and whether there are older ones.
 
         Raises TooLarge when even their code is beyond the bounds. It is not all of them when the client has gone.
         """
+        service = self.context.service
+        summaries = await service.session_runs(self.tenant, session.session_id, MAX_RUNS + 1)
         runs: list[NotebookRun] = []
-        left_out = 0
         left = _Budget()
-        first_number = await self._first_number(session)
-        async for record, events in self.context.service.session_runs(self.tenant, session.session_id):
+        for summary in summaries[-MAX_RUNS:]:
             if self._is_abandoned:
                 break
-            if record.number < first_number:
-                left_out += 1
-                continue
+            try:
+                record, events = await service.get_events(self.tenant, summary.run_id)
+            except (NotFound, Gone):
+                continue  # retention has removed it meanwhile
             left.charge_source(record.run.code, record.run.variables)
             shown = left.fitting(notebook.shown_by(record, events))
             runs.append(NotebookRun(record, shown, await self._images(shown)))
-        return runs, left_out
-
-    async def _first_number(self, session: Session) -> int:
-        """The number of the oldest run that goes in. Lists have neither code nor events, and so are quick to read."""
-        ended: list[int] = []
-        before: int | None = None
-        while len(ended) < MAX_RUNS and not self._is_abandoned:
-            page = await self.context.service.list_runs(
-                RunQuery(
-                    self.tenant,
-                    _RUNS_PER_PAGE,
-                    session_id=session.session_id,
-                    created_from=session.created_at,
-                    before_number=before,
-                )
-            )
-            if not page:
-                return 0
-            ended += [summary.number for summary in page if summary.status.is_final()]
-            before = page[-1].number
-        return ended[:MAX_RUNS][-1] if ended else 0
+        return runs, len(summaries) > MAX_RUNS
 
     async def _images(self, shown: Sequence[Shown]) -> dict[str, bytes]:
         images = {}
@@ -141,5 +121,5 @@ class _Budget:
         return kept
 
 
-def _document(runs: Sequence[NotebookRun], language: str, kernel_name: str, left_out: int) -> bytes:
-    return strict_json(notebook.notebook(runs, language=language, kernel_name=kernel_name, left_out=left_out))
+def _document(runs: Sequence[NotebookRun], language: str, kernel_name: str, has_older: bool) -> bytes:  # noqa: FBT001
+    return strict_json(notebook.notebook(runs, language=language, kernel_name=kernel_name, has_older=has_older))

@@ -260,13 +260,14 @@ class MemoryService:
         self.sessions[tenant, session_id] = replace(view, state=SessionState.STARTING)
         return self.sessions[tenant, session_id]
 
-    async def session_runs(
-        self, tenant: TenantId, session_id: SessionId
-    ) -> AsyncIterator[tuple[RunRecord, Sequence[Event]]]:
+    async def session_runs(self, tenant: TenantId, session_id: SessionId, newest: int) -> list[RunSummary]:
         self.get_session(tenant, session_id)
-        for memory in self.runs:
-            if memory.record.run.session_id == session_id and memory.record.finished_at is not None:
-                yield memory.record, memory.events
+        query = RunQuery(tenant, limit=len(self.runs), session_id=session_id)
+        ended = [summary for summary in await self.list_runs(query) if summary.status.is_final()]
+        return ended[:newest][::-1]
+
+    async def get_events(self, tenant: TenantId, run_id: RunId) -> tuple[RunRecord, Sequence[Event]]:
+        return await self.get_run(tenant, run_id), self._run(tenant, run_id).events
 
     async def session_files(self, tenant: TenantId, session_id: SessionId) -> MemoryFiles:
         self.get_session(tenant, session_id)

@@ -12,7 +12,7 @@ from workbench import Bench, S
 
 from kernel_image import protocol
 from sessions.errors import Conflict, NotFound, StoreUnavailable, TooManyRequests, Unavailable
-from sessions.model import ANONYMOUS, Result, RunStatus, Session, SessionId, SessionState, TenantId, Usage
+from sessions.model import ANONYMOUS, EventType, Result, RunStatus, Session, SessionId, SessionState, TenantId, Usage
 from sessions.settings import SessionLimits
 
 pytestmark = pytest.mark.usefixtures("hurried")
@@ -399,8 +399,11 @@ async def test_what_runs_of_a_session_add_up_to_is_kept_with_it(bench: Bench) ->
     session = bench.session()
     assert (session.runs, session.usage) == (2, Usage(200.0, 30.0, 7))
     assert bench.service.get_session(ANONYMOUS, S).session == session
-    told = [record.run.code async for record, _ in bench.service.session_runs(ANONYMOUS, S)]
-    assert told == ["x", "x"]
+    told = await bench.service.session_runs(ANONYMOUS, S, 5)
+    assert [summary.number for summary in told] == [1, 2]
+    assert [summary.number for summary in await bench.service.session_runs(ANONYMOUS, S, 1)] == [2]
+    record, events = await bench.service.get_events(ANONYMOUS, told[0].run_id)
+    assert (record.run.code, events[-1].type) == ("x", EventType.END)
 
 
 # --- whose it is ------------------------------------------------------------------------------------------------------
