@@ -152,15 +152,14 @@ class Conductor:
         limit = f"The run passed its time limit of {live.run.timeout_s:g} s and was stopped."
         stop = live.stop if done else Stop(RunStatus.TIMEOUT, limit)
         kernel.interrupt(msg_id, INTERRUPT_GRACE_S)
-        await asyncio.wait([ended], timeout=INTERRUPT_GRACE_S + _KILL_GRACE_S)
-        if not ended.done() and not kernel.is_linked():
-            # The interrupt waits for the supervisor to dial again.
+        while not ended.done():
+            # While the supervisor is away, the interrupt waits for it, and so does what came of it.
             with suppress(KernelLost):
                 await kernel.wait_linked(_LINK_TIMEOUT_S)
             await asyncio.wait([ended], timeout=INTERRUPT_GRACE_S + _KILL_GRACE_S)
-        if not ended.done():
-            # Not even the supervisor answers; what remains is to end the container with everything in it.
-            kernel.abandon("the run did not end in time")
+            if not ended.done() and kernel.is_linked():
+                # Not even the supervisor answers; what remains is to end the container with everything in it.
+                kernel.abandon("the run did not end in time")
         return stop
 
     async def _conclude(self, live: LiveRun, kernel: Kernel, ending: _Ending) -> Result:

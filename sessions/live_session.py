@@ -138,9 +138,9 @@ class LiveSession:
             self._worker = asyncio.ensure_future(self._work())
 
     def cancel(self, live: LiveRun, stop: Stop) -> None:
-        """Have a run end: at once where it only waits."""
+        """Have a run end: at once where it only waits, and no earlier gateway can have sent it."""
         live.request_stop(stop)
-        if live is not self.current and live in self._queue:
+        if live is not self.current and live in self._queue and not live.is_resumed:
             self._queue.remove(live)
             self._spawn(live.commit(live.execution.finish(stop.status, stop.reason, None)))
 
