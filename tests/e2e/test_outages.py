@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 
 import psutil
@@ -39,6 +39,23 @@ def postgres(gateway: Gateway) -> list[psutil.Process]:
     pid, _ = read_lock(gateway.data_dir.resolve() / "pg")
     postmaster = psutil.Process(pid or 0)
     return [postmaster, *postmaster.children(recursive=True)]
+
+
+@pytest.fixture(autouse=True)
+async def ready_afterwards(client: Client) -> AsyncIterator[None]:
+    """The next test, and the end of the gateway, may count on the database, whatever became of this test."""
+    yield
+    await until_ready(client, ready=True)
+
+
+async def kill_postmaster(gateway: Gateway) -> None:
+    """Its children end by themselves, as after a crash. One that is just being started again is waited for."""
+    async with asyncio.timeout(40):
+        while True:
+            with suppress(psutil.NoSuchProcess):
+                postgres(gateway)[0].kill()
+                return
+            await asyncio.sleep(0.05)
 
 
 def send(gateway: Gateway, number: signal.Signals) -> None:
@@ -107,7 +124,7 @@ async def test_a_killed_database_is_started_again_and_nothing_is_missing(
     alone = await client.begin(LOOP)
     for _ in range(2):
         await asyncio.sleep(1.2)
-        postgres(gateway)[0].kill()
+        await kill_postmaster(gateway)
     answer = await client.until(run_id, "ok", "lost", "kernel_died", "timeout")
     assert (answer["status"], answer["output"]) == ("ok", EXPECTED)
     check_events(await client.events(run_id))
