@@ -15,6 +15,7 @@ import os
 import select
 import termios
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class KernelStream(OutStream):  # type: ignore[misc]
             self._unsent_characters += len(string)
         if self._unsent_characters > _WRITE_AHEAD_CHARACTERS:
             self._unsent_characters = 0
-            self.flush()
+            super().flush()  # not what is in the pipe: whoever empties the pipe comes by here
         return count
 
     def flush(self) -> None:
@@ -110,15 +111,20 @@ class KernelStream(OutStream):  # type: ignore[misc]
         poller.register(self._fid, select.POLLIN)
         while self._should_watch:
             events = poller.poll()
-            self._drain_pipe()
+            # Whatever goes wrong with one piece: unwatched, the pipe fills up, and whoever writes to it hangs.
+            with suppress(Exception):
+                self._drain_pipe()
             if any(event & (select.POLLHUP | select.POLLNVAL | select.POLLERR) for _, event in events):
                 return
 
     def _drain_pipe(self) -> None:
+        """Take what is in the pipe now. What a child goes on writing meanwhile keeps nobody here."""
         if self._fid is None or not self._should_watch:
             return
         with self._pipe_lock:
-            while _available_bytes(self._fid):
-                text = self._decoder.decode(os.read(self._fid, _READ_BYTES))
-                if text:
+            left_bytes = _available_bytes(self._fid)
+            while left_bytes > 0:
+                data = os.read(self._fid, min(left_bytes, _READ_BYTES))
+                left_bytes -= len(data)
+                if text := self._decoder.decode(data):
                     self.write(text)

@@ -67,6 +67,18 @@ async def test_output_of_child_processes_is_whole_and_before_the_end(kernel: Sup
     assert run.frames.index(late[0]) > max(i for i, frame in enumerate(run.frames) if frame.msg_type == "stream")
 
 
+async def test_a_child_that_writes_without_a_pause_is_kept_up_with(kernel: Supervised) -> None:
+    """Its pipe is never empty. What it writes is cut, and whoever writes to the pipe later is still read."""
+    run = await kernel.run("import subprocess\nsubprocess.run(['head', '-c', '200000000', '/dev/zero']).returncode")
+    assert (run.value(), run.text("stderr")) == ("0", "")
+    assert run.end.content["usage"]["memory_peak_bytes"] < 400 << 20
+    run = await kernel.run("child = subprocess.Popen(['yes'])\nimport time; time.sleep(1)\nprint('done')")
+    assert run.reply()["status"] == "ok"
+    run = await kernel.run("child.kill(), child.wait()\nsubprocess.run(['seq', '30000']).returncode")
+    assert run.value() == "0"
+    assert run.text().endswith("29999\n30000\n")
+
+
 async def test_output_of_shell_commands_and_the_file_descriptor_arrives(kernel: Supervised) -> None:
     run = await kernel.run("!echo shell\nimport os; os.system('echo system; echo err >&2'); os.write(1, b'fd\\n');")
     assert sorted(run.text().split()) == ["fd", "shell", "system"]
