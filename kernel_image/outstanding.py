@@ -205,7 +205,8 @@ class OutstandingRequests:
         """Hand a message to the relay unless it is too large or its run has said more than enough."""
         size_bytes = sum(map(len, parts))
         # Whatever a kernel publishes can be a flood; only what the end of a run is told by must never be missing.
-        is_output = channel == "iopub" and (msg_type != "status" or request is None or size_bytes > _MAX_STATUS_BYTES)
+        is_iopub = channel == "iopub"
+        is_output = request is None or (is_iopub and (msg_type != "status" or size_bytes > _MAX_STATUS_BYTES))
         settings = self._settings
         if size_bytes > settings.max_message_bytes and msg_type == "stream":
             parts = cut_stream(parts, settings.max_message_bytes // 8)

@@ -25,7 +25,8 @@ class Spool:
     """Frames by `seq`, counting from 1. Overflow drops output and leaves a gap; everything else is always kept.
 
     `render` makes a frame once its `seq` is known; `render_gap` makes the control frame that stands where output was
-    dropped. Memory stays below `limit_bytes` plus what may not be dropped (status messages and the like, all small).
+    dropped. Memory stays below `limit_bytes` plus what may not be dropped (what tells the end of
+    what the gateway asked for).
     """
 
     def __init__(self, limit_bytes: int, render_gap: Callable[[int, Gap], Frame]) -> None:

@@ -13,6 +13,7 @@ import os
 import secrets
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ _LARGEST_FIRST_GENERATION = 1 << 30
 _START_TIMEOUT_S = 60.0
 _START_ATTEMPTS = 3
 _LEAVE_S = 2.0
+_DRAIN_S = 10.0
 _DRAIN_PAUSE_S = 0.004
 _DRAIN_QUIET_ROUNDS = 3
 
@@ -266,16 +268,16 @@ class Supervisor:
         """Save what the dead kernel had still to say, clear up after it, and tell its death."""
         self._pid = None
         self._take_no_more()
+        # First of all: whoever is left could go on writing to the sockets, or cut the tail short while it is read.
+        if not kernel_process.kill_all_but(self._fork_server.pid):
+            _say("something in here cannot be killed; ending with everything that is left")
+            self._stopping.set()
         if self._channels is not None:
             await self._drain(self._channels)
         self._close_channels()
         self._is_ready = False
         oom = end.signal == signal.SIGKILL and self._meter.read().oom_kills > self._oom_kills_before
         cause = "oom" if oom else self._kill_cause or ("signal" if end.signal else "exited")
-        if not kernel_process.kill_all_but(self._fork_server.pid):
-            _say("something in here cannot be killed; ending with everything that is left")
-            self._stopping.set()
-        # Not before: whoever can still cut the file short could end this process while it reads.
         self._requests.put_lost_output(self._lost_output())
         await self._requests.fail_all(cause, exit_code=end.exit_code, signal_number=end.signal)
 
@@ -287,7 +289,8 @@ class Supervisor:
     async def _drain(self, channels: KernelChannels) -> None:
         """Take everything out of the dead kernel's sockets: what it had written is in there."""
         quiet_rounds = 0
-        while quiet_rounds < _DRAIN_QUIET_ROUNDS:
+        deadline_s = time.monotonic() + _DRAIN_S  # for whoever could not be killed
+        while quiet_rounds < _DRAIN_QUIET_ROUNDS and time.monotonic() < deadline_s:
             quiet_rounds = 0 if channels.drain() else quiet_rounds + 1
             await asyncio.sleep(_DRAIN_PAUSE_S)
 

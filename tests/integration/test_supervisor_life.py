@@ -297,6 +297,42 @@ async def test_what_a_dead_kernel_leaves_running_is_ended(kernel: Supervised) ->
     await kernel.ready(generation=2)
 
 
+_FLOODER = """
+import os, socket, time
+if os.fork() == 0:
+    os.setsid()
+    sockets = []
+    for descriptor in range(3, 200):
+        try:
+            one = socket.socket(fileno=os.dup(descriptor))
+        except OSError:
+            continue
+        if one.family == socket.AF_UNIX and not one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            one.setblocking(False)
+            sockets.append(one)
+    data = {one: b"" for one in sockets}
+    while True:
+        for one in sockets:
+            try:
+                data[one] = data[one] or bytes([0, 1, 120]) * 20000
+                data[one] = data[one][one.send(data[one]):]
+            except OSError:
+                pass
+        time.sleep(0)
+time.sleep(0.5)
+os._exit(3)
+"""
+
+
+async def test_a_child_that_floods_the_dead_kernels_sockets_does_not_keep_its_death_from_being_told(
+    kernel: Supervised,
+) -> None:
+    run = await asyncio.wait_for(kernel.run(_FLOODER), 8)
+    assert (run.end.msg_type, run.end.content["cause"], run.end.content["exit_code"]) == ("died", "exited", 3)
+    await kernel.ready(2)
+    assert (await kernel.run("print('next')")).text() == "next\n"
+
+
 async def test_a_killed_fork_server_is_replaced_when_it_is_needed(kernel: Supervised) -> None:
     servers = [p for p in psutil.Process(kernel.process.pid).children() if "kernel_image.forkserver" in p.cmdline()]
     servers = [process for process in servers if process.pid != kernel.states("idle")[-1].content["pid"]]

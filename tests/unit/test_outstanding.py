@@ -18,12 +18,14 @@ class Told:
 
     def __init__(self) -> None:
         self.controls: list[dict[str, Any]] = []
+        self.messages: list[tuple[str, bool]] = []
 
     def put_control(self, op: str, **fields: Any) -> None:
         self.controls.append({"op": op, **fields})
 
     def put_message(self, channel: str, parts: list[bytes], *, droppable: bool) -> bool:
-        return bool(channel and parts) or droppable
+        self.messages.append((channel, droppable))
+        return bool(parts)
 
 
 @pytest.fixture
@@ -100,3 +102,16 @@ def test_an_answer_that_says_the_kernel_ends_is_understood(
     accept(requests, "a")
     assert reply(requests, "a", json.dumps(content).encode()) is leaves
     assert reply(requests, "nobody's", json.dumps(content).encode()) is False
+
+
+@pytest.mark.parametrize("channel", ["shell", "control", "stdin", "iopub"])
+async def test_what_nobody_asked_for_may_be_dropped_and_what_ends_a_request_may_not(
+    requests: OutstandingRequests, told: Told, channel: str
+) -> None:
+    """Else a kernel could fill the supervisor's memory with answers to nothing."""
+    requests.relay(channel, [b'{"msg_type": "execute_reply"}', b'{"msg_id": "nobody"}', b"{}", b"{}"], {})
+    requests.relay(channel, [b'{"msg_type": "status"}', b"{}", b"{}", b"{}"], {})
+    assert told.messages == [(channel, True), (channel, True)]
+    accept(requests, "a")
+    reply(requests, "a")
+    assert told.messages[2:] == [("shell", False)]
