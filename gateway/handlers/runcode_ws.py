@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from typing import Any, ClassVar
 
 import structlog
@@ -43,9 +43,11 @@ class RunCodeSocket(SocketHandler):
         """Do what is asked; tornado reads the next message when this is done."""
         identifier: MessageId | None = None
         try:
-            value = socket_messages.parse_message(message)
-            identifier = socket_messages.message_id(value)
-            await self._obey(socket_messages.typed(value), identifier)
+            with ExitStack() as held:
+                held.enter_context(self.holding(message))
+                value = socket_messages.parse_message(message)
+                identifier = socket_messages.message_id(value)
+                await self._obey(socket_messages.typed(value), identifier, held)
         except WebSocketClosedError:
             return
         except Exception as error:  # noqa: BLE001 - whatever it was, the connection goes on
@@ -57,11 +59,13 @@ class RunCodeSocket(SocketHandler):
         for task in self._followed:
             task.cancel()
 
-    async def _obey(self, message: RunMessage | InputMessage | InterruptMessage, identifier: MessageId | None) -> None:
+    async def _obey(
+        self, message: RunMessage | InputMessage | InterruptMessage, identifier: MessageId | None, held: ExitStack
+    ) -> None:
         service = self.context.service
         match message:
             case RunMessage():
-                self._start(self._request(message), identifier)
+                self._start(self._request(message), identifier, held)
             case InputMessage():
                 await service.answer_input(self.tenant, socket_messages.named_run(message), message.value)
             case InterruptMessage():
@@ -79,18 +83,20 @@ class RunCodeSocket(SocketHandler):
 
     # --- runs ---------------------------------------------------------------------------------------------------------
 
-    def _start(self, request: RunRequest, identifier: MessageId | None) -> None:
+    def _start(self, request: RunRequest, identifier: MessageId | None, held: ExitStack) -> None:
         if len(self._runs) >= MAX_RUNS:
             raise TooManyRequests(f"This connection has {MAX_RUNS} runs in flight: wait for one of them to end.")
-        task = asyncio.ensure_future(self._run(request, identifier))
+        task = asyncio.ensure_future(self._run(request, identifier, held.pop_all()))
         self._runs.add(task)
         task.add_done_callback(self._runs.discard)
 
-    async def _run(self, request: RunRequest, identifier: MessageId | None) -> None:
-        """Begin a run and send its events."""
+    async def _run(self, request: RunRequest, identifier: MessageId | None, held: ExitStack) -> None:
+        """Begin a run and send its events. `held` is its message, which is not held any more once it has begun."""
         try:
-            async with self._turn(request.session_id):
-                run_id = await self.context.service.begin(request)
+            with held:
+                async with self._turn(request.session_id):
+                    run_id = await self.context.service.begin(request)
+                del request
             if not self.is_closed:
                 await self._follow(run_id, identifier)
         except WebSocketClosedError:

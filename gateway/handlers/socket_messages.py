@@ -57,8 +57,10 @@ def message_id(value: dict[str, Any]) -> MessageId | None:
     given: MessageId | bool | None = value.pop("id", None)
     if given is None or (isinstance(given, str) and len(given) <= _MAX_ID_CHARACTERS):
         return given
-    is_number = isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given)
-    if is_number and len(str(given)) <= _MAX_ID_CHARACTERS:
+    # An integer beyond all floats has no str() either, if it is long enough: its size is looked at first.
+    is_integer = isinstance(given, int) and not isinstance(given, bool) and abs(given) < 10**_MAX_ID_CHARACTERS
+    is_finite = isinstance(given, float) and math.isfinite(given)
+    if (is_integer or is_finite) and len(str(given)) <= _MAX_ID_CHARACTERS:
         return given
     raise InvalidRequest(f'"id" must be a string or a number of up to {_MAX_ID_CHARACTERS} characters.')
 

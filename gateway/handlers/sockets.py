@@ -6,16 +6,20 @@ A subclass implements `on_message`. It knows nothing of what is said.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from tornado.httputil import HTTPServerRequest
 from tornado.web import Application
-from tornado.websocket import WebSocketClosedError, WebSocketHandler
+from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
 
 from gateway.handlers import base
 from gateway.handlers.answer import strict_json
 from gateway.handlers.base import BaseHandler
-from sessions.errors import InvalidRequest
+from gateway.handlers.bodies import BUFFERED_BODIES
+from gateway.handlers.incoming_messages import IncomingMessages
+from sessions.errors import InvalidRequest, Unavailable
 
 PING_S = 20.0
 """So often the other end is pinged, and so long it may take to answer."""
@@ -74,6 +78,24 @@ class SocketHandler(BaseHandler, WebSocketHandler):
     def max_message_size(self) -> int:
         """Bytes; a larger message closes the connection with 1009."""
         return self.context.limits.request_bytes
+
+    def get_websocket_protocol(self) -> WebSocketProtocol | None:
+        """The base class's, with what comes in counted."""
+        protocol = super().get_websocket_protocol()
+        if isinstance(protocol, WebSocketProtocol13):
+            return IncomingMessages(self, protocol.params, self.context.bodies)
+        return protocol
+
+    @contextmanager
+    def holding(self, message: str | bytes) -> Iterator[None]:
+        """Count a message among all bodies while it is being worked on. Raises Unavailable when there are too many."""
+        limits = self.context.limits
+        if not self.context.bodies.take(len(message), BUFFERED_BODIES * limits.request_bytes):
+            raise Unavailable("Too many requests are being read; nothing was run: try again in a moment.")
+        try:
+            yield
+        finally:
+            self.context.bodies.give_back(len(message))
 
     # --- talking ------------------------------------------------------------------------------------------------------
 

@@ -196,6 +196,8 @@ async def test_another_tenants_run_can_neither_be_answered_nor_interrupted() -> 
         (b'{"op": "run", "code": "1"}', "invalid_request", None),
         (b"\x00\xff", "invalid_request", None),
         ("{}", "invalid_request", None),
+        ('{"id": 1' + "0" * 400 + "}", "invalid_request", None),
+        ('{"id": 1' + "0" * 4000 + "}", "invalid_request", None),
         ('{"id": "a"}', "invalid_request", "a"),
         ('{"id": "a", "op": 7}', "invalid_request", "a"),
         ('{"id": "a", "op": ["run"]}', "invalid_request", "a"),

@@ -1,0 +1,88 @@
+"""WebSocket messages while they come in: what is held of them is counted with all bodies, and none takes for ever.
+
+Tornado keeps the unfinished message of each connection; this sees how much that is, and reads on when there is room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from tornado.iostream import StreamClosedError
+from tornado.websocket import WebSocketProtocol13
+
+from gateway.handlers.bodies import BUFFERED_BODIES, BufferedBodies
+
+MESSAGE_TIMEOUT_S = 60.0
+"""From the first byte of a message that does not come at once to its last one."""
+
+_WAIT_FOR_ROOM_S = 0.02
+_TRY_AGAIN_LATER = 1013  # https://www.iana.org/assignments/websocket/websocket.xml
+_MAX_CONTROL_BYTES = 125  # RFC 6455, 5.5
+
+
+class IncomingMessages(WebSocketProtocol13):
+    """The receiving end of one connection.
+
+    Its state beside the base class's: how large the frame is that comes in, how many bytes are counted, by when the
+    message must be there, and whether the connection is over.
+    """
+
+    def __init__(self, handler: Any, params: Any, among: BufferedBodies) -> None:
+        super().__init__(handler, False, params)  # noqa: FBT003 - tornado's own: a server masks nothing
+        self._among = among
+        self._limit_bytes = BUFFERED_BODIES * params.max_message_size
+        self._frame_bytes = 0
+        self._counted_bytes = 0
+        self._deadline: asyncio.TimerHandle | None = None
+        self._is_over = False
+
+    async def _read_bytes(self, n: int) -> bytes:
+        """Count the payload of a frame before it comes in; what is no longer than a control frame's may be one's."""
+        self._frame_bytes = n if n > _MAX_CONTROL_BYTES else 0
+        await self._wait_for_room()
+        return await super()._read_bytes(n)
+
+    async def _receive_frame(self) -> None:
+        await super()._receive_frame()
+        self._frame_bytes = 0
+        await self._wait_for_room()
+
+    def _handle_message(self, opcode: int, data: bytes) -> Any:
+        """A whole message is there: whoever takes it counts it from now on. Or a control frame amid a message."""
+        self._frame_bytes = 0
+        self._count()
+        return super()._handle_message(opcode, data)
+
+    def _abort(self) -> None:
+        self._is_over = True
+        self._count()
+        super()._abort()
+
+    def _give_up(self) -> None:
+        """The message has not come in time, or there was no room for it."""
+        self.close(_TRY_AGAIN_LATER, "The message did not come in time, or there was no room for it: try again.")
+        self._abort()
+
+    async def _wait_for_room(self) -> None:
+        """Count what is held now, when there is room for it. Raises StreamClosedError when the connection is over."""
+        while not self._count():  # noqa: ASYNC110 - whoever gives room back, bodies among them, wakes nobody
+            await asyncio.sleep(_WAIT_FOR_ROOM_S)
+        if self._is_over:
+            raise StreamClosedError
+
+    def _count(self) -> bool:
+        """Count what is held now, unless that is too much."""
+        size_bytes = 0 if self._is_over else self._frame_bytes + len(self._fragmented_message_buffer or b"")
+        more = size_bytes - self._counted_bytes
+        if not size_bytes and self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        elif size_bytes and self._deadline is None:
+            self._deadline = asyncio.get_running_loop().call_later(MESSAGE_TIMEOUT_S, self._give_up)
+        if more > 0 and not self._among.take(more, self._limit_bytes):
+            return False
+        if more < 0:
+            self._among.give_back(-more)
+        self._counted_bytes = size_bytes
+        return True
