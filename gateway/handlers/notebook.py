@@ -14,7 +14,7 @@ from typing import Any
 
 from nbformat import NotebookNode, v4
 
-from sessions.model import Event, EventType, RunRecord, RunStatus
+from sessions.model import Event, EventType, Run, RunRecord, RunStatus
 from sessions.text import well_formed, well_formed_json
 
 _INJECTED = "injected-parameters"  # as papermill has it: https://papermill.readthedocs.io
@@ -48,9 +48,10 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class NotebookRun:
-    """A run with what it showed, and the bytes of its images by artifact id."""
+    """What a notebook keeps of a run: what it showed, with the bytes of its images by artifact id, and no answer."""
 
-    record: RunRecord
+    run: Run
+    execution_count: int | None
     shown: Sequence[Shown]
     images: Mapping[str, bytes] = field(default_factory=dict)
 
@@ -178,14 +179,13 @@ def _missing() -> NotebookNode:
 
 
 def _cells(run: NotebookRun, *, is_python: bool) -> list[NotebookNode]:
-    asked, result = run.record.run, run.record.result
+    asked = run.run
     cells = []
     if asked.variables and is_python:
         source = "\n".join(f"{name} = {python_literal(value)}" for name, value in asked.variables.items())
         cells.append(_cell(source, id=f"{asked.run_id}-variables", metadata={"tags": [_INJECTED]}))
-    count = None if result is None else result.execution_count
     outputs = [_output(shown, run.images) for shown in run.shown]
-    return [*cells, _cell(asked.code, id=asked.run_id, execution_count=count, outputs=outputs)]
+    return [*cells, _cell(asked.code, id=asked.run_id, execution_count=run.execution_count, outputs=outputs)]
 
 
 def _cell(source: str, **fields: Any) -> NotebookNode:

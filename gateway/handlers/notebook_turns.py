@@ -1,4 +1,4 @@
-"""Whose notebook is made when: one takes a few hundred MiB at worst, so few are made at once, and one per tenant."""
+"""Whose notebook is made when: one may take half a gigabyte, so few are made at once, and one per tenant."""
 
 from __future__ import annotations
 

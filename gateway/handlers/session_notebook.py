@@ -77,7 +77,8 @@ class SessionNotebookHandler(BaseHandler):
                 continue  # retention has removed it meanwhile
             left.charge_source(record.run.code, record.run.variables)
             shown = left.fitting(notebook.shown_by(record, events))
-            runs.append(NotebookRun(record, shown, await self._images(shown)))
+            count = None if record.result is None else record.result.execution_count
+            runs.append(NotebookRun(record.run, count, shown, await self._images(shown)))
         return runs, len(summaries) > MAX_RUNS
 
     async def _images(self, shown: Sequence[Shown]) -> dict[str, bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import pickle
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from http_face import Face, serving
 from jupyter_client.manager import AsyncKernelManager
 
 from gateway.auth import Token
-from gateway.handlers import session_notebook
+from gateway.handlers import notebook, session_notebook
 from sessions.model import ANONYMOUS, ArtifactId, ArtifactKind, EventType, RunRequest, RunStatus, SessionId
 
 PNG = b"\x89PNG\r\n\x1a\nfigure"
@@ -207,3 +208,24 @@ async def test_the_notebook_runs_again(face: Face, client: httpx.AsyncClient) ->
     finally:
         kernel.stop_channels()
         await manager.shutdown_kernel(now=True)
+
+
+async def test_the_answers_of_its_runs_are_not_held_while_it_is_made(
+    face: Face, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the cells do not show would be in memory a thousand times over, and no bound would know of it."""
+    for _ in range(5):
+        run = add_run(face, "1")
+        run.add(EventType.STDOUT, text="x" * 100_000)
+        run.add(EventType.CLEAR, wait=False)
+        run.end(output="x" * 100_000)
+    held: list[int] = []
+    made = notebook.notebook
+
+    def measured(runs: Any, **fields: Any) -> Any:
+        held.append(len(pickle.dumps(runs)))
+        return made(runs, **fields)
+
+    monkeypatch.setattr(notebook, "notebook", measured)
+    await read(client)
+    assert held[0] < 10_000

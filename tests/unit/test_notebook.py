@@ -56,7 +56,8 @@ def built(
 ) -> Any:
     """The notebook as a reader gets it: written, read back, and valid."""
     of = of or record()
-    run = NotebookRun(of, notebook.shown_by(of, events(*several)), images or {})
+    count = of.result.execution_count if of.result is not None else None
+    run = NotebookRun(of.run, count, notebook.shown_by(of, events(*several)), images or {})
     document = strict_json(notebook.notebook([run], language="python", kernel_name=kernel_name))
     read = nbformat.reads(document.decode(), as_version=4)
     nbformat.validate(read)
@@ -199,7 +200,7 @@ def test_variables_are_set_by_a_tagged_cell_before_the_code() -> None:
 
 
 def test_older_runs_that_are_left_out_are_told_of_at_the_top() -> None:
-    run = NotebookRun(record(code="x"), [])
+    run = NotebookRun(record(code="x").run, None, [])
     document = notebook.notebook([run], language="python", kernel_name="python3", has_older=True)
     nbformat.validate(document)
     first, second = document.cells
