@@ -7,6 +7,7 @@ from what was committed of it: its events, and `state`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, assert_never
 
@@ -29,11 +30,12 @@ from sessions.model import (
 )
 from sessions.output import Output
 from sessions.settings import Limits
-from sessions.text import cut_utf8, strip_ansi, well_formed
+from sessions.text import cut_utf8, strip_ansi, well_formed, well_formed_json
 from sessions.tracebacks import Tracebacks, failing_line
 
 _MAX_NOTICES = 20
 _MAX_PROMPT_BYTES = 4096
+_MAX_METADATA_CHARACTERS = 1024
 _STREAMS = {"stdout": EventType.STDOUT, "stderr": EventType.STDERR}
 
 
@@ -249,7 +251,7 @@ class Execution:
             self._log.add(
                 EventType.RESULT,
                 data=shown,
-                metadata={},
+                metadata=_metadata(content),
                 display_id=display_id,
                 is_main_result=is_main_result,
             )
@@ -385,6 +387,15 @@ def _display_id(content: Mapping[str, Any]) -> str | None:
     transient = content.get("transient")
     display_id = transient.get("display_id") if isinstance(transient, dict) else None
     return well_formed(display_id[:256]) if isinstance(display_id, str) else None
+
+
+def _metadata(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a display says of its parts, an image's width for one; none of it where it is too much."""
+    metadata = content.get("metadata")
+    if not isinstance(metadata, dict) or len(json.dumps(metadata)) > _MAX_METADATA_CHARACTERS:
+        return {}
+    kept: dict[str, Any] = well_formed_json(metadata)
+    return kept
 
 
 def _without_ansi(data: Any) -> Any:

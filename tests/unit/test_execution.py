@@ -329,3 +329,19 @@ def test_whatever_comes_makes_events_without_gaps_and_an_answer_within_limits(
     json.loads(strict_json(run_answer(result, "http://host")), parse_constant=refuse)
     for event in told:
         json.loads(strict_json(dict(event.fields)), parse_constant=refuse)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "kept"),
+    [
+        ({"image/png": {"width": 10}}, {"image/png": {"width": 10}}),
+        ({"\ud800": "\udfff"}, {"\ufffd": "\ufffd"}),
+        ({"much": "x" * 2000}, {}),
+        ("none", {}),
+        (None, {}),
+    ],
+)
+def test_what_a_display_says_of_its_parts_is_kept_where_it_is_short(metadata: Any, kept: dict[str, Any]) -> None:
+    fold = execution()
+    take(fold, "display_data", {"data": {"text/plain": "1"}, "metadata": metadata})
+    assert events(fold)[1][1]["metadata"] == kept
