@@ -6,7 +6,8 @@ A run that is recorded is run, or withdrawn from the record; whether the record 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 from weakref import WeakValueDictionary
@@ -21,7 +22,11 @@ from sessions.parts import Parts
 from sessions.supply import CLAIM_TIMEOUT_S
 from sessions.variables import can_set
 
+_MAX_SOURCE_BYTES = 64 << 20
+"""When one tenant's runs hold more code and variables than this, they may not begin another."""
+
 _WITHDRAWALS = 2
+_LAST_WITHDRAWALS_S = 2.0
 _BETWEEN_WITHDRAWALS_S = 10.0
 _RETRY_S = 0.5
 
@@ -38,7 +43,7 @@ class Beginnings:
         self._parts = parts
         self._recording: set[RunId] = set()
         self._turns: WeakValueDictionary[tuple[TenantId, str], asyncio.Lock] = WeakValueDictionary()
-        self._withdrawing: set[asyncio.Task[None]] = set()
+        self._withdrawing: dict[asyncio.Task[None], RunId] = {}
 
     def __repr__(self) -> str:
         return f"<Beginnings {len(self._recording)} being recorded, {len(self._withdrawing)} being withdrawn>"
@@ -67,17 +72,26 @@ class Beginnings:
             return await self._begin(request)
 
     async def _begin(self, request: RunRequest) -> RunId:
+        if self._parts.runs.source_bytes(request.tenant) > _MAX_SOURCE_BYTES:
+            raise TooManyRequests(
+                "Too much code and data waits to be run: try again once some of your runs have ended."
+            )
         if request.session_id is None:
             return await self._begin_alone(request)
         async with self._parts.sessions.turn(request.tenant, request.session_id):
             return await self._begin_in_session(request, request.session_id)
 
     async def stop(self) -> None:
-        """What may still be on record, and was not run, a later gateway finds."""
-        for task in list(self._withdrawing):
+        """Remove once more what was refused and may be on record all the same: a later gateway would run it."""
+        withdrawing = dict(self._withdrawing)
+        for task in withdrawing:
             task.cancel()
-        if self._withdrawing:
-            await asyncio.wait(self._withdrawing)
+        if withdrawing:
+            await asyncio.wait(withdrawing)
+        with suppress(StoreUnavailable, TimeoutError):
+            async with asyncio.timeout(_LAST_WITHDRAWALS_S):
+                for run_id in withdrawing.values():
+                    await self._parts.store.withdraw_run(run_id)
 
     async def _begin_alone(self, request: RunRequest) -> RunId:
         kernel = await self._parts.supply.claim(self._parts.kernel_names[request.language], CLAIM_TIMEOUT_S)
@@ -114,7 +128,7 @@ class Beginnings:
             return self._parts.runs.add(LiveRun(run, self._parts.limits, self._parts.store, self._parts.clock))
         except BaseException:
             # It may be on record all the same, or come to be so, when the database has caught up.
-            self._spawn(self._withdraw(run.run_id))
+            self._begin_to_withdraw(run.run_id)
             raise
         finally:
             self._recording.discard(run.run_id)
@@ -158,10 +172,10 @@ class Beginnings:
             request_sha256=request.sha256() if request.idempotency_key is not None else None,
         )
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._withdrawing.add(task)
-        task.add_done_callback(self._withdrawing.discard)
+    def _begin_to_withdraw(self, run_id: RunId) -> None:
+        task = asyncio.ensure_future(self._withdraw(run_id))
+        self._withdrawing[task] = run_id
+        task.add_done_callback(lambda done: self._withdrawing.pop(done, None))
 
 
 def _same_request(existing: RunRecord, request: RunRequest) -> RunId:

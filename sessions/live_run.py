@@ -45,6 +45,7 @@ class LiveRun:
 
     def __init__(self, run: Run, limits: Limits, store: Store, clock: Clock) -> None:
         self.run = run
+        self.source_bytes = run.source_bytes()
         self.execution = Execution(run.run_id, limits, lambda: ArtifactId(str(uuid4())), run.session_id)
         self.recording = Recording(run.run_id, self.execution, store, clock)
         self.kernel: Kernel | None = None

@@ -56,6 +56,10 @@ class LiveRuns:
         if not answer.cancelled() and isinstance(answer.exception(), EndNotStored):
             self._unstored.add(live.run_id)
 
+    def source_bytes(self, tenant: TenantId) -> int:
+        """About how much memory the code and variables of this tenant's runs take."""
+        return sum(live.source_bytes for live in self._live.values() if live.run.tenant == tenant)
+
     def get(self, run_id: RunId) -> LiveRun | None:
         """A run that lives here, or None."""
         return self._live.get(run_id)

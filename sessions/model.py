@@ -182,6 +182,10 @@ class Run:
     idempotency_key: str | None = None
     request_sha256: bytes | None = None
 
+    def source_bytes(self) -> int:
+        """About how much its code and variables take."""
+        return len(self.code) + (len(json.dumps(self.variables)) if self.variables else 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Result:

@@ -100,7 +100,8 @@ class PostgresStore:
     async def append(self, run_id: RunId, batch: Batch) -> None:
         """See `Store`. A finished run stays as it is. Waits for a database that restarts. Raises NotFound.
 
-        Progress that is less than what is stored is left out.
+        Progress that is less than what is stored is left out. So is all of it when a later gateway holds the run: there
+        is one to a data directory, so this process is on its way out, and its followers hang up with it.
         """
         epoch = self._living.epoch(run_id)
         await self._persist(run_id, lambda connection: writing.append(connection, run_id, epoch, batch), batch)
