@@ -159,10 +159,14 @@ class Bench:
         """What `kill -9` does: nothing more is done, and nobody is told. The supervisors dial when the test says so."""
         for lifeline in self._lifelines:
             lifeline.is_cut = True
-        for task in asyncio.all_tasks() - self._others - {asyncio.current_task()}:
+        for task in self.tasks():
             task.cancel()
         self.engine.dialled.clear()
         self.engine.ports.clear()
+
+    def tasks(self) -> set[asyncio.Task[Any]]:
+        """What has been begun since this gateway was made, and goes on."""
+        return asyncio.all_tasks() - self._others - {asyncio.current_task()}
 
     async def successor(self, **changes: Any) -> Bench:
         """The next gateway on the same world, after a crash; the supervisors have not dialled it yet."""
