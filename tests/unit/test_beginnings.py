@@ -99,3 +99,18 @@ async def test_a_run_that_is_just_being_recorded_is_waited_for_and_left_to_the_n
     (await bench.sent("x")).end("1")
     assert (await ended(bench, run_id)).output == "1"
     assert bench.times_sent("x") == 1
+
+
+@pytest.mark.parametrize("session_id", [None, S])
+async def test_a_run_that_is_not_recorded_in_time_leaves_nothing_behind(
+    benches: Benches, session_id: SessionId | None
+) -> None:
+    first = benches[0]
+    with held(first.store, "add_run") as adding:
+        beginning = first.begin("x", session_id=session_id)
+        await until(lambda: adding.count == 1)
+        await first.service.close()
+        await asyncio.wait([beginning])
+        assert first.tasks() == set()
+    benches.append(await first.successor())
+    assert first.store.runs == {}
