@@ -168,6 +168,7 @@ async def test_a_renewal_that_is_stored_after_the_end_of_a_run_takes_nothing_of_
         kernel.end()
         assert (await bench.service.result(run_id)).session_created
     view = await renewal
+    assert view.session == bench.session()
     assert (view.session.idle_timeout_s, view.session.runs) == (7.0, 1)
     bench = await crash(benches)
     come_back(bench, kernel)
@@ -186,6 +187,22 @@ async def test_a_renewal_while_the_end_of_a_run_is_being_stored_is_kept(bench: B
     view = bench.service.get_session(ANONYMOUS, S)
     assert view.session == bench.session()
     assert (view.session.idle_timeout_s, view.session.runs) == (7.0, 1)
+
+
+async def test_a_renewal_is_not_undone_by_one_that_changes_something_else(bench: Bench) -> None:
+    await bench.create()
+    with held(bench.store, "renew_session") as renewing:
+        renewals = [
+            asyncio.ensure_future(bench.service.renew_session(ANONYMOUS, S, idle_timeout_s=7.0, max_lifetime_s=None)),
+            asyncio.ensure_future(bench.service.renew_session(ANONYMOUS, S, idle_timeout_s=None, max_lifetime_s=70.0)),
+            asyncio.ensure_future(bench.service.session_files(ANONYMOUS, S)),
+        ]
+        await until(lambda: renewing.count >= 1)
+        await asyncio.sleep(0.02)
+    await asyncio.gather(*renewals)
+    session = bench.service.get_session(ANONYMOUS, S).session
+    assert session == bench.session()
+    assert (session.idle_timeout_s, session.max_lifetime_s) == (7.0, 70.0)
 
 
 # --- no kernel for a run ----------------------------------------------------------------------------------------------
