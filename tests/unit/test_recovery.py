@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 from doubles import until
-from workbench import GATEWAY, Benches, S, come_back, crash, ended
+from workbench import GATEWAY, Bench, Benches, S, come_back, crash, ended, held, unavailable
 
 from kernel_image import protocol
 from sessions.errors import EngineUnavailable, StoreUnavailable
@@ -206,6 +206,22 @@ async def test_a_supervisor_that_does_not_come_back_loses_its_run(
     assert bench.service.get_session(ANONYMOUS, S).state is SessionState.DEAD
 
 
+@pytest.mark.parametrize("session_id", [None, S])
+async def test_a_supervisor_that_has_started_anew_loses_its_run_and_is_not_sent_it_again(
+    benches: Benches, session_id: SessionId | None
+) -> None:
+    run_id = await benches[0].record("work", session_id=session_id)
+    kernel = await benches[0].sent("work")
+    kernel.print("done")
+    await until(lambda: benches[0].text(run_id) == "done")
+    bench = await crash(benches)
+    kernel.supervisor.start_anew()
+    come_back(bench, kernel)
+    result = await ended(bench, run_id)
+    assert (result.status, result.output) == (RunStatus.LOST, "done")
+    assert bench.times_sent("work") == 1
+
+
 async def test_runs_can_be_followed_and_cancelled_across_a_crash(benches: Benches) -> None:
     run_id = await benches[0].record("work", session_id=S)
     kernel = await benches[0].sent("work")
@@ -331,3 +347,30 @@ async def test_a_supervisor_of_another_version_loses_its_run_at_once(benches: Be
     bench = await crash(benches)
     bench.engine.dial(kernel.kernel_id, protocol=protocol.PROTOCOL_VERSION - 1)
     assert (await ended(bench, run_id)).status is RunStatus.LOST
+
+
+@pytest.mark.parametrize("step", ["sessions_of", "unfinished_runs", "get_events"])
+@pytest.mark.parametrize("how", ["fails", "is cancelled"])
+async def test_a_start_that_does_not_succeed_leaves_every_sandbox_to_the_next(
+    benches: Benches, step: str, how: str
+) -> None:
+    run_ids = [await benches[0].record("alone"), await benches[0].record("in a session", session_id=S)]
+    kernels = [await benches[0].sent("alone"), await benches[0].sent("in a session")]
+    benches[0].crash()
+    benches.append(unlucky := Bench(benches[0].store, benches[0].engine))
+    if how == "fails":
+        with unavailable(unlucky.store, step), pytest.raises(StoreUnavailable):
+            await unlucky.service.start()
+    else:
+        with held(unlucky.store, step) as reading:
+            starting = asyncio.ensure_future(unlucky.service.start())
+            await until(lambda: reading.count == 1)
+            starting.cancel()
+            await asyncio.wait([starting])
+    await unlucky.service.close()
+    assert unlucky.engine.sandboxes.keys() >= {kernel.kernel_id for kernel in kernels}
+    benches.append(bench := await unlucky.successor())
+    come_back(bench, *kernels)
+    for kernel in kernels:
+        kernel.end("1")
+    assert [(await ended(bench, run_id)).output for run_id in run_ids] == ["1", "1"]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from doubles import ManualClock, until
-from workbench import Bench, Benches, S, come_back, crash, ended
+from workbench import Bench, Benches, S, answers_lost, come_back, crash, ended, late, unavailable
 
+from kernel_image import protocol
+from sessions.errors import StoreUnavailable
 from sessions.model import ANONYMOUS, RunStatus, SessionId, SessionNews, SessionState
 
 pytestmark = pytest.mark.usefixtures("hurried")
@@ -116,3 +120,71 @@ async def test_what_runs_in_a_session_that_was_deleted_ends_by_itself_and_what_w
     kernel.end("1")
     assert (await ended(bench, first)).output == "1"
     await until(lambda: kernel.kernel_id not in bench.engine.sandboxes)
+
+
+async def test_a_run_of_a_deleted_session_that_was_never_sent_is_sent_to_no_other_kernel(benches: Benches) -> None:
+    run_id = await benches[0].record("work", session_id=S, variables={"v": 1})
+    kernel = await benches[0].sent()  # it is being given the variables
+    await benches[0].store.remove_session(benches[0].session())
+    bench = await crash(benches)
+    come_back(bench, kernel)
+    assert (await ended(bench, run_id)).status is RunStatus.CANCELLED
+    others = [supervisor for kernel_id, supervisor in bench.engine.supervisors.items() if kernel_id != kernel.kernel_id]
+    assert [supervisor.taken for supervisor in others] == [[]] * len(others)
+
+
+async def test_a_restart_before_the_supervisor_has_dialled_waits_for_it_and_really_restarts(benches: Benches) -> None:
+    await benches[0].serve("x = 1", session_id=S)
+    kernel = benches[0].kernel_of()
+    bench = await crash(benches)
+    restarting = asyncio.ensure_future(bench.service.restart_session(ANONYMOUS, S))
+    await asyncio.sleep(0.02)
+    come_back(bench, kernel)
+    await until(lambda: bool(kernel.link.sent(protocol.RESTART)))
+    await asyncio.sleep(0.02)
+    assert not restarting.done()
+    kernel.died("restart", msg_id=None)
+    kernel.next_process()
+    assert (await restarting).state is SessionState.IDLE
+    assert bench.session().generation == kernel.supervisor.generation == 2
+    result = await bench.serve("x", session_id=S)
+    assert (result.session_created, result.session_lost) == (False, False)
+
+
+async def test_what_the_gateway_before_writes_late_takes_no_kernel_away(benches: Benches) -> None:
+    first = benches[0]
+    await first.serve("x = 1", session_id=S)
+    with late(first.store, "update_session") as writes:
+        first.engine.end_sandbox(first.kernel_of().kernel_id)
+        for count in (2, 3):
+            with pytest.raises(StoreUnavailable):
+                await first.begin("y", session_id=S)
+            await until(lambda count=count: len(writes.calls) == count)  # type: ignore[misc]
+        bench = await crash(benches)
+    assert (await bench.serve("y", session_id=S)).session_lost
+    kernel = bench.kernel_of()
+    await writes.arrives()
+    assert bench.session().kernel_id == kernel.kernel_id
+    bench = await crash(benches)
+    come_back(bench, kernel)
+    assert not (await bench.serve("y", session_id=S)).session_lost
+
+
+async def test_a_run_that_may_have_been_sent_is_not_cancelled_while_its_code_goes_on(benches: Benches) -> None:
+    first = benches[0]
+    with unavailable(first.store, "withdraw_run"):
+        with answers_lost(first.store, "add_run"), pytest.raises(StoreUnavailable):
+            await first.begin("ghost", session_id=S)  # stays on record before the one that is sent
+        run_id = await first.record("work", session_id=S)
+        kernel = await first.sent("work")
+        bench = await crash(benches)
+    await bench.service.cancel(ANONYMOUS, run_id)
+    await asyncio.sleep(0.02)
+    assert not bench.has_ended(run_id)
+    come_back(bench, kernel)
+    ghost = await bench.sent("ghost")
+    kernel.end("1")
+    ghost.end()
+    result = await ended(bench, run_id)
+    assert (result.status, result.output) == (RunStatus.OK, "1")
+    assert bench.times_sent("work") == 1
