@@ -171,6 +171,8 @@ class Service:
             await asyncio.wait(self._tasks, timeout=_LAST_BEGINNINGS_S)
         for task in list(self._tasks):
             task.cancel()
+        if self._tasks:  # they clear up behind themselves, which may take the database a while
+            await asyncio.wait(self._tasks, timeout=_LAST_BEGINNINGS_S)
         await self._beginnings.stop()
         kept = [*await self._sessions.suspend(), *await self._single.suspend()]
         self._runs.stop()

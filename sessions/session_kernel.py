@@ -86,13 +86,14 @@ class SessionKernel:
 
     async def renew(self, idle_timeout_s: float | None = None, max_lifetime_s: float | None = None) -> None:
         """It is being used now; change the time-outs that are given. Raises StoreUnavailable."""
-        changes: dict[str, Any] = {
-            "last_used_at": self._clock.now(),
-            "idle_timeout_s": idle_timeout_s or self.record.idle_timeout_s,
-            "max_lifetime_s": max_lifetime_s or self.record.max_lifetime_s,
-        }
-        await self._store.renew_session(replace(self.record, **changes))
-        self.record = replace(self.record, **changes)
+        async with self._writing:  # so that the times that are kept are the last ones asked for
+            used_at = self._clock.now()
+            times: dict[str, Any] = {
+                "idle_timeout_s": idle_timeout_s or self.record.idle_timeout_s,
+                "max_lifetime_s": max_lifetime_s or self.record.max_lifetime_s,
+            }
+            await self._store.renew_session(replace(self.record, last_used_at=used_at, **times))
+            self.record = replace(self.record, last_used_at=max(used_at, self.record.last_used_at), **times)
 
     def give_up(self) -> None:
         """The session is over: so is its kernel."""

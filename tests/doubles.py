@@ -119,6 +119,14 @@ class MemorySupervisor:
             self.codes[header["msg_id"]] = json.loads(parts[3])["code"]
             self.outstanding.append(header["msg_id"])
 
+    def start_anew(self) -> None:
+        """Its container is started once more: it knows nothing of before, and its kernel is another one."""
+        self.boot_id = uuid4().hex
+        self.generation += 1000
+        self.last_seq = 0
+        for known in (self.taken, self.outstanding, self.finished, self.frames):
+            known.clear()
+
     def acknowledged(self, seq: int) -> None:
         self.frames = {number: frame for number, frame in self.frames.items() if number > seq}
 

@@ -1,8 +1,11 @@
-"""What waits for minutes in earnest waits for an instant here."""
+"""What waits for minutes in earnest waits for an instant here; and gateways that come one after the other."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import pytest
+from workbench import Bench, Benches
 
 _SOON_S = 0.05
 _PAUSES = {
@@ -24,3 +27,11 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, pauses in _PAUSES.items():
         for name, value in pauses.items():
             monkeypatch.setattr(f"{module}.{name}", value)
+
+
+@pytest.fixture
+async def benches() -> AsyncIterator[Benches]:
+    """The gateways of a test, one after the other; the last one is ended with it."""
+    benches = [await Bench().start()]
+    yield benches
+    await benches[-1].stop()

@@ -1,4 +1,4 @@
-"""How runs outside of sessions are stopped, and what is sent to a kernel and what not."""
+"""How runs are stopped, and what is sent to a kernel and what not."""
 
 from __future__ import annotations
 
@@ -191,3 +191,56 @@ async def test_setting_variables_counts_against_the_time_limit_and_can_be_stoppe
     await bench.service.cancel(ANONYMOUS, run_id)
     assert (await bench.service.result(run_id)).status is RunStatus.CANCELLED
     assert bench.times_sent("work") == 0
+
+
+# --- while the supervisor is away -------------------------------------------------------------------------------------
+
+
+async def cancelled_while_away(bench: Bench) -> tuple[RunId, Kernel]:
+    """A run that was cancelled while the link was broken."""
+    run_id = await bench.record("sleep", session_id=S)
+    kernel = await bench.sent("sleep")
+    bench.engine.hang_up(kernel.kernel_id)
+    await bench.service.cancel(ANONYMOUS, run_id)
+    await asyncio.sleep(0.15)  # longer than code may take to heed an interrupt, and its supervisor to say so
+    return run_id, kernel
+
+
+async def test_an_interrupt_waits_for_the_link_and_the_session_is_kept(bench: Bench) -> None:
+    run_id, kernel = await cancelled_while_away(bench)
+    bench.engine.dial(kernel.kernel_id)
+    assert kernel.interrupts() == [kernel.msg_id]
+    await asyncio.sleep(0.08)  # it has all of the time that it would have had before
+    kernel.interrupted()
+    result = await bench.service.result(run_id)
+    assert (result.status, result.session_lost) == (RunStatus.CANCELLED, False)
+    assert not (await bench.serve("x", session_id=S)).session_lost
+
+
+async def test_a_link_that_breaks_again_and_again_costs_no_session(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sessions.conduct._KILL_GRACE_S", 0.15)
+    run_id = await bench.record("sleep", session_id=S)
+    kernel = await bench.sent("sleep")
+    await bench.service.cancel(ANONYMOUS, run_id)
+    await until(lambda: kernel.interrupts() == [kernel.msg_id])
+    for _ in range(2):
+        bench.engine.hang_up(kernel.kernel_id)
+        await asyncio.sleep(0.25)  # longer than its supervisor may take to say that the code has ended
+        assert not bench.has_ended(run_id)
+        bench.engine.dial(kernel.kernel_id)
+        for _ in range(5):
+            await asyncio.sleep(0)  # whoever waits for the link sees it
+    kernel.interrupted()
+    assert (await bench.service.result(run_id)).status is RunStatus.CANCELLED
+    assert not (await bench.serve("x", session_id=S)).session_lost
+
+
+async def test_a_supervisor_that_is_back_and_still_does_not_end_the_code_is_given_up(bench: Bench) -> None:
+    run_id, kernel = await cancelled_while_away(bench)
+    assert not bench.has_ended(run_id)
+    bench.engine.dial(kernel.kernel_id)
+    result = await bench.service.result(run_id)
+    assert (result.status, result.session_lost) == (RunStatus.CANCELLED, True)
+    await until(lambda: kernel.kernel_id not in bench.engine.sandboxes)

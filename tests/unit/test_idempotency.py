@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 from doubles import until
-from workbench import Bench, S
+from workbench import Bench, S, held
 
 from sessions.errors import Conflict, EngineUnavailable, Gone, SandboxLost, StoreUnavailable
 from sessions.model import RunRecord, RunStatus, SessionId, TenantId
@@ -51,6 +51,16 @@ async def test_requests_that_come_at_once_follow_one_run(bench: Bench, session_i
     await until(lambda: bench.service._supply.working() == used)  # what was claimed in vain is back
 
 
+async def test_of_requests_that_come_at_once_only_the_first_takes_a_kernel(bench: Bench) -> None:
+    with held(bench.store, "add_run") as adding:
+        beginning = [asyncio.ensure_future(bench.record("x", idempotency_key=KEY)) for _ in range(10)]
+        await until(lambda: adding.count > 0 and bench.service.readiness().warm == 1)
+        await asyncio.sleep(0.02)
+        assert (adding.count, bench.service._supply.working(), len(bench.engine.specs)) == (1, 1, 2)
+    assert len({*await asyncio.gather(*beginning)}) == len(bench.store.runs) == 1
+    (await bench.sent("x")).end()
+
+
 async def test_a_request_that_is_repeated_while_it_runs_waits_for_the_same_end(bench: Bench) -> None:
     first = bench.begin("x", session_id=S, idempotency_key=KEY)
     kernel = await bench.sent("x")
@@ -87,6 +97,13 @@ async def test_what_retention_has_removed_is_gone_and_not_run_again(bench: Bench
     with pytest.raises(Conflict):
         await bench.begin("y", idempotency_key=KEY)
     assert bench.times_sent("x") == 1
+
+
+async def test_who_wants_to_follow_by_the_key_of_a_run_that_was_removed_is_told_at_once(bench: Bench) -> None:
+    await bench.serve("x", idempotency_key=KEY)
+    bench.stored().expire(bench.clock.now())
+    with pytest.raises(Gone):
+        await bench.record("x", idempotency_key=KEY)  # before there is anything to follow
 
 
 @pytest.mark.parametrize("session_id", [None, S])

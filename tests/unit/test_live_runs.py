@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from doubles import until
@@ -208,3 +209,31 @@ async def test_a_stop_ends_the_following_of_a_run_whose_end_cannot_be_stored(ben
     await closing
     assert await follower.end() == []
     assert bench.stored(waiting).status is RunStatus.QUEUED
+
+
+async def test_where_the_store_refuses_what_a_run_said_its_end_is_seen_all_the_same_then_and_later(
+    bench: Bench,
+) -> None:
+    append, finish_run = bench.store.append, bench.store.finish_run
+
+    def check(batch: Batch) -> None:
+        if any(event.type is EventType.STDOUT for event in batch.events):
+            raise ValueError("a value that no column takes")
+
+    async def choosy_append(run_id: RunId, batch: Batch) -> None:
+        check(batch)
+        await append(run_id, batch)
+
+    async def choosy_finish_run(result: Result, batch: Batch, *rest: Any) -> None:
+        check(batch)
+        await finish_run(result, batch, *rest)
+
+    bench.store.append = choosy_append  # type: ignore[method-assign]
+    bench.store.finish_run = choosy_finish_run  # type: ignore[method-assign]
+    run_id, kernel = await begun(bench)
+    live = Follower(bench, run_id)
+    kernel.end("1")
+    assert await live.end() == [EventType.STARTED, EventType.END]
+    assert await Follower(bench, run_id).end() == [EventType.STARTED, EventType.END]
+    result = await bench.service.result(run_id)
+    assert (result.status, result.truncated) == (RunStatus.OK, True)

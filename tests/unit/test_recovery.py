@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 from uuid import uuid4
 
 import pytest
-from doubles import ManualClock, until
-from workbench import GATEWAY, Bench, Kernel, S
+from doubles import until
+from workbench import GATEWAY, Bench, Benches, S, come_back, crash, ended, held, unavailable
 
 from kernel_image import protocol
 from sessions.errors import EngineUnavailable, StoreUnavailable
@@ -19,59 +18,16 @@ from sessions.model import (
     EventType,
     GatewayId,
     KernelId,
-    Result,
     Run,
     RunId,
     RunStatus,
     Sandbox,
     Session,
     SessionId,
-    SessionNews,
     SessionState,
 )
 
 pytestmark = pytest.mark.usefixtures("hurried")
-
-Benches = list[Bench]
-
-
-@pytest.fixture
-async def benches() -> AsyncIterator[Benches]:
-    """The gateways of a test, one after the other; the last one is ended with it."""
-    benches = [await Bench().start()]
-    yield benches
-    await benches[-1].stop()
-
-
-async def crash(benches: Benches, **changes: object) -> Bench:
-    """The next gateway; no supervisor has dialled it yet."""
-    benches[-1].crash()
-    benches.append(await benches[-1].successor(**changes))
-    return benches[-1]
-
-
-def come_back(bench: Bench, *kernels: Kernel) -> None:
-    for kernel in kernels:
-        bench.engine.dial(kernel.kernel_id)
-
-
-def assert_whole(bench: Bench, run_id: RunId) -> None:
-    """Its events are there without a gap, begin and end once, and say what the answer says."""
-    stored = bench.stored(run_id)
-    types = [event.type for _, event in sorted(stored.events.items())]
-    assert sorted(stored.events) == list(range(1, len(types) + 1))
-    assert (types[0], types[-1]) == (EventType.STARTED, EventType.END)
-    assert types.count(EventType.STARTED) == types.count(EventType.END) == 1
-    assert stored.result is not None
-    assert bench.text(run_id) == stored.result.output
-    assert stored.events[len(types)].fields["status"] == stored.result.status == stored.status
-
-
-async def ended(bench: Bench, run_id: RunId) -> Result:
-    async with asyncio.timeout(5):
-        result = await bench.service.result(run_id)
-    assert_whole(bench, run_id)
-    return result
 
 
 @pytest.mark.parametrize("session_id", [None, S])
@@ -250,114 +206,20 @@ async def test_a_supervisor_that_does_not_come_back_loses_its_run(
     assert bench.service.get_session(ANONYMOUS, S).state is SessionState.DEAD
 
 
-# --- sessions ---------------------------------------------------------------------------------------------------------
-
-
-async def test_the_variables_of_a_session_live_on(benches: Benches) -> None:
-    await benches[0].serve("x = 1", session_id=S)
-    kernel = benches[0].kernel_of()
-    bench = await crash(benches)
-    assert bench.service.get_session(ANONYMOUS, S).state is SessionState.STARTING
-    come_back(bench, kernel)
-    assert bench.service.get_session(ANONYMOUS, S).state is SessionState.IDLE
-    result = await bench.serve("x", "1", session_id=S)
-    assert (result.output, result.session_created, result.session_lost) == ("1", False, False)
-    assert bench.kernel_of().kernel_id == kernel.kernel_id
-    assert bench.session().runs == 2
-
-
-async def test_a_session_whose_sandbox_is_gone_says_so_once(benches: Benches) -> None:
-    await benches[0].serve("x = 1", session_id=S)
-    del benches[0].engine.sandboxes[benches[0].kernel_of().kernel_id]
-    bench = await crash(benches)
-    assert bench.service.get_session(ANONYMOUS, S).state is SessionState.DEAD
-    await until(lambda: bench.session().news is SessionNews.LOST)
-    bench = await crash(benches)  # and this gateway has never said it
-    result = await bench.serve("x", session_id=S)
-    assert (result.session_created, result.session_lost) == (True, True)
-    result = await bench.serve("x", session_id=S)
-    assert (result.session_created, result.session_lost) == (False, False)
-
-
-async def test_a_process_that_died_while_no_gateway_was_there_is_told_by_the_next_run(benches: Benches) -> None:
-    await benches[0].serve("x = 1", session_id=S)
-    kernel = benches[0].kernel_of()
-    bench = await crash(benches)
-    kernel.die_idle()
-    come_back(bench, kernel)
-    result = await bench.serve("x", session_id=S)
-    assert (result.session_created, result.session_lost) == (True, True)
-    result = await bench.serve("x", session_id=S)
-    assert (result.session_created, result.session_lost) == (False, False)
-
-
-async def test_a_run_of_which_nothing_was_committed_still_says_that_the_session_is_new(benches: Benches) -> None:
-    run_id = await benches[0].record("work", session_id=S)
-    kernel = await benches[0].sent("work")
-    bench = await crash(benches)
-    assert bench.stored(run_id).progress is None
-    come_back(bench, kernel)
-    kernel.end("1")
-    result = await ended(bench, run_id)
-    assert (result.session_created, result.session_lost) == (True, False)
-    assert bench.stored(run_id).events[1].fields["session_created"] is True
-    result = await bench.serve("x", session_id=S)
-    assert (result.session_created, result.session_lost) == (False, False)
-
-
-async def test_a_run_of_which_something_was_committed_says_what_it_would_have_said(benches: Benches) -> None:
-    await benches[0].serve("x = 1", session_id=S)
-    benches[0].kernel_of().die_idle()
-    run_id = await benches[0].record("work", session_id=S)
-    kernel = await benches[0].sent("work")
-    kernel.print("1")
-    await until(lambda: benches[0].text(run_id) == "1")
-    bench = await crash(benches)
-    come_back(bench, kernel)
-    kernel.end()
-    result = await ended(bench, run_id)
-    assert (result.session_created, result.session_lost) == (True, True)
-    result = await bench.serve("x", session_id=S)
-    assert (result.session_created, result.session_lost) == (False, False)
-
-
-async def test_a_session_whose_time_ran_out_meanwhile_is_ended() -> None:
-    clock = ManualClock()
-    first = await Bench(clock=clock).start()
-    await first.create(idle_timeout_s=10.0)
-    await first.create(SessionId("t"), idle_timeout_s=100.0)
-    kernel_id = first.session().kernel_id
-    first.crash()
-    clock.at_s += 50.0
-    bench = await first.successor()
-    await until(lambda: [*bench.store.sessions] == [(ANONYMOUS, "t")])
-    await until(lambda: kernel_id not in bench.engine.sandboxes)
-    await bench.stop()
-
-
-async def test_a_session_of_a_language_that_is_configured_no_more_is_not_taken_over(benches: Benches) -> None:
-    run_id = await benches[0].record("work", session_id=S)
-    kernel = await benches[0].sent("work")
-    bench = await crash(benches, languages={"other": "another"})
-    assert bench.service.list_sessions(ANONYMOUS) == []
-    assert (await ended(bench, run_id)).status is RunStatus.LOST
-    assert kernel.kernel_id not in bench.engine.sandboxes
-
-
-async def test_what_runs_in_a_session_that_was_deleted_ends_by_itself_and_what_waited_is_cancelled(
-    benches: Benches,
+@pytest.mark.parametrize("session_id", [None, S])
+async def test_a_supervisor_that_has_started_anew_loses_its_run_and_is_not_sent_it_again(
+    benches: Benches, session_id: SessionId | None
 ) -> None:
-    first = await benches[0].record("first", session_id=S)
-    second = await benches[0].record("second", session_id=S)
-    kernel = await benches[0].sent("first")
-    await benches[0].store.remove_session(benches[0].session())  # deleted, and then the gateway was gone
+    run_id = await benches[0].record("work", session_id=session_id)
+    kernel = await benches[0].sent("work")
+    kernel.print("done")
+    await until(lambda: benches[0].text(run_id) == "done")
     bench = await crash(benches)
+    kernel.supervisor.start_anew()
     come_back(bench, kernel)
-    cancelled = await ended(bench, second)
-    assert (cancelled.status, bench.times_sent("second")) == (RunStatus.CANCELLED, 0)
-    kernel.end("1")
-    assert (await ended(bench, first)).output == "1"
-    await until(lambda: kernel.kernel_id not in bench.engine.sandboxes)
+    result = await ended(bench, run_id)
+    assert (result.status, result.output) == (RunStatus.LOST, "done")
+    assert bench.times_sent("work") == 1
 
 
 async def test_runs_can_be_followed_and_cancelled_across_a_crash(benches: Benches) -> None:
@@ -485,3 +347,30 @@ async def test_a_supervisor_of_another_version_loses_its_run_at_once(benches: Be
     bench = await crash(benches)
     bench.engine.dial(kernel.kernel_id, protocol=protocol.PROTOCOL_VERSION - 1)
     assert (await ended(bench, run_id)).status is RunStatus.LOST
+
+
+@pytest.mark.parametrize("step", ["sessions_of", "unfinished_runs", "get_events"])
+@pytest.mark.parametrize("how", ["fails", "is cancelled"])
+async def test_a_start_that_does_not_succeed_leaves_every_sandbox_to_the_next(
+    benches: Benches, step: str, how: str
+) -> None:
+    run_ids = [await benches[0].record("alone"), await benches[0].record("in a session", session_id=S)]
+    kernels = [await benches[0].sent("alone"), await benches[0].sent("in a session")]
+    benches[0].crash()
+    benches.append(unlucky := Bench(benches[0].store, benches[0].engine))
+    if how == "fails":
+        with unavailable(unlucky.store, step), pytest.raises(StoreUnavailable):
+            await unlucky.service.start()
+    else:
+        with held(unlucky.store, step) as reading:
+            starting = asyncio.ensure_future(unlucky.service.start())
+            await until(lambda: reading.count == 1)
+            starting.cancel()
+            await asyncio.wait([starting])
+    await unlucky.service.close()
+    assert unlucky.engine.sandboxes.keys() >= {kernel.kernel_id for kernel in kernels}
+    benches.append(bench := await unlucky.successor())
+    come_back(bench, *kernels)
+    for kernel in kernels:
+        kernel.end("1")
+    assert [(await ended(bench, run_id)).output for run_id in run_ids] == ["1", "1"]

@@ -1,4 +1,4 @@
-"""When sessions end by themselves, by a clock that the test owns."""
+"""When sessions end by themselves, by a clock that the test owns; and how they end without a database."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from doubles import ManualClock, until
 from workbench import Bench, S
 
 from sessions.errors import NotFound, StoreUnavailable
-from sessions.model import ANONYMOUS, RunStatus, SessionId
+from sessions.model import ANONYMOUS, RunId, RunStatus, SessionId
 
 pytestmark = pytest.mark.usefixtures("hurried")
 
@@ -131,3 +131,41 @@ async def test_a_session_whose_row_could_not_be_removed_gives_way_to_a_new_one(b
     assert (await bench.serve("x", session_id=S)).session_created
     assert bench.names() == [S]
     assert bench.session().created_at == bench.service.get_session(ANONYMOUS, S).session.created_at
+
+
+# --- deleted in an outage ---------------------------------------------------------------------------------------------
+
+
+async def deletion_in_an_outage(bench: Bench) -> tuple[RunId, asyncio.Future[None]]:
+    """Of a session whose run has ended, which cannot be stored."""
+    run_id = await bench.record("work", session_id=S)
+    kernel = await bench.sent("work")
+    deleting = asyncio.ensure_future(bench.service.delete_session(ANONYMOUS, S))
+    await until(lambda: kernel.interrupts() == [kernel.msg_id])
+    bench.store.is_reachable = False
+    kernel.interrupted()
+    return run_id, deleting
+
+
+async def test_a_deletion_does_not_last_as_long_as_an_outage(bench: Timed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sessions.registry._END_PATIENCE_S", 0.02)
+    run_id, deleting = await deletion_in_an_outage(bench)
+    async with asyncio.timeout(5):
+        await deleting
+    assert not bench.has_ended(run_id)
+    bench.store.is_reachable = True
+    assert (await bench.service.result(run_id)).status is RunStatus.CANCELLED
+
+
+async def test_who_comes_after_a_deletion_does_not_wait_for_it_in_an_outage(
+    bench: Timed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sessions.registry._END_PATIENCE_S", 30.0)
+    _, deleting = await deletion_in_an_outage(bench)
+    async with asyncio.timeout(5):
+        with pytest.raises(StoreUnavailable):
+            await bench.begin("next", session_id=S)
+    assert not deleting.done()
+    bench.store.is_reachable = True
+    await deleting
+    assert (await bench.serve("next", session_id=S)).session_created

@@ -1,15 +1,17 @@
-"""A service on an engine and a store in memory, and the hands of the supervisors at the other end."""
+"""A service on an engine and a store in memory, the hands of the supervisors at the other end, and a store's faults."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from doubles import Lifeline, ManualClock, MemoryEngine, MemorySupervisor, RecordingLink, until
 
 from gateway.clock import SystemClock
 from kernel_image import protocol
+from sessions.errors import StoreUnavailable
 from sessions.memory_store import MemoryStore, StoredRun
 from sessions.model import (
     ANONYMOUS,
@@ -157,10 +159,14 @@ class Bench:
         """What `kill -9` does: nothing more is done, and nobody is told. The supervisors dial when the test says so."""
         for lifeline in self._lifelines:
             lifeline.is_cut = True
-        for task in asyncio.all_tasks() - self._others - {asyncio.current_task()}:
+        for task in self.tasks():
             task.cancel()
         self.engine.dialled.clear()
         self.engine.ports.clear()
+
+    def tasks(self) -> set[asyncio.Task[Any]]:
+        """What has been begun since this gateway was made, and goes on."""
+        return asyncio.all_tasks() - self._others - {asyncio.current_task()}
 
     async def successor(self, **changes: Any) -> Bench:
         """The next gateway on the same world, after a crash; the supervisors have not dialled it yet."""
@@ -237,3 +243,137 @@ class Bench:
         return await self.service.create_session(
             SessionRequest(**{"tenant": ANONYMOUS, "session_id": session_id, **given, **fields})
         )
+
+
+# --- one gateway after another ----------------------------------------------------------------------------------------
+
+Benches = list[Bench]
+"""The gateways of a test, one after the other."""
+
+
+async def crash(benches: Benches, **changes: object) -> Bench:
+    """The next gateway; no supervisor has dialled it yet."""
+    benches[-1].crash()
+    benches.append(await benches[-1].successor(**changes))
+    return benches[-1]
+
+
+def come_back(bench: Bench, *kernels: Kernel) -> None:
+    """Their supervisors dial this gateway."""
+    for kernel in kernels:
+        bench.engine.dial(kernel.kernel_id)
+
+
+def assert_whole(bench: Bench, run_id: RunId) -> None:
+    """Its events are there without a gap, begin and end once, and say what the answer says."""
+    stored = bench.stored(run_id)
+    types = [event.type for _, event in sorted(stored.events.items())]
+    assert sorted(stored.events) == list(range(1, len(types) + 1))
+    assert (types[0], types[-1]) == (EventType.STARTED, EventType.END)
+    assert types.count(EventType.STARTED) == types.count(EventType.END) == 1
+    assert stored.result is not None
+    assert bench.text(run_id) == stored.result.output
+    assert stored.events[len(types)].fields["status"] == stored.result.status == stored.status
+
+
+async def ended(bench: Bench, run_id: RunId) -> Result:
+    """The end of a run, of which nothing is missing."""
+    async with asyncio.timeout(5):
+        result = await bench.service.result(run_id)
+    assert_whole(bench, run_id)
+    return result
+
+
+# --- what a database may do -------------------------------------------------------------------------------------------
+
+_Method = Callable[..., Awaitable[Any]]
+
+
+def unavailable(store: MemoryStore, *names: str) -> AbstractContextManager[None]:
+    """Meanwhile these methods do nothing, and say that the database is out of reach."""
+
+    def faulty(_: _Method) -> _Method:
+        async def method(*_args: Any) -> None:
+            raise StoreUnavailable
+
+        return method
+
+    return _instead(store, names, faulty)
+
+
+def answers_lost(store: MemoryStore, *names: str) -> AbstractContextManager[None]:
+    """Meanwhile these methods do what they are asked to; but all that is heard is that the database is out of reach."""
+
+    def faulty(do: _Method) -> _Method:
+        async def method(*args: Any) -> None:
+            await do(*args)
+            raise StoreUnavailable
+
+        return method
+
+    return _instead(store, names, faulty)
+
+
+class Late:
+    """What was asked of a store that hung; all of it is done when it `arrives`, and nobody waits for it any more."""
+
+    def __init__(self) -> None:
+        self.calls: list[Callable[[], Awaitable[Any]]] = []
+
+    async def arrives(self) -> None:
+        for call in self.calls:
+            await call()
+
+
+@contextmanager
+def late(store: MemoryStore, *names: str) -> Iterator[Late]:
+    """Meanwhile whoever calls these methods hears that the database is out of reach, and is done with it."""
+    late = Late()
+
+    def faulty(do: _Method) -> _Method:
+        async def method(*args: Any) -> None:
+            late.calls.append(lambda: do(*args))
+            raise StoreUnavailable
+
+        return method
+
+    with _instead(store, names, faulty):
+        yield late
+
+
+class Held:
+    """How many calls have come."""
+
+    count = 0
+
+
+@contextmanager
+def held(store: MemoryStore, *names: str) -> Iterator[Held]:
+    """Meanwhile these methods wait; after that they go on."""
+    held, goes_on = Held(), asyncio.Event()
+
+    def faulty(do: _Method) -> _Method:
+        async def method(*args: Any) -> Any:
+            held.count += 1
+            await goes_on.wait()
+            return await do(*args)
+
+        return method
+
+    with _instead(store, names, faulty):
+        try:
+            yield held
+        finally:
+            goes_on.set()
+
+
+@contextmanager
+def _instead(store: MemoryStore, names: tuple[str, ...], faulty: Callable[[_Method], _Method]) -> Iterator[None]:
+    methods = {name: getattr(store, name) for name in names}
+    for name, method in methods.items():
+        setattr(store, name, faulty(method))
+    try:
+        yield
+    finally:
+        for name, method in methods.items():
+            setattr(store, name, method)

@@ -1,0 +1,238 @@
+"""A session's kernel is nobody else's and none is left over, whatever is deleted, lost, or written late meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from doubles import until
+from workbench import Bench, Benches, S, answers_lost, come_back, crash, ended, held, late, unavailable
+
+from kernel_image import protocol
+from sessions.errors import NotFound, StoreUnavailable
+from sessions.model import ANONYMOUS, Fate, Result, RunStatus, SessionState, TenantId
+from sessions.pool import PoolSettings
+
+pytestmark = pytest.mark.usefixtures("hurried")
+
+
+@pytest.fixture
+async def bench(benches: Benches) -> Bench:
+    return benches[0]
+
+
+@pytest.fixture
+async def cold() -> AsyncIterator[Bench]:
+    """A gateway that starts a kernel only when somebody asks for one."""
+    bench = await Bench(pool=PoolSettings(0, 4, refill_pause_s=0.0)).start()
+    yield bench
+    await bench.stop()
+
+
+def state(bench: Bench) -> SessionState:
+    return bench.service.get_session(ANONYMOUS, S).state
+
+
+def news(result: Result) -> tuple[bool, bool]:
+    return result.session_created, result.session_lost
+
+
+async def test_while_a_session_is_being_made_it_is_starting(cold: Bench) -> None:
+    cold.engine.comes_up = False
+    creating = asyncio.ensure_future(cold.create())
+    await until(lambda: len(cold.engine.sandboxes) == 1)
+    assert state(cold) is SessionState.STARTING
+    cold.engine.come_up(next(iter(cold.engine.sandboxes)))
+    assert (await creating).state is SessionState.IDLE
+
+
+# --- deleted meanwhile ------------------------------------------------------------------------------------------------
+
+
+async def lose_kernel(bench: Bench) -> None:
+    """The session's sandbox ends while it is idle."""
+    bench.engine.end_sandbox(bench.session().kernel_id or "")  # type: ignore[arg-type]
+    await until(lambda: bench.session().kernel_id is None)
+    assert state(bench) is SessionState.DEAD
+
+
+async def test_a_session_that_is_deleted_while_a_kernel_is_started_for_it_takes_none(cold: Bench) -> None:
+    await cold.create()
+    await lose_kernel(cold)
+    cold.engine.comes_up = False
+    looking = asyncio.ensure_future(cold.service.session_files(ANONYMOUS, S))
+    await until(lambda: len(cold.engine.supervisors) == 2)
+    assert state(cold) is SessionState.STARTING
+    await cold.service.delete_session(ANONYMOUS, S)
+    cold.engine.come_up([*cold.engine.supervisors][-1])
+    with pytest.raises(NotFound):
+        await looking
+    await until(lambda: cold.engine.sandboxes == {})
+
+
+async def test_a_session_that_is_deleted_while_its_kernel_is_being_recorded_takes_none(cold: Bench) -> None:
+    await cold.create()
+    await lose_kernel(cold)
+    with held(cold.store, "update_session") as writing:
+        looking = asyncio.ensure_future(cold.service.session_files(ANONYMOUS, S))
+        await until(lambda: writing.count == 1)
+        await cold.service.delete_session(ANONYMOUS, S)
+    with pytest.raises(NotFound):
+        await looking
+    await until(lambda: cold.engine.sandboxes == {})
+
+
+async def test_a_session_that_is_deleted_while_it_restarts_takes_no_other_kernel(cold: Bench) -> None:
+    await cold.create()
+    (kernel_id,) = cold.engine.sandboxes
+    link = cold.engine.link(kernel_id)
+    restarting = asyncio.ensure_future(cold.service.restart_session(ANONYMOUS, S))
+    await until(lambda: bool(link.sent(protocol.RESTART)))
+    await cold.service.delete_session(ANONYMOUS, S)
+    with pytest.raises(NotFound):
+        await restarting
+    await until(lambda: cold.engine.sandboxes == {})
+
+
+# --- written late, or nobody knows whether ----------------------------------------------------------------------------
+
+
+async def test_a_loss_that_is_written_late_takes_no_kernel_away(benches: Benches) -> None:
+    (bench,) = benches
+    await bench.serve("x = 1", session_id=S)
+    with late(bench.store, "update_session") as loss:
+        bench.engine.end_sandbox(bench.kernel_of().kernel_id)
+        await until(lambda: len(loss.calls) == 1)
+    run_id = await bench.record("work", session_id=S)
+    kernel = await bench.sent("work")
+    kernel.print("one ")
+    await until(lambda: bench.text(run_id) == "one ")
+    await loss.arrives()
+    assert bench.session().kernel_id == kernel.kernel_id
+    bench = await crash(benches)
+    come_back(bench, kernel)
+    kernel.end("two")
+    result = await ended(bench, run_id)
+    assert (result.status, result.output) == (RunStatus.OK, "one two")
+    assert news(await bench.serve("x", session_id=S)) == (False, False)
+    assert bench.kernel_of().kernel_id == kernel.kernel_id
+
+
+async def test_a_loss_and_the_next_kernel_are_written_one_after_the_other(bench: Bench) -> None:
+    await bench.serve("x = 1", session_id=S)
+    await until(lambda: bench.service.readiness().warm == 1)
+    old = bench.kernel_of()
+    bench.engine.hang_up(old.kernel_id)
+    recording = asyncio.ensure_future(bench.record("work", session_id=S))  # waits for it to come back
+    await asyncio.sleep(0.02)
+    with held(bench.store, "update_session") as writing:
+        bench.engine.fates[old.kernel_id] = Fate(137, oom=False)
+        await until(lambda: writing.count == 1)
+        await asyncio.sleep(0.02)
+        assert (writing.count, recording.done()) == (1, False)
+    run_id = await recording
+    kernel = await bench.sent("work")
+    assert kernel.kernel_id == bench.session().kernel_id == bench.stored(run_id).run.kernel_id
+    kernel.end()
+
+
+async def test_a_kernel_that_may_be_on_record_as_a_sessions_is_given_to_nobody_else(benches: Benches) -> None:
+    (bench,), alice = benches, TenantId("alice")
+    with answers_lost(bench.store, "update_session"), unavailable(bench.store, "remove_session"):  # noqa: SIM117
+        with pytest.raises(StoreUnavailable):
+            await bench.begin("x", session_id=S, tenant=alice)
+    hers = bench.store.sessions[alice, S].kernel_id
+    run_id = await bench.record("y", tenant=TenantId("bob"))
+    kernel = await bench.sent("y")
+    assert hers not in (None, kernel.kernel_id)
+    bench = await crash(benches)
+    come_back(bench, kernel)
+    kernel.end("1")
+    assert (await ended(bench, run_id)).output == "1"
+    assert bench.service.get_session(alice, S).state is SessionState.DEAD
+
+
+# --- renewed while a run ends -----------------------------------------------------------------------------------------
+
+
+async def test_a_renewal_that_is_stored_after_the_end_of_a_run_takes_nothing_of_it_back(benches: Benches) -> None:
+    (bench,) = benches
+    run_id = await bench.record("x = 1", session_id=S)
+    kernel = await bench.sent("x = 1")
+    with held(bench.store, "renew_session") as renewing:
+        renewal = asyncio.ensure_future(
+            bench.service.renew_session(ANONYMOUS, S, idle_timeout_s=7.0, max_lifetime_s=None)
+        )
+        await until(lambda: renewing.count == 1)
+        kernel.end()
+        assert (await bench.service.result(run_id)).session_created
+    view = await renewal
+    assert view.session == bench.session()
+    assert (view.session.idle_timeout_s, view.session.runs) == (7.0, 1)
+    bench = await crash(benches)
+    come_back(bench, kernel)
+    assert news(await bench.serve("x", session_id=S)) == (False, False)
+
+
+async def test_a_renewal_while_the_end_of_a_run_is_being_stored_is_kept(bench: Bench) -> None:
+    run_id = await bench.record("x = 1", session_id=S)
+    kernel = await bench.sent("x = 1")
+    with held(bench.store, "finish_run") as finishing:
+        kernel.end()
+        await until(lambda: finishing.count == 1)
+        await bench.service.renew_session(ANONYMOUS, S, idle_timeout_s=7.0, max_lifetime_s=None)
+    await bench.service.result(run_id)
+    await until(lambda: bench.service.get_session(ANONYMOUS, S).state is SessionState.IDLE)
+    view = bench.service.get_session(ANONYMOUS, S)
+    assert view.session == bench.session()
+    assert (view.session.idle_timeout_s, view.session.runs) == (7.0, 1)
+
+
+async def test_a_renewal_is_not_undone_by_one_that_changes_something_else(bench: Bench) -> None:
+    await bench.create()
+    with held(bench.store, "renew_session") as renewing:
+        renewals = [
+            asyncio.ensure_future(bench.service.renew_session(ANONYMOUS, S, idle_timeout_s=7.0, max_lifetime_s=None)),
+            asyncio.ensure_future(bench.service.renew_session(ANONYMOUS, S, idle_timeout_s=None, max_lifetime_s=70.0)),
+            asyncio.ensure_future(bench.service.session_files(ANONYMOUS, S)),
+        ]
+        await until(lambda: renewing.count >= 1)
+        await asyncio.sleep(0.02)
+    await asyncio.gather(*renewals)
+    session = bench.service.get_session(ANONYMOUS, S).session
+    assert session == bench.session()
+    assert (session.idle_timeout_s, session.max_lifetime_s) == (7.0, 70.0)
+
+
+# --- no kernel for a run ----------------------------------------------------------------------------------------------
+
+
+async def test_an_outage_in_which_a_session_needs_a_kernel_ends_no_run_that_waits(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sessions.live_session.LiveSession.patience_s", 0.001)
+    first = await bench.record("first", session_id=S)
+    kernel = await bench.sent("first")
+    second = await bench.record("second", session_id=S)
+    with unavailable(bench.store, "update_session"):
+        bench.engine.end_sandbox(kernel.kernel_id)
+        assert (await bench.service.result(first)).status is RunStatus.KERNEL_DIED
+        await asyncio.sleep(0.05)
+        assert not bench.has_ended(second)
+    (await bench.sent("second")).end("2")
+    assert (await ended(bench, second)).output == "2"
+
+
+async def test_a_loss_that_a_run_was_to_tell_which_was_not_run_is_told_once_by_the_next(bench: Bench) -> None:
+    await bench.serve("x = 1", session_id=S)
+    running = bench.begin("y", session_id=S, variables={"v": 1})
+    for _ in range(3):
+        kernel = await bench.sent()
+        kernel.died("oom", signal=9)
+        kernel.next_process()
+    result = await running
+    assert (result.status, bench.times_sent("y")) == (RunStatus.KERNEL_DIED, 0)
+    assert "was not run" in str(result.error)
+    told = [news(result), *[news(await bench.serve("x", session_id=S)) for _ in range(2)]]
+    assert told == [(False, False), (True, True), (False, False)]
