@@ -8,7 +8,7 @@ import pytest
 from doubles import until
 from workbench import Benches, S, answers_lost, come_back, crash, ended, held, late, unavailable
 
-from sessions.errors import StoreUnavailable
+from sessions.errors import StoreUnavailable, TooManyRequests
 from sessions.model import RunId, RunStatus, SessionId, TenantId
 
 pytestmark = pytest.mark.usefixtures("hurried")
@@ -114,3 +114,44 @@ async def test_a_run_that_is_not_recorded_in_time_leaves_nothing_behind(
         assert first.tasks() == set()
     benches.append(await first.successor())
     assert first.store.runs == {}
+
+
+async def test_a_refused_run_that_is_recorded_late_is_removed_when_the_gateway_stops(benches: Benches) -> None:
+    """Nothing was run, its client was told; so the next gateway must not find it."""
+    (first,) = benches
+    with late(first.store, "add_run") as addition, pytest.raises(StoreUnavailable):
+        await first.begin("x")
+    with unavailable(first.store, "withdraw_run"):
+        await addition.arrives()
+        await asyncio.sleep(0.02)
+        assert len(first.store.runs) == 1
+        stopping = asyncio.ensure_future(first.service.drain(5.0))
+        await stopping
+    await first.service.close()
+    assert first.store.runs == {}
+    benches.append(await first.successor())
+
+
+# --- what may wait ----------------------------------------------------------------------------------------------------
+
+
+async def test_one_tenants_code_and_data_may_take_so_much_and_anothers_as_much_again(
+    benches: Benches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sessions.beginnings._MAX_SOURCE_BYTES", 1000)
+    (bench,) = benches
+    first = bench.begin("#" * 600, session_id=S)
+    kernel = await bench.sent("#" * 600)
+    second = bench.begin("x", session_id=S, variables={"data": "y" * 600})
+    await until(lambda: len(bench.store.runs) == 2)
+    with pytest.raises(TooManyRequests, match="code and data"):
+        await bench.begin("x", session_id=S)
+    other = bench.begin("z", session_id=S, tenant=TenantId("bob"))
+    (await bench.sent("z")).end()
+    await other
+    kernel.end()
+    await first
+    third = bench.begin("x", session_id=S)
+    await until(lambda: len(bench.store.runs) == 4)
+    for running in (second, third):
+        running.cancel()
