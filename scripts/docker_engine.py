@@ -44,9 +44,10 @@ def answers() -> bool:
             connection = socket.create_connection((name, int(port)), PING_TIMEOUT_S)
         else:
             connection = socket.socket(socket.AF_UNIX)
-            connection.settimeout(PING_TIMEOUT_S)
-            connection.connect(host.removeprefix("unix://") or DEFAULT_SOCKET)
         with connection:
+            if connection.family == socket.AF_UNIX:
+                connection.settimeout(PING_TIMEOUT_S)
+                connection.connect(host.removeprefix("unix://") or DEFAULT_SOCKET)
             connection.sendall(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n")
             return b" 200 " in connection.recv(64)
     except (OSError, ValueError):

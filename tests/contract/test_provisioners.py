@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -290,8 +290,16 @@ async def test_a_taken_user_id_is_not_used_twice(kernel_image: str, gateway_id: 
     assert len(sandboxes) == 2
 
 
+@pytest.fixture
+def collects() -> Iterator[None]:
+    """Collect what the test has left, once its last reference is gone."""
+    yield
+    gc.collect()
+
+
 # docker-py forgets to close a socket that did not connect; it is collected here, so that no later test is blamed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("collects")
 async def test_a_stopped_engine_is_said_and_not_waited_for(
     gateway_id: GatewayId, monkeypatch: pytest.MonkeyPatch, short_dir: Path
 ) -> None:
@@ -301,7 +309,6 @@ async def test_a_stopped_engine_is_said_and_not_waited_for(
         with pytest.raises(EngineUnavailable, match="DOCKER_HOST"):
             await attempt
     await provisioner.close()
-    gc.collect()
 
 
 async def test_a_root_too_long_for_sockets_is_refused_at_once(gateway_id: GatewayId) -> None:

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from http_face import Face
 from websockets.asyncio.client import ClientConnection
-from ws_talk import UPGRADE, begun, hear, tell
+from ws_talk import UPGRADE, hear, tell
 
 from gateway.handlers import incoming_messages
 from gateway.handlers.bodies import BUFFERED_BODIES
@@ -126,5 +126,6 @@ async def test_messages_are_counted_until_their_runs_have_begun(face: Face, ws: 
         refused = await client.post("/runcode", content=b" " * LIMIT)
         assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
     face.service.hold.set()
-    await begun(face, fitting + 1)
+    for _ in range(fitting + 1):
+        assert (await hear(ws))["type"] == "started"
     await until_held(face, 0)
