@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
+from kernel_line import Line
 from workbench import Bench, Benches
 
 _SOON_S = 0.05
@@ -35,3 +36,16 @@ async def benches() -> AsyncIterator[Benches]:
     benches = [await Bench().start()]
     yield benches
     await benches[-1].stop()
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    """The only gateway of a test."""
+    bench = await Bench().start()
+    yield bench
+    await bench.stop()
+
+
+@pytest.fixture
+async def line() -> Line:
+    return Line()

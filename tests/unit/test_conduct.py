@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -16,13 +15,6 @@ from sessions.errors import Conflict, NotFound, SandboxLost, StoreUnavailable
 from sessions.model import ANONYMOUS, EventType, RunId, RunStatus, SessionId, TenantId
 
 pytestmark = pytest.mark.usefixtures("hurried")
-
-
-@pytest.fixture
-async def bench() -> AsyncIterator[Bench]:
-    bench = await Bench().start()
-    yield bench
-    await bench.stop()
 
 
 def cellblock_metadata(kernel: Kernel) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
@@ -16,13 +15,6 @@ from sessions.model import RunRecord, RunStatus, SessionId, TenantId
 pytestmark = pytest.mark.usefixtures("hurried")
 
 KEY = "key"
-
-
-@pytest.fixture
-async def bench() -> AsyncIterator[Bench]:
-    bench = await Bench().start()
-    yield bench
-    await bench.stop()
 
 
 @pytest.mark.parametrize("session_id", [None, S])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,13 +14,6 @@ from sessions.errors import Conflict, EndNotStored, Gone, NotFound
 from sessions.model import ANONYMOUS, Batch, Event, EventType, GatewayId, Result, RunId, RunStatus, TenantId
 
 pytestmark = pytest.mark.usefixtures("hurried")
-
-
-@pytest.fixture
-async def bench() -> AsyncIterator[Bench]:
-    bench = await Bench().start()
-    yield bench
-    await bench.stop()
 
 
 class Follower:

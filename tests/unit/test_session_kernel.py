@@ -18,11 +18,6 @@ pytestmark = pytest.mark.usefixtures("hurried")
 
 
 @pytest.fixture
-async def bench(benches: Benches) -> Bench:
-    return benches[0]
-
-
-@pytest.fixture
 async def cold() -> AsyncIterator[Bench]:
     """A gateway that starts a kernel only when somebody asks for one."""
     bench = await Bench(pool=PoolSettings(0, 4, refill_pause_s=0.0)).start()

@@ -377,3 +377,9 @@ def _instead(store: MemoryStore, names: tuple[str, ...], faulty: Callable[[_Meth
     finally:
         for name, method in methods.items():
             setattr(store, name, method)
+
+
+def news(result: Result) -> tuple[bool, bool]:
+    """Whether it says that the session was created, and that variables were lost."""
+    assert result.session_id == S
+    return result.session_created, result.session_lost

@@ -1,0 +1,76 @@
+"""A kernel and a supervisor on a link that remembers all, as tests talk over it; and a listener that does, too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from doubles import ManualClock, RecordingLink, hello, message_frame
+
+from kernel_image import protocol
+from sessions.ends import Died, Done
+from sessions.greeting import Greeting
+from sessions.kernel import Kernel
+from sessions.messages import Message
+from sessions.model import KernelId
+
+CREDENTIAL = "s3cret"
+
+
+@dataclass
+class Heard:
+    """A request listener that remembers; the test says what it has not committed yet."""
+
+    uncommitted_seq: int | None = None
+    messages: list[tuple[int, Message]] = field(default_factory=list)
+    gaps: list[int] = field(default_factory=list)
+    ends: list[Done | Died] = field(default_factory=list)
+
+    def on_message(self, seq: int, message: Message) -> None:
+        self.messages.append((seq, message))
+
+    def on_gap(self, seq: int, dropped_bytes: int) -> None:
+        del seq
+        self.gaps.append(dropped_bytes)
+
+    def on_done(self, done: Done) -> None:
+        self.ends.append(done)
+
+    def on_died(self, died: Died) -> None:
+        self.ends.append(died)
+
+
+class Line:
+    """A kernel, and the supervisor at the other end of the line. `seq` is the last frame the supervisor numbered."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.kernel = Kernel(KernelId("k1"), "python3", CREDENTIAL, self.clock)
+        self.seq = 0
+        self.dial()
+
+    def dial(self) -> None:
+        self.link = RecordingLink()
+        self.greeting = Greeting(self.kernel, self.link)
+
+    def greet(self, **fields: Any) -> None:
+        self.greeting.on_text(hello(**{"kernel_id": "k1", "credential": CREDENTIAL, **fields}))
+
+    def say(self, op: str, **fields: Any) -> None:
+        self.seq += 1
+        self.greeting.on_text(protocol.encode_control(op, seq=self.seq, **fields))
+
+    def publish(self, parent_id: str, msg_type: str = "stream", **content: Any) -> None:
+        self.seq += 1
+        self.greeting.on_binary(message_frame(self.seq, msg_type, parent_id, content))
+
+    def execute(self, code: str, listener: Heard) -> str:
+        msg_id = uuid4().hex
+        self.kernel.execute(msg_id, code, listener)
+        return msg_id
+
+    def ready(self) -> Line:
+        self.greet()
+        self.say("state", state="idle")
+        return self
