@@ -24,6 +24,7 @@ from gateway.config import Config
 from gateway.data_dir import DataDir
 from gateway.doctor import Finding, Level
 from gateway.greeting import Choices, greet, showing_progress
+from gateway.handlers.bodies import BufferedBodies
 from gateway.handlers.context import Context
 from gateway.handlers.server import BoundedServer, make_server
 from gateway.handlers.supervisor import SupervisorSwitchboard
@@ -233,6 +234,7 @@ async def _migrate(url: str) -> bool:
 
 def _context(config: Config, service: Service) -> Context:
     server = config.server
+    limits = config.limits.limits()
     return Context(
         service=service,
         doorkeeper=Doorkeeper(config.auth.tokens, required=config.auth.is_required),
@@ -242,7 +244,8 @@ def _context(config: Config, service: Service) -> Context:
             allowed_origins=server.allowed_origins,
             allowed_hosts=server.allowed_hosts,
         ),
-        limits=config.limits.limits(),
+        limits=limits,
+        bodies=BufferedBodies(limits.request_bytes),
         session_limits=config.sessions.limits(),
         languages=config.languages,
         public_url=server.public_url.rstrip("/"),

@@ -18,11 +18,11 @@ from tornado.iostream import StreamClosedError
 from tornado.web import Application, HTTPError, RequestHandler, stream_request_body
 
 from gateway.handlers.answer import strict_json
-from gateway.handlers.bodies import IncomingBody, declared_bytes
+from gateway.handlers.bodies import IncomingBody, declared_bytes, no_room
 from gateway.handlers.context import Context
 from gateway.handlers.exposure import Exposure
 from gateway.handlers.statuses import INTERNAL_SENTENCE, SHAPE_OF_STATUS, STATUS_OF_CODE
-from sessions.errors import CellblockError, TooLarge, Unavailable
+from sessions.errors import CellblockError, TooLarge
 from sessions.model import ANONYMOUS, TenantId
 from sessions.text import well_formed
 
@@ -171,7 +171,7 @@ class BaseHandler(RequestHandler):
         if self._counts(chunk):
             if self._body.keep(chunk):
                 return None
-            self._refusal = Unavailable("Too many requests are being read; nothing was run: try again in a moment.")
+            self._refusal = no_room()
         self._body.forget()
         self._give_up_on_endless()
         return None

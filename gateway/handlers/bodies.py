@@ -1,4 +1,4 @@
-"""Bodies of requests while they come in: how much of one is kept, how much of one is read, and what all may take.
+"""Bodies of requests while they come in: how much of one is kept and read, and what all, with messages, may take.
 
 Only memory is counted here; what a body may hold, and what is answered when it is too large, the handlers know.
 """
@@ -6,6 +6,8 @@ Only memory is counted here; what a body may hold, and what is answered when it 
 from __future__ import annotations
 
 from tornado.httputil import HTTPHeaders
+
+from sessions.errors import Unavailable
 
 DRAIN_FACTOR = 8
 """A body up to so many times the limit is read to its end, so that the client gets to see the 413."""
@@ -15,17 +17,21 @@ BUFFERED_BODIES = 16
 
 
 class BufferedBodies:
-    """Counts the bytes of request bodies that are in memory, over all connections."""
+    """Counts the bytes of request bodies and WebSocket messages that are in memory, over all connections.
 
-    def __init__(self) -> None:
+    `request_bytes` is `limits.request_bytes`, which all of them are measured by.
+    """
+
+    def __init__(self, request_bytes: int) -> None:
+        self._limit_bytes = BUFFERED_BODIES * request_bytes
         self._bytes = 0
 
     def __repr__(self) -> str:
         return f"<BufferedBodies {self._bytes}>"
 
-    def take(self, size_bytes: int, limit_bytes: int) -> bool:
-        """Count these too, unless that would be more than the limit."""
-        if self._bytes + size_bytes > limit_bytes:
+    def take(self, size_bytes: int) -> bool:
+        """Count these too, unless that would be more than there is room for."""
+        if self._bytes + size_bytes > self._limit_bytes:
             return False
         self._bytes += size_bytes
         return True
@@ -35,11 +41,13 @@ class BufferedBodies:
         self._bytes -= size_bytes
 
 
-class IncomingBody:
-    """The body of one request. Its state: what is kept of it, and how many bytes have come.
+def no_room() -> Unavailable:
+    """What is answered when there is no room for a body or a message."""
+    return Unavailable("Too many requests are being read; nothing was run: try again in a moment.")
 
-    `request_bytes` is `limits.request_bytes`, which all that is kept of all bodies is measured by.
-    """
+
+class IncomingBody:
+    """The body of one request. Its state: what is kept of it, and how many bytes have come."""
 
     def __init__(self, among: BufferedBodies, request_bytes: int) -> None:
         self._among = among
@@ -63,7 +71,7 @@ class IncomingBody:
 
     def keep(self, chunk: bytes) -> bool:
         """Add what has come, unless all bodies together take too much memory then."""
-        if not self._among.take(len(chunk), BUFFERED_BODIES * self._request_bytes):
+        if not self._among.take(len(chunk)):
             return False
         self._kept += chunk
         return True

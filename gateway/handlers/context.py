@@ -188,8 +188,8 @@ class Context:
     limits: Limits
     session_limits: SessionLimits
     languages: Mapping[str, str]
-    public_url: str = ""
+    public_url: str
+    bodies: BufferedBodies
     in_flight: InFlight = field(default_factory=InFlight)
-    bodies: BufferedBodies = field(default_factory=BufferedBodies)
     streams: Streams = field(default_factory=Streams)
     notebooks: NotebookTurns = field(default_factory=NotebookTurns)

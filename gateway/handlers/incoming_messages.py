@@ -11,7 +11,7 @@ from typing import Any
 from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketProtocol13
 
-from gateway.handlers.bodies import BUFFERED_BODIES, BufferedBodies
+from gateway.handlers.bodies import BufferedBodies
 
 MESSAGE_TIMEOUT_S = 60.0
 """From the first byte of a message that does not come at once to its last one."""
@@ -31,7 +31,6 @@ class IncomingMessages(WebSocketProtocol13):
     def __init__(self, handler: Any, params: Any, among: BufferedBodies) -> None:
         super().__init__(handler, False, params)  # noqa: FBT003 - tornado's own: a server masks nothing
         self._among = among
-        self._limit_bytes = BUFFERED_BODIES * params.max_message_size
         self._frame_bytes = 0
         self._counted_bytes = 0
         self._deadline: asyncio.TimerHandle | None = None
@@ -80,7 +79,7 @@ class IncomingMessages(WebSocketProtocol13):
             self._deadline = None
         elif size_bytes and self._deadline is None:
             self._deadline = asyncio.get_running_loop().call_later(MESSAGE_TIMEOUT_S, self._give_up)
-        if more > 0 and not self._among.take(more, self._limit_bytes):
+        if more > 0 and not self._among.take(more):
             return False
         if more < 0:
             self._among.give_back(-more)

@@ -17,9 +17,9 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketP
 from gateway.handlers import base
 from gateway.handlers.answer import strict_json
 from gateway.handlers.base import BaseHandler
-from gateway.handlers.bodies import BUFFERED_BODIES
+from gateway.handlers.bodies import no_room
 from gateway.handlers.incoming_messages import IncomingMessages
-from sessions.errors import InvalidRequest, Unavailable
+from sessions.errors import InvalidRequest
 
 PING_S = 20.0
 """So often the other end is pinged, and so long it may take to answer."""
@@ -89,9 +89,8 @@ class SocketHandler(BaseHandler, WebSocketHandler):
     @contextmanager
     def holding(self, message: str | bytes) -> Iterator[None]:
         """Count a message among all bodies while it is being worked on. Raises Unavailable when there are too many."""
-        limits = self.context.limits
-        if not self.context.bodies.take(len(message), BUFFERED_BODIES * limits.request_bytes):
-            raise Unavailable("Too many requests are being read; nothing was run: try again in a moment.")
+        if not self.context.bodies.take(len(message)):
+            raise no_room()
         try:
             yield
         finally:

@@ -42,11 +42,13 @@ async def serving(
     **server_settings: Any,
 ) -> AsyncIterator[Face]:
     service = MemoryService()
+    limits = limits or Limits(request_bytes=10_000)
     context = Context(
         service=service,
         doorkeeper=Doorkeeper(tokens, required=bool(tokens)),
         site=SiteRules.of(loopback=loopback, public_url=public_url, allowed_origins=allowed_origins, allowed_hosts=()),
-        limits=limits or Limits(request_bytes=10_000),
+        limits=limits,
+        bodies=BufferedBodies(limits.request_bytes),
         session_limits=SessionLimits(idle_timeout_s=600, max_lifetime_s=3600),
         languages={"python": "python3"},
         public_url=public_url,
