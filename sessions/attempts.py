@@ -21,7 +21,7 @@ from sessions.errors import (
 )
 from sessions.kernel import Kernel
 from sessions.live_run import LiveRun
-from sessions.model import Result, RunStatus
+from sessions.model import Result
 from sessions.ports import Clock
 
 _ATTEMPTS = 3
@@ -92,7 +92,7 @@ class Attempts:
             except Exception:
                 # A bug of ours, but the run has one final status all the same.
                 log.exception("run_failed", run_id=live.run_id)
-                return Result(live.run_id, RunStatus.LOST, output="", error=_INTERNAL_ERROR)
+                return live.execution.give_up(_INTERNAL_ERROR)
 
     def _is_worth_waiting(self, error: CellblockError, source: KernelSource, until_s: float) -> bool:
         """Whether a kernel may be had later: for a run that waits anyway, always once the database is back."""

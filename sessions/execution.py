@@ -7,10 +7,10 @@ from what was committed of it: its events, and `state`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, assert_never
 
+from sessions import contents
 from sessions.collection import Collection
 from sessions.event_log import EventLog
 from sessions.messages import Message
@@ -30,20 +30,19 @@ from sessions.model import (
 )
 from sessions.output import Output
 from sessions.settings import Limits
-from sessions.text import cut_utf8, strip_ansi, well_formed, well_formed_json
+from sessions.text import cut_utf8, well_formed
 from sessions.tracebacks import Tracebacks, failing_line
 
 _MAX_NOTICES = 20
 _MAX_PROMPT_BYTES = 4096
-_MAX_METADATA_CHARACTERS = 1024
 _STREAMS = {"stdout": EventType.STDOUT, "stderr": EventType.STDERR}
 
 
 class Execution:
     """One run, from its first message to its result.
 
-    Its state: the output so far, what waits to be taken as the next batch, how the kernel said the run ended, and
-    whether the code waits for input.
+    Its state: the output so far, what waits to be taken as the next batch, how the kernel said the run ended, whether
+    the code waits for input, and whether the `end` event is there.
     """
 
     def __init__(
@@ -70,6 +69,7 @@ class Execution:
         self._is_exception_told = False
         self._clear_pending = False
         self._notices: list[str] = []
+        self._has_ended = False
 
     def __repr__(self) -> str:
         return f"<Execution {self.run_id}: {self._log!r}>"
@@ -93,7 +93,7 @@ class Execution:
             case "clear_output":
                 self._take_clear(wait=message.content.get("wait") is True)
             case "execute_input":
-                self._execution_count = _count(message.content)
+                self._execution_count = contents.execution_count(message.content)
                 self._start()
             case "error":
                 self._take_error(message.content)
@@ -157,8 +157,30 @@ class Execution:
             self._output.add(EventType.STDERR, notices)
             self._log.add_text(EventType.STDERR, notices)
         result = self.result(status, reason, usage)
-        self._log.add(EventType.END, status=status.value, **_end_fields(result))
+        self._end(result)
         return result
+
+    def give_up(self, reason: str) -> Result:
+        """The answer after a mistake of ours, which may have been made in here: its output, and one `end` event."""
+        self._start()
+        result = Result(
+            run_id=self.run_id,
+            status=RunStatus.LOST,
+            output=self._output.text(EventType.STDOUT),
+            stderr=self._output.text(EventType.STDERR),
+            error=reason,
+            session_id=self.session_id,
+            session_created=self.session_created,
+            session_lost=self.session_lost,
+            truncated=True,
+        )
+        self._end(result)
+        return result
+
+    def _end(self, result: Result) -> None:
+        if not self._has_ended:
+            self._has_ended = True
+            self._log.add(EventType.END, status=result.status.value, **_end_fields(result))
 
     # --- for another gateway to go on from ----------------------------------------------------------------------------
 
@@ -244,20 +266,20 @@ class Execution:
     def _take_display(self, content: Mapping[str, Any], *, is_main_result: bool) -> None:
         self._clear_if_pending()
         self._start()
-        display_id = _display_id(content)
+        display_id = contents.display_id(content)
         shown, artifacts = self._collection.show(content.get("data"), display_id)
         self._log.add_artifacts(artifacts)
         if shown:
             self._log.add(
                 EventType.RESULT,
                 data=shown,
-                metadata=_metadata(content),
+                metadata=contents.metadata(content),
                 display_id=display_id,
                 is_main_result=is_main_result,
             )
 
     def _take_update(self, content: Mapping[str, Any]) -> None:
-        display_id = _display_id(content)
+        display_id = contents.display_id(content)
         if display_id is None or not self._collection.shows(display_id):
             return
         shown, artifacts = self._collection.update(content.get("data"), display_id)
@@ -290,7 +312,7 @@ class Execution:
             self._tell(exception)
 
     def _take_reply(self, content: Mapping[str, Any]) -> None:
-        self._execution_count = _count(content) or self._execution_count
+        self._execution_count = contents.execution_count(content) or self._execution_count
         self._exit_status = str(content.get("status"))
         if self._exit_status != "ok":
             self._exception = self._exception or self._tracebacks.take(content, self._execution_count)
@@ -302,7 +324,7 @@ class Execution:
             if not isinstance(payload, dict):
                 continue
             if payload.get("source") == "page":  # what `print?` shows
-                self._take_display({"data": _without_ansi(payload.get("data"))}, is_main_result=False)
+                self._take_display({"data": contents.without_ansi(payload.get("data"))}, is_main_result=False)
             elif payload.get("source") == "ask_exit" and payload.get("keepkernel") is not True:
                 self.leaves = True  # `exit()`: the kernel process ends now
 
@@ -376,32 +398,6 @@ class Execution:
 
 def _ref(kind: ArtifactKind, fields: Mapping[str, Any]) -> ArtifactRef:
     return ArtifactRef(fields["artifact_id"], kind, fields["name"], fields["content_type"], fields["bytes"])
-
-
-def _count(content: Mapping[str, Any]) -> int | None:
-    count = content.get("execution_count")
-    return count if type(count) is int and 0 <= count < 1 << 31 else None
-
-
-def _display_id(content: Mapping[str, Any]) -> str | None:
-    transient = content.get("transient")
-    display_id = transient.get("display_id") if isinstance(transient, dict) else None
-    return well_formed(display_id[:256]) if isinstance(display_id, str) else None
-
-
-def _metadata(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a display says of its parts, an image's width for one; none of it where it is too much."""
-    metadata = content.get("metadata")
-    if not isinstance(metadata, dict) or len(json.dumps(metadata)) > _MAX_METADATA_CHARACTERS:
-        return {}
-    kept: dict[str, Any] = well_formed_json(metadata)
-    return kept
-
-
-def _without_ansi(data: Any) -> Any:
-    if not isinstance(data, dict):
-        return data
-    return {key: strip_ansi(value) if isinstance(value, str) else value for key, value in data.items()}
 
 
 def _end_fields(result: Result) -> dict[str, Any]:

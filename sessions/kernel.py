@@ -18,9 +18,10 @@ import structlog
 from kernel_image import protocol
 from sessions.allowance import Allowance
 from sessions.ends import Cause, Died, died_of, done_of
-from sessions.errors import KernelLost, ProtocolViolation, Unavailable
+from sessions.errors import KernelLost, Unavailable
 from sessions.messages import RequestBuilder, decode
 from sessions.model import KernelId
+from sessions.numbering import Numbering
 from sessions.ports import Clock, Link
 from sessions.requests import RequestListener, Requests
 from sessions.transfers import Transfers
@@ -30,8 +31,6 @@ _RECONNECT_S = 10.0
 _LARGEST_COUNT = 1 << 53
 _LARGEST_GENERATION = (1 << 31) - 1
 _UNSENT = 8
-_ACK_FRAMES = 64
-_ACK_BYTES = 1 << 20
 
 log = structlog.get_logger()
 
@@ -47,8 +46,8 @@ class KernelState(StrEnum):
 class Kernel:
     """One kernel and the link to its supervisor.
 
-    Its state: the link of the moment, the supervisor's boot, which kernel process it is at (`generation`), the last
-    frame taken and acknowledged, and the outstanding requests. `repr` tells it. An `adopted` one has been launched by
+    Its state: the link of the moment, the supervisor's boot, which kernel process it is at (`generation`), the numbers
+    of its frames, and the outstanding requests. `repr` tells it. An `adopted` one has been launched by
     an earlier gateway, and its supervisor is in mid-conversation.
     """
 
@@ -69,9 +68,7 @@ class Kernel:
         self._builder = RequestBuilder()
         self._link: Link | None = None
         self._boot_id: str | None = None
-        self._taken_seq = 0
-        self._acknowledged_seq = 0
-        self._unacknowledged_bytes = 0
+        self._numbering = Numbering()
         self._requests = Requests()
         self._unsent: deque[str] = deque(maxlen=_UNSENT)
         self._refusals = 0
@@ -170,11 +167,8 @@ class Kernel:
 
     def acknowledge(self) -> None:
         """Let the supervisor forget what is committed or needs no commit."""
-        uncommitted_seq = self._requests.uncommitted_seq()
-        seq = self._taken_seq if uncommitted_seq is None else uncommitted_seq - 1
-        if seq > self._acknowledged_seq:
-            self._acknowledged_seq = seq
-            self._unacknowledged_bytes = 0
+        seq = self._numbering.acknowledge(self._requests.uncommitted_seq())
+        if seq is not None:
             self._send_control(protocol.ACK, seq=seq)
 
     def abandon(self, reason: str) -> None:
@@ -233,7 +227,7 @@ class Kernel:
             self._giving_up.cancel()
             self._giving_up = None
         # Not what has been taken: that may not be committed yet. What is sent again is not taken again.
-        self._send_control(protocol.WELCOME, acknowledged=self._acknowledged_seq)
+        self._send_control(protocol.WELCOME, acknowledged=self._numbering.acknowledged_seq)
         self._requests.send_again(sent, link.send_binary)
         while self._unsent:
             link.send_text(self._unsent.popleft())
@@ -256,7 +250,7 @@ class Kernel:
 
     def _join(self, hello: Mapping[str, Any]) -> None:
         """Begin in the middle: what the supervisor has forgotten, an earlier gateway has committed."""
-        self._taken_seq = self._acknowledged_seq = max(0, _count(hello.get("oldest_seq")) - 1)
+        self._numbering.begin_after(max(0, _count(hello.get("oldest_seq")) - 1))
         self._take_generation(hello)
         self._take_state(hello.get("state"))
 
@@ -294,7 +288,7 @@ class Kernel:
         if seq == 0:
             self.files.take_frame(frame)
             return
-        if self._is_new(seq, len(data)):
+        if self._numbering.is_new(seq, len(data)):
             message = decode(frame)
             if message is not None:
                 self._requests.take(seq, message)
@@ -308,7 +302,7 @@ class Kernel:
         if isinstance(op, str) and op.startswith("file_"):
             self.files.take_control(fields)
             return
-        if type(seq) is not int or not self._is_new(seq, 0):
+        if type(seq) is not int or not self._numbering.is_new(seq, 0):
             return
         self._take_numbered(seq, op, fields)
         self._acknowledge_if_due()
@@ -335,18 +329,8 @@ class Kernel:
                 if dropped_bytes:
                     self._requests.take_gap(seq, msg_id if isinstance(msg_id, str) else None, dropped_bytes)
 
-    def _is_new(self, seq: int, size_bytes: int) -> bool:
-        """Whether this frame is the next one; a repeated one is none, a skipped one breaks the protocol."""
-        if seq <= self._taken_seq:
-            return False
-        if seq != self._taken_seq + 1:
-            raise ProtocolViolation(f"A supervisor sent frame {seq} after {self._taken_seq}.")
-        self._taken_seq = seq
-        self._unacknowledged_bytes += size_bytes
-        return True
-
     def _acknowledge_if_due(self) -> None:
-        if self._taken_seq - self._acknowledged_seq >= _ACK_FRAMES or self._unacknowledged_bytes >= _ACK_BYTES:
+        if self._numbering.is_due():
             self.acknowledge()
 
     def _take_state(self, state: Any) -> None:

@@ -287,11 +287,14 @@ async def test_an_error_of_our_own_still_gives_the_run_its_one_end(
 
     monkeypatch.setattr("sessions.execution.Execution.take_skipped", broken)
     running = bench.begin()
-    (await bench.sent()).end()
+    (await bench.sent()).end("1\n")
     result = await running
-    assert result.status is RunStatus.LOST
+    assert (result.status, result.output) == (RunStatus.LOST, "1\n")
     assert "inside the gateway" in str(result.error)
     assert bench.stored().status is RunStatus.LOST
+    events = [event async for batch in bench.service.follow(result.run_id, 0) for event in batch]
+    assert [event.type for event in events] == [EventType.STARTED, EventType.STDOUT, EventType.END]
+    assert events[-1].fields["status"] == "lost"
 
 
 async def test_without_a_database_nothing_is_run_and_nobody_else_gets_the_kernel(bench: Bench) -> None:
