@@ -33,7 +33,7 @@ _OUT_OF_SIGHT = (
 
 
 class NotTaken(Exception):
-    """The kernel, if there was one, has not taken the code and will not: nothing was run."""
+    """The code was not run. `kernel` has been given it and will not take it; None where it was given to none."""
 
     def __init__(self, kernel: Kernel | None) -> None:
         super().__init__("not taken")
@@ -85,7 +85,7 @@ class Conductor:
     async def find(self, live: LiveRun, kernel: Kernel) -> bool:
         """Wait for the supervisor of a joined run, and see what it has of it. False when it does not come back.
 
-        Raises NotTaken when the code was never sent; then it can be performed.
+        Raises NotTaken when the code was never sent; then it can be performed, on this kernel too.
         """
         try:
             await kernel.wait_linked(_LINK_TIMEOUT_S)
@@ -98,7 +98,7 @@ class Conductor:
             return True
         if live.recording.has_begun():
             return False  # the supervisor has started anew, and knows nothing of what it has told before
-        raise NotTaken(kernel)
+        raise NotTaken(None)
 
     async def resume(self, live: LiveRun, kernel: Kernel, elapsed_s: float) -> Result:
         """Go on with a run that was found, and that began `elapsed_s` ago. Raises NotTaken."""

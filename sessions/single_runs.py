@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from sessions.attempts import NOT_RUN, Attempts, NotRun
+from sessions.conduct import NotTaken
 from sessions.errors import CellblockError, StoreUnavailable
 from sessions.kernel import Kernel
 from sessions.live_run import LiveRun, Stop
@@ -17,9 +18,11 @@ from sessions.supply import CLAIM_TIMEOUT_S, KernelSupply
 _RETIRE_AFTER_S = 0.01
 _RETRY_S = 0.5
 
+_ENDED_SESSION = "The session was ended before this had its turn."
+
 
 class SingleRuns:
-    """The state: the runs under way, with the task that drives each."""
+    """The state: the runs under way, with the task that drives each, and the kernels that have not taken theirs."""
 
     patience_s = 0.0
 
@@ -33,6 +36,7 @@ class SingleRuns:
         self._kernel_names = kernel_names
         self._clock = clock
         self._under_way: dict[asyncio.Task[None], LiveRun] = {}
+        self._unwilling: set[Kernel] = set()
         self._is_suspended = False
 
     def __repr__(self) -> str:
@@ -60,9 +64,16 @@ class SingleRuns:
     # --- the kernels of one run after the other: `KernelSource` -------------------------------------------------------
 
     async def take(self, live: LiveRun) -> Kernel:
-        """The kernel that was claimed for it; or another, recorded before the code is sent there."""
-        if live.kernel is not None:
-            return live.kernel
+        """The kernel that was claimed for it; or another, recorded before the code is sent there.
+
+        Only then the first is removed: a later gateway asks the one on record whether it has taken the run.
+        """
+        if live.run.session_id is not None:  # of a session that was ended since: what was not sent yet, never will be
+            live.request_stop(Stop(RunStatus.CANCELLED, _ENDED_SESSION))
+            raise NotTaken(None)
+        before = live.kernel
+        if before is not None and before not in self._unwilling:
+            return before
         kernel = await self._supply.claim(self._kernel_names[live.run.language], CLAIM_TIMEOUT_S)
         started_at = self._clock.now()
         try:
@@ -72,16 +83,17 @@ class SingleRuns:
             raise
         live.run = replace(live.run, kernel_id=kernel.kernel_id, started_at=started_at)
         live.kernel = kernel
+        if before is not None:
+            self._remove(before)
         return kernel
 
     def not_taken(self, kernel: Kernel) -> None:
         """It is of no use any more."""
+        self._unwilling.add(kernel)
+
+    def _remove(self, kernel: Kernel) -> None:
+        self._unwilling.discard(kernel)
         self._supply.retire(kernel)
-        for live in self._under_way.values():
-            if live.kernel is kernel:
-                live.kernel = None
-                if live.run.session_id is not None:  # of a session that was ended since: no other kernel will do
-                    live.request_stop(Stop(RunStatus.CANCELLED, "The session was ended before this had its turn."))
 
     def tell_news(self, live: LiveRun, generation: int) -> None:
         """There is no session to tell of."""
@@ -92,7 +104,7 @@ class SingleRuns:
         """Have it run, commit its end, and remove the kernel."""
         try:
             if live.kernel is None and not live.is_resumed:
-                live.request_stop(Stop(RunStatus.CANCELLED, "The session was ended before this had its turn."))
+                live.request_stop(Stop(RunStatus.CANCELLED, _ENDED_SESSION))
             try:
                 result = await self._attempts.drive(live, self)
             except NotRun as error:
@@ -102,7 +114,7 @@ class SingleRuns:
         finally:
             if not self._is_suspended and live.kernel is not None:
                 # Behind the answer's back: removing a container, and starting the next one, is hard work.
-                asyncio.get_running_loop().call_later(_RETIRE_AFTER_S, self._supply.retire, live.kernel)
+                asyncio.get_running_loop().call_later(_RETIRE_AFTER_S, self._remove, live.kernel)
 
     async def _not_run(self, live: LiveRun, error: CellblockError) -> None:
         """Nothing was run, and the one who asked is told so; whoever follows its events sees an end of them."""

@@ -150,6 +150,38 @@ async def test_a_run_that_is_recorded_and_was_never_sent_is_sent_once(
     assert bench.times_sent("work") == 1
 
 
+async def test_a_run_that_was_never_sent_goes_to_the_kernel_that_was_claimed_for_it(benches: Benches) -> None:
+    """Another would have to be claimed first, which may take long or fail, and a crash meanwhile would lose the run."""
+    first = benches[0]
+    (kernel_id,) = first.engine.sandboxes
+    first.engine.link(kernel_id).close("a link that swallows what is sent, and nobody has noticed yet")
+    run_id = await first.record("work")
+    await asyncio.sleep(0.02)
+    bench = await crash(benches)
+    bench.engine.dial(kernel_id)
+    kernel = await bench.sent("work")
+    assert kernel.kernel_id == kernel_id
+    kernel.end("1")
+    assert (await ended(bench, run_id)).output == "1"
+
+
+async def test_a_kernel_that_has_not_taken_a_run_is_kept_until_another_is_on_record(benches: Benches) -> None:
+    """Until then it is the one that a later gateway asks, and without it the run would have to count as lost."""
+    first = benches[0]
+    first.engine.comes_up = False
+    run_id = await first.record("work")
+    kernel = await first.sent("work")
+    kernel.reject()
+    await asyncio.sleep(0.05)
+    assert kernel.kernel_id in first.engine.sandboxes
+    first.engine.comes_up = True
+    bench = await crash(benches)
+    come_back(bench, kernel)
+    (await bench.sent("work")).end("1")
+    assert (await ended(bench, run_id)).output == "1"
+    await until(lambda: kernel.kernel_id not in bench.engine.sandboxes)
+
+
 async def test_the_runs_that_waited_run_in_order_once(benches: Benches) -> None:
     codes = [f"run {number}" for number in range(4)]
     run_ids = [await benches[0].record(code, session_id=S) for code in codes]
