@@ -339,6 +339,7 @@ class Execution:
         """The `error` event, which has all of the exception but for `line`."""
         self._start()
         if not self._is_exception_told:
+            self._clear_if_pending()
             traceback = list(exception.traceback)
             self._is_exception_told = self._log.add(
                 EventType.ERROR, name=exception.name, value=exception.value, traceback=traceback

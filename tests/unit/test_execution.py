@@ -176,6 +176,15 @@ def test_results_are_replaced_and_cleared_as_a_notebook_does() -> None:
     assert [name for name, _ in events(fold)] == ["clear", "update", "result", "end"]
 
 
+def test_leaving_clears_what_was_to_be_cleared_by_the_next_output() -> None:
+    """The traceback that is shown then is told by the reply alone; whoever replays the events sees it as an output."""
+    fold = execution()
+    take(fold, "display_data", {"data": {"text/plain": "1"}})
+    take(fold, "clear_output", {"wait": True})
+    take(fold, "execute_reply", {"status": "error", "ename": "SystemExit", "evalue": "1", "traceback": []})
+    assert fold.finish(fold.ended_status(), None, None).results == ()
+
+
 def test_a_clear_that_waits_for_output_that_never_comes_clears_nothing() -> None:
     fold = execution()
     take(fold, "display_data", {"data": {"text/plain": "kept"}})
