@@ -189,7 +189,7 @@ async def test_another_tenant_sees_nothing_of_a_session(client: Client, bob: Cli
     for path in ("/sessions", "/runs"):  # he may have some of his own
         listed = (await bob.http.get(path)).text
         assert not any(name in listed for name in (s, run["run_id"], live))
-    assert (await bob.get(f"/runs?session_id={s}"))["runs"] == []
+    assert (await bob.get("/runs", session_id=s))["runs"] == []
     # The names are free for others: neither the session nor the key is shared.
     own = await bob.run("print('x' in globals())", s, key="k")
     assert (own["output"], news(own)) == ("False\n", (True, False))
