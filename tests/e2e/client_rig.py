@@ -57,13 +57,6 @@ class Client:
         fields = {"code": code, **fields, **({"session_id": session_id} if session_id else {})}
         return await self.http.post("/runcode", json=fields, headers={"Idempotency-Key": key} if key else {})
 
-    async def insist_on_session(self, session_id: str) -> None:
-        """Make a session, however long it takes until a sandbox is free."""
-        async with asyncio.timeout(150):
-            while (answer := await self.http.post("/sessions", json={"session_id": session_id})).status_code == 503:
-                await asyncio.sleep(0.5)
-        assert answer.status_code == 201, answer.text
-
     async def get(self, path: str, **query: Any) -> Any:
         """The body of a 200."""
         answer = await self.http.get(path, params=query)
@@ -71,8 +64,10 @@ class Client:
         return answer.json()
 
     async def session(self, **fields: Any) -> Json:
-        """Make a session."""
-        answer = await self.http.post("/sessions", json=fields)
+        """Make a session, however long it takes until a sandbox is free."""
+        async with asyncio.timeout(150):
+            while (answer := await self.http.post("/sessions", json=fields)).status_code == 503:
+                await asyncio.sleep(0.5)
         assert answer.status_code == 201, answer.text
         body: Json = answer.json()
         return body

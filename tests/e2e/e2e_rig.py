@@ -33,7 +33,10 @@ from sessions.settings import EngineSettings, Limits, SessionLimits
 
 WARM = 3
 MAX_CONTAINERS = 6
-SETTLE_TIMEOUT_S = 30.0
+SETTLE_TIMEOUT_S = 90.0
+READY_TIMEOUT_S = 180.0
+"""Of a machine that may stand still for half a minute; a gateway's clients wait for /readyz in the same way."""
+
 DESCRIPTOR_SLACK = 12
 """Docker's and PostgreSQL's client pools open connections when they need them; leaks add up beyond this."""
 
@@ -94,6 +97,12 @@ class Rig:
             "descriptors": (open_descriptors(), 0, self.quiet_descriptors + DESCRIPTOR_SLACK),
         }
         return [f"{found} {name}" for name, (found, least, most) in counts.items() if not least <= found <= most]
+
+    async def ready(self) -> None:
+        """Wait until code can run."""
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            while self.service._supply.warm() < WARM:
+                await asyncio.sleep(0.05)
 
     async def settle(self) -> None:
         """Wait until nothing of earlier runs is left and the pool is full again."""
@@ -157,6 +166,7 @@ async def rig(
     rig = Rig(service, docker_client, module_database_url, root, gateway_id)
     try:
         rig.quiet_descriptors = 1 << 20
+        await rig.ready()
         await asyncio.gather(*(rig.run("print(1)") for _ in range(3)))
         await rig.settle()
         rig.quiet_descriptors, rig.quiet_tasks = open_descriptors(), len(asyncio.all_tasks())

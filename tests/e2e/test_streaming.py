@@ -193,5 +193,5 @@ async def test_no_line_of_a_hundred_runs_is_missing(client: Client, s: str) -> N
             assert text_of(events) == expected
 
     names = [f"{s}-{number}" for number in range(10)]
-    await asyncio.gather(*(client.insist_on_session(name) for name in names))
+    await asyncio.gather(*(client.session(session_id=name) for name in names))
     await asyncio.gather(*(ten_in_a_row(name) for name in names))
