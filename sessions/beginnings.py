@@ -25,6 +25,9 @@ from sessions.variables import can_set
 _MAX_SOURCE_BYTES = 64 << 20
 """When one tenant's runs hold more code and variables than this, they may not begin another."""
 
+_MOST_CELLS = 1000
+"""A notebook asks for all its cells at once, so that many may wait in one session."""
+
 _WITHDRAWALS = 2
 _LAST_WITHDRAWALS_S = 2.0
 _BETWEEN_WITHDRAWALS_S = 10.0
@@ -108,8 +111,12 @@ class Beginnings:
         return recorded.run_id
 
     async def _begin_in_session(self, request: RunRequest, session_id: SessionId) -> RunId:
-        session = await self._parts.sessions.get_or_create(request.tenant, session_id, request.language)
-        if session.runs() > self._parts.limits.queue:
+        sessions, is_cell = self._parts.sessions, request.jupyter is not None
+        if is_cell:
+            session = sessions.get(request.tenant, session_id)  # a kernel that is shut down does not come back so
+        else:
+            session = await sessions.get_or_create(request.tenant, session_id, request.language)
+        if session.runs() > (_MOST_CELLS if is_cell else self._parts.limits.queue):
             raise TooManyRequests("This session's queue is full: try again once some of its runs have ended.")
         kernel = None if session.runs() else await session.ensure_kernel()
         recorded = await self._record(self._make_run(request, kernel))
@@ -170,6 +177,7 @@ class Beginnings:
             allow_stdin=request.allow_stdin,
             idempotency_key=request.idempotency_key,
             request_sha256=request.sha256() if request.idempotency_key is not None else None,
+            jupyter=request.jupyter,
         )
 
     def _begin_to_withdraw(self, run_id: RunId) -> None:

@@ -69,7 +69,12 @@ class Conductor:
             if live.stop is not None:
                 return live.execution.finish(live.stop.status, live.stop.reason, None)
             kernel.execute(
-                live.msg_id, live.run.code, live.recording, allow_stdin=live.run.allow_stdin, metadata=metadata
+                live.msg_id,
+                live.run.code,
+                live.recording,
+                allow_stdin=live.run.allow_stdin,
+                metadata=metadata,
+                jupyter=live.run.jupyter,
             )
         except KernelLost as error:
             raise NotTaken(kernel) from error

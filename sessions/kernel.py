@@ -11,7 +11,7 @@ import hmac
 from collections import deque
 from collections.abc import Callable, Mapping
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -20,7 +20,7 @@ from sessions.allowance import Allowance
 from sessions.ends import Cause, Died, died_of, done_of
 from sessions.errors import KernelLost, Unavailable
 from sessions.messages import RequestBuilder, decode
-from sessions.model import KernelId
+from sessions.model import JupyterRequest, KernelId
 from sessions.numbering import Numbering
 from sessions.ports import Clock, Link
 from sessions.requests import RequestListener, Requests
@@ -41,6 +41,18 @@ class KernelState(StrEnum):
     STARTING = "starting"
     READY = "ready"
     GONE = "gone"
+
+
+class KernelTap(Protocol):
+    """Hears all that a kernel says, whoever has asked; before whoever has asked does."""
+
+    def on_frame(self, frame: memoryview) -> None:
+        """A Jupyter message in its framing: the layout is sound, and nothing more is known of it."""
+        ...
+
+    def on_gap(self, msg_id: str | None, dropped_bytes: int) -> None:
+        """Output of one request, or of whichever are outstanding, was lost on the way."""
+        ...
 
 
 class Kernel:
@@ -64,6 +76,7 @@ class Kernel:
         self.deaths = 0
         self.credential = credential
         self.files = Transfers(self._ask_for_file, self._send_piece)
+        self.tap: KernelTap | None = None
         self._adopted = adopted
         self._builder = RequestBuilder()
         self._link: Link | None = None
@@ -134,6 +147,7 @@ class Kernel:
         silent: bool = False,
         allow_stdin: bool = False,
         metadata: Mapping[str, Any] | None = None,
+        jupyter: JupyterRequest | None = None,
     ) -> None:
         """Send an execute_request; again when the link breaks before it has arrived.
 
@@ -141,7 +155,9 @@ class Kernel:
         """
         if self._link is None or not self.is_ready():
             raise KernelLost("The sandbox ended before the code was sent to it.")
-        frame = self._builder.execute(msg_id, code, silent=silent, allow_stdin=allow_stdin, metadata=metadata)
+        frame = self._builder.execute(
+            msg_id, code, silent=silent, allow_stdin=allow_stdin, metadata=metadata, jupyter=jupyter
+        )
         self._requests.add(msg_id, listener, frame)
         self._link.send_binary(frame)
 
@@ -156,6 +172,11 @@ class Kernel:
     def answer_input(self, value: str) -> None:
         """Answer the input_request that the running code waits in. Raises Unavailable."""
         self._linked().send_binary(self._builder.input_reply(value))
+
+    def pass_on(self, frame: bytes) -> None:
+        """Send a Jupyter client's message that is no execute_request. One that is not taken is lost."""
+        if self._link is not None:
+            self._link.send_binary(frame)
 
     def restart(self) -> None:
         """Have the kernel process killed and a fresh one forked; what is outstanding dies with it."""
@@ -290,6 +311,8 @@ class Kernel:
             return
         if self._numbering.is_new(seq, len(data)):
             message = decode(frame)
+            if self.tap is not None:
+                self.tap.on_frame(frame)
             if message is not None:
                 self._requests.take(seq, message)
         self._acknowledge_if_due()
@@ -327,6 +350,8 @@ class Kernel:
             case protocol.GAP:
                 dropped_bytes = _count(fields.get("dropped_bytes"))
                 if dropped_bytes:
+                    if self.tap is not None:
+                        self.tap.on_gap(msg_id if isinstance(msg_id, str) else None, dropped_bytes)
                     self._requests.take_gap(seq, msg_id if isinstance(msg_id, str) else None, dropped_bytes)
 
     def _acknowledge_if_due(self) -> None:

@@ -8,23 +8,31 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from sessions.attempts import NOT_RUN, Attempts, NotRun
+from sessions.audience import Audience
+from sessions.errors import StoreUnavailable
 from sessions.kernel import Kernel
 from sessions.live_run import INTERRUPT_GRACE_S, LiveRun, Stop
-from sessions.model import RunStatus, Session, SessionState, SessionView
+from sessions.model import Result, RunId, RunStatus, Session, SessionState, SessionView
 from sessions.ports import Clock, KernelFiles, Store
 from sessions.session_kernel import SessionKernel
 from sessions.supply import KernelSupply
+
+_RESTARTED = "The session was restarted while this {}."
+_ABORTED = "This was not run, because what the same Jupyter client had asked for before it failed."
+_RENEWAL_PAUSE_S = 30.0
 
 
 class LiveSession:
     """A session of this gateway.
 
     The state: its kernel and record; the waiting runs, of which the first is `current` while it is at work; when it was
-    last used, by the monotonic clock; whose turn it is with the kernel; and whether it is over.
+    last used, by the monotonic clock; whose turn it is with the kernel; and whether it is over. `audience` are the
+    Jupyter clients of its kernel, `_behind` what waited behind the last run whose reply one of them was told.
     """
 
     patience_s = 120.0
@@ -34,7 +42,11 @@ class LiveSession:
     ) -> None:
         self.current: LiveRun | None = None
         self.is_over = False
-        self._kernel = SessionKernel(record, kernel_name, store, supply, clock)
+        self.audience = Audience(clock)
+        self.audience.on_reply = self._note_reply
+        self._kernel = SessionKernel(
+            record, kernel_name, store=store, supply=supply, audience=self.audience, clock=clock
+        )
         self._store = store
         self._attempts = attempts
         self._clock = clock
@@ -42,7 +54,9 @@ class LiveSession:
         # What is left of its times is measured by a clock that nobody sets.
         self._born_s = now_s - max(0.0, (now - record.created_at).total_seconds())
         self._used_s = now_s - max(0.0, (now - record.last_used_at).total_seconds())
+        self._touched_s = now_s
         self._queue: deque[LiveRun] = deque()
+        self._behind: tuple[RunId | None, list[LiveRun]] = (None, [])
         self._turn = asyncio.Lock()
         self._worker: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -109,6 +123,17 @@ class LiveSession:
         await self._kernel.renew(idle_timeout_s, max_lifetime_s)
         self._used_s = self._clock.monotonic()
 
+    def touch(self) -> None:
+        """It is being used now, which is recorded now and then."""
+        self._used_s = self._clock.monotonic()
+        if self._used_s - self._touched_s >= _RENEWAL_PAUSE_S:
+            self._touched_s = self._used_s
+            self._spawn(self._try_to_renew())
+
+    async def _try_to_renew(self) -> None:
+        with suppress(StoreUnavailable):
+            await self.renew()
+
     def interrupt(self) -> None:
         """Interrupt what runs, as Ctrl-C would; a kernel that ignores it is killed."""
         if self.current is not None:
@@ -119,8 +144,12 @@ class LiveSession:
 
         Raises as `ensure_kernel` does.
         """
-        if self.current is not None:
-            self.current.request_stop(Stop(RunStatus.CANCELLED, "The session was restarted while this ran."))
+        self.audience.expect_restart()
+        for live in list(self._queue):
+            # What a notebook has queued is meant for the kernel that is there now.
+            if live is self.current or live.run.jupyter is not None:
+                did = "ran" if live is self.current else "waited"
+                self.cancel(live, Stop(RunStatus.CANCELLED, _RESTARTED.format(did)))
         async with self._turn:
             await self._kernel.restart()
             await self.renew()
@@ -133,6 +162,8 @@ class LiveSession:
             if self.kernel is None and live.kernel is not None:  # it was given that one a moment before the crash
                 self._kernel.adopt(live.kernel)
             self._kernel.tell_news(live, self.record.generation)  # before its first event, if none has been committed
+        if live.run.jupyter is not None:
+            self.audience.note_run(live.run_id, live.run.jupyter)
         self._queue.append(live)
         if self._worker is None:
             self._worker = asyncio.ensure_future(self._work())
@@ -142,7 +173,7 @@ class LiveSession:
         live.request_stop(stop)
         if live is not self.current and live in self._queue and not live.is_resumed:
             self._queue.remove(live)
-            self._spawn(live.commit(live.execution.finish(stop.status, stop.reason, None)))
+            self._spawn(self._commit(live, live.execution.finish(stop.status, stop.reason, None)))
 
     def stop(self, reason: str) -> None:
         """It is over: tell what runs and what waits to end."""
@@ -154,6 +185,7 @@ class LiveSession:
         """Return once the last run of a stopped session has ended, and its kernel is given up."""
         while waiting := {task for task in (self._worker, *self._tasks) if task is not None}:
             await asyncio.wait(waiting)
+        self.audience.end()
         self._kernel.give_up()  # whoever is waiting for it now hears that the session is over
 
     async def suspend(self) -> Kernel | None:
@@ -196,14 +228,17 @@ class LiveSession:
                     if self._queue:
                         self.current = self._queue[0]
                         self._kernel.is_at_work = True
-                        await self._serve(self.current)
+                        self.audience.run_begins()
+                        result = await self._serve(self.current)
                         self._queue.popleft()
+                        self._stop_behind(self.current, result)
                         self.current = None
                         self._kernel.is_at_work = False
+                        self.audience.run_is_over()
         finally:
             self._worker = None
 
-    async def _serve(self, live: LiveRun) -> None:
+    async def _serve(self, live: LiveRun) -> Result:
         """Have it run, and commit its end with what it has changed of the session."""
         try:
             result = await self._attempts.drive(live, self)
@@ -212,12 +247,33 @@ class LiveSession:
             live.execution.session_created = live.execution.session_lost = False
             result = live.execution.finish(RunStatus.KERNEL_DIED, NOT_RUN.format(error.why), None)
         if not live.msg_id and not live.lost_kernel:
-            await live.commit(result)
-            return
+            await self._commit(live, result)
+            return result
         after = self._kernel.after_run(live, result)
         self._used_s = self._clock.monotonic()
-        await live.commit(result, after)
+        await self._commit(live, result, after)
         self._kernel.settle(after)
+        return result
+
+    async def _commit(self, live: LiveRun, result: Result, after: Session | None = None) -> None:
+        await live.commit(result, after)
+        self.audience.run_ended(live, result if live.answer.exception() is None else None)
+
+    def _note_reply(self, run_id: RunId) -> None:
+        self._behind = (run_id, list(self._queue)[1:])
+
+    def _stop_behind(self, failed: LiveRun, result: Result) -> None:
+        """Where a cell has failed, what the same notebook has queued behind it does not run, as in any Jupyter."""
+        jupyter = failed.run.jupyter
+        if jupyter is None or result.status is RunStatus.OK or not jupyter.stops_others:
+            return
+        # Whoever has heard the reply may ask for the next cell: that one is not meant.
+        replied_id, behind = self._behind
+        for live in behind if replied_id == failed.run_id else list(self._queue):
+            other = live.run.jupyter
+            if other is not None and other.header.get("session") == jupyter.header.get("session"):
+                self.audience.abort(live.run_id)
+                self.cancel(live, Stop(RunStatus.CANCELLED, _ABORTED))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)

@@ -84,7 +84,7 @@ class StoredRun:
         """Remove all but a tombstone."""
         if self.finished_at is None:
             self.status, self.finished_at = RunStatus.LOST, at
-        self.run, self.expired_at = replace(self.run, code="", variables={}), at
+        self.run, self.expired_at = replace(self.run, code="", variables={}, jupyter=None), at
         self.result = self.progress = None
         self.events.clear()
         self.artifacts.clear()

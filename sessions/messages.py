@@ -18,6 +18,7 @@ from jupyter_client.session import Session
 from kernel_image.protocol import ARTIFACT_CHANNEL, FrameError, decode_message, encode_message
 from sessions.errors import ProtocolViolation
 from sessions.json_bounds import has_too_many_values, is_deeper
+from sessions.model import JupyterRequest
 
 ACCEPTED: Mapping[str, frozenset[str]] = {
     "iopub": frozenset(
@@ -72,30 +73,50 @@ class RequestBuilder:
         silent: bool = False,
         allow_stdin: bool = False,
         metadata: Mapping[str, Any] | None = None,
+        jupyter: JupyterRequest | None = None,
     ) -> bytes:
-        """The frame of an execute_request. Under one `msg_id` a supervisor passes on one request, once."""
+        """The frame of an execute_request. Under one `msg_id` a supervisor passes on one request, once.
+
+        `jupyter`: ask as that client did, rather than as `silent` and `allow_stdin` say.
+        """
         content = {
             "code": code,
             "silent": silent,
             "store_history": not silent,
             "user_expressions": {},
             "allow_stdin": allow_stdin,
-            "stop_on_error": True,
+            "stop_on_error": False,  # whoever waits is with the gateway, which knows whose it is
         }
-        return self._frame("shell", "execute_request", msg_id, content, metadata)
+        if jupyter is None:
+            return self._frame("shell", "execute_request", msg_id, content, metadata)
+        content = {**content, **jupyter.content, "code": code, "stop_on_error": False}
+        metadata = {**jupyter.metadata, **(metadata or {})}
+        return self._frame("shell", "execute_request", msg_id, content, metadata, like=jupyter.header)
 
     def input_reply(self, value: str) -> bytes:
         """The frame of an answer to an input_request."""
         return self._frame("stdin", "input_reply", uuid4().hex, {"status": "ok", "value": value})
 
     def _frame(
-        self, channel: str, msg_type: str, msg_id: str, content: Any, metadata: Mapping[str, Any] | None = None
+        self,
+        channel: str,
+        msg_type: str,
+        msg_id: str,
+        content: Any,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        like: Mapping[str, Any] | None = None,
     ) -> bytes:
-        header = self._client_session.msg_header(msg_type)
-        header["msg_id"] = msg_id
+        header = {**self._client_session.msg_header(msg_type), **for_kernel(like or {})}
+        header["msg_type"], header["msg_id"] = msg_type, msg_id
         header["date"] = datetime.now(UTC).isoformat()
         # ASCII, so that lone surrogates in code and variables pass as escapes.
         return encode_message(channel, [json.dumps(part).encode() for part in (header, {}, metadata or {}, content)])
+
+
+def for_kernel(header: Mapping[str, Any]) -> dict[str, Any]:
+    """A client's header without what a kernel may stumble over: ipykernel keeps streams by all that is in a header."""
+    return {name: value for name, value in header.items() if isinstance(value, str | int | float)}
 
 
 def decode(frame: bytes | memoryview) -> Message | None:

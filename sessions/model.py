@@ -138,10 +138,34 @@ class ExceptionInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class JupyterRequest:
+    """How a Jupyter client asked for a run: its `execute_request`, but for the code.
+
+    `header` is the client's own, JSON-ready and bounded: whatever comes of the run names it as its parent. `content` is
+    the rest of the message's content. `client` is the `session_id` of the client's WebSocket, by which it comes back.
+    """
+
+    header: Mapping[str, Any]
+    metadata: Mapping[str, Any]
+    content: Mapping[str, Any]
+    client: str
+
+    @property
+    def is_noted(self) -> bool:
+        """Whether it belongs into a notebook: what is silent, or keeps out of the history, does not."""
+        return not self.content.get("silent") and self.content.get("store_history") is not False
+
+    @property
+    def stops_others(self) -> bool:
+        """Whether what the same client has asked for behind it is not to run when it fails."""
+        return self.content.get("stop_on_error") is not False
+
+
+@dataclass(frozen=True, slots=True)
 class RunRequest:
     """What a caller asks for, already validated: a configured language, identifier names, a finite timeout.
 
-    `allow_stdin`: somebody is there to answer `input()`.
+    `allow_stdin`: somebody is there to answer `input()`. `jupyter`: it came from a Jupyter client, in a session.
     """
 
     tenant: TenantId
@@ -152,6 +176,7 @@ class RunRequest:
     session_id: SessionId | None = None
     allow_stdin: bool = False
     idempotency_key: str | None = None
+    jupyter: JupyterRequest | None = None
 
     def sha256(self) -> bytes:
         """Tells whether two requests under one `Idempotency-Key` ask for the same."""
@@ -181,6 +206,7 @@ class Run:
     allow_stdin: bool = False
     idempotency_key: str | None = None
     request_sha256: bytes | None = None
+    jupyter: JupyterRequest | None = None
 
     def source_bytes(self) -> int:
         """About how much its code and variables take."""

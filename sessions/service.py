@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import structlog
 
+from sessions.attachments import Attachment, Attachments
 from sessions.attempts import Attempts
 from sessions.beginnings import Beginnings
 from sessions.conduct import Conductor
@@ -133,6 +134,7 @@ class Service:
         )
         self._beginnings = Beginnings(parts)
         self._recovery = Recovery(parts)
+        self._attachments = Attachments(parts, self.begin)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._draining = False
         self._has_recovered = False
@@ -339,6 +341,16 @@ class Service:
     async def get_events(self, tenant: TenantId, run_id: RunId) -> tuple[RunRecord, Sequence[Event]]:
         """A run with all that is committed of its events. Raises as `get_run` does."""
         return await self.get_run(tenant, run_id), await self._runs.events(run_id)
+
+    def session_of_kernel(self, tenant: TenantId, kernel_id: str) -> SessionView:
+        """The session whose kernel Jupyter clients know by this id."""
+        return self._sessions.get(tenant, SessionId(kernel_id)).view()
+
+    async def attach(self, tenant: TenantId, session_id: SessionId, client: str | None) -> Attachment:
+        """Let a Jupyter client at its kernel, which comes back as the same `client`. Raises TooManyRequests."""
+        if self._draining:
+            raise Draining
+        return await self._attachments.attach(self._sessions.get(tenant, session_id), client)
 
     async def session_files(self, tenant: TenantId, session_id: SessionId) -> KernelFiles:
         """The files below its working directory. Raises Unavailable when its sandbox is out of reach."""

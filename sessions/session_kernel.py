@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 
+from sessions.audience import Audience
 from sessions.errors import KernelLost, NotFound, StoreUnavailable, Unavailable
 from sessions.kernel import Kernel, KernelState
 from sessions.live_run import LiveRun
@@ -29,8 +30,18 @@ log = structlog.get_logger()
 class SessionKernel:
     """The state: `record`, the kernel of the moment, whether a run is at work on it, whether the session is over."""
 
-    def __init__(self, record: Session, kernel_name: str, store: Store, supply: KernelSupply, clock: Clock) -> None:
+    def __init__(
+        self,
+        record: Session,
+        kernel_name: str,
+        *,
+        store: Store,
+        supply: KernelSupply,
+        audience: Audience,
+        clock: Clock,
+    ) -> None:
         self.record = record
+        self._audience = audience
         self.kernel: Kernel | None = None
         self.is_at_work = False
         self.is_over = False
@@ -49,8 +60,7 @@ class SessionKernel:
         if kernel is None:
             self._note_loss()
         else:
-            self.kernel = kernel
-            kernel.watch(self._on_change)
+            self._take(kernel)
 
     async def ensure(self) -> Kernel:
         """A kernel that answers: the session's own, or where that is gone a fresh one.
@@ -166,9 +176,14 @@ class SessionKernel:
             self._change(kernel_id=None)
             self._supply.retire(kernel)
             raise
-        self.kernel = kernel
-        kernel.watch(self._on_change)
+        self._take(kernel)
+        self._audience.kernel_is_back()
         return kernel
+
+    def _take(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        kernel.tap = self._audience
+        kernel.watch(self._on_change)
 
     def _check(self) -> None:
         if self.is_over:
@@ -179,13 +194,17 @@ class SessionKernel:
 
         One whose process alone died has another `generation` then.
         """
-        if kernel is self.kernel and kernel.state is KernelState.GONE and not self.is_at_work:
+        if kernel is not self.kernel:
+            return
+        self._audience.kernel_changed(kernel)
+        if kernel.state is KernelState.GONE and not self.is_at_work:
             self._drop(kernel)
 
     def _drop(self, kernel: Kernel) -> None:
         if kernel is self.kernel:
             self.kernel = None
             self._supply.retire(kernel)
+            self._audience.kernel_lost()
             self._note_loss()
 
     def _note_loss(self) -> None:

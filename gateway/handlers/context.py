@@ -11,6 +11,7 @@ from gateway.auth import Doorkeeper, SiteRules
 from gateway.handlers.bodies import BufferedBodies
 from gateway.handlers.notebook_turns import NotebookTurns
 from gateway.handlers.streams import Streams
+from sessions.attachments import Attachment
 from sessions.model import (
     Artifact,
     ArtifactId,
@@ -140,6 +141,14 @@ class RunService(Protocol):
 
     async def session_runs(self, tenant: TenantId, session_id: SessionId, newest: int) -> list[RunSummary]:
         """Its ended runs, oldest first, but no more than so many of the newest."""
+        ...
+
+    def session_of_kernel(self, tenant: TenantId, kernel_id: str) -> SessionView:
+        """The session whose kernel Jupyter clients know by this id."""
+        ...
+
+    async def attach(self, tenant: TenantId, session_id: SessionId, client: str | None) -> Attachment:
+        """Let a Jupyter client at its kernel, which comes back as the same `client`. Raises TooManyRequests."""
         ...
 
     async def session_files(self, tenant: TenantId, session_id: SessionId) -> KernelFiles:

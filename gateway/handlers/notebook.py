@@ -96,12 +96,12 @@ class _Fold:
             case EventType.STDOUT | EventType.STDERR:
                 self._add_text(event)
             case EventType.IMAGE:
-                image = ShownImage(fields["artifact_id"], fields["content_type"], fields["bytes"])
-                self._images[fields["name"]] = image
+                self._images[fields["name"]] = shown_image(fields)
             case EventType.RESULT:
-                self._shown.append((event.seq, self._result(fields)))
+                self._shown.append((event.seq, shown_result(fields, self._images, self._execution_count)))
             case EventType.UPDATE:
-                self._updates[fields["display_id"]] = (event.seq, self._result(fields))
+                update = shown_result(fields, self._images, self._execution_count)
+                self._updates[fields["display_id"]] = (event.seq, update)
             case EventType.CLEAR if fields.get("wait"):
                 self._is_clearing = True
             case EventType.CLEAR:
@@ -124,15 +124,6 @@ class _Fold:
             content = {"name": event.type.value, "text": [event.fields["text"]]}
             self._shown.append((event.seq, Shown("stream", content)))
 
-    def _result(self, fields: Mapping[str, Any]) -> Shown:
-        data = dict(fields["data"])
-        image = self._images.get(str(data.pop("image", None)))
-        content: dict[str, Any] = {"data": data, "metadata": dict(fields.get("metadata") or {})}
-        if fields.get("is_main_result"):
-            content["execution_count"] = self._execution_count
-            return Shown("execute_result", content, image, fields.get("display_id"))
-        return Shown("display_data", content, image, fields.get("display_id"))
-
     def _as_updated(self, seq: int, shown: Shown) -> Shown:
         if shown.kind == "stream":
             return replace(shown, content={**shown.content, "text": "".join(shown.content["text"])})
@@ -140,6 +131,22 @@ class _Fold:
         if updated_seq < seq:
             return shown
         return replace(shown, content={**shown.content, "data": update.content["data"]}, image=update.image)
+
+
+def shown_image(fields: Mapping[str, Any]) -> ShownImage:
+    """From the fields of an `image` event."""
+    return ShownImage(fields["artifact_id"], fields["content_type"], fields["bytes"])
+
+
+def shown_result(fields: Mapping[str, Any], images: Mapping[str, ShownImage], execution_count: int | None) -> Shown:
+    """From the fields of a `result` or `update` event; `images` are those that came before it, by name."""
+    data = dict(fields["data"])
+    image = images.get(str(data.pop("image", None)))
+    content: dict[str, Any] = {"data": data, "metadata": dict(fields.get("metadata") or {})}
+    if fields.get("is_main_result"):
+        content["execution_count"] = execution_count
+        return Shown("execute_result", content, image, fields.get("display_id"))
+    return Shown("display_data", content, image, fields.get("display_id"))
 
 
 def _error(name: str, value: str, traceback: Sequence[str]) -> Shown:
@@ -194,13 +201,19 @@ def _cell(source: str, **fields: Any) -> NotebookNode:
 
 
 def _output(shown: Shown, images: Mapping[str, bytes]) -> NotebookNode:
-    content = well_formed_json(dict(shown.content))
+    content = output_content(shown, images)
+    output: NotebookNode = v4.new_output(shown.kind, **content)  # type: ignore[no-untyped-call]
+    return output
+
+
+def output_content(shown: Shown, images: Mapping[str, bytes]) -> dict[str, Any]:
+    """The fields of an output but for its type, with the bytes of its image where they are there, by artifact id."""
+    content: dict[str, Any] = well_formed_json(dict(shown.content))
     if "data" in content:
         content["data"] = {mime: _part(mime, value) for mime, value in content["data"].items()}
         if shown.image is not None and shown.image.artifact_id in images:
             content["data"][shown.image.content_type] = _image(shown.image, images[shown.image.artifact_id])
-    output: NotebookNode = v4.new_output(shown.kind, **content)  # type: ignore[no-untyped-call]
-    return output
+    return content
 
 
 def _part(mime: str, value: Any) -> Any:

@@ -17,6 +17,7 @@ from gateway.handlers.artifacts import FileHandler, ImageHandler
 from gateway.handlers.base import MAX_HEADER_BYTES
 from gateway.handlers.context import Context
 from gateway.handlers.first_lines import AbsoluteFormRequest, SpeakingStream, bare_answer
+from gateway.handlers.jupyter_channels import JupyterChannels
 from gateway.handlers.ops import HealthHandler, ReadyHandler, RootHandler, UnknownRouteHandler
 from gateway.handlers.runcode import RunCodeHandler
 from gateway.handlers.runcode_ws import RunCodeSocket
@@ -59,6 +60,7 @@ def make_application(context: Context) -> Application:
             (r"/sessions/[^/]+/notebook", SessionNotebookHandler, given),
             (r"/sessions/[^/]+/files", SessionFilesHandler, given),
             (r"/sessions/[^/]+/files/.*", SessionFileHandler, given),
+            (r"/api/kernels/[^/]+/channels", JupyterChannels, given),
             (r"/image/.*", ImageHandler, given),
             (r"/file/.*", FileHandler, given),
             (r"/healthz", HealthHandler, given),

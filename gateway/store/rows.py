@@ -14,6 +14,7 @@ from sessions.model import (
     ArtifactRef,
     Event,
     EventType,
+    JupyterRequest,
     Progress,
     Result,
     Run,
@@ -43,6 +44,7 @@ def to_record(row: Row[Any]) -> RunRecord:
         allow_stdin=row.allow_stdin,
         idempotency_key=row.idempotency_key,
         request_sha256=row.request_sha256,
+        jupyter=None if row.jupyter is None else JupyterRequest(**row.jupyter),
     )
     return RunRecord(
         run=run,

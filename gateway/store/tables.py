@@ -33,6 +33,8 @@ _TIME = DateTime(timezone=True)
 # One row says all that `GET /runs/{id}` answers. `finished_at` is null exactly while the run lives. With retention, the
 # content goes (`code` to `answer` become null) and `expired_at` is set: the row is then a tombstone, by which "that has
 # been removed" is told apart from "there never was such a run"; it keeps who ran when, and what it cost.
+# `jupyter` is how a Jupyter client asked for it, null for all others (header, metadata, content but for
+# the code, client).
 # `answer` is the rest of the final answer: error, exception, results, images and files (artifacts, by the names under
 # which the answer has them), execution_count, truncated, session_created, session_lost. `taken_seq` and `progress`
 # (file_seq, state) say how far the events of a living run go; they change often, so no index may be on them. `epoch`
@@ -58,6 +60,7 @@ runs = Table(
     Column("request_sha256", LargeBinary),
     Column("code", LosslessText),
     Column("variables", LosslessJSON),
+    Column("jupyter", LosslessJSON),
     Column("output", LosslessText),
     Column("stderr", LosslessText),
     Column("answer", LosslessJSON),

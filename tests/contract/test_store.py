@@ -19,6 +19,7 @@ from sessions.model import (
     EventType,
     ExceptionInfo,
     GatewayId,
+    JupyterRequest,
     Progress,
     Result,
     Run,
@@ -63,7 +64,11 @@ async def add_ended(store: Store, **changes: Any) -> Run:
 
 async def test_a_new_run_is_queued_and_one_with_a_kernel_is_running(store: Store) -> None:
     queued = new_run(
-        session_id=SessionId("s"), allow_stdin=True, idempotency_key="key", request_sha256=bytes(range(32))
+        session_id=SessionId("s"),
+        allow_stdin=True,
+        idempotency_key="key",
+        request_sha256=bytes(range(32)),
+        jupyter=JupyterRequest({"msg_id": AWKWARD, "odd": [None, 1]}, {"cellId": "1"}, {"silent": False}, AWKWARD),
     )
     running = new_run(kernel_id=new_kernel_id(), started_at=NOW)
     assert await store.add_run(queued) is None
@@ -380,7 +385,8 @@ async def test_unfinished_are_the_living_runs_of_that_gateway_in_order(store: St
 
 
 async def test_retention_takes_the_content_of_old_runs_and_leaves_young_ones_alone(store: Store) -> None:
-    old, young = new_run(idempotency_key="key"), new_run(created_at=NOW + timedelta(days=1))
+    asked = JupyterRequest({"msg_id": "secret"}, {}, {}, "client")
+    old, young = new_run(idempotency_key="key", jupyter=asked), new_run(created_at=NOW + timedelta(days=1))
     artifacts = {run.run_id: new_artifact() for run in (old, young)}
     for run in (old, young):
         await store.add_run(run)
@@ -389,7 +395,7 @@ async def test_retention_takes_the_content_of_old_runs_and_leaves_young_ones_alo
     assert await store.remove_expired(NOW + HOUR) == 1
     assert await store.remove_expired(NOW + HOUR) == 0
     tombstone = await find(store, old)
-    bare = replace(old, code="", variables={})
+    bare = replace(old, code="", variables={}, jupyter=None)
     assert tombstone == RunRecord(bare, tombstone.number, RunStatus.OK, NOW, expired_at=tombstone.expired_at)
     assert tombstone.expired_at is not None
     assert await store.find_run(old.tenant, "key") == tombstone

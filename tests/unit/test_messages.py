@@ -31,7 +31,7 @@ def test_a_request_says_what_to_run_and_with_what() -> None:
     assert json.loads(metadata) == {"v": ["\ud800\0"]}
     fields = json.loads(content)
     assert (fields["code"], fields["silent"], fields["store_history"]) == ("print('\ud800')", False, True)
-    assert (fields["allow_stdin"], fields["stop_on_error"]) == (False, True)
+    assert (fields["allow_stdin"], fields["stop_on_error"]) == (False, False)
 
 
 def test_a_silent_request_leaves_no_trace_in_the_history() -> None:

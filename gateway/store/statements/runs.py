@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -30,13 +31,14 @@ _COMMIT = """
 ADD_RUN = typed(
     f"""
     INSERT INTO runs (run_id, tenant, gateway_id, kernel_id, session_id, language, timeout_s, allow_stdin, created_at,
-                      started_at, status, idempotency_key, request_sha256, code, variables, epoch)
+                      started_at, status, idempotency_key, request_sha256, code, variables, jupyter, epoch)
     VALUES (:run_id, :tenant, :gateway_id, :kernel_id, :session_id, :language, :timeout_s, :allow_stdin, :created_at,
-            :started_at, :status, :idempotency_key, :request_sha256, :code, :variables, :epoch)
+            :started_at, :status, :idempotency_key, :request_sha256, :code, :variables, :jupyter, :epoch)
     ON CONFLICT DO NOTHING
     RETURNING {_COMMIT}
     """,  # noqa: S608 - a constant
     runs, "tenant", "gateway_id", "session_id", "language", "idempotency_key", "request_sha256", "code", "variables",
+    "jupyter",
 )  # fmt: skip
 
 # The fence: a run that has ended, or that another store has taken over, is left alone.
@@ -122,6 +124,7 @@ def add_parameters(run: Run, epoch: int) -> dict[str, Any]:
         "request_sha256": run.request_sha256,
         "code": run.code,
         "variables": dict(run.variables),
+        "jupyter": None if run.jupyter is None else asdict(run.jupyter),
         "epoch": epoch,
     }
 

@@ -1,0 +1,173 @@
+"""`GET /api/kernels/{id}/channels`: Jupyter's WebSocket, over which a client talks with a session's kernel.
+
+What is said, to whom and in which order is sessions/audience.py's and sessions/attachments.py's; here it goes over the
+wire, and how much of it has arrived is found out by pings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing, suppress
+from typing import Any, ClassVar
+
+import structlog
+from tornado.httputil import HTTPServerRequest
+from tornado.web import Application
+from tornado.websocket import WebSocketClosedError
+
+from gateway.clock import SystemClock
+from gateway.handlers import base
+from gateway.handlers.jupyter_framing import Framing, framing_of
+from gateway.handlers.jupyter_retelling import retell
+from gateway.handlers.sockets import SocketHandler
+from kernel_image.protocol import SUBPROTOCOL
+from sessions.allowance import Allowance
+from sessions.attachments import Attachment
+from sessions.client_messages import ClientMessage
+from sessions.errors import CellblockError, InvalidRequest
+from sessions.outbox import Retelling
+
+MAX_GARBAGE = 64
+"""So many messages of one connection may be none; the next one closes it."""
+
+_NORMAL = 1000
+_PROTOCOL_ERROR = 1002
+
+_log = structlog.get_logger("cellblock.http")
+
+
+class JupyterChannels(SocketHandler):
+    """One connection.
+
+    Its state: the attachment and the framing once they are known, the task that tells the client what it is to be told,
+    whether a ping is on its way, and how much garbage has come.
+    """
+
+    route: ClassVar[str] = "/api/kernels/{id}/channels"
+
+    def __init__(self, application: Application, request: HTTPServerRequest, **kwargs: Any) -> None:
+        self._attachment: Attachment | None = None
+        self._framing: Framing = framing_of(None)
+        self._telling: asyncio.Task[None] | None = None
+        self._is_pinging = False
+        self._garbage = 0
+        self._allowance = Allowance(SystemClock())
+        super().__init__(application, request, **kwargs)
+
+    # --- coming and going ---------------------------------------------------------------------------------------------
+
+    async def answer(self) -> None:
+        """Be a WebSocket until it is closed. Raises NotFound when there is no such kernel, TooManyRequests."""
+        self._check_handshake()
+        kernel_id = self.request.path.split("/")[3]
+        session_id = self.context.service.session_of_kernel(self.tenant, kernel_id).session.session_id
+        client = self.get_query_argument("session_id", None)
+        self._attachment = await self.context.service.attach(self.tenant, session_id, client or None)
+        try:
+            await super().answer()
+        finally:
+            if self._telling is not None:
+                self._telling.cancel()
+            self._attachment.leave()
+
+    def select_subprotocol(self, subprotocols: list[str]) -> str | None:
+        """The newer framing, where the client knows it."""
+        return SUBPROTOCOL if SUBPROTOCOL in subprotocols else None
+
+    def open(self, *args: str, **kwargs: str) -> None:
+        """Begin to tell the client what it is to be told."""
+        super().open(*args, **kwargs)
+        assert self._attachment is not None  # noqa: S101 - for mypy; `answer` has seen to it
+        self._framing = framing_of(self.selected_subprotocol)
+        self._telling = asyncio.ensure_future(self._tell(self._attachment))
+        self._attachment.on_replaced(self._be_replaced)
+
+    def _be_replaced(self) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
+        self.close(_NORMAL, "this client has connected anew")
+
+    def on_close(self) -> None:
+        """Tell it nothing any more."""
+        super().on_close()
+        if self._telling is not None:
+            self._telling.cancel()
+
+    # --- hearing the client -------------------------------------------------------------------------------------------
+
+    async def on_message(self, message: str | bytes) -> None:
+        """Do what is asked; tornado reads the next message when this is done."""
+        assert self._attachment is not None  # noqa: S101 - for mypy; `answer` has seen to it
+        taken: list[ClientMessage] = []
+        try:
+            with self.holding(message):
+                pause_s = self._allowance.metered(lambda: taken.append(self._framing.decode(message)))
+                await self._attachment.take(taken[0])
+        except InvalidRequest as error:
+            self._refuse(error)
+        except CellblockError as error:
+            _log.warning("jupyter_message_dropped", request_id=self.request_id, reason=str(error))
+        except Exception:  # noqa: BLE001 - a bug of ours; the connection goes on
+            _log.exception("jupyter_message_failed", request_id=self.request_id)
+        else:
+            if pause_s > 0:
+                await asyncio.sleep(pause_s)
+
+    def _refuse(self, error: InvalidRequest) -> None:
+        """What is no message has nobody to be answered: other messages, and other clients, go on."""
+        self._garbage += 1
+        if self._garbage == 1:
+            _log.warning("jupyter_message_refused", request_id=self.request_id, reason=str(error))
+        if self._garbage > MAX_GARBAGE:
+            self.close(_PROTOCOL_ERROR, "too many messages that are no Jupyter messages")
+
+    # --- telling the client -------------------------------------------------------------------------------------------
+
+    async def _tell(self, attachment: Attachment) -> None:
+        """Send what there is to be told, until there is no kernel any more."""
+        try:
+            while (item := await attachment.next()) is not None:
+                if isinstance(item, Retelling):
+                    await self._retell(attachment, item)
+                else:
+                    await self._send(item)
+                self._ping(attachment)
+            self.close(_NORMAL, "this kernel has been shut down")
+        except WebSocketClosedError:
+            pass  # the client is gone
+        except Exception:  # noqa: BLE001 - a bug of ours; the client comes back, and is told then
+            _log.exception("jupyter_client_not_told", request_id=self.request_id)
+            self.hang_up()
+
+    async def _retell(self, attachment: Attachment, retelling: Retelling) -> None:
+        telling = retell(self.context.service, self.tenant, retelling.run_id, attachment.client)
+        async with aclosing(telling) as messages:  # type: ignore[type-var]
+            async for message in messages:
+                await self._send(message)
+        attachment.told(retelling.run_id)
+
+    async def _send(self, message: ClientMessage) -> None:
+        data = self._framing.encode(message)
+        async with self._writing:
+            try:
+                await asyncio.wait_for(self.write_message(data, binary=isinstance(data, bytes)), base.SEND_TIMEOUT_S)
+            except TimeoutError:
+                self.hang_up()
+                raise WebSocketClosedError from None
+
+    def _ping(self, attachment: Attachment) -> None:
+        """Ask whether all this has arrived, unless that has been asked already."""
+        if not self._is_pinging:
+            with suppress(WebSocketClosedError):
+                self.ping(str(attachment.sent))
+                self._is_pinging = True
+
+    def on_pong(self, data: bytes) -> None:
+        """So much has arrived."""
+        if self._attachment is None or not data.isdigit():
+            return  # tornado's own pings are empty
+        self._is_pinging = False
+        number = int(data)
+        self._attachment.confirm(number)
+        if self._attachment.sent > number and not self.is_closed:
+            self._ping(self._attachment)

@@ -1,0 +1,129 @@
+"""A run told to a Jupyter client from its events: to one that was away, or too slow to be told as it happened.
+
+It begins with `clear_output`, so that nothing is shown twice to whoever has seen some of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+from typing import Any, Protocol
+
+from gateway.handlers.notebook import Shown, ShownImage, output_content, shown_image, shown_result
+from sessions import client_messages
+from sessions.audience import ending
+from sessions.client_messages import ClientMessage, make
+from sessions.errors import Gone, NotFound, StoreUnavailable
+from sessions.model import Artifact, ArtifactId, Event, EventType, RunId, RunRecord, TenantId
+
+_RETRY_S = 1.0
+
+
+class RunReader(Protocol):
+    """The part of the service that is needed here; see `context.RunService`."""
+
+    async def get_run(self, tenant: TenantId, run_id: RunId) -> RunRecord:
+        """A run."""
+        ...
+
+    def follow(self, run_id: RunId, after: int) -> AsyncIterator[Any]:
+        """Its events."""
+        ...
+
+    async def artifact(self, artifact_id: ArtifactId) -> Artifact:
+        """One of its files."""
+        ...
+
+
+async def retell(service: RunReader, tenant: TenantId, run_id: RunId, client: str) -> AsyncIterator[ClientMessage]:
+    """All that the run has shown, and what comes of it from now on, to its end; the reply, where this client asked.
+
+    When the database goes away in between, it begins anew. Nothing is told of a run that was removed meanwhile.
+    """
+    while True:
+        try:
+            async for message in _retell(service, tenant, run_id, client):
+                yield message
+        except StoreUnavailable:
+            await asyncio.sleep(_RETRY_S)
+        except (NotFound, Gone):
+            return
+        else:
+            return
+
+
+async def _retell(service: RunReader, tenant: TenantId, run_id: RunId, client: str) -> AsyncIterator[ClientMessage]:
+    record = await service.get_run(tenant, run_id)
+    jupyter = record.run.jupyter
+    header: Mapping[str, Any] = {"msg_id": run_id, "msg_type": "execute_request"} if jupyter is None else jupyter.header
+    count = record.result.execution_count if record.result is not None else None
+    yield client_messages.status("busy", header)
+    if jupyter is None or jupyter.is_noted:
+        yield make("execute_input", {"code": record.run.code, "execution_count": count or 0}, header)
+    yield make("clear_output", {"wait": False}, header)
+    teller = _Teller(service, header, count)
+    last: EventType | None = None
+    async with aclosing(service.follow(run_id, 0)) as batches:  # type: ignore[type-var]
+        async for events in batches:
+            for event in events:
+                last = event.type
+                if (message := await teller.tell(event)) is not None:
+                    yield message
+    if last is not EventType.END:
+        return  # this gateway is stopping: the next one goes on
+    result = (await service.get_run(tenant, run_id)).result
+    for message in ending(header, result, has_error=teller.has_error):
+        if message.channel == "iopub" or (jupyter is not None and jupyter.client == client):
+            yield message
+
+
+class _Teller:
+    """Events as messages. Its state: the images so far, by name, and whether an error was told."""
+
+    def __init__(self, service: RunReader, header: Mapping[str, Any], execution_count: int | None) -> None:
+        self.has_error = False
+        self._service = service
+        self._header = header
+        self._execution_count = execution_count
+        self._images: dict[str, ShownImage] = {}
+
+    async def tell(self, event: Event) -> ClientMessage | None:
+        """One event; None for those that a notebook does not show."""
+        fields = event.fields
+        match event.type:
+            case EventType.STARTED:
+                self._execution_count = fields.get("execution_count") or self._execution_count
+            case EventType.STDOUT | EventType.STDERR:
+                return self._make("stream", {"name": event.type.value, "text": fields["text"]})
+            case EventType.IMAGE:
+                self._images[fields["name"]] = shown_image(fields)
+            case EventType.RESULT:
+                shown = shown_result(fields, self._images, self._execution_count)
+                return self._make(shown.kind, await self._content(shown))
+            case EventType.UPDATE:
+                shown = shown_result(fields, self._images, self._execution_count)
+                return self._make("update_display_data", await self._content(shown))
+            case EventType.CLEAR:
+                return self._make("clear_output", {"wait": bool(fields.get("wait"))})
+            case EventType.ERROR:
+                self.has_error = True
+                content = {"ename": fields["name"], "evalue": fields["value"], "traceback": list(fields["traceback"])}
+                return self._make("error", content)
+            case _:
+                pass
+        return None
+
+    async def _content(self, shown: Shown) -> dict[str, Any]:
+        images = {}
+        if shown.image is not None:
+            try:
+                artifact = await self._service.artifact(ArtifactId(shown.image.artifact_id))
+                images[shown.image.artifact_id] = artifact.data
+            except NotFound:
+                pass  # retention has removed it meanwhile
+        transient = {"display_id": shown.display_id} if shown.display_id is not None else {}
+        return {**output_content(shown, images), "transient": transient}
+
+    def _make(self, msg_type: str, content: Mapping[str, Any]) -> ClientMessage:
+        return make(msg_type, content, self._header)

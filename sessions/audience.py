@@ -1,0 +1,337 @@
+"""The Jupyter clients of one session's kernel: who is told what of all that the kernel says, and who has asked what.
+
+Replies go to whoever asked, by the msg_id of what they answer; iopub goes to everybody. A client that is away, and
+says who it is, finds what it has missed when it comes back. How messages get here and out is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+from uuid import uuid4
+
+from sessions import client_messages
+from sessions.client_messages import ClientMessage
+from sessions.errors import TooManyRequests
+from sessions.kernel import Kernel, KernelState
+from sessions.lane import Lane
+from sessions.live_run import LiveRun
+from sessions.messages import for_kernel
+from sessions.model import JupyterRequest, Result, RunId, RunStatus
+from sessions.outbox import Outbox
+from sessions.ports import Clock
+
+MAX_CLIENTS = 32
+"""Connected to one kernel."""
+
+_MAX_AWAY = 8
+_REMEMBERED = 2048
+_STATUS_BYTES = 256
+
+
+class Seat:
+    """One client's place: what it is to be told, and what it has asked. It stays for a while when the client leaves.
+
+    The state: the outbox, whether somebody is there (`on_replaced` is called when that has to go), and the requests.
+    """
+
+    def __init__(self, client: str) -> None:
+        self.client = client
+        self.outbox = Outbox()
+        self.is_taken = True
+        self.on_replaced: Callable[[], None] = _nothing
+        self.lanes = {"shell": Lane(), "control": Lane()}
+
+    def __repr__(self) -> str:
+        return f"<Seat {'taken' if self.is_taken else 'away'} {self.outbox!r} {self.lanes}>"
+
+
+@dataclass(slots=True)
+class _Cell:
+    """A run that a client has asked for: how, and what of its end has been told."""
+
+    request: JupyterRequest
+    has_reply: bool = False
+    has_idle: bool = False
+    is_aborted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request under way: whose it is, by which header that knows it, and in which lane it went."""
+
+    seat: Seat
+    header: Mapping[str, Any]
+    lane: Lane
+
+
+class Audience:
+    """`sessions.kernel.KernelTap` of a session's kernels, one after the other.
+
+    The state: the seats by client; the requests under way, and the last that were; likewise the runs of clients. And
+    whether the kernel is down, whether somebody wanted that, whether code is at work, and whether a death is to be told
+    when it is not. `on_reply` is called when a client is about to be told the kernel's reply to a run of its own.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.last_activity: datetime | None = None
+        self.on_reply: Callable[[RunId], None] = lambda _: None
+        self._seats: dict[str, Seat] = {}
+        self._asked: OrderedDict[str, _Asked] = OrderedDict()
+        self._cells: OrderedDict[RunId, _Cell] = OrderedDict()
+        self._is_down = False
+        self._is_restart_wanted = False
+        self._is_at_work = False
+        self._owes_restarting = False
+
+    def __repr__(self) -> str:
+        return f"<Audience {self._seats}, {len(self._asked)} asked, {len(self._cells)} runs>"
+
+    # --- coming and going ---------------------------------------------------------------------------------------------
+
+    def connections(self) -> int:
+        """How many clients are there."""
+        return sum(seat.is_taken for seat in self._seats.values())
+
+    def knows(self, client: str) -> bool:
+        """Whether this client has a seat."""
+        return client in self._seats
+
+    def seat(self, client: str) -> Seat:
+        """The place of a client; whoever sits there as the same client has to go. Raises TooManyRequests."""
+        seat = self._seats.pop(client, None)
+        if seat is None and self.connections() >= MAX_CLIENTS:
+            raise TooManyRequests(f"This kernel has {MAX_CLIENTS} clients already, which is as many as it may have.")
+        if seat is None:
+            seat = Seat(client)
+        elif seat.is_taken:
+            self._vacate(seat)
+            seat.on_replaced()
+        seat.is_taken = True
+        self._seats[client] = seat
+        return seat
+
+    def leave(self, seat: Seat, *, comes_back: bool) -> None:
+        """A client has gone. Of those that may come back the last few are waited for."""
+        if self._seats.get(seat.client) is not seat:
+            return
+        self._vacate(seat)
+        if not comes_back:
+            self._remove(seat)
+        away = [one for one in self._seats.values() if not one.is_taken]
+        for one in away[:-_MAX_AWAY]:
+            self._remove(one)
+
+    def _remove(self, seat: Seat) -> None:
+        del self._seats[seat.client]
+        for msg_id in [msg_id for msg_id, asked in self._asked.items() if asked.seat is seat]:
+            del self._asked[msg_id]
+
+    @staticmethod
+    def _vacate(seat: Seat) -> None:
+        seat.is_taken = False
+        seat.outbox.put_back()
+
+    def end(self) -> None:
+        """There is no kernel any more, nor will there be one."""
+        self._tell_status("dead")
+        for seat in self._seats.values():
+            seat.outbox.close()
+
+    # --- asking -------------------------------------------------------------------------------------------------------
+
+    def note_run(self, run_id: RunId, request: JupyterRequest) -> None:
+        """A client has asked for this run."""
+        self._cells[run_id] = _Cell(request)
+        while len(self._cells) > _REMEMBERED:
+            self._cells.popitem(last=False)
+
+    def ask(self, seat: Seat, message: ClientMessage, send: Callable[[bytes], None]) -> None:
+        """Pass a request on, under a msg_id of our own; when as many are unanswered as may be, later, in order.
+
+        Raises TooManyRequests when too many wait.
+        """
+        lane = seat.lanes[message.channel]
+        msg_id = uuid4().hex
+
+        def go() -> None:
+            self._asked[msg_id] = _Asked(seat, message.header, lane)
+            if len(self._asked) > _REMEMBERED:
+                self._asked.popitem(last=False)
+            send(message.frame({**for_kernel(message.header), "msg_id": msg_id}))
+
+        lane.add(msg_id, message.size_bytes, go)
+
+    # --- hearing the kernel -------------------------------------------------------------------------------------------
+
+    def on_frame(self, frame: memoryview) -> None:
+        """Pass on what the kernel says."""
+        if not self._seats:
+            return
+        message = client_messages.heard(frame)
+        if message is None:
+            return
+        self.last_activity = self._clock.now()
+        run_id = _run_of(message.parent_id)
+        cell = self._cells.get(run_id) if run_id is not None else None
+        asked = self._asked.get(message.parent_id)
+        seat = None
+        if cell is not None:
+            seat = self._seats.get(cell.request.client)
+            message = replace(message, parent_header=cell.request.header)
+            if message.msg_type == "execute_reply" and run_id is not None and not cell.has_reply:
+                cell.has_reply = True
+                self.on_reply(run_id)
+            cell.has_idle = cell.has_idle or _is_idle(message)
+        elif asked is not None:
+            seat = asked.seat
+            if _is_idle(message):
+                asked.lane.answered(message.parent_id)
+            message = replace(message, parent_header=asked.header)
+        if message.channel == "iopub":
+            self._tell_all(message, run_id)
+        elif seat is not None:
+            seat.outbox.put(message, run_id)
+
+    def on_gap(self, msg_id: str | None, dropped_bytes: int) -> None:
+        """Say that output is missing."""
+        run_id = _run_of(msg_id or "")
+        cell = self._cells.get(run_id) if run_id is not None else None
+        text = f"output was cut: {dropped_bytes} bytes were dropped on the way"
+        self._tell_all(client_messages.note(text, cell.request.header if cell is not None else {}), run_id)
+
+    def _tell_all(self, message: ClientMessage, run_id: RunId | None) -> None:
+        for seat in self._seats.values():
+            seat.outbox.put(message, run_id)
+
+    # --- what the session tells ---------------------------------------------------------------------------------------
+
+    def abort(self, run_id: RunId) -> None:
+        """This run will not be run, because one before it has failed."""
+        if (cell := self._cells.get(run_id)) is not None:
+            cell.is_aborted = True
+
+    def run_begins(self) -> None:
+        """Code is at work: if its kernel dies, its end is told first."""
+        self._is_at_work = True
+
+    def run_ended(self, live: LiveRun, result: Result | None) -> None:
+        """A run has ended; `result` is None where that could not be stored. What the kernel has not told is told."""
+        cell = self._cells.get(live.run_id)
+        if cell is None or cell.has_idle:
+            return
+        header = cell.request.header
+        asker = self._seats.get(cell.request.client)
+        messages = [client_messages.status("idle", header)]
+        if not cell.has_reply:
+            messages = ending(header, result, is_aborted=cell.is_aborted)
+        cell.has_reply = cell.has_idle = True
+        for message in messages:
+            if message.channel == "iopub":
+                self._tell_all(message, live.run_id)
+            elif asker is not None:
+                asker.outbox.put(message, live.run_id)
+
+    def run_is_over(self) -> None:
+        """Nothing is at work: a death that came meanwhile can be told."""
+        self._is_at_work = False
+        if self._owes_restarting:
+            self._owes_restarting = False
+            self._tell_status("restarting")
+            if not self._is_down:
+                self._tell_is_back()
+
+    def expect_restart(self) -> None:
+        """Somebody wants a fresh kernel: that the one there is ends is no accident."""
+        self._is_restart_wanted = True
+        self._tell_all(client_messages.make("shutdown_reply", {"status": "ok", "restart": True}, {}), None)
+
+    def kernel_changed(self, kernel: Kernel) -> None:
+        """The state of the kernel, or its link, is another one now."""
+        if kernel.state is not KernelState.READY:
+            self.kernel_lost()
+        elif self._is_down:
+            self.kernel_is_back()
+
+    def kernel_lost(self) -> None:
+        """The kernel process has ended; there will be another one. Does nothing the second time."""
+        if self._is_down:
+            return
+        self._is_down = True
+        for seat in self._seats.values():
+            for lane in seat.lanes.values():
+                lane.forget()
+        if self._is_restart_wanted:
+            return
+        if self._is_at_work:
+            self._owes_restarting = True
+        else:
+            self._tell_status("restarting")
+
+    def kernel_is_back(self) -> None:
+        """A kernel answers again."""
+        was_down, self._is_down, self._is_restart_wanted = self._is_down, False, False
+        if was_down and not self._owes_restarting:
+            self._tell_is_back()
+
+    def _tell_is_back(self) -> None:
+        self._tell_status("starting")
+        self._tell_status("idle")
+
+    def _tell_status(self, state: str) -> None:
+        self._tell_all(client_messages.status(state, {}), None)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _run_of(msg_id: str) -> RunId | None:
+    """The run that was sent under this msg_id (see requests.py)."""
+    run_id, separator, _ = msg_id.partition(".")
+    return RunId(run_id) if separator else None
+
+
+def _is_idle(message: ClientMessage) -> bool:
+    return message.msg_type == "status" and len(message.content) < _STATUS_BYTES and b'"idle"' in message.content
+
+
+def ending(
+    parent_header: Mapping[str, Any],
+    result: Result | None,
+    *,
+    is_aborted: bool = False,
+    has_error: bool = False,
+) -> list[ClientMessage]:
+    """How the end of a run is told where its kernel has not told it. Where it `has_error`, that has been told."""
+    count = result.execution_count if result is not None else None
+    if result is not None and result.status is RunStatus.OK:
+        content: dict[str, Any] = {"status": "ok", "execution_count": count, "user_expressions": {}, "payload": []}
+        messages = []
+    elif is_aborted:
+        content = {"status": "aborted"}
+        messages = [client_messages.status("busy", parent_header)]
+    else:
+        name, value, traceback = _error_of(result)
+        error = {"ename": name, "evalue": value, "traceback": traceback}
+        content = {"status": "error", "execution_count": count, "user_expressions": {}, "payload": [], **error}
+        messages = [] if has_error else [client_messages.make("error", error, parent_header)]
+    return [
+        *messages,
+        client_messages.make("execute_reply", content, parent_header, "shell"),
+        client_messages.status("idle", parent_header),
+    ]
+
+
+def _error_of(result: Result | None) -> tuple[str, str, list[str]]:
+    if result is None:
+        return "EndNotStored", "The run has ended, but that could not be stored.", []
+    if result.exception is not None:
+        return result.exception.name, result.exception.value, list(result.exception.traceback)
+    name = "".join(word.capitalize() for word in result.status.value.split("_"))
+    value = result.error or f"The run ended as {result.status.value}."
+    return name, value, [f"{name}: {value}"]

@@ -1,0 +1,121 @@
+"""Jupyter messages as they go to and from clients: whole, on whichever channel, and those of the gateway's own.
+
+What a kernel says goes on as it is, but for its parent: a request goes to the kernel under a msg_id of ours, and what
+comes of it names the client's own header again. Pure. https://jupyter-client.readthedocs.io/en/stable/messaging.html
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+from jupyter_client.session import msg_header
+
+from kernel_image.protocol import MESSAGE_CHANNELS, decode_message, encode_message
+from sessions.errors import ProtocolViolation
+from sessions.json_bounds import has_too_many_values
+from sessions.messages import decode_object
+
+_EMPTY = b"{}"
+_MAX_HEADER_BYTES = 16 << 10
+_MAX_VALUES = 1_000_000
+_MAX_CONTAINERS = 100_000
+
+_SESSION = uuid4().hex
+
+
+@dataclass(frozen=True, slots=True)
+class ClientMessage:
+    """One message. `metadata` and `content` are JSON objects, as text in UTF-8."""
+
+    channel: str
+    header: Mapping[str, Any]
+    parent_header: Mapping[str, Any]
+    metadata: bytes = _EMPTY
+    content: bytes = _EMPTY
+    buffers: tuple[bytes, ...] = ()
+
+    @property
+    def msg_type(self) -> str:
+        """What kind of message it is."""
+        return str(self.header["msg_type"])
+
+    @property
+    def msg_id(self) -> str:
+        """Its id."""
+        return str(self.header["msg_id"])
+
+    @property
+    def parent_id(self) -> str:
+        """The msg_id of what it answers; empty where it answers nothing."""
+        return str(self.parent_header.get("msg_id", ""))
+
+    @property
+    def size_bytes(self) -> int:
+        """About how much it takes."""
+        return 1024 + len(self.metadata) + len(self.content) + sum(map(len, self.buffers))
+
+    def frame(self, header: Mapping[str, Any] | None = None) -> bytes:
+        """In the framing of `v1.kernel.websocket.jupyter.org`; under another header where one is given."""
+        parts = (json.dumps(dict(part)).encode() for part in (header or self.header, self.parent_header))
+        return encode_message(self.channel, [*parts, self.metadata, self.content, *self.buffers])
+
+
+def heard(frame: memoryview) -> ClientMessage | None:
+    """What a kernel has said, with all that clients insist on; None where it is no Jupyter message.
+
+    Its metadata and content have been decoded once: what is no JSON goes no further, and what is too costly becomes a
+    note that it was cut.
+    """
+    channel, parts = decode_message(frame)
+    if channel not in MESSAGE_CHANNELS:
+        return None
+    try:
+        header, parent_header = decode_object(parts[0]), decode_object(parts[1])
+        decode_object(parts[2])
+        text = parts[3].decode()
+        if has_too_many_values(text, max_values=_MAX_VALUES, max_containers=_MAX_CONTAINERS):
+            return note(f"a {header.get('msg_type')} was cut: it had too many values in it", parent_header)
+        if not isinstance(json.loads(text), dict):
+            return None
+    except (ProtocolViolation, ValueError, RecursionError):
+        return None
+    if not isinstance(header.get("msg_type"), str) or len(parts[0]) > _MAX_HEADER_BYTES:
+        return None
+    header = _complete(header)
+    return ClientMessage(channel, header, parent_header, parts[2], parts[3], tuple(parts[4:]))
+
+
+def _complete(header: Mapping[str, Any]) -> dict[str, Any]:
+    """Clients refuse headers without these; the supervisor's own messages lack some."""
+    given = {name: value for name, value in header.items() if isinstance(value, str) or name not in _REQUIRED}
+    return {**_header(str(header["msg_type"])), **given}
+
+
+_REQUIRED = frozenset({"msg_id", "msg_type", "username", "session", "version", "date"})
+
+
+def _header(msg_type: str) -> dict[str, Any]:
+    header = msg_header(uuid4().hex, msg_type, "cellblock", _SESSION)
+    return {**header, "date": datetime.now(UTC).isoformat()}
+
+
+def make(
+    msg_type: str, content: Mapping[str, Any], parent_header: Mapping[str, Any], channel: str = "iopub"
+) -> ClientMessage:
+    """A message of the gateway's own."""
+    return ClientMessage(channel, _header(msg_type), parent_header, content=json.dumps(dict(content)).encode())
+
+
+def status(state: str, parent_header: Mapping[str, Any]) -> ClientMessage:
+    """That the kernel is `busy`, `idle`, `restarting` or `dead`."""
+    return make("status", {"execution_state": state}, parent_header)
+
+
+def note(text: str, parent_header: Mapping[str, Any]) -> ClientMessage:
+    """A line of our own in the output of whatever `parent_header` asked for."""
+    return make("stream", {"name": "stderr", "text": f"[cellblock] {text}\n"}, parent_header)
