@@ -9,11 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from jupyter_client import BlockingKernelClient, KernelManager
+from websockets.sync.client import connect
 
 # Else a kernel that prints faster than its client reads drops lines, and even the `idle` that the client waits for.
 WAIT_FOR_READERS = "import zmq; get_ipython().kernel.iopub_thread.socket.setsockopt(zmq.XPUB_NODROP, 1)"
@@ -117,3 +119,36 @@ class Gateway:
         except OSError:
             self._connection.close()
             return 0
+
+
+class Channels:
+    """A Jupyter client of one session's kernel, over the WebSocket that JupyterLab's server speaks."""
+
+    def __init__(self, gateway: Gateway, session: str) -> None:
+        """The session must be there."""
+        self._url = f"ws://127.0.0.1:{gateway.port}/api/kernels/{session}/channels"
+
+    def __enter__(self) -> Self:
+        self._socket = connect(self._url, max_size=None, compression=None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def run(self, code: str, take: Callable[[str], None]) -> None:
+        """Execute, and return when the reply and all output are there; `take` gets the text as it comes."""
+        header = {"msg_id": uuid.uuid4().hex, "msg_type": "execute_request", "session": "bench", "username": ""}
+        self._socket.send(json.dumps({"channel": "shell", "header": header, "content": {"code": code}}))
+        left = {"execute_reply", "idle"}
+        while left:
+            message = json.loads(self._socket.recv())
+            content = message["content"]
+            if message["parent_header"].get("msg_id") != header["msg_id"]:
+                continue
+            if message["msg_type"] == "stream":
+                take(content["text"])
+            elif message["msg_type"] == "execute_reply":
+                assert content["status"] == "ok", content
+                left.discard("execute_reply")
+            elif message["msg_type"] == "status":
+                left.discard(content["execution_state"])

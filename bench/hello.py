@@ -24,7 +24,7 @@ from typing import Any
 
 import docker
 import psutil
-from contestants import BareKernel, Gateway, end_on_sigterm
+from contestants import BareKernel, Channels, Gateway, end_on_sigterm
 
 from gateway.clock import SystemClock
 from gateway.config import load
@@ -57,6 +57,7 @@ manager.shutdown_kernel(now=True)
 SETTLE_S = 0.4
 POOL = 1
 SESSION = "bench"
+JUPYTER_SESSION = "bench-jupyter"
 
 
 def main() -> None:
@@ -92,12 +93,16 @@ async def measure(rounds: int) -> dict[str, Any]:
             store = PostgresStore(url)
             stack.push_async_callback(store.close)
             stored = await _service(stack, root / "s", image, preload, store)
+            await _until_warm(gateway, memory, stored)
+            gateway.ask("POST", "/sessions", {"session_id": JUPYTER_SESSION})
+            channels = outer.enter_context(Channels(gateway, JUPYTER_SESSION))
             kinds: dict[str, Callable[[], Awaitable[None]]] = {
                 "bare ipykernel": _blocking(_ask_bare, bare),
                 "engine alone": lambda: _run(memory),
                 "engine and Postgres": lambda: _run(stored),
                 "gateway over HTTP": _blocking(_ask_gateway, gateway),
                 "the same in a session": _blocking(_ask_gateway, gateway, SESSION),
+                "a Jupyter client's cell": _blocking(_ask_bare, channels),
             }
             for number in range(rounds + 3):
                 for kind, once in kinds.items():
@@ -108,7 +113,8 @@ async def measure(rounds: int) -> dict[str, Any]:
                 if number % 10 == 0:
                     print(f"   round {number} of {rounds}", file=sys.stderr)
             await _until_warm(gateway, memory, stored)
-            gateway.ask("DELETE", f"/sessions/{SESSION}")
+            for session in (SESSION, JUPYTER_SESSION):
+                gateway.ask("DELETE", f"/sessions/{session}")
             sizes = {
                 "gateway": psutil.Process(gateway.pid).memory_info().rss,
                 "idle warm container": _container_bytes(gateway.gateway_id),
@@ -149,7 +155,7 @@ async def _timed(once: Callable[[], Awaitable[None]]) -> float:
 # --- the kinds --------------------------------------------------------------------------------------------------------
 
 
-def _ask_bare(kernel: BareKernel) -> None:
+def _ask_bare(kernel: BareKernel | Channels) -> None:
     heard: list[str] = []
     kernel.run(CODE, heard.append)
     assert "".join(heard) == "1\n"

@@ -2,9 +2,9 @@
 
     .venv/bin/python bench/streaming.py --rounds 20
 
-Each round prints the same lines on the bare kernel (read by jupyter_client), and in sessions over server-sent events
-and over a WebSocket, with and without `flush=True`. Then come ten streams at once, ten times as many lines, and single
-lines. Medians and their ratios are what to quote. Needs Docker and the kernel image.
+Each round prints the same lines on the bare kernel (read by jupyter_client), and in sessions over server-sent events,
+over a WebSocket and as a cell of a Jupyter client, with and without `flush=True`. Then come ten streams at once, ten
+times as many lines, and single lines. Medians and their ratios are what to quote. Needs Docker and the kernel image.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import psutil
-from contestants import BareKernel, Gateway, end_on_sigterm
+from contestants import BareKernel, Channels, Gateway, end_on_sigterm
 from websockets.sync.client import connect
 
 from gateway.config import load
@@ -111,6 +111,7 @@ def compare(gateway: Gateway, bare: BareKernel, session: str, rounds: int, lines
         "bare ipykernel": bare.run,
         "server-sent events": lambda code, take: over_sse(gateway, session, code, take),
         "WebSocket": lambda code, take: over_websocket(gateway, session, code, take),
+        "Jupyter client": lambda code, take: over_channels(gateway, session, code, take),
     }
     for ask in asks.values():
         ask(program(WARM_UP_LINES, flush=True), lambda _: None)
@@ -251,6 +252,12 @@ def over_websocket(gateway: Gateway, session: str, code: str, take: Take) -> Non
             elif event["type"] in ("end", "error"):
                 assert event.get("status") == "ok", event
                 return
+
+
+def over_channels(gateway: Gateway, session: str, code: str, take: Take) -> None:
+    """Run it as a cell of a Jupyter client."""
+    with Channels(gateway, session) as channels:
+        channels.run(code, take)
 
 
 class Memory:

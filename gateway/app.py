@@ -130,7 +130,7 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
         signals.serving.set()
         await signals.stop.wait()
         _log.info("draining", timeout_s=DRAIN_TIMEOUT_S)
-        await _drain(service, signals)
+        await _drain(service, context, signals)
     _log.info("stopped")
 
 
@@ -252,11 +252,13 @@ def _context(config: Config, service: Service) -> Context:
     )
 
 
-async def _drain(service: Service, signals: StopSignals) -> None:
+async def _drain(service: Service, context: Context, signals: StopSignals) -> None:
     """Let runs in flight end, within the time, unless a second signal says to hurry."""
     draining = asyncio.ensure_future(service.drain(DRAIN_TIMEOUT_S))
     hurried = asyncio.ensure_future(signals.hurry.wait())
     try:
+        await asyncio.sleep(0)  # from here on nobody is let in
+        context.streams.end_early()
         await asyncio.wait({draining, hurried}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         hurried.cancel()

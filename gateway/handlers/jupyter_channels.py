@@ -44,6 +44,7 @@ class JupyterChannels(SocketHandler):
     """
 
     route: ClassVar[str] = "/api/kernels/{id}/channels"
+    ends_early: ClassVar[bool] = True
 
     def __init__(self, application: Application, request: HTTPServerRequest, **kwargs: Any) -> None:
         self._attachment: Attachment | None = None

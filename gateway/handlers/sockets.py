@@ -32,6 +32,7 @@ class SocketHandler(BaseHandler, WebSocketHandler):
     """One WebSocket. Its state beside the base class's: whether it is closed, and who is writing."""
 
     methods: ClassVar[tuple[str, ...]] = ("GET",)
+    ends_early: ClassVar[bool] = False
 
     def __init__(self, application: Application, request: HTTPServerRequest, **kwargs: Any) -> None:
         self.is_closed = False

@@ -11,7 +11,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import structlog
 from tornado.httputil import HTTPHeaders
@@ -49,6 +49,8 @@ class StreamingHandler(BaseHandler):
 
     Its state: `_streaming`, the task that sends them, and whether the stream was ended from outside.
     """
+
+    ends_early: ClassVar[bool] = False
 
     _streaming: asyncio.Task[None] | None = None
     _is_ended = False

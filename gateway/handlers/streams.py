@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from sessions.errors import Draining, TooManyRequests, Unavailable
 from sessions.model import TenantId
@@ -23,6 +23,8 @@ class Stream(Protocol):
     """One of them."""
 
     tenant: TenantId
+    ends_early: ClassVar[bool]
+    """Whether it ends when this gateway is told to stop, rather than once what runs has ended."""
 
     def end_stream(self) -> None:
         """End it as politely as its protocol allows."""
@@ -72,6 +74,12 @@ class Streams:
             yield
         finally:
             self.leave(stream)
+
+    def end_early(self) -> None:
+        """End those that would only find that nothing new is taken: their clients come back, to the next gateway."""
+        for stream in list(self._open):
+            if stream.ends_early:
+                stream.end_stream()
 
     async def close_all(self) -> None:
         """Take no more and end those that are open; their runs go on. Takes two seconds at most.
