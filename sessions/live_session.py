@@ -14,7 +14,7 @@ from typing import Any
 from sessions.attempts import NOT_RUN, Attempts, NotRun
 from sessions.kernel import Kernel
 from sessions.live_run import INTERRUPT_GRACE_S, LiveRun, Stop
-from sessions.model import RunStatus, Session, SessionState, SessionView
+from sessions.model import JupyterSession, RunStatus, Session, SessionState, SessionView
 from sessions.ports import Clock, KernelFiles, Store
 from sessions.session_kernel import SessionKernel
 from sessions.supply import KernelSupply
@@ -34,6 +34,7 @@ class LiveSession:
     ) -> None:
         self.current: LiveRun | None = None
         self.is_over = False
+        self._kernel_name = kernel_name
         self._kernel = SessionKernel(record, kernel_name, store, supply, clock)
         self._store = store
         self._attempts = attempts
@@ -70,7 +71,7 @@ class LiveSession:
             state = SessionState.STARTING if self._turn.locked() else SessionState.DEAD
         else:
             state = SessionState.IDLE if self.kernel.is_ready() else SessionState.STARTING
-        return SessionView(self.record, state)
+        return SessionView(self.record, state, self._kernel_name, last_activity=self.record.last_used_at)
 
     def runs(self) -> int:
         """How many runs are at work or wait."""
@@ -107,6 +108,11 @@ class LiveSession:
     async def renew(self, idle_timeout_s: float | None = None, max_lifetime_s: float | None = None) -> None:
         """It is being used now; change the time-outs that are given. Raises StoreUnavailable."""
         await self._kernel.renew(idle_timeout_s, max_lifetime_s)
+        self._used_s = self._clock.monotonic()
+
+    async def name_for_jupyter(self, jupyter: JupyterSession, above: int) -> None:
+        """See `SessionKernel.name_for_jupyter`. It is being used now."""
+        await self._kernel.name_for_jupyter(jupyter, above)
         self._used_s = self._clock.monotonic()
 
     def interrupt(self) -> None:
