@@ -17,7 +17,7 @@ from sessions.audience import Audience
 from sessions.errors import StoreUnavailable
 from sessions.kernel import Kernel
 from sessions.live_run import INTERRUPT_GRACE_S, LiveRun, Stop
-from sessions.model import Result, RunId, RunStatus, Session, SessionState, SessionView
+from sessions.model import JupyterSession, Result, RunId, RunStatus, Session, SessionState, SessionView
 from sessions.ports import Clock, KernelFiles, Store
 from sessions.session_kernel import SessionKernel
 from sessions.supply import KernelSupply
@@ -42,6 +42,7 @@ class LiveSession:
     ) -> None:
         self.current: LiveRun | None = None
         self.is_over = False
+        self._kernel_name = kernel_name
         self.audience = Audience(clock)
         self.audience.on_reply = self._note_reply
         self._kernel = SessionKernel(
@@ -84,7 +85,14 @@ class LiveSession:
             state = SessionState.STARTING if self._turn.locked() else SessionState.DEAD
         else:
             state = SessionState.IDLE if self.kernel.is_ready() else SessionState.STARTING
-        return SessionView(self.record, state)
+        heard_at = self.audience.last_activity or self.record.last_used_at
+        return SessionView(
+            self.record,
+            state,
+            self._kernel_name,
+            last_activity=max(heard_at, self.record.last_used_at),
+            connections=self.audience.connections(),
+        )
 
     def runs(self) -> int:
         """How many runs are at work or wait."""
@@ -133,6 +141,11 @@ class LiveSession:
     async def _try_to_renew(self) -> None:
         with suppress(StoreUnavailable):
             await self.renew()
+
+    async def name_for_jupyter(self, jupyter: JupyterSession, above: int) -> None:
+        """See `SessionKernel.name_for_jupyter`. It is being used now."""
+        await self._kernel.name_for_jupyter(jupyter, above)
+        self._used_s = self._clock.monotonic()
 
     def interrupt(self) -> None:
         """Interrupt what runs, as Ctrl-C would; a kernel that ignores it is killed."""

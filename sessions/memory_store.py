@@ -222,8 +222,11 @@ class MemoryStore:
         """See `Store`. One of the same name that is not this one is left alone."""
         self._check()
         if kept := self._same(session):
+            newer = session if session.jupyter_version > kept.jupyter_version else kept
             self.sessions[_name(session)] = replace(
                 kept,
+                jupyter=newer.jupyter,
+                jupyter_version=newer.jupyter_version,
                 last_used_at=max(kept.last_used_at, session.last_used_at),
                 idle_timeout_s=session.idle_timeout_s,
                 max_lifetime_s=session.max_lifetime_s,

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Any, NewType
+from uuid import UUID, uuid5
 
 from sessions.settings import Limits
 
@@ -30,6 +32,16 @@ GatewayId = NewType("GatewayId", str)
 
 TenantId = NewType("TenantId", str)
 SessionId = NewType("SessionId", str)
+
+PublicKernelId = NewType("PublicKernelId", str)
+"""What clients know a session's kernel by, whichever container it is in: see `Session.public_kernel_id`."""
+
+JupyterSessionId = NewType("JupyterSessionId", str)
+"""UUID (canonical text form) of what Jupyter's REST API calls a session: a name for a kernel."""
+
+MAX_ID_CHARACTERS = 128
+_JUPYTERS_KERNEL_ID = re.compile(r"\w+-\w+-\w+-\w+-\w+", re.ASCII)
+_PUBLIC_KERNELS = UUID("6c0d2f5e-6a57-4f0e-9d53-0b8f4f1f9a52")
 
 ANONYMOUS = TenantId("anonymous")
 """The tenant of requests without a token, where none is required."""
@@ -321,13 +333,32 @@ class SessionNews(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class JupyterSession:
+    """What a Jupyter client calls a kernel: the path of a notebook, as a rule. `name` and `type` are the client's own.
+
+    `path` may hold NUL and lone surrogates, and so may the others.
+    """
+
+    id: JupyterSessionId
+    path: str
+    name: str | None
+    type: str
+
+    def as_json(self) -> dict[str, Any]:
+        """As it is stored."""
+        return {"id": self.id, "path": self.path, "name": self.name, "type": self.type}
+
+
+@dataclass(frozen=True, slots=True)
 class Session:
     """A kernel with an id that a client keeps.
 
     `kernel_id` is None while no sandbox is there. `generation` says which of the kernel processes that its supervisor
     has started one after the other (counted from a number of its own) the client knows of. `version` counts what has
     changed of its kernel and news (`kernel_id`, `generation`, `news`): a write of them with an older one than is stored
-    is ignored, or with the same. `usage` and `runs` add up its ended runs; `memory_peak_bytes` is their largest.
+    is ignored, or with the same. `jupyter_version` does so for `jupyter`; where two sessions have the same one, because
+    it was moved and the old kernel is not gone yet, it belongs to the one with the higher. `usage` and `runs` add up
+    its ended runs; `memory_peak_bytes` is their largest.
     """
 
     tenant: TenantId
@@ -344,6 +375,16 @@ class Session:
     version: int = 0
     runs: int = 0
     usage: Usage = Usage(0.0, 0.0, 0)
+    jupyter: JupyterSession | None = None
+    jupyter_version: int = 0
+
+    @property
+    def public_kernel_id(self) -> PublicKernelId:
+        """The session's own id where a Jupyter client takes that for a kernel's, else a UUID that stays the same."""
+        if can_name_a_kernel(self.session_id):
+            return PublicKernelId(self.session_id)
+        created_at = self.created_at.astimezone(UTC).isoformat()
+        return PublicKernelId(str(uuid5(_PUBLIC_KERNELS, f"{self.tenant}\0{self.session_id}\0{created_at}")))
 
     @property
     def expires_at(self) -> datetime:
@@ -352,17 +393,28 @@ class Session:
         return min(idle, self.created_at + timedelta(seconds=self.max_lifetime_s))
 
 
+def can_name_a_kernel(text: str) -> bool:
+    """Whether Jupyter clients and servers take this for a kernel's id; what they do, a session may have for its own."""
+    return len(text) <= MAX_ID_CHARACTERS and _JUPYTERS_KERNEL_ID.fullmatch(text) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class SessionView:
-    """A session as it is now."""
+    """A session as it is now. `kernel_name` is the kernelspec's; `connections` counts the Jupyter clients on it."""
 
     session: Session
     state: SessionState
+    kernel_name: str
+    last_activity: datetime
+    connections: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class SessionRequest:
-    """What a caller asks for, already validated. Without a `session_id` one is made up."""
+    """What a caller asks for, already validated. Without a `session_id` one is made up.
+
+    `jupyter` and its version are what Jupyter's REST API calls the session from the beginning.
+    """
 
     tenant: TenantId
     session_id: SessionId | None
@@ -370,6 +422,8 @@ class SessionRequest:
     variables: Mapping[str, Any]
     idle_timeout_s: float
     max_lifetime_s: float
+    jupyter: JupyterSession | None = None
+    jupyter_version: int = 0
 
 
 @dataclass(frozen=True, slots=True)

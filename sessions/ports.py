@@ -142,7 +142,8 @@ class Store(Protocol):
     async def renew_session(self, session: Session) -> None:
         """Record the two time-outs of a session, and when it was last used, which never goes back.
 
-        Whatever its version is. No error if unknown.
+        Also its Jupyter session, if `jupyter_version` is above the stored one. Whatever its `version` is. No error if
+        unknown.
         """
         ...
 

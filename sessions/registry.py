@@ -82,6 +82,13 @@ class Registry:
         session = self._sessions.get((tenant, session_id))
         return None if session is None or session.is_over else session
 
+    def find_kernel(self, tenant: TenantId, kernel_id: str) -> LiveSession | None:
+        """A tenant's session by what clients know its kernel by, or by its own id; or None."""
+        session = self.find(tenant, SessionId(kernel_id))
+        if session is not None:
+            return session
+        return next((one for one in self.of_tenant(tenant) if one.record.public_kernel_id == kernel_id), None)
+
     def of_tenant(self, tenant: TenantId) -> list[LiveSession]:
         """A tenant's sessions, oldest first."""
         sessions = [session for (owner, _), session in self._sessions.items() if owner == tenant]
@@ -118,7 +125,7 @@ class Registry:
         """
         session_id = asked.session_id or SessionId(uuid4().hex)
         async with self.turn(asked.tenant, session_id):
-            if self.find(asked.tenant, session_id) is not None:
+            if self.find_kernel(asked.tenant, session_id) is not None:
                 raise Conflict("There is a session with this id already: use it, delete it, or choose another id.")
             session = await self._make(asked, SessionNews.NONE, session_id)
             try:
@@ -152,6 +159,8 @@ class Registry:
             created_at=now,
             last_used_at=now,
             news=news,
+            jupyter=asked.jupyter,
+            jupyter_version=asked.jupyter_version,
         )
         session = self._live(record)
         # Reserved before anything is awaited: sessions being made count too.
@@ -211,7 +220,8 @@ class Registry:
                 )
                 continue
             # Above all that a write of the earlier gateway, which may still be on its way, can have counted to.
-            session = self._live(replace(record, version=record.version + _TAKEN_OVER))
+            version, jupyter_version = record.version + _TAKEN_OVER, record.jupyter_version + _TAKEN_OVER
+            session = self._live(replace(record, version=version, jupyter_version=jupyter_version))
             session.adopt(kernels.get(record.kernel_id) if record.kernel_id is not None else None)
             self._sessions[record.tenant, record.session_id] = session
 

@@ -26,6 +26,7 @@ from sessions.errors import (
     NotFound,
 )
 from sessions.execution import Execution
+from sessions.jupyter_sessions import JupyterSessions
 from sessions.live_run import INTERRUPT_GRACE_S, Stop
 from sessions.live_runs import LiveRuns
 from sessions.live_session import LiveSession
@@ -34,6 +35,7 @@ from sessions.model import (
     ArtifactId,
     Event,
     GatewayId,
+    JupyterSession,
     KernelId,
     Progress,
     Result,
@@ -76,7 +78,10 @@ class Readiness:
 
 
 class Service:
-    """Runs and sessions. Its own state: what callers have begun, whether the store answers, whether it is to end."""
+    """Runs and sessions; `jupyter` is what Jupyter's REST API makes of these.
+
+    Its own state: what callers have begun, whether the store answers, whether it is to end.
+    """
 
     def __init__(
         self,
@@ -135,6 +140,7 @@ class Service:
         self._beginnings = Beginnings(parts)
         self._recovery = Recovery(parts)
         self._attachments = Attachments(parts, self.begin)
+        self.jupyter = JupyterSessions(self, session_limits)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._draining = False
         self._has_recovered = False
@@ -298,6 +304,21 @@ class Service:
         """One of them. Raises NotFound, as all that follow do."""
         return self._sessions.get(tenant, session_id).view()
 
+    def session_of_kernel(self, tenant: TenantId, kernel_id: str) -> SessionView:
+        """The session of this public kernel id, or of this `session_id`."""
+        session = self._sessions.find_kernel(tenant, kernel_id)
+        if session is None:
+            raise NotFound("There is no kernel by that id.")
+        return session.view()
+
+    async def name_for_jupyter(
+        self, tenant: TenantId, session_id: SessionId, jupyter: JupyterSession, above: int
+    ) -> SessionView:
+        """Record what Jupyter's REST API calls it. Raises Conflict when it has another name there."""
+        session = self._sessions.get(tenant, session_id)
+        await session.name_for_jupyter(jupyter, above)
+        return session.view()
+
     async def renew_session(
         self, tenant: TenantId, session_id: SessionId, *, idle_timeout_s: float | None, max_lifetime_s: float | None
     ) -> SessionView:
@@ -341,10 +362,6 @@ class Service:
     async def get_events(self, tenant: TenantId, run_id: RunId) -> tuple[RunRecord, Sequence[Event]]:
         """A run with all that is committed of its events. Raises as `get_run` does."""
         return await self.get_run(tenant, run_id), await self._runs.events(run_id)
-
-    def session_of_kernel(self, tenant: TenantId, kernel_id: str) -> SessionView:
-        """The session whose kernel Jupyter clients know by this id."""
-        return self._sessions.get(tenant, SessionId(kernel_id)).view()
 
     async def attach(self, tenant: TenantId, session_id: SessionId, client: str | None) -> Attachment:
         """Let a Jupyter client at its kernel, which comes back as the same `client`. Raises TooManyRequests."""

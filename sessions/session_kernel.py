@@ -14,10 +14,10 @@ from typing import Any
 import structlog
 
 from sessions.audience import Audience
-from sessions.errors import KernelLost, NotFound, StoreUnavailable, Unavailable
+from sessions.errors import Conflict, KernelLost, NotFound, StoreUnavailable, Unavailable
 from sessions.kernel import Kernel, KernelState
 from sessions.live_run import LiveRun
-from sessions.model import Result, Session, SessionNews, Usage
+from sessions.model import JupyterSession, Result, Session, SessionNews, Usage
 from sessions.ports import Clock, Store
 from sessions.supply import CLAIM_TIMEOUT_S, KernelSupply
 
@@ -105,6 +105,26 @@ class SessionKernel:
             await self._store.renew_session(replace(self.record, last_used_at=used_at, **times))
             self.record = replace(self.record, last_used_at=max(used_at, self.record.last_used_at), **times)
 
+    async def name_for_jupyter(self, jupyter: JupyterSession, above: int) -> None:
+        """Record what Jupyter's REST API calls it, under a version above this one too; it is being used now.
+
+        Not with the kernel's changes, whose turn may come only once what runs has ended. Raises Conflict when it has
+        another Jupyter session, NotFound when it is over, StoreUnavailable.
+        """
+        async with self._writing:
+            self._check()
+            known = self.record.jupyter
+            if known is not None and known.id != jupyter.id:
+                raise Conflict("This kernel has a Jupyter session already: use that one, or another kernel.")
+            version = max(self.record.jupyter_version, above) + 1
+            # If the write below is refused, it may still come late; what is written next is above it then.
+            self.record = replace(self.record, jupyter_version=version + 1)
+            changes: dict[str, Any] = {"jupyter": jupyter, "jupyter_version": version}
+            used_at = self._clock.now()
+            await self._store.renew_session(replace(self.record, last_used_at=used_at, **changes))
+            self.record = replace(self.record, last_used_at=max(used_at, self.record.last_used_at), **changes)
+            self._check()
+
     def give_up(self) -> None:
         """The session is over: so is its kernel."""
         self.is_over = True
@@ -155,6 +175,8 @@ class SessionKernel:
             idle_timeout_s=self.record.idle_timeout_s,
             max_lifetime_s=self.record.max_lifetime_s,
             last_used_at=max(after.last_used_at, self.record.last_used_at),
+            jupyter=self.record.jupyter,
+            jupyter_version=self.record.jupyter_version,
         )
         kernel = self.kernel
         if kernel is not None and kernel.state is KernelState.GONE:

@@ -17,6 +17,7 @@ from tornado.websocket import WebSocketClosedError
 
 from gateway.clock import SystemClock
 from gateway.handlers import base
+from gateway.handlers.jupyter_base import JupyterHandler
 from gateway.handlers.jupyter_framing import Framing, framing_of
 from gateway.handlers.jupyter_retelling import retell
 from gateway.handlers.sockets import SocketHandler
@@ -36,7 +37,7 @@ _PROTOCOL_ERROR = 1002
 _log = structlog.get_logger("cellblock.http")
 
 
-class JupyterChannels(SocketHandler):
+class JupyterChannels(JupyterHandler, SocketHandler):
     """One connection.
 
     Its state: the attachment and the framing once they are known, the task that tells the client what it is to be told,

@@ -17,7 +17,7 @@ from gateway.handlers.artifacts import FileHandler, ImageHandler
 from gateway.handlers.base import MAX_HEADER_BYTES
 from gateway.handlers.context import Context
 from gateway.handlers.first_lines import AbsoluteFormRequest, SpeakingStream, bare_answer
-from gateway.handlers.jupyter_channels import JupyterChannels
+from gateway.handlers.jupyter_routes import JUPYTER_ROUTES
 from gateway.handlers.ops import HealthHandler, ReadyHandler, RootHandler, UnknownRouteHandler
 from gateway.handlers.runcode import RunCodeHandler
 from gateway.handlers.runcode_ws import RunCodeSocket
@@ -60,9 +60,9 @@ def make_application(context: Context) -> Application:
             (r"/sessions/[^/]+/notebook", SessionNotebookHandler, given),
             (r"/sessions/[^/]+/files", SessionFilesHandler, given),
             (r"/sessions/[^/]+/files/.*", SessionFileHandler, given),
-            (r"/api/kernels/[^/]+/channels", JupyterChannels, given),
             (r"/image/.*", ImageHandler, given),
             (r"/file/.*", FileHandler, given),
+            *((pattern, handler, given) for pattern, handler in JUPYTER_ROUTES),
             (r"/healthz", HealthHandler, given),
             (r"/readyz", ReadyHandler, given),
             (r"/", RootHandler, given),

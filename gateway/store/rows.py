@@ -15,6 +15,7 @@ from sessions.model import (
     Event,
     EventType,
     JupyterRequest,
+    JupyterSession,
     Progress,
     Result,
     Run,
@@ -99,6 +100,8 @@ def to_session(row: Row[Any]) -> Session:
         version=row.version,
         runs=row.runs,
         usage=Usage(row.wall_ms, row.cpu_ms, row.memory_peak_bytes),
+        jupyter=None if row.jupyter is None else JupyterSession(**row.jupyter),
+        jupyter_version=row.jupyter_version,
     )
 
 

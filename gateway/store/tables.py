@@ -118,7 +118,8 @@ artifacts = Table(
 # A session is a tenant's name for a kernel. The row outlives the gateway process, so that a restarted one can find the
 # kernel again. `expires_at` follows from the other columns: least(created_at + max_lifetime_s, last_used_at +
 # idle_timeout_s). `version` counts what has changed of `kernel_id`, `generation` and `news`. `runs` and what follows it
-# sum up the session's ended runs.
+# sum up the session's ended runs. `jupyter` is what Jupyter's REST API calls the session (id, path, name, type), and
+# `jupyter_version` counts its changes.
 sessions = Table(
     "sessions",
     metadata,
@@ -139,6 +140,8 @@ sessions = Table(
     Column("wall_ms", Double, nullable=False, server_default=text("0")),
     Column("cpu_ms", Double, nullable=False, server_default=text("0")),
     Column("memory_peak_bytes", BigInteger, nullable=False, server_default=text("0")),
+    Column("jupyter", LosslessJSON),
+    Column("jupyter_version", BigInteger, nullable=False, server_default=text("0")),
     Index("sessions_of_gateway", "gateway_id"),
 )
 

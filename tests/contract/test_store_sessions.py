@@ -8,13 +8,25 @@ from datetime import timedelta
 import pytest
 from run_records import NOW, new_kernel_id, new_run, new_session, ok
 
-from sessions.model import Batch, GatewayId, Session, SessionId, SessionNews, TenantId, Usage
+from sessions.model import (
+    Batch,
+    GatewayId,
+    JupyterSession,
+    JupyterSessionId,
+    Session,
+    SessionId,
+    SessionNews,
+    TenantId,
+    Usage,
+)
 from sessions.ports import Store
 
 HERE = GatewayId("gateway-a")
 ELSEWHERE = GatewayId("gateway-b")
 AWKWARD = "NUL \x00, lone surrogate \ud800, \u4e2d\u6587"
 LATER = NOW + timedelta(seconds=7)
+NOTEBOOK = JupyterSession(JupyterSessionId("j"), f"{AWKWARD}/a.ipynb", AWKWARD, "notebook")
+CONSOLE = JupyterSession(JupyterSessionId("j"), "console", None, "console")
 
 
 async def all_sessions(store: Store) -> list[Session]:
@@ -34,6 +46,8 @@ def after_a_run(session: Session) -> Session:
         usage=Usage(1.5, 0.5, 1 << 40),
         idle_timeout_s=1.0,
         max_lifetime_s=2.0,
+        jupyter=CONSOLE,
+        jupyter_version=session.jupyter_version + 1,
     )
 
 
@@ -49,6 +63,8 @@ async def test_sessions_come_back_as_they_were_oldest_first(store: Store) -> Non
         version=1 << 40,
         runs=2,
         usage=Usage(1.5, 0.5, 1 << 40),
+        jupyter=NOTEBOOK,
+        jupyter_version=1 << 40,
     )
     foreign = new_session(gateway_id=ELSEWHERE)
     assert [await store.add_session(session) for session in (young, old, foreign)] == [None] * 3
@@ -101,7 +117,7 @@ def with_kernel(session: Session, changed: Session) -> Session:
 
 
 async def test_an_update_writes_the_kernel_and_the_news_of_it(store: Store) -> None:
-    session = new_session(runs=2, usage=Usage(1.0, 2.0, 3))
+    session = new_session(runs=2, usage=Usage(1.0, 2.0, 3), jupyter=NOTEBOOK, jupyter_version=3)
     await store.add_session(session)
     changed = after_a_run(session)
     await store.update_session(changed)
@@ -120,7 +136,21 @@ async def test_a_renewal_writes_the_time_outs_and_the_time_whatever_its_version(
     session = new_session(kernel_id=new_kernel_id(), version=7, runs=2, usage=Usage(1.0, 2.0, 3))
     await store.add_session(session)
     await store.renew_session(replace(after_a_run(session), version=0))
-    assert await all_sessions(store) == [replace(session, last_used_at=LATER, idle_timeout_s=1.0, max_lifetime_s=2.0)]
+    renewed = replace(session, last_used_at=LATER, idle_timeout_s=1.0, max_lifetime_s=2.0)
+    assert await all_sessions(store) == [replace(renewed, jupyter=CONSOLE, jupyter_version=1)]
+
+
+async def test_a_renewal_writes_what_jupyter_calls_it_if_that_is_newer(store: Store) -> None:
+    session = new_session(jupyter=NOTEBOOK, jupyter_version=7)
+    await store.add_session(session)
+    for version in (6, 7):
+        await store.renew_session(replace(session, jupyter=CONSOLE, jupyter_version=version))
+        await store.renew_session(replace(session, jupyter=None, jupyter_version=version))
+        assert await all_sessions(store) == [session]
+    for jupyter, version in ((CONSOLE, 8), (NOTEBOOK, 9), (None, 11)):
+        changed = replace(session, jupyter=jupyter, jupyter_version=version)
+        await store.renew_session(changed)
+        assert await all_sessions(store) == [changed]
 
 
 @pytest.mark.parametrize("by_run", [True, False])
@@ -178,14 +208,20 @@ async def test_the_largest_numbers_are_kept(store: Store) -> None:
     assert record.result == ok(run, usage=usage, execution_count=(1 << 31) - 1)
 
 
-async def test_the_end_of_a_run_leaves_out_only_the_time_outs(store: Store) -> None:
-    run, session = new_run(), new_session()
+async def test_the_end_of_a_run_leaves_out_only_the_time_outs_and_jupyters_part(store: Store) -> None:
+    run, session = new_run(), new_session(jupyter=NOTEBOOK, jupyter_version=3)
     await store.add_run(run)
     await store.add_session(session)
     changed = after_a_run(session)
     await store.finish_run(ok(run), Batch(), NOW, changed)
     assert await all_sessions(store) == [
-        replace(changed, idle_timeout_s=session.idle_timeout_s, max_lifetime_s=session.max_lifetime_s)
+        replace(
+            changed,
+            idle_timeout_s=session.idle_timeout_s,
+            max_lifetime_s=session.max_lifetime_s,
+            jupyter=NOTEBOOK,
+            jupyter_version=3,
+        )
     ]
 
 

@@ -28,7 +28,7 @@ ADD_SESSION = typed(
     WHERE sessions.gateway_id <> EXCLUDED.gateway_id AND sessions.expires_at <= EXCLUDED.created_at
     RETURNING 1
     """,  # noqa: S608 - made of the table's own names
-    sessions, *_NAMING, "language",
+    sessions, *_NAMING, "language", "jupyter",
 )  # fmt: skip
 
 UPDATE_SESSION = typed(
@@ -44,12 +44,14 @@ RENEW_SESSION = typed(
     """
     UPDATE sessions SET last_used_at = greatest(last_used_at, :last_used_at),
                         idle_timeout_s = :idle_timeout_s, max_lifetime_s = :max_lifetime_s,
+                        jupyter = CASE WHEN jupyter_version < :jupyter_version THEN :jupyter ELSE jupyter END,
+                        jupyter_version = greatest(jupyter_version, :jupyter_version),
                         expires_at = least(created_at + make_interval(secs => :max_lifetime_s),
                                            greatest(last_used_at, :last_used_at)
                                            + make_interval(secs => :idle_timeout_s))
     WHERE tenant = :tenant AND session_id = :session_id AND gateway_id = :gateway_id AND created_at = :created_at
     """,
-    sessions, *_NAMING,
+    sessions, *_NAMING, "jupyter",
 )  # fmt: skip
 
 REMOVE_SESSION = typed(
@@ -111,6 +113,8 @@ def parameters(session: Session) -> dict[str, Any]:
         "wall_ms": session.usage.wall_ms,
         "cpu_ms": session.usage.cpu_ms,
         "memory_peak_bytes": session.usage.memory_peak_bytes,
+        "jupyter": None if session.jupyter is None else session.jupyter.as_json(),
+        "jupyter_version": session.jupyter_version,
     }
 
 

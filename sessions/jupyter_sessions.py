@@ -1,0 +1,183 @@
+"""What Jupyter's REST API calls sessions: names for kernels, of which each kernel has one at most.
+
+They are kept with our own sessions, which are its kernels. It knows neither how kernels are made nor where all this is
+written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+from uuid import uuid4
+from weakref import WeakValueDictionary
+
+from sessions.errors import InvalidRequest, NotFound, UnsupportedLanguage
+from sessions.model import (
+    JupyterSession,
+    JupyterSessionId,
+    SessionId,
+    SessionRequest,
+    SessionView,
+    TenantId,
+    can_name_a_kernel,
+)
+from sessions.settings import SessionLimits
+
+_BAD_KERNEL_ID = "A kernel's id is five words of ASCII letters, digits and _, with hyphens between them: a UUID."
+
+
+class Kernels(Protocol):
+    """What it needs of `sessions.service.Service`."""
+
+    def list_sessions(self, tenant: TenantId) -> list[SessionView]:
+        """A tenant's sessions, oldest first."""
+        ...
+
+    def session_of_kernel(self, tenant: TenantId, kernel_id: str) -> SessionView:
+        """One of them, by what clients know its kernel by. Raises NotFound."""
+        ...
+
+    async def create_session(self, asked: SessionRequest) -> SessionView:
+        """Make one. Raises Conflict when there is one with its id, TooManyRequests, Unavailable."""
+        ...
+
+    async def name_for_jupyter(
+        self, tenant: TenantId, session_id: SessionId, jupyter: JupyterSession, above: int
+    ) -> SessionView:
+        """Record its Jupyter session. Raises NotFound, Conflict when it has another, StoreUnavailable."""
+        ...
+
+    async def delete_session(self, tenant: TenantId, session_id: SessionId) -> None:
+        """End it. Raises NotFound, StoreUnavailable."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class KernelChoice:
+    """Which kernel a client wants: the one with this id, or else one of this language.
+
+    `language` is None where the client's name for it means nothing here, which matters only once a kernel is made.
+    """
+
+    kernel_id: str | None
+    language: str | None
+
+
+class JupyterSessions:
+    """The state: whose turn it is to open a path, or to change a session, of those who ask for the same one."""
+
+    def __init__(self, kernels: Kernels, limits: SessionLimits) -> None:
+        self._kernels = kernels
+        self._limits = limits
+        self._turns: WeakValueDictionary[tuple[str, ...], asyncio.Lock] = WeakValueDictionary()
+
+    def __repr__(self) -> str:
+        return f"<JupyterSessions {len(self._turns)} turns>"
+
+    def of_tenant(self, tenant: TenantId) -> list[SessionView]:
+        """A tenant's kernels that have one, oldest first."""
+        found: dict[JupyterSessionId, SessionView] = {}
+        for view in self._kernels.list_sessions(tenant):
+            if (jupyter := view.session.jupyter) is None:
+                continue
+            # After a move, the kernel that was left has it too, until it is gone.
+            known = found.get(jupyter.id)
+            if known is None or known.session.jupyter_version < view.session.jupyter_version:
+                found[jupyter.id] = view
+        return list(found.values())
+
+    def get(self, tenant: TenantId, jupyter_id: str) -> SessionView:
+        """The kernel that has this one. Raises NotFound."""
+        for view in self.of_tenant(tenant):
+            if view.session.jupyter is not None and view.session.jupyter.id == jupyter_id:
+                return view
+        raise NotFound("There is no Jupyter session by that id.")
+
+    async def start_kernel(
+        self, tenant: TenantId, choice: KernelChoice, jupyter: JupyterSession | None = None, version: int = 0
+    ) -> SessionView:
+        """Make a kernel, under the id that was chosen or a new one.
+
+        Raises UnsupportedLanguage, InvalidRequest, and what `Kernels.create_session` does.
+        """
+        if choice.language is None:
+            raise UnsupportedLanguage
+        if choice.kernel_id is not None and not can_name_a_kernel(choice.kernel_id):
+            raise InvalidRequest(_BAD_KERNEL_ID)
+        return await self._kernels.create_session(
+            SessionRequest(
+                tenant=tenant,
+                session_id=SessionId(choice.kernel_id or str(uuid4())),
+                language=choice.language,
+                variables={},
+                idle_timeout_s=self._limits.idle_timeout_s,
+                max_lifetime_s=self._limits.max_lifetime_s,
+                jupyter=jupyter,
+                jupyter_version=version,
+            )
+        )
+
+    async def open(
+        self, tenant: TenantId, path: str, name: str | None, jupyter_type: str, choice: KernelChoice
+    ) -> SessionView:
+        """The session of this path, whatever its kernel is; where there is none, one for a kernel that is there or new.
+
+        Raises Conflict when that kernel has another, and what `start_kernel` does.
+        """
+        async with self._turn(tenant, "path", path):
+            for view in self.of_tenant(tenant):
+                if view.session.jupyter is not None and view.session.jupyter.path == path:
+                    return view
+            jupyter = JupyterSession(JupyterSessionId(str(uuid4())), path, name, jupyter_type)
+            if choice.kernel_id is not None:
+                with suppress(NotFound):
+                    found = self._kernels.session_of_kernel(tenant, choice.kernel_id)
+                    return await self._kernels.name_for_jupyter(tenant, found.session.session_id, jupyter, 0)
+            return await self.start_kernel(tenant, choice, jupyter, 1)
+
+    async def change(
+        self, tenant: TenantId, jupyter_id: str, changes: Mapping[str, Any], choice: KernelChoice | None
+    ) -> SessionView:
+        """Change its path, name or type; with a `choice` move it to that kernel, and end the one that it had.
+
+        Raises NotFound, InvalidRequest when the kernel is unknown, Conflict when it has another, and what
+        `start_kernel` does.
+        """
+        async with self._turn(tenant, "id", jupyter_id):
+            before = self.get(tenant, jupyter_id)
+            known, version = before.session.jupyter, before.session.jupyter_version
+            if known is None:
+                raise NotFound
+            jupyter = replace(known, **changes)
+            if choice is not None and choice.kernel_id is None:
+                after = await self.start_kernel(tenant, choice, jupyter, version + 1)
+            else:
+                target = before if choice is None else self._chosen(tenant, choice)
+                if target.session.session_id == before.session.session_id and jupyter == known:
+                    return target
+                after = await self._kernels.name_for_jupyter(tenant, target.session.session_id, jupyter, version)
+            if after.session.session_id != before.session.session_id:
+                with suppress(NotFound):
+                    await self._kernels.delete_session(tenant, before.session.session_id)
+            return after
+
+    async def delete(self, tenant: TenantId, jupyter_id: str) -> None:
+        """End it with its kernel. Raises NotFound, StoreUnavailable."""
+        async with self._turn(tenant, "id", jupyter_id):
+            await self._kernels.delete_session(tenant, self.get(tenant, jupyter_id).session.session_id)
+
+    def _chosen(self, tenant: TenantId, choice: KernelChoice) -> SessionView:
+        try:
+            return self._kernels.session_of_kernel(tenant, choice.kernel_id or "")
+        except NotFound as error:
+            raise InvalidRequest(f"No such kernel: {choice.kernel_id}") from error
+
+    @asynccontextmanager
+    async def _turn(self, *whose: str) -> AsyncIterator[None]:
+        """One after the other, in the order in which they came."""
+        turn = self._turns.setdefault(whose, asyncio.Lock())
+        async with turn:
+            yield
