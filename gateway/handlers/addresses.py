@@ -26,13 +26,13 @@ def run_id_of(text: str) -> RunId:
 
 def run_in(path: str) -> RunId:
     """The run that `/runs/<id>…` names. Raises NotFound."""
-    return run_id_of(_segment(path))
+    return run_id_of(segment(path, 2))
 
 
 def session_in(path: str) -> SessionId:
     """The session that `/sessions/<id>…` names. Raises NotFound."""
     try:
-        return sane_session_id(_segment(path))
+        return sane_session_id(segment(path, 2))
     except InvalidRequest as error:
         raise NotFound("There is no such session.") from error
 
@@ -61,6 +61,6 @@ def file_url(base_url: str, session_id: SessionId, path: str) -> str:
     return f"{session_url(base_url, session_id)}/files/{quote(path)}"
 
 
-def _segment(path: str) -> str:
-    """The second part of a path."""
-    return unquote_to_bytes(path.split("/", 3)[2]).decode("utf-8", "replace")
+def segment(path: str, number: int) -> str:
+    """A part of a path; the first one, behind the first slash, is 1."""
+    return unquote_to_bytes(path.split("/", number + 1)[number]).decode("utf-8", "replace")

@@ -130,7 +130,11 @@ class BaseHandler(RequestHandler):
         if self.request.method not in self.methods:
             raise HTTPError(405)
         if self.needs_token:
-            self.tenant = self.context.doorkeeper.tenant(headers.get("Authorization"))
+            self.tenant = self.context.doorkeeper.tenant(self.authorization())
+
+    def authorization(self) -> str | None:
+        """What names the tenant: the header, unless a subclass takes other things for it."""
+        return self.request.headers.get("Authorization")
 
     def _set_cors_headers(self, context: Context) -> None:
         """Let pages of the allowed origins read the answer."""

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Protocol
 
 from gateway.auth import Doorkeeper, SiteRules
 from gateway.handlers.bodies import BufferedBodies
 from gateway.handlers.notebook_turns import NotebookTurns
 from gateway.handlers.streams import Streams
+from sessions.jupyter_sessions import JupyterSessions
 from sessions.model import (
     Artifact,
     ArtifactId,
     Event,
+    JupyterSession,
     Result,
     RunId,
     RunQuery,
@@ -120,6 +123,21 @@ class RunService(Protocol):
         """One of them. Raises NotFound, as all that follow do."""
         ...
 
+    def session_of_kernel(self, tenant: TenantId, kernel_id: str) -> SessionView:
+        """The one of this public kernel id, or of this `session_id`."""
+        ...
+
+    async def name_for_jupyter(
+        self, tenant: TenantId, session_id: SessionId, jupyter: JupyterSession, above: int
+    ) -> SessionView:
+        """Record what Jupyter's REST API calls it. Raises Conflict when it has another name there."""
+        ...
+
+    @property
+    def jupyter(self) -> JupyterSessions:
+        """What Jupyter's REST API makes of them."""
+        ...
+
     async def renew_session(
         self, tenant: TenantId, session_id: SessionId, *, idle_timeout_s: float | None, max_lifetime_s: float | None
     ) -> SessionView:
@@ -180,7 +198,10 @@ class InFlight:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Shared by all handlers of one server. `public_url` is empty where URLs follow the request's own host."""
+    """Shared by all handlers of one server. `public_url` is empty where URLs follow the request's own host.
+
+    `started_at` is what Jupyter clients are told.
+    """
 
     service: RunService
     doorkeeper: Doorkeeper
@@ -193,3 +214,4 @@ class Context:
     in_flight: InFlight = field(default_factory=InFlight)
     streams: Streams = field(default_factory=Streams)
     notebooks: NotebookTurns = field(default_factory=NotebookTurns)
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))

@@ -73,19 +73,24 @@ def _sentence(text: str) -> str:
 
 
 def parse_json_object(body: bytes) -> dict[str, Any]:
-    """Parse a JSON object strictly, but for lone surrogate escapes and NUL, which Python code may well hold.
+    """Parse a JSON object as `parse_json` does. Raises InvalidJSON."""
+    value = parse_json(body)
+    if not isinstance(value, dict):
+        raise InvalidJSON('The body must be one JSON object such as {"code": "print(1)"}.')
+    return value
+
+
+def parse_json(body: bytes) -> Any:
+    """Parse any JSON strictly, but for lone surrogate escapes and NUL, which Python code may well hold.
 
     Raises InvalidJSON.
     """
     try:
-        value = _parse_json(body.decode("utf-8-sig"))
+        return _parse_json(body.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InvalidJSON("The body is not UTF-8: send one JSON object, encoded as UTF-8.") from error
     except _JSONMistake as error:
         raise InvalidJSON(f"The body {error}: send one JSON object.") from error
-    if not isinstance(value, dict):
-        raise InvalidJSON('The body must be one JSON object such as {"code": "print(1)"}.')
-    return value
 
 
 def form_variables(text: str) -> Mapping[str, Any] | list[Any] | None:

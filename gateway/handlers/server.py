@@ -17,6 +17,7 @@ from gateway.handlers.artifacts import FileHandler, ImageHandler
 from gateway.handlers.base import MAX_HEADER_BYTES
 from gateway.handlers.context import Context
 from gateway.handlers.first_lines import AbsoluteFormRequest, SpeakingStream, bare_answer
+from gateway.handlers.jupyter_routes import JUPYTER_ROUTES
 from gateway.handlers.ops import HealthHandler, ReadyHandler, RootHandler, UnknownRouteHandler
 from gateway.handlers.runcode import RunCodeHandler
 from gateway.handlers.runcode_ws import RunCodeSocket
@@ -61,6 +62,7 @@ def make_application(context: Context) -> Application:
             (r"/sessions/[^/]+/files/.*", SessionFileHandler, given),
             (r"/image/.*", ImageHandler, given),
             (r"/file/.*", FileHandler, given),
+            *((pattern, handler, given) for pattern, handler in JUPYTER_ROUTES),
             (r"/healthz", HealthHandler, given),
             (r"/readyz", ReadyHandler, given),
             (r"/", RootHandler, given),

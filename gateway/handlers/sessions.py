@@ -88,7 +88,7 @@ def session_view(view: SessionView) -> dict[str, Any]:
     session = view.session
     return {
         "session_id": session.session_id,
-        "kernel_id": session.kernel_id,
+        "kernel_id": session.public_kernel_id,
         "language": session.language,
         "state": view.state.value,
         "created_at": iso(session.created_at),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from memory_service import MemoryService
@@ -39,9 +40,11 @@ async def serving(
     public_url: str = "",
     allowed_origins: tuple[str, ...] = (),
     limits: Limits | None = None,
+    languages: Mapping[str, str] = MappingProxyType({"python": "python3"}),
     **server_settings: Any,
 ) -> AsyncIterator[Face]:
-    service = MemoryService()
+    session_limits = SessionLimits(idle_timeout_s=600, max_lifetime_s=3600)
+    service = MemoryService(session_limits=session_limits, kernel_names=dict(languages))
     limits = limits or Limits(request_bytes=10_000)
     context = Context(
         service=service,
@@ -49,8 +52,8 @@ async def serving(
         site=SiteRules.of(loopback=loopback, public_url=public_url, allowed_origins=allowed_origins, allowed_hosts=()),
         limits=limits,
         bodies=BufferedBodies(limits.request_bytes),
-        session_limits=SessionLimits(idle_timeout_s=600, max_lifetime_s=3600),
-        languages={"python": "python3"},
+        session_limits=session_limits,
+        languages=languages,
         public_url=public_url,
     )
     server = make_server(context, **server_settings)

@@ -1,7 +1,8 @@
 """The service double: `gateway.handlers.context.RunService` in memory. It runs nothing.
 
 It records what it was asked and answers what the test has laid out: a result for the next run, or events that the test
-adds one by one while they are followed. Sessions and their files are held for real.
+adds one by one while they are followed. Sessions and their files are held for real; what Jupyter makes of sessions is
+the real thing.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 
 from memory_files import MemoryFiles
 
-from sessions.errors import Conflict, Gone, NotFound
+from sessions.errors import Conflict, Gone, NotFound, TooManyRequests
+from sessions.jupyter_sessions import JupyterSessions
 from sessions.model import (
     Artifact,
     ArtifactId,
@@ -24,6 +26,7 @@ from sessions.model import (
     Event,
     EventType,
     GatewayId,
+    JupyterSession,
     KernelId,
     Result,
     Run,
@@ -40,6 +43,7 @@ from sessions.model import (
     SessionView,
     TenantId,
 )
+from sessions.settings import SessionLimits
 
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -94,6 +98,9 @@ class MemoryService:
     runs: list[MemoryRun] = field(default_factory=list)
     sessions: dict[tuple[TenantId, SessionId], SessionView] = field(default_factory=dict)
     session_requests: list[SessionRequest] = field(default_factory=list)
+    session_limits: SessionLimits = field(default_factory=SessionLimits)
+    kernel_names: dict[str, str] = field(default_factory=lambda: {"python": "python3"})
+    may_create: asyncio.Event | None = None
     renewals: list[tuple[float | None, float | None]] = field(default_factory=list)
     interrupted: list[SessionId] = field(default_factory=list)
     files: MemoryFiles = field(default_factory=MemoryFiles)
@@ -106,6 +113,9 @@ class MemoryService:
     finished: int = 0
     was_asked: asyncio.Event = field(default_factory=asyncio.Event)
     has_finished: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.jupyter = JupyterSessions(self, self.session_limits)
 
     # --- runs
 
@@ -211,6 +221,10 @@ class MemoryService:
         session_id = asked.session_id or SessionId(uuid.uuid4().hex)
         if (asked.tenant, session_id) in self.sessions:
             raise Conflict("There is a session with this id.")
+        if len(self.list_sessions(asked.tenant)) >= self.session_limits.max_per_tenant:
+            raise TooManyRequests("You have as many sessions as you may: end one.", retry_after_s=30)
+        if self.may_create is not None:
+            await self.may_create.wait()
         session = Session(
             tenant=asked.tenant,
             session_id=session_id,
@@ -221,8 +235,11 @@ class MemoryService:
             created_at=NEW_YEAR,
             last_used_at=NEW_YEAR,
             kernel_id=KernelId("k"),
+            jupyter=asked.jupyter,
+            jupyter_version=asked.jupyter_version,
         )
-        self.sessions[asked.tenant, session_id] = SessionView(session, SessionState.IDLE)
+        kernel_name = self.kernel_names[asked.language]
+        self.sessions[asked.tenant, session_id] = SessionView(session, SessionState.IDLE, kernel_name, NEW_YEAR)
         return self.sessions[asked.tenant, session_id]
 
     def list_sessions(self, tenant: TenantId) -> list[SessionView]:
@@ -231,6 +248,23 @@ class MemoryService:
     def get_session(self, tenant: TenantId, session_id: SessionId) -> SessionView:
         if (tenant, session_id) not in self.sessions:
             raise NotFound("There is no such session.")
+        return self.sessions[tenant, session_id]
+
+    def session_of_kernel(self, tenant: TenantId, kernel_id: str) -> SessionView:
+        for view in self.list_sessions(tenant):
+            if kernel_id in (view.session.public_kernel_id, view.session.session_id):
+                return view
+        raise NotFound("There is no such kernel.")
+
+    async def name_for_jupyter(
+        self, tenant: TenantId, session_id: SessionId, jupyter: JupyterSession, above: int
+    ) -> SessionView:
+        view = self.get_session(tenant, session_id)
+        if view.session.jupyter is not None and view.session.jupyter.id != jupyter.id:
+            raise Conflict("This kernel has a Jupyter session already.")
+        version = max(view.session.jupyter_version, above) + 1
+        session = replace(view.session, jupyter=jupyter, jupyter_version=version)
+        self.sessions[tenant, session_id] = replace(view, session=session)
         return self.sessions[tenant, session_id]
 
     async def renew_session(

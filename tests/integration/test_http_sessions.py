@@ -18,7 +18,7 @@ async def test_a_session_is_made_and_shown(client: httpx.AsyncClient) -> None:
     made = await client.post("/sessions", json={"session_id": "chat:42", "idle_timeout": 60, "max_lifetime": 120.5})
     view = {
         "session_id": "chat:42",
-        "kernel_id": "k",
+        "kernel_id": made.json()["kernel_id"],
         "language": "python",
         "state": "idle",
         "created_at": "2026-01-01T00:00:00.000000Z",

@@ -177,17 +177,24 @@ async def test_a_path_is_changed_while_something_runs_and_stays_changed_when_tha
     running = bench.begin("work", session_id=session_id)
     kernel = await bench.sent("work")
     await changed(bench, view, path="b.ipynb", name="b", type="file")
-    kernel.end()
+    with held(bench.store, "finish_run") as ending:
+        kernel.end()
+        await until(lambda: ending.count == 1)
+        await changed(bench, view, path="c.ipynb")
     await running
-    expected = JupyterSession(jupyter(view).id, "b.ipynb", "b", "file")
+    expected = JupyterSession(jupyter(view).id, "c.ipynb", "b", "file")
     for stored in (bench.session(session_id), bench.service.get_session(ANONYMOUS, session_id).session):
         assert (stored.jupyter, stored.runs) == (expected, 1)
 
 
 async def test_changes_that_come_together_are_all_made(bench: Bench) -> None:
     view = await opened(bench)
-    await asyncio.gather(changed(bench, view, path="b"), changed(bench, view, name="n"), changed(bench, view, type="t"))
-    assert bench.session(view.session.session_id).jupyter == JupyterSession(jupyter(view).id, "b", "n", "t")
+    with held(bench.store, "renew_session") as writing:
+        all_made = asyncio.gather(*(changed(bench, view, **{field: field[0]}) for field in ("path", "name", "type")))
+        await until(lambda: writing.count == 1)
+        await asyncio.sleep(0.01)
+    await all_made
+    assert bench.session(view.session.session_id).jupyter == JupyterSession(jupyter(view).id, "p", "n", "t")
 
 
 async def test_a_change_is_written_only_if_there_is_one(bench: Bench) -> None:
@@ -241,11 +248,18 @@ async def test_a_session_that_moves_leaves_no_kernel_behind(bench: Bench, to_new
         bench.service.session_of_kernel(ANONYMOUS, view.session.public_kernel_id)
 
 
-async def test_a_move_without_an_end_of_the_old_kernel_leaves_one_session(benches: Benches) -> None:
+@pytest.mark.parametrize("to_older", [False, True])
+async def test_a_move_without_an_end_of_the_old_kernel_leaves_one_session(
+    benches: Benches,
+    to_older: bool,  # noqa: FBT001
+) -> None:
     bench = benches[0]
-    await bench.create()
-    there = bench.service.get_session(ANONYMOUS, S)
+    if to_older:
+        await bench.create()
     view = await opened(bench)
+    if not to_older:
+        await bench.create()
+    there = bench.service.get_session(ANONYMOUS, S)
     with unavailable(bench.store, "remove_session"), pytest.raises(StoreUnavailable):
         await changed(bench, view, on(there))
     for again in (bench, await crash(benches)):

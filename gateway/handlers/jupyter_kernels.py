@@ -1,0 +1,92 @@
+"""`/api/kernels`: the tenant's sessions, as a Jupyter client sees kernels. Messages go over a WebSocket, not here."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import ClassVar
+from urllib.parse import quote
+
+from gateway.complaints import shown
+from gateway.handlers.addresses import segment
+from gateway.handlers.jupyter_base import JupyterHandler
+from gateway.handlers.jupyter_models import kernel_model
+from gateway.handlers.jupyter_request import kernel_choice
+from sessions.errors import NotFound, UnsupportedLanguage
+from sessions.model import SessionView
+
+
+class KernelsHandler(JupyterHandler):
+    """The tenant's kernels."""
+
+    route: ClassVar[str] = "/api/kernels"
+    methods: ClassVar[tuple[str, ...]] = ("GET", "HEAD", "POST")
+
+    async def answer(self) -> None:
+        """List them, or start one."""
+        service = self.context.service
+        if self.request.method != "POST":
+            await self.send_json([kernel_model(view) for view in service.list_sessions(self.tenant)])
+            return
+        choice, name = kernel_choice(self.model(), self.context.languages)
+        try:
+            view = await service.jupyter.start_kernel(self.tenant, choice)
+        except UnsupportedLanguage as error:
+            self.error_code = error.code
+            missing = {"message": f"No such kernel named {shown(name)}", "reason": None}
+            await self.send_json(missing, HTTPStatus.INTERNAL_SERVER_ERROR)  # jupyter_server's status for it
+            return
+        kernel_id = quote(view.session.public_kernel_id, safe="")
+        self.set_header("Location", f"{self.base_path}/api/kernels/{kernel_id}")
+        await self.send_json(kernel_model(view), HTTPStatus.CREATED)
+
+
+class OneKernelHandler(JupyterHandler):
+    """A route below one kernel."""
+
+    def kernel(self) -> SessionView:
+        """The session that the path names, by either id. Raises NotFound."""
+        kernel_id = segment(self.request.path, 3)
+        try:
+            return self.context.service.session_of_kernel(self.tenant, kernel_id)
+        except NotFound as error:
+            raise NotFound(f"Kernel does not exist: {shown(kernel_id)}") from error
+
+
+class KernelHandler(OneKernelHandler):
+    """One kernel."""
+
+    route: ClassVar[str] = "/api/kernels/{id}"
+    methods: ClassVar[tuple[str, ...]] = ("GET", "HEAD", "DELETE")
+
+    async def answer(self) -> None:
+        """Show it, or end it."""
+        view = self.kernel()
+        if self.request.method != "DELETE":
+            await self.send_json(kernel_model(view))
+            return
+        await self.context.service.delete_session(self.tenant, view.session.session_id)
+        await self.send_nothing()
+
+
+class KernelInterruptHandler(OneKernelHandler):
+    """Ctrl-C for what runs on a kernel."""
+
+    route: ClassVar[str] = "/api/kernels/{id}/interrupt"
+    methods: ClassVar[tuple[str, ...]] = ("POST",)
+
+    async def answer(self) -> None:
+        """Send it."""
+        await self.context.service.interrupt_session(self.tenant, self.kernel().session.session_id)
+        await self.send_nothing()
+
+
+class KernelRestartHandler(OneKernelHandler):
+    """A fresh process for a kernel."""
+
+    route: ClassVar[str] = "/api/kernels/{id}/restart"
+    methods: ClassVar[tuple[str, ...]] = ("POST",)
+
+    async def answer(self) -> None:
+        """Start it, and show the kernel as it is then."""
+        view = await self.context.service.restart_session(self.tenant, self.kernel().session.session_id)
+        await self.send_json(kernel_model(view))

@@ -1,0 +1,96 @@
+"""The JSON of Jupyter's REST API, as jupyter_server has it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from gateway.handlers.run_request import DEFAULT_LANGUAGE
+from gateway.handlers.times import iso
+from sessions.model import SessionState, SessionView, TenantId
+
+PYTHON = "python"
+_IPYKERNEL = "python3"
+
+
+def kernel_model(view: SessionView) -> dict[str, Any]:
+    """A kernel.
+
+    One that is gone is "starting": the next client or run gets a fresh one, as where jupyter_server itself restarts a
+    kernel that has died. "dead" stands for one that is given up, and jupyter_server, as a client, deletes those.
+    """
+    state = SessionState.STARTING if view.state is SessionState.DEAD else view.state
+    return {
+        "id": view.session.public_kernel_id,
+        "name": view.kernel_name,
+        "last_activity": iso(view.last_activity),
+        "execution_state": state.value,
+        "connections": view.connections,
+    }
+
+
+def session_model(view: SessionView) -> dict[str, Any]:
+    """What Jupyter calls a session; only for a kernel that has one."""
+    jupyter = view.session.jupyter
+    if jupyter is None:
+        raise ValueError("this kernel has no Jupyter session")
+    model: dict[str, Any] = {**jupyter.as_json(), "kernel": kernel_model(view)}
+    if jupyter.type == "notebook":
+        model["notebook"] = {"path": jupyter.path, "name": jupyter.name}
+    return model
+
+
+def default_language(languages: Mapping[str, str]) -> str:
+    """The language of a kernel that nobody chose."""
+    return DEFAULT_LANGUAGE if DEFAULT_LANGUAGE in languages else next(iter(languages))
+
+
+def language_of(name: str | None, languages: Mapping[str, str]) -> str | None:
+    """The language of a kernelspec, or the language itself by its name; None where there is neither."""
+    if not name:
+        return default_language(languages)
+    for language, kernel_name in languages.items():
+        if kernel_name == name:
+            return language
+    folded = name.strip().lower()
+    return folded if folded in languages else None
+
+
+def kernelspecs(languages: Mapping[str, str], logos: Collection[str], base_path: str) -> dict[str, Any]:
+    """All kernelspecs, by name; `logos` are the files that Python's have."""
+    by_name: dict[str, dict[str, Any]] = {}
+    for language, name in languages.items():
+        by_name.setdefault(name, _kernelspec(language, name, logos if language == PYTHON else (), base_path))
+    return by_name
+
+
+def _kernelspec(language: str, name: str, logos: Collection[str], base_path: str) -> dict[str, Any]:
+    """What is known of it here: the kernelspec itself is in the kernel image."""
+    is_ipykernel = name == _IPYKERNEL
+    return {
+        "name": name,
+        "spec": {
+            "argv": ["python", "-m", "ipykernel_launcher", "-f", "{connection_file}"] if is_ipykernel else [],
+            "env": {},
+            "display_name": "Python 3 (ipykernel)" if is_ipykernel else name,
+            "language": language,
+            "interrupt_mode": "signal",
+            "metadata": {},
+        },
+        "resources": {
+            file.rpartition(".")[0]: f"{base_path}/kernelspecs/{quote(name, safe='')}/{file}" for file in sorted(logos)
+        },
+    }
+
+
+def identity_model(tenant: TenantId) -> dict[str, Any]:
+    """Who a client is."""
+    return {
+        "username": tenant,
+        "name": tenant,
+        "display_name": tenant,
+        "initials": tenant[:1].upper(),
+        "avatar_url": None,
+        "color": None,
+    }

@@ -1,0 +1,120 @@
+"""From the bodies of Jupyter's REST API to what is asked of the service. Pure. Unknown fields mean nothing here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from gateway.handlers.fields import fields_of
+from gateway.handlers.jupyter_models import language_of
+from sessions.errors import InvalidRequest
+from sessions.jupyter_sessions import KernelChoice
+
+_MAX_CHARACTERS = {"path": 4096, "name": 1024, "type": 128}
+
+
+class KernelFields(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields of `POST /api/kernels`. `path` and `env` are for a server's own directories and processes."""
+
+    name: str | None = None
+    path: str | None = None
+    kernel_id: str | None = None
+    env: dict[str, str] | None = None
+
+
+class KernelFieldsOfSession(msgspec.Struct, frozen=True, kw_only=True):
+    """The field `kernel` of a session."""
+
+    id: str | None = None
+    name: str | None = None
+
+
+class NotebookFields(msgspec.Struct, frozen=True, kw_only=True):
+    """The field `notebook` of a session, as old clients have it."""
+
+    path: str | UnsetType = UNSET
+    name: str | UnsetType = UNSET
+
+
+class SessionFields(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields of `POST /api/sessions` and `PATCH /api/sessions/{id}`."""
+
+    path: str | UnsetType = UNSET
+    name: str | UnsetType | None = UNSET
+    type: str | UnsetType = UNSET
+    kernel: KernelFieldsOfSession | None = None
+    notebook: NotebookFields | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedSession:
+    """What `POST /api/sessions` asks for; `kernel_name` is what it called the kernel."""
+
+    path: str
+    name: str | None
+    type: str
+    choice: KernelChoice
+    kernel_name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedSession:
+    """What `PATCH /api/sessions/{id}` asks for: new values of `path`, `name` and `type`, and a kernel where given."""
+
+    changes: Mapping[str, str | None]
+    choice: KernelChoice | None
+    kernel_name: str | None
+
+
+def kernel_choice(model: Mapping[str, Any] | None, languages: Mapping[str, str]) -> tuple[KernelChoice, str]:
+    """The kernel to start, and what the client called it. Raises InvalidRequest."""
+    fields = fields_of(KernelFields, model or {})
+    return KernelChoice(fields.kernel_id, language_of(fields.name, languages)), fields.name or ""
+
+
+def opened_session(model: Mapping[str, Any] | None, languages: Mapping[str, str]) -> OpenedSession:
+    """Check a session to open. Raises InvalidRequest."""
+    fields = _session_fields(model)
+    changes = _changes(fields, fields.notebook.name if fields.notebook is not None else UNSET)
+    for name in ("path", "type"):
+        if name not in changes:
+            raise InvalidRequest(f"Missing field in JSON data: {name}")
+    kernel = fields.kernel or KernelFieldsOfSession()
+    choice = KernelChoice(kernel.id or None, language_of(kernel.name, languages))
+    return OpenedSession(str(changes["path"]), changes.get("name"), str(changes["type"]), choice, kernel.name)
+
+
+def changed_session(model: Mapping[str, Any] | None, languages: Mapping[str, str]) -> ChangedSession:
+    """Check the changes of a session; a kernel's id counts before its name. Raises InvalidRequest."""
+    fields = _session_fields(model)
+    changes, kernel = _changes(fields, UNSET), fields.kernel
+    if kernel is None or (kernel.id is None and kernel.name is None):
+        return ChangedSession(changes, None, None)
+    return ChangedSession(changes, KernelChoice(kernel.id, language_of(kernel.name, languages)), kernel.name)
+
+
+def _session_fields(model: Mapping[str, Any] | None) -> SessionFields:
+    if model is None:
+        raise InvalidRequest("No JSON data provided")
+    return fields_of(SessionFields, model)
+
+
+def _changes(fields: SessionFields, name_of_notebook: str | UnsetType) -> dict[str, str | None]:
+    """What is given of `path`, `name` and `type`; a `notebook` says the first and the last."""
+    given = {"path": fields.path, "name": fields.name, "type": fields.type}
+    if fields.notebook is not None:
+        path = fields.notebook.path if name_of_notebook is UNSET else name_of_notebook
+        if path is not UNSET:
+            given["path"], given["type"] = path, "notebook"
+    changes: dict[str, str | None] = {}
+    for name, value in given.items():
+        if isinstance(value, UnsetType):
+            continue
+        if value is not None and len(value) > _MAX_CHARACTERS[name]:
+            raise InvalidRequest(f'"{name}" must not have more than {_MAX_CHARACTERS[name]} characters.')
+        changes[name] = value
+    return changes

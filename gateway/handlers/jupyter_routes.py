@@ -1,0 +1,31 @@
+"""Where Jupyter's REST API is: the routes of jupyter_server that there are here, and 404 for the others."""
+
+from __future__ import annotations
+
+from gateway.handlers.base import BaseHandler
+from gateway.handlers.jupyter_base import JupyterUnknownHandler
+from gateway.handlers.jupyter_kernels import (
+    KernelHandler,
+    KernelInterruptHandler,
+    KernelRestartHandler,
+    KernelsHandler,
+)
+from gateway.handlers.jupyter_kernelspecs import KernelSpecFileHandler, KernelSpecHandler, KernelSpecsHandler
+from gateway.handlers.jupyter_ops import IdentityHandler, StatusHandler, VersionHandler
+from gateway.handlers.jupyter_sessions import JupyterSessionHandler, JupyterSessionsHandler
+
+JUPYTER_ROUTES: tuple[tuple[str, type[BaseHandler]], ...] = (
+    (r"/api", VersionHandler),
+    (r"/api/status", StatusHandler),
+    (r"/api/me", IdentityHandler),
+    (r"/api/kernelspecs", KernelSpecsHandler),
+    (r"/api/kernelspecs/[^/]+", KernelSpecHandler),
+    (r"/kernelspecs/[^/]+/[^/]+", KernelSpecFileHandler),
+    (r"/api/kernels", KernelsHandler),
+    (r"/api/kernels/[^/]+", KernelHandler),
+    (r"/api/kernels/[^/]+/interrupt", KernelInterruptHandler),
+    (r"/api/kernels/[^/]+/restart", KernelRestartHandler),
+    (r"/api/sessions", JupyterSessionsHandler),
+    (r"/api/sessions/[^/]+", JupyterSessionHandler),
+    (r"/(?:api|kernelspecs)/.*", JupyterUnknownHandler),
+)

@@ -1,0 +1,85 @@
+"""`/api/sessions`: which notebook, console or other client has which kernel."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import ClassVar
+
+from gateway.complaints import shown
+from gateway.handlers.addresses import segment
+from gateway.handlers.jupyter_base import JupyterHandler
+from gateway.handlers.jupyter_models import session_model
+from gateway.handlers.jupyter_request import changed_session, opened_session
+from sessions.errors import NotFound, UnsupportedLanguage
+
+
+class _SessionRouteHandler(JupyterHandler):
+    """A route where a kernel may be asked for."""
+
+    async def send_not_available(self, message: str, short_message: str) -> None:
+        """Say that a kernel of that name cannot be had, as jupyter_server does."""
+        self.error_code = UnsupportedLanguage.code
+        await self.send_json({"message": message, "short_message": short_message}, HTTPStatus.NOT_IMPLEMENTED)
+
+
+class JupyterSessionsHandler(_SessionRouteHandler):
+    """The tenant's Jupyter sessions."""
+
+    route: ClassVar[str] = "/api/sessions"
+    methods: ClassVar[tuple[str, ...]] = ("GET", "HEAD", "POST")
+
+    async def answer(self) -> None:
+        """List them, or open one."""
+        sessions = self.context.service.jupyter
+        if self.request.method != "POST":
+            await self.send_json([session_model(view) for view in sessions.of_tenant(self.tenant)])
+            return
+        asked = opened_session(self.model(), self.context.languages)
+        try:
+            view = await sessions.open(self.tenant, asked.path, asked.name, asked.type, asked.choice)
+        except UnsupportedLanguage:
+            name = shown(asked.kernel_name or "")
+            await self.send_not_available(
+                f"The '{name}' kernel is not available. Please pick another suitable kernel instead, or install that "
+                "kernel.",
+                f"{name} not found",
+            )
+            return
+        model = session_model(view)
+        self.set_header("Location", f"{self.base_path}/api/sessions/{model['id']}")
+        await self.send_json(model, HTTPStatus.CREATED)
+
+
+class JupyterSessionHandler(_SessionRouteHandler):
+    """One Jupyter session."""
+
+    route: ClassVar[str] = "/api/sessions/{id}"
+    methods: ClassVar[tuple[str, ...]] = ("GET", "HEAD", "PATCH", "DELETE")
+
+    async def answer(self) -> None:
+        """Show it, change it, or end it with its kernel."""
+        jupyter_id, sessions = segment(self.request.path, 3), self.context.service.jupyter
+        try:
+            match self.request.method:
+                case "PATCH":
+                    await self._change(jupyter_id)
+                case "DELETE":
+                    await sessions.delete(self.tenant, jupyter_id)
+                    await self.send_nothing()
+                case _:
+                    await self.send_json(session_model(sessions.get(self.tenant, jupyter_id)))
+        except NotFound as error:
+            raise NotFound(f"Session not found: session_id='{shown(jupyter_id)}'") from error
+
+    async def _change(self, jupyter_id: str) -> None:
+        asked = changed_session(self.model(), self.context.languages)
+        try:
+            view = await self.context.service.jupyter.change(self.tenant, jupyter_id, asked.changes, asked.choice)
+        except UnsupportedLanguage:
+            name = shown(asked.kernel_name or "")
+            await self.send_not_available(
+                f"The '{name}' kernel could not be started: No such kernel named {name}",
+                f"Error starting kernel {name}",
+            )
+            return
+        await self.send_json(session_model(view))
