@@ -143,7 +143,9 @@ class Outbox:
             self._telling = item.run_id
             return item
         self._size_bytes -= item.message.size_bytes
-        self._note_sent(item.run_id, None if item.run_id is not None else item.message)
+        # JupyterLab connects anew because it has heard `restarting`: told once more, it would do so for ever.
+        is_kept = item.run_id is None and item.message.msg_type != "status"
+        self._note_sent(item.run_id, item.message if is_kept else None)
         return item.message
 
     def told(self, run_id: RunId) -> None:

@@ -75,6 +75,8 @@ class SessionNotebookHandler(BaseHandler):
                 record, events = await service.get_events(self.tenant, summary.run_id)
             except (NotFound, Gone):
                 continue  # retention has removed it meanwhile
+            if record.run.jupyter is not None and not record.run.jupyter.is_noted:
+                continue  # a Jupyter client's own question, which no notebook shows
             left.charge_source(record.run.code, record.run.variables)
             shown = left.fitting(notebook.shown_by(record, events))
             count = None if record.result is None else record.result.execution_count
