@@ -152,7 +152,10 @@ class JupyterChannels(JupyterHandler, SocketHandler):
         data = self._framing.encode(message)
         async with self._writing:
             try:
-                await asyncio.wait_for(self.write_message(data, binary=isinstance(data, bytes)), base.SEND_TIMEOUT_S)
+                # Not wait_for: before Python 3.12 it drops a cancellation that comes as the write ends, and this task
+                # would take from the outbox what is meant for the client's next connection.
+                async with asyncio.timeout(base.SEND_TIMEOUT_S):
+                    await self.write_message(data, binary=isinstance(data, bytes))
             except TimeoutError:
                 self.hang_up()
                 raise WebSocketClosedError from None
