@@ -11,7 +11,7 @@ import typer
 
 from gateway import config as configuration
 from gateway.jupyter_kernel import kernelspec as specs
-from sessions.errors import Misconfigured, UnsupportedLanguage
+from sessions.errors import Misconfigured
 
 kernelspec = typer.Typer(
     help="Make Cellblock's kernels known to the Jupyter tools of this machine.", no_args_is_help=True
@@ -49,7 +49,8 @@ def install(
         config = Path(configuration.DEFAULT_FILE)
     languages = configuration.load(config, os.environ).languages
     if language not in languages:
-        raise UnsupportedLanguage(f"`languages` of the configuration has no {language}, but {', '.join(languages)}.")
+        known = ", ".join(sorted(languages))
+        raise Misconfigured(f"`languages` of the configuration has no {language}, but {known}.")
     content = specs.kernelspec_content(
         language, display_name or f"{language.capitalize()} (Cellblock)", config.absolute() if config else None
     )

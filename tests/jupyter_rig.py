@@ -21,6 +21,7 @@ import yaml
 from docker.api.client import APIClient
 from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
+from jupyter_core.utils import ensure_event_loop
 
 from gateway.jupyter_kernel.place import Place
 from sessions.provisioners.container import GATEWAY_LABEL
@@ -129,6 +130,7 @@ def jupyter_with(
     install(prefix, config)
     jupyter = Jupyter(dict(os.environ), temporary)
     yield jupyter
+    ensure_event_loop().close()  # in which jupyter_client's blocking calls have run, and which nobody else closes
     until(lambda: not jupyter.bridges())
     assert jupyter.places() == []
 

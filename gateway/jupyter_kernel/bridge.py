@@ -29,7 +29,7 @@ from gateway.config import Config
 from gateway.handlers.supervisor import SupervisorSwitchboard
 from gateway.jupyter_kernel import place, talk
 from gateway.jupyter_kernel.connection import read_connection
-from gateway.jupyter_kernel.exchange import Exchange, out_of_memory
+from gateway.jupyter_kernel.exchange import Exchange
 from gateway.jupyter_kernel.place import Place
 from gateway.jupyter_kernel.relayed_kernel import RelayedKernel, RelayGreeting, RelayListener
 from gateway.logs import configure_logs
@@ -47,6 +47,7 @@ _READY_TIMEOUT_S = 60.0
 _LOOK_S = 0.5
 _DEATH_TIMEOUT_S = 2.0
 _UNCLAIMED_S = 60.0
+_LAST_WORDS_S = 0.1
 _ORPHAN_TIMEOUT_S = 10.0
 _PARENT_LOOK_S = 1.0
 
@@ -198,7 +199,9 @@ class Bridge:
         self._looking = None
 
     def on_shutdown_request(self, *, restart: bool) -> None:
-        """End the kernel process; and all of this, unless it is to be started again."""
+        """End the kernel process, if it has not ended; and all of this, unless it is to be started again."""
+        if restart and self._ended:
+            return
         self._end_wanted = True
         if restart:
             self._kill()
@@ -214,7 +217,7 @@ class Bridge:
 
     def _why(self, died: Died, code: int) -> str:
         if died.cause is Cause.OOM:
-            return out_of_memory(self._limits.memory_bytes)
+            return self._exchange.out_of_memory
         return f"its process ended with signal {-code}." if code < 0 else f"its process ended with exit code {code}."
 
     def _kill(self) -> None:
@@ -241,6 +244,8 @@ class Bridge:
         if self._out_of_patience is not None:
             self._out_of_patience.cancel()
         try:
+            # A shutdown_request that was meant for the kernel before may still be on its way.
+            await asyncio.sleep(_LAST_WORDS_S)
             await self._kernel.wait_ready(_READY_TIMEOUT_S)
         except KernelLost as error:
             self._news.say(talk.FAILED, reason=str(error))

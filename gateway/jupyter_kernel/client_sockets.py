@@ -20,6 +20,7 @@ from sessions.errors import SetUpFailed
 
 REQUEST_CHANNELS = ("shell", "control", "stdin")
 
+_HELD_BACK = ("shell", "stdin")
 _PARTS = 4
 _MESSAGES_PER_TURN = 16
 _LINGER_MS = 500
@@ -31,7 +32,8 @@ Listener = Callable[[str, list[bytes], list[bytes]], None]
 class ClientSockets:
     """The sockets of one kernel, for any number of clients.
 
-    Its state: whether requests are read now. What is not read waits in ZMQ's queues, within their bounds.
+    Its state: whether requests are read now. What is not read waits in ZMQ's queues, within their bounds. The control
+    channel is read always: what is said there may be about a kernel that is deaf, or dead.
     """
 
     def __init__(self, connection: Connection, listener: Listener) -> None:
@@ -70,9 +72,9 @@ class ClientSockets:
         return socket
 
     def read_requests(self, wanted: bool) -> None:  # noqa: FBT001 - there is no better name for either
-        """Read requests from now on, or leave them where they are."""
+        """Read what is for the kernel to do from now on, or leave it where it is."""
         if wanted and not self._reads_requests:
-            for channel in REQUEST_CHANNELS:
+            for channel in _HELD_BACK:
                 self._loop.call_soon(self._read, channel)
         self._reads_requests = wanted
 
@@ -114,7 +116,7 @@ class ClientSockets:
         """Take what has arrived. A signal stands for all of it (ZMQ_FD in zmq_getsockopt(3)): what is left is due."""
         for _ in range(_MESSAGES_PER_TURN):
             socket = self._sockets.get(channel)
-            if socket is None or not self._reads_requests:
+            if socket is None or (channel in _HELD_BACK and not self._reads_requests):
                 return
             try:
                 frames = socket.recv_multipart(zmq.NOBLOCK)

@@ -20,6 +20,7 @@ from gateway.jupyter_kernel.connection import Connection
 from gateway.jupyter_kernel.envelopes import Envelope
 from gateway.jupyter_kernel.relayed_kernel import RelayedKernel
 from kernel_image import protocol
+from kernel_image.kernel_messages import is_idle
 from sessions.ends import Cause, Died, Done
 from sessions.messages import Message
 
@@ -51,7 +52,7 @@ class _Asked:
 
 
 class Exchange:
-    """`RelayListener`, and what listens to the clients' sockets. Its state: the requests without a reply."""
+    """`RelayListener`, and what listens to the clients' sockets. Its state: requests without a reply, and live runs."""
 
     def __init__(
         self, connection: Connection, make_kernel: Callable[[Exchange], RelayedKernel], life: Life, memory_bytes: int
@@ -60,8 +61,9 @@ class Exchange:
         self.kernel = make_kernel(self)
         self.sockets = ClientSockets(connection, self._take_request)
         self._life = life
-        self._memory_bytes = memory_bytes
+        self.out_of_memory = f"it ran out of memory: `limits.memory` is {memory_bytes / (1 << 20):g} MiB."
         self._asked: OrderedDict[str, _Asked] = OrderedDict()
+        self._runs: dict[str, _Run] = {}
 
     # --- from clients -------------------------------------------------------------------------------------------------
 
@@ -90,7 +92,8 @@ class Exchange:
             if len(self._asked) > _MAX_ASKED:
                 self._asked.popitem(last=False)
         if envelope.msg_type == "execute_request" and asked.channel == "shell":
-            self.kernel.run(envelope.msg_id, _without_artifacts(parts), _Run(self, envelope.header))
+            run = self._runs[envelope.msg_id] = _Run(self, envelope)
+            self.kernel.run(envelope.msg_id, _without_artifacts(parts), run)
         else:
             self.kernel.send(asked.channel, parts)
 
@@ -111,8 +114,11 @@ class Exchange:
         if envelope is None:
             self._tell_not_passed_on(parts)
         elif channel == "iopub":
-            if envelope.msg_type != "iopub_welcome":  # that one was for the supervisor
-                self.sockets.publish(f"kernel.{self.kernel.kernel_id}.{envelope.msg_type}", parts)
+            run = self._runs.get(envelope.parent_id)
+            if run is not None and envelope.msg_type == "status" and is_idle(parts[3]):
+                run.idle = parts
+            elif envelope.msg_type != "iopub_welcome":  # that one was for the supervisor
+                self.publish(envelope.msg_type, parts)
         elif (asked := self._asked.get(envelope.parent_id)) is not None:
             if channel == asked.channel:
                 del self._asked[envelope.parent_id]
@@ -137,29 +143,33 @@ class Exchange:
         """Tell the user something, among the output of the cell that it is about."""
         self._publish("stream", {"name": "stderr", "text": f"Cellblock: {sentence}\n"}, parent)
 
-    def say_why_it_died(self, parent: dict[str, Any], died: Died) -> None:
-        """Tell the user what nothing else tells."""
-        if died.cause is Cause.OOM:
-            self.say(parent, f"The kernel was ended because {out_of_memory(self._memory_bytes)}")
+    def end_run(self, run: _Run) -> None:
+        """Nothing more comes of a run."""
+        self._runs.pop(run.msg_id, None)
+        if run.idle is not None:
+            self.publish("status", run.idle)
+
+    def publish(self, msg_type: str, parts: Sequence[bytes]) -> None:
+        """Send serialized parts to all clients."""
+        self.sockets.publish(f"kernel.{self.kernel.kernel_id}.{msg_type}", parts)
 
     def _publish(self, msg_type: str, content: dict[str, Any], parent: dict[str, Any]) -> None:
-        topic = f"kernel.{self.kernel.kernel_id}.{msg_type}"
-        self.sockets.publish(topic, self.sockets.make(msg_type, content, parent))
-
-
-def out_of_memory(memory_bytes: int) -> str:
-    """The sentence for it, with the limit."""
-    return f"it ran out of memory: `limits.memory` is {memory_bytes / (1 << 20):g} MiB."
+        self.publish(msg_type, self.sockets.make(msg_type, content, parent))
 
 
 class _Run:
-    """`sessions.requests.RequestListener` for one execute_request. Nothing of it has to be committed."""
+    """`sessions.requests.RequestListener` for one execute_request. Nothing of it has to be committed.
+
+    Its state: its `idle`, at which clients stop listening. That is kept until the supervisor has said what was dropped.
+    """
 
     uncommitted_seq: int | None = None
 
-    def __init__(self, exchange: Exchange, header: dict[str, Any]) -> None:
+    def __init__(self, exchange: Exchange, envelope: Envelope) -> None:
+        self.msg_id = envelope.msg_id
+        self.idle: list[bytes] | None = None
         self._exchange = exchange
-        self._header = header
+        self._header = envelope.header
 
     def on_message(self, seq: int, message: Message) -> None:
         """Messages go another way."""
@@ -172,12 +182,15 @@ class _Run:
         )
 
     def on_done(self, done: Done) -> None:
-        """The client has had its reply."""
+        """The client may stop listening."""
+        del done
+        self._exchange.end_run(self)
 
     def on_died(self, died: Died) -> None:
         """The kernel has died of it, or before it."""
-        if died.ran:
-            self._exchange.say_why_it_died(self._header, died)
+        if died.ran and died.cause is Cause.OOM:
+            self._exchange.say(self._header, f"The kernel was ended because {self._exchange.out_of_memory}")
+        self._exchange.end_run(self)
 
 
 def _is_restart(content: bytes) -> bool:

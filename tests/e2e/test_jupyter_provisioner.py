@@ -156,21 +156,21 @@ class TestAsJupyterItself(jupyter_kernel_test.KernelTests):  # type: ignore[misc
     file_extension = ".py"
     code_hello_world = "print('hello, world')"
     code_stderr = "import sys; print('test', file=sys.stderr)"
-    completion_samples = [{"text": "zi", "matches": {"zip"}}]  # noqa: RUF012 - jupyter_kernel_test's own way
-    complete_code_samples = ["1", "print('hello, world')", "def f(x):\n  return x*2\n\n\n"]  # noqa: RUF012
-    incomplete_code_samples = ["print('''hello", "def f(x):\n  x*2"]  # noqa: RUF012
-    invalid_code_samples = ["import = 7q"]  # noqa: RUF012
+    completion_samples = ({"text": "zi", "matches": {"zip"}},)
+    complete_code_samples = ("1", "print('hello, world')", "def f(x):\n  return x*2\n\n\n")
+    incomplete_code_samples = ("print('''hello", "def f(x):\n  x*2")
+    invalid_code_samples = ("import = 7q",)
     code_page_something = "zip?"
     code_generate_error = "raise ValueError"
-    code_execute_result = [
+    code_execute_result = (
         {"code": "1+2+3", "result": "6"},
         {"code": "[n*n for n in range(1, 4)]", "result": "[1, 4, 9]"},
-    ]  # noqa: E501, RUF012
+    )
     code_history_pattern = "1?2*"
     supported_history_operations = ("tail", "search")
-    code_display_data = [
-        {"code": "from IPython.display import HTML, display; display(HTML('<b>test</b>'))", "mime": "text/html"}
-    ]  # noqa: E501, RUF012
+    code_display_data = (
+        {"code": "from IPython.display import HTML, display; display(HTML('<b>test</b>'))", "mime": "text/html"},
+    )
     code_inspect_sample = "zip"
     code_clear_output = "from IPython.display import clear_output; clear_output()"
 

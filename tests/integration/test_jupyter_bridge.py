@@ -158,7 +158,7 @@ def test_a_kernel_that_ignores_interrupts_is_not_killed_for_it_and_a_restart_end
 
 
 @pytest.mark.parametrize("now", [False, True])
-def test_a_restart_forgets_variables_and_keeps_files_and_clients(process_jupyter: Jupyter, now: bool) -> None:
+def test_a_restart_forgets_variables_and_keeps_files_and_clients(process_jupyter: Jupyter, *, now: bool) -> None:
     with process_jupyter.kernel() as (manager, client):
         (bridge,) = process_jupyter.bridges()
         run(client, "x = 1\nopen('kept', 'w').write('file')")
@@ -210,6 +210,17 @@ def test_what_was_printed_before_a_crash_arrives(process_jupyter: Jupyter) -> No
         assert message["content"]["text"] == "last words"
 
 
+def test_a_polite_restart_of_a_dead_kernel_does_not_end_the_next_one(process_jupyter: Jupyter) -> None:
+    """Its shutdown_request finds nobody to end."""
+    with process_jupyter.kernel() as (manager, client):
+        client.execute("import os; os._exit(1)")
+        until(lambda: not manager.is_alive())
+        manager.restart_kernel()
+        client.wait_for_ready(timeout=30)
+        assert run(client, "print('on')")[1] == "on\n"
+        assert manager.is_alive()
+
+
 def test_jupyters_restarter_brings_a_dead_kernel_back(process_jupyter: Jupyter) -> None:
     with process_jupyter.kernel() as (manager, client):
         restarter = KernelRestarter(kernel_manager=manager)
@@ -221,7 +232,8 @@ def test_jupyters_restarter_brings_a_dead_kernel_back(process_jupyter: Jupyter) 
         assert run(client, "print('back')")[1] == "back\n"
 
 
-async def test_an_async_manager_starts_restarts_and_ends_a_kernel(process_jupyter: Jupyter) -> None:
+@pytest.mark.usefixtures("process_jupyter")
+async def test_an_async_manager_starts_restarts_and_ends_a_kernel() -> None:
     manager = AsyncKernelManager(kernel_name=KERNEL)
     await manager.start_kernel()
     client = manager.client()
@@ -265,13 +277,14 @@ def test_a_client_that_reads_nothing_delays_nobody_for_long(process_jupyter: Jup
             lazy.subscribe(b"")
             lazy.connect(f"tcp://{info['ip']}:{info['iopub_port']}")
             assert lazy.poll(30_000)  # its welcome
-            # More than fits into the queues and both socket buffers, and less than a run may say.
+            # More than fits into the queues and both socket buffers; and less, each, than a run may say.
             code = "for n in range(40):\n    print('x' * 1_000_000)\n    __import__('sys').stdout.flush()"
-            content, text = run(client, code)
-            assert content["status"] == "ok"
-            assert text.count("x") == 40_000_000
+            for _ in range(6):
+                content, text = run(client, code)
+                assert content["status"] == "ok"
+                assert text.count("x") == 40_000_000
             (bridge,) = process_jupyter.bridges()
-            assert bridge.memory_info().rss < 400 << 20
+            assert bridge.memory_info().rss < 220 << 20
 
 
 def test_more_than_one_cell_may_say_is_cut_and_said_to_be(process_jupyter: Jupyter) -> None:
@@ -310,7 +323,7 @@ def test_a_port_that_is_taken_is_said_when_the_kernel_is_started(process_jupyter
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         manager = KernelManager(kernel_name=KERNEL, cache_ports=False, shell_port=taken.getsockname()[1])
-        with pytest.raises(KernelNotStarted, match="cannot listen at tcp://127.0.0.1"):
+        with pytest.raises(KernelNotStarted, match="cannot listen at tcp://127"):
             manager.start_kernel()
         manager.cleanup_resources()
     assert process_jupyter.bridges() == []
@@ -361,7 +374,7 @@ def test_a_kernelspec_is_of_a_language_of_the_configuration(process_jupyter: Jup
 
 
 @pytest.mark.parametrize("forks", [False, True])
-def test_a_client_that_is_killed_takes_its_kernel_along(process_jupyter: Jupyter, forks: bool) -> None:
+def test_a_client_that_is_killed_takes_its_kernel_along(process_jupyter: Jupyter, *, forks: bool) -> None:
     """Also where a process that it has forked holds the bridge's standard input open."""
     fork = "if os.fork() == 0: time.sleep(60)\n" if forks else ""
     program = (
