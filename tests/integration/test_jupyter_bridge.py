@@ -20,6 +20,7 @@ import zmq
 from jupyter_client.manager import AsyncKernelManager, KernelManager
 from jupyter_client.restarter import KernelRestarter
 from jupyter_client.session import Session
+from jupyter_core.utils import ensure_event_loop
 from jupyter_rig import KERNEL, Jupyter, install, run, until
 
 from gateway.jupyter_kernel.provisioner import KernelNotStarted
@@ -127,8 +128,13 @@ def test_a_message_that_is_signed_with_another_key_is_not_run(process_jupyter: J
 
 def test_an_interrupt_is_a_keyboard_interrupt_and_the_variables_stay(process_jupyter: Jupyter) -> None:
     with process_jupyter.kernel() as (manager, client):
+
+        def interrupt() -> None:
+            manager.interrupt_kernel()
+            ensure_event_loop().close()  # jupyter_client's own, of this thread
+
         run(client, "kept = 1")
-        threading.Timer(0.5, manager.interrupt_kernel).start()
+        threading.Timer(0.5, interrupt).start()
         content, _ = run(client, "import time\nwhile True: time.sleep(0.05)")
         assert (content["status"], content["ename"]) == ("error", "KeyboardInterrupt")
         assert run(client, "print(kept)")[1] == "1\n"
