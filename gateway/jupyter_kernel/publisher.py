@@ -17,8 +17,16 @@ import zmq
 _QUEUE_MESSAGES = 32
 """How much may wait for one subscriber in here; a message has at most 16 MB or so, and most are small."""
 
-_PATIENCE_S = 2.0
-_PAUSE_S = 0.002
+_PATIENCE_S = 0.5
+"""Longer, and a kernel that prints as fast as it can fills what its supervisor keeps for us meanwhile."""
+
+_SHORT_PATIENCE_S = 0.005
+"""For each message while somebody does not read at all: time for the others to take theirs.
+
+Nobody is slowed down by it, since the supervisor puts together what a program prints within as long.
+"""
+
+_PAUSE_S = 0.001
 
 Frames = Sequence[bytes]
 
@@ -72,7 +80,7 @@ class Publisher:
 
     async def _empty(self) -> None:
         """Send all that waits. An XPUB always claims to be writable (dist_t::has_out), so there is nothing to poll."""
-        deadline_s = time.monotonic() + (_PATIENCE_S if self._patient else 0)
+        deadline_s = time.monotonic() + (_PATIENCE_S if self._patient else _SHORT_PATIENCE_S)
         while self._waiting:
             if self._is_sent(self._waiting[0]):
                 self._waiting.popleft()
