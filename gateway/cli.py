@@ -1,4 +1,4 @@
-"""The command line: `cellblock serve | build | doctor | migrate`.
+"""The command line: `cellblock serve | build | doctor | migrate | kernelspec`.
 
 It reads the configuration and hands over to `gateway.app`; what goes wrong comes out as one plain sentence.
 """
@@ -21,6 +21,7 @@ from gateway import config as configuration
 from gateway.config import Config
 from gateway.doctor import Level
 from gateway.greeting import show_findings
+from gateway.kernelspec_commands import kernelspec
 from gateway.logs import configure_logs
 from sessions.errors import CellblockError, Misconfigured
 
@@ -35,6 +36,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+app.add_typer(kernelspec, name="kernelspec")
 
 ConfigOption = Annotated[
     Path | None,

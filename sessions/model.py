@@ -441,7 +441,7 @@ class LaunchSpec:
 
     `socket_dir` is a host directory that holds the listening socket named `kernel_image.protocol.SOCKET_NAME`; the
     sandbox may read it and must not be able to write to it. `credential` goes into the supervisor's environment only.
-    `kernel_name` is a Jupyter kernelspec name.
+    `kernel_name` is a Jupyter kernelspec name. Without a gateway for `orphan_timeout_s` the sandbox ends by itself.
     """
 
     kernel_id: KernelId
@@ -452,6 +452,7 @@ class LaunchSpec:
     kernel_name: str = "python3"
     preload: tuple[str, ...] = ()
     session_id: SessionId | None = None
+    orphan_timeout_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,5 @@
-"""The plugins that every test may draw on: engines and the kernel image, and PostgreSQL."""
+"""The plugins that every test may draw on: engines and the kernel image, Jupyter clients, and PostgreSQL."""
 
 from __future__ import annotations
 
-pytest_plugins = ["engine_fixtures", "store_fixtures"]
+pytest_plugins = ["engine_fixtures", "jupyter_rig", "store_fixtures"]

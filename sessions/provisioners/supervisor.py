@@ -25,6 +25,7 @@ def supervisor_settings(
         home_dir=home_dir,
         kernel_name=spec.kernel_name,
         preload=spec.preload,
+        orphan_timeout_s=spec.orphan_timeout_s,
         # More linear algebra threads than the CPU limit allows would only wait for one another.
         threads=max(1, round(spec.limits.cpus)),
         max_message_bytes=spec.limits.message_bytes,

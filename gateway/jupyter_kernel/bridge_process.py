@@ -1,0 +1,79 @@
+"""The bridge as its provisioner has it: a child process, told single words and heard without ever waiting for it.
+
+Standard library only, and no event loop: jupyter_client calls a provisioner from whichever loop or thread it likes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+_MODULE = "gateway.jupyter_kernel.bridge"
+_READ_BYTES = 1 << 16
+
+
+class BridgeProcess:
+    """A bridge, running or ended. Its state: the process, and the part of a line that has not ended yet."""
+
+    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str] | None, stderr: Any = None) -> None:
+        # -P: whatever lies in the working directory, a notebook's, is not to be imported instead of our own modules.
+        command = [sys.executable, "-P", "-m", _MODULE, *arguments, "--parent", str(os.getpid())]
+        self._process = subprocess.Popen(  # noqa: S603 - our own module
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=environment,
+            bufsize=0,
+            start_new_session=True,  # Ctrl-C in the terminal is for the client, which decides whom to interrupt
+        )
+        assert self._process.stdin is not None and self._process.stdout is not None  # noqa: S101, PT018 - pipes
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+        os.set_blocking(self._stdin.fileno(), False)
+        os.set_blocking(self._stdout.fileno(), False)
+        self._unfinished = b""
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self._process.poll()
+
+    def tell(self, word: str) -> None:
+        """Say something. A bridge that has ended, or does not read, is not told."""
+        with suppress(OSError, ValueError):
+            self._stdin.write(f"{word}\n".encode())
+
+    def news(self) -> list[dict[str, Any]]:
+        """What it has said since this was last asked."""
+        said = b""
+        with suppress(OSError, ValueError):
+            while piece := self._stdout.read(_READ_BYTES):
+                said += piece
+        *lines, self._unfinished = (self._unfinished + said).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+    def hang_up(self) -> None:
+        """End its standard input, at which it removes its container and ends."""
+        with suppress(OSError):
+            self._stdin.close()
+
+    def kill(self) -> None:
+        """End it by force, and be done with it; the container then ends by itself."""
+        self._process.kill()
+        self._process.wait()
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the pipes of a bridge that has ended."""
+        self.hang_up()
+        with suppress(OSError):
+            self._stdout.close()

@@ -1,0 +1,151 @@
+"""The five ZMQ sockets that a kernel's clients connect to: binding, checking signatures, signing. Not what is said.
+
+Wire format: https://jupyter-client.readthedocs.io/en/stable/messaging.html#the-wire-protocol
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import zmq
+from jupyter_client.session import DELIM, Session
+
+from gateway.jupyter_kernel.connection import Connection
+from gateway.jupyter_kernel.publisher import Publisher
+from sessions.errors import SetUpFailed
+
+REQUEST_CHANNELS = ("shell", "control", "stdin")
+
+_HELD_BACK = ("shell", "stdin")
+_PARTS = 4
+_MESSAGES_PER_TURN = 16
+_LINGER_MS = 500
+
+Listener = Callable[[str, list[bytes], list[bytes]], None]
+"""Gets the channel, who asked (routing identities), and header, parent_header, metadata, content and buffers."""
+
+
+class ClientSockets:
+    """The sockets of one kernel, for any number of clients.
+
+    Its state: whether requests are read now. What is not read waits in ZMQ's queues, within their bounds. The control
+    channel is read always: what is said there may be about a kernel that is deaf, or dead.
+    """
+
+    def __init__(self, connection: Connection, listener: Listener) -> None:
+        """Bind. Raises SetUpFailed when somebody else has one of the addresses."""
+        self._listener = listener
+        self._loop = asyncio.get_running_loop()
+        self._session = Session(
+            key=connection.key, signature_scheme=connection.signature_scheme, username="kernel", packer="json"
+        )
+        self._context = zmq.Context[Any]()
+        self._sockets: dict[str, zmq.Socket[bytes]] = {}
+        self._reads_requests = False
+        address = ""
+        try:
+            for channel in REQUEST_CHANNELS:
+                address = connection.addresses[channel]
+                socket = self._add(channel, zmq.ROUTER)
+                # A client that connects anew under its old identity takes the old connection's place.
+                socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+                socket.bind(address)
+            address = connection.addresses["hb"]
+            self._add("hb", zmq.REP).bind(address)
+            address = connection.addresses["iopub"]
+            self._publisher = Publisher(self._context, address)
+        except zmq.ZMQError as error:
+            self._context.destroy(linger=0)
+            raise SetUpFailed(f"The kernel cannot listen at {address}: {error.strerror or error}.") from error
+        for channel in REQUEST_CHANNELS:
+            self._loop.add_reader(int(self._sockets[channel].fd), self._read, channel)
+        self._loop.add_reader(int(self._sockets["hb"].fd), self._beat)
+        self._loop.add_reader(int(self._publisher.socket.fd), self._welcome)
+
+    def _add(self, channel: str, kind: int) -> zmq.Socket[bytes]:
+        socket: zmq.Socket[bytes] = self._context.socket(kind)
+        self._sockets[channel] = socket
+        return socket
+
+    def read_requests(self, wanted: bool) -> None:  # noqa: FBT001 - there is no better name for either
+        """Read what is for the kernel to do from now on, or leave it where it is."""
+        if wanted and not self._reads_requests:
+            for channel in _HELD_BACK:
+                self._loop.call_soon(self._read, channel)
+        self._reads_requests = wanted
+
+    def reply(self, channel: str, identities: Sequence[bytes], parts: Sequence[bytes]) -> None:
+        """Send a message, of serialized parts, to one client; one that has gone away misses it."""
+        socket = self._sockets[channel]
+        with suppress(zmq.ZMQError):
+            socket.send_multipart([*identities, DELIM, self._session.sign(parts[:_PARTS]), *parts], zmq.NOBLOCK)
+        # Sending may have used up the signal of what has arrived meanwhile, and no other will come.
+        self._loop.call_soon(self._read, channel)
+
+    def publish(self, topic: str, parts: Sequence[bytes]) -> None:
+        """Send a message to all that subscribe to iopub."""
+        frames = [topic.encode("utf-8", "replace"), DELIM, self._session.sign(parts[:_PARTS]), *parts]
+        self._publisher.publish(frames)
+        self._loop.call_soon(self._welcome)
+
+    def room(self) -> asyncio.Task[None] | None:
+        """What to await before more is published; None when there is room."""
+        return self._publisher.room()
+
+    def make(self, msg_type: str, content: dict[str, Any], parent: dict[str, Any]) -> list[bytes]:
+        """The serialized parts of a message of our own; `parent` is the header of what it answers."""
+        message = self._session.msg(msg_type, content, parent={"header": parent})
+        return list(self._session.serialize(message)[-_PARTS:])
+
+    def close(self) -> None:
+        """Close all; what has been sent gets half a second to arrive."""
+        for socket in (*self._sockets.values(), self._publisher.socket):
+            self._loop.remove_reader(int(socket.fd))
+        sockets = list(self._sockets.values())
+        self._sockets.clear()
+        for socket in sockets:
+            socket.close(_LINGER_MS)
+        self._publisher.close(_LINGER_MS)
+        self._context.term()
+
+    def _read(self, channel: str) -> None:
+        """Take what has arrived. A signal stands for all of it (ZMQ_FD in zmq_getsockopt(3)): what is left is due."""
+        for _ in range(_MESSAGES_PER_TURN):
+            socket = self._sockets.get(channel)
+            if socket is None or (channel in _HELD_BACK and not self._reads_requests):
+                return
+            try:
+                frames = socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._receive(channel, frames)
+        self._loop.call_soon(self._read, channel)
+
+    def _receive(self, channel: str, frames: list[bytes]) -> None:
+        """Check and hand on. What is malformed, or signed with another key, is dropped."""
+        if DELIM not in frames:
+            return
+        start = frames.index(DELIM)
+        signature, parts = b"".join(frames[start + 1 : start + 2]), frames[start + 2 :]
+        if len(parts) >= _PARTS and hmac.compare_digest(signature, self._session.sign(parts[:_PARTS])):
+            self._listener(channel, frames[:start], parts)
+
+    def _beat(self) -> None:
+        """Send heartbeats back, all that have come."""
+        while (socket := self._sockets.get("hb")) is not None:
+            try:
+                socket.send_multipart(socket.recv_multipart(zmq.NOBLOCK), zmq.NOBLOCK)
+            except zmq.Again:
+                return
+
+    def _welcome(self) -> None:
+        """Tell new subscribers that from now on they miss nothing: Jupyter's enhancement proposal 65."""
+        if not self._sockets:
+            return
+        for topic in self._publisher.new_subscriptions():
+            parts = self.make("iopub_welcome", {"subscription": topic.decode("utf-8", "replace")}, {})
+            self._publisher.publish([topic, DELIM, self._session.sign(parts), *parts])

@@ -1,0 +1,39 @@
+"""The connection file: where a kernel's clients look for it, and the key with which their messages are signed.
+
+https://jupyter-client.readthedocs.io/en/stable/kernels.html#connection-files
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sessions.errors import SetUpFailed
+
+CHANNELS = ("shell", "control", "stdin", "iopub", "hb")
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """`addresses` are ZMQ's, by channel."""
+
+    addresses: Mapping[str, str]
+    key: bytes = field(repr=False)
+    signature_scheme: str
+
+
+def read_connection(path: Path) -> Connection:
+    """Read a connection file. Raises SetUpFailed."""
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        joint = "-" if info["transport"] == "ipc" else ":"
+        addresses = {
+            channel: f"{info['transport']}://{info['ip']}{joint}{int(info[f'{channel}_port'])}" for channel in CHANNELS
+        }
+        return Connection(addresses, info["key"].encode(), info.get("signature_scheme") or "hmac-sha256")
+    except OSError as error:
+        raise SetUpFailed(f"The connection file {path} cannot be read ({error.strerror}).") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise SetUpFailed(f"The file {path} is no connection file of Jupyter's.") from error

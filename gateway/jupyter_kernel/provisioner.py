@@ -1,0 +1,179 @@
+"""What jupyter_client loads for a kernelspec of ours: it starts a bridge, and is what the client calls the process.
+
+See https://jupyter-client.readthedocs.io/en/stable/provisioning.html. This runs inside of JupyterLab, nbclient or
+whatever the client is, so it imports next to nothing. Ports and the connection file are as for a local kernel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from typing import Any
+
+from jupyter_client.connect import KernelConnectionInfo
+from jupyter_client.provisioning import LocalProvisioner
+from traitlets import Unicode
+
+from gateway.jupyter_kernel import talk
+from gateway.jupyter_kernel.bridge_process import BridgeProcess
+
+_POLL_S = 0.02
+_START_TIMEOUT_S = 90.0
+_DEAF_S = 3.0
+_REMOVAL_TIMEOUT_S = 20.0
+
+
+class KernelNotStarted(RuntimeError):
+    """Cellblock could not start a kernel."""
+
+
+class CellblockProvisioner(LocalProvisioner):  # type: ignore[misc]
+    """A kernel in a container.
+
+    Its state: the bridge, and how the kernel has ended, if it has. A bridge outlives its kernel: a restart asks it for
+    the next one, in the same container, so that the files in there are kept.
+    """
+
+    language = Unicode("python", config=True, help="One of the `languages` of Cellblock's configuration.")
+    config_file = Unicode("", config=True, help="Cellblock's configuration file; empty for none.")
+
+    _bridge: BridgeProcess | None = None
+    _served: KernelConnectionInfo | None = None
+    _exit_code: int | None = None
+    _managing = False
+    _deaf_at_s: float | None = None
+
+    @property
+    def has_process(self) -> bool:
+        """Whether there is a kernel, or one has ended that nobody has waited for yet."""
+        return self._managing
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
+        """Return once the kernel answers. Raises KernelNotStarted, which says why it does not."""
+        del cmd  # the kernelspec has one because it must
+        if not await self._is_resumed():
+            await self._end_bridge()
+            arguments = ["--connection-file", self.parent.connection_file, "--language", self.language]
+            arguments += ["--config", self.config_file] if self.config_file else []
+            self._bridge = BridgeProcess(arguments, kwargs.get("env"), kwargs.get("stderr"))
+            await self._wait_until_ready(self._bridge)
+            self._served = dict(self.connection_info)
+        assert self._bridge is not None  # noqa: S101 - it is ready
+        self.pid = self._bridge.pid
+        self._exit_code, self._deaf_at_s, self._managing = None, None, True
+        return self.connection_info
+
+    async def poll(self) -> int | None:
+        """None while the kernel lives; then its exit code, or 0 where there is none to be had."""
+        if not self._managing or self._bridge is None:
+            return 0
+        if self._exit_code is None:
+            self._exit_code = self._look_for_end(self._bridge)
+        return self._exit_code
+
+    def _look_for_end(self, bridge: BridgeProcess) -> int | None:
+        """How the kernel has ended, or its bridge, if either has."""
+        bridge_exit_code = bridge.exit_code()  # asked first: what it said before it ended is there then
+        for news in bridge.news():
+            if news["event"] == talk.ENDED:
+                if news["reason"]:
+                    self.log.warning("Cellblock kernel %s ended: %s", self.kernel_id, news["reason"])
+                return int(news["code"])
+        if bridge_exit_code is None and self._deaf_at_s is not None and time.monotonic() > self._deaf_at_s:
+            bridge.kill()
+            return -signal.SIGKILL
+        return bridge_exit_code
+
+    async def wait(self) -> int | None:
+        """Return how the kernel ended, once it has."""
+        while (code := await self.poll()) is None:  # noqa: ASYNC110 - another process has no event to wait on
+            await asyncio.sleep(_POLL_S)
+        self._managing = False
+        return code
+
+    async def send_signal(self, signum: int) -> None:
+        """SIGINT interrupts what runs; SIGTERM and SIGKILL end the kernel process. No other signal goes in there."""
+        if self._bridge is None or await self.poll() is not None:
+            return
+        if signum == signal.SIGINT:
+            self._bridge.tell(talk.INTERRUPT)
+        elif signum in (signal.SIGTERM, signal.SIGKILL):
+            self._bridge.tell(talk.KILL)
+            self._deaf_at_s = self._deaf_at_s or time.monotonic() + _DEAF_S
+
+    async def kill(self, restart: bool = False) -> None:  # noqa: FBT001, FBT002 - jupyter_client's
+        """End the kernel process. What is in the container stays until `cleanup`, for a restart."""
+        del restart
+        await self.send_signal(signal.SIGKILL)
+
+    async def terminate(self, restart: bool = False) -> None:  # noqa: FBT001, FBT002 - jupyter_client's
+        """End the kernel process, which has not heeded a shutdown_request."""
+        del restart
+        await self.send_signal(signal.SIGTERM)
+
+    async def cleanup(self, restart: bool = False) -> None:  # noqa: FBT001, FBT002 - jupyter_client's
+        """Remove the container, unless a restart goes on in it."""
+        if not restart:
+            await self._end_bridge()
+            self._managing = False
+        await super().cleanup(restart)
+
+    def resolve_path(self, path_str: str) -> str | None:
+        """No path of this machine means anything in the container."""
+        del path_str
+        return None
+
+    async def _is_resumed(self) -> bool:
+        """Whether the bridge of the kernel before serves another one, at the same addresses."""
+        bridge = self._bridge
+        if bridge is None or self._exit_code is None or bridge.exit_code() is not None:
+            return False
+        if self._served != self.connection_info:
+            return False
+        bridge.tell(talk.RESUME)
+        try:
+            await self._wait_until_ready(bridge)
+        except KernelNotStarted as error:
+            self.log.warning("%s The kernel gets a new container.", error)
+            return False
+        return True
+
+    async def _wait_until_ready(self, bridge: BridgeProcess) -> None:
+        """Raises KernelNotStarted; then the bridge has ended."""
+        try:
+            async with asyncio.timeout(_START_TIMEOUT_S):
+                while not _is_ready(bridge):  # noqa: ASYNC110 - another process has no event to wait on
+                    await asyncio.sleep(_POLL_S)
+        except BaseException as error:
+            await self._end_bridge()
+            if isinstance(error, TimeoutError):
+                raise KernelNotStarted(f"The kernel has not answered within {_START_TIMEOUT_S:g} s.") from None
+            raise
+
+    async def _end_bridge(self) -> None:
+        """Have the container removed; returns once it is, or once the bridge has been killed for taking too long."""
+        bridge, self._bridge = self._bridge, None
+        if bridge is None:
+            return
+        bridge.hang_up()
+        deadline_s = time.monotonic() + _REMOVAL_TIMEOUT_S
+        while bridge.exit_code() is None:
+            if time.monotonic() > deadline_s:
+                bridge.kill()
+                break
+            await asyncio.sleep(_POLL_S)
+        bridge.close()
+
+
+def _is_ready(bridge: BridgeProcess) -> bool:
+    """Raises KernelNotStarted, with what the bridge says."""
+    ended = bridge.exit_code()
+    for news in bridge.news():
+        if news["event"] == talk.READY:
+            return True
+        if news["event"] == talk.FAILED:
+            raise KernelNotStarted(news["reason"])
+    if ended is not None:
+        raise KernelNotStarted("Cellblock's bridge to the kernel has ended: its standard error says why.")
+    return False
