@@ -42,7 +42,7 @@ log = structlog.get_logger()
 
 
 class Attachment:
-    """One connection of one client. The state: its seat, and the visit that it is there for; the next ends this one."""
+    """One connection of one client. The state: its seat, the visit that it is there for, and whether it has left."""
 
     def __init__(self, parts: Parts, begin: Begin, session: LiveSession, seat: Seat, *, has_name: bool) -> None:
         self._parts = parts
@@ -50,6 +50,7 @@ class Attachment:
         self._session = session
         self._seat = seat
         self._visit = seat.visit
+        self._has_left = False
         self._has_name = has_name
 
     def __repr__(self) -> str:
@@ -65,11 +66,14 @@ class Attachment:
             tell()
 
     def _is_there(self) -> bool:
-        return self._seat.visit == self._visit
+        return not self._has_left and self._seat.visit == self._visit
 
     async def next(self) -> ClientMessage | Retelling | None:
-        """The next thing to tell the client, once there is one; None when there is no kernel any more, nor will be."""
-        return await self._seat.outbox.take()
+        """The next thing to tell the client, once there is one; None when there is no kernel any more, nor will be.
+
+        None, too, when this connection is over: what there is to be told waits for the next one.
+        """
+        return await self._seat.outbox.take() if self._is_there() else None
 
     @property
     def client(self) -> str:
@@ -93,6 +97,7 @@ class Attachment:
 
     def leave(self) -> None:
         """The connection has ended. What the client has asked for goes on."""
+        self._has_left = True
         self._session.audience.leave(self._seat, self._visit, comes_back=self._has_name)
 
     # --- what the client asks -----------------------------------------------------------------------------------------

@@ -151,7 +151,8 @@ class JupyterChannels(SocketHandler):
         data = self._framing.encode(message)
         async with self._writing:
             try:
-                await asyncio.wait_for(self.write_message(data, binary=isinstance(data, bytes)), base.SEND_TIMEOUT_S)
+                async with asyncio.timeout(base.SEND_TIMEOUT_S):  # `wait_for` may swallow a cancellation
+                    await self.write_message(data, binary=isinstance(data, bytes))
             except TimeoutError:
                 self.hang_up()
                 raise WebSocketClosedError from None

@@ -39,9 +39,10 @@ async def serving(
     public_url: str = "",
     allowed_origins: tuple[str, ...] = (),
     limits: Limits | None = None,
+    service: Any = None,
     **server_settings: Any,
 ) -> AsyncIterator[Face]:
-    service = MemoryService()
+    service = service or MemoryService()
     limits = limits or Limits(request_bytes=10_000)
     context = Context(
         service=service,

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 from doubles import ManualClock, until
-from jupyter_talk import Client
+from jupyter_talk import Client, message
 from workbench import Bench, S, held
 
 from kernel_image import protocol
@@ -200,6 +200,19 @@ async def test_of_two_connections_of_one_client_the_later_one_hears_also_if_the_
     (await bench.sent("x")).end("out")
     await second.reply("x")
     assert second.screen.shown == {"x": "out"}
+
+
+async def test_a_connection_that_is_over_takes_nothing_that_is_the_next_ones(bench: Bench) -> None:
+    await bench.create()
+    first = await bench.service.attach(ANONYMOUS, S, "lab")
+    first.leave()
+    seat = first._seat
+    seat.outbox.put(message("stream"))
+    assert await first.next() is None
+    second = await bench.service.attach(ANONYMOUS, S, "lab")
+    assert await second.next() is not None
+    first.confirm(second.sent)
+    assert len(seat.outbox._unconfirmed) == 1
 
 
 async def test_an_odd_name_of_a_session_is_no_obstacle(bench: Bench) -> None:
