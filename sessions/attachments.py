@@ -5,6 +5,7 @@ What it is told, and in which order, is audience.py's and outbox.py's; the wire 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
@@ -41,13 +42,15 @@ log = structlog.get_logger()
 
 
 class Attachment:
-    """One connection of one client. The state: its seat, and whether it is over."""
+    """One connection of one client. The state: its seat, the visit that it is there for, and whether it has left."""
 
     def __init__(self, parts: Parts, begin: Begin, session: LiveSession, seat: Seat, *, has_name: bool) -> None:
         self._parts = parts
         self._begin = begin
         self._session = session
         self._seat = seat
+        self._visit = seat.visit
+        self._has_left = False
         self._has_name = has_name
 
     def __repr__(self) -> str:
@@ -56,12 +59,21 @@ class Attachment:
     # --- what the client is told --------------------------------------------------------------------------------------
 
     def on_replaced(self, tell: Callable[[], None]) -> None:
-        """Call `tell` when this connection has to end because the same client has another one."""
-        self._seat.on_replaced = tell
+        """Call `tell` when this connection has to end because the same client has another one; it may have already."""
+        if self._is_there():
+            self._seat.on_replaced = tell
+        else:
+            tell()
+
+    def _is_there(self) -> bool:
+        return not self._has_left and self._seat.visit == self._visit
 
     async def next(self) -> ClientMessage | Retelling | None:
-        """The next thing to tell the client, once there is one; None when there is no kernel any more, nor will be."""
-        return await self._seat.outbox.take()
+        """The next thing to tell the client, once there is one; None when there is no kernel any more, nor will be.
+
+        None, too, when this connection is over: what there is to be told waits for the next one.
+        """
+        return await self._seat.outbox.take() if self._is_there() else None
 
     @property
     def client(self) -> str:
@@ -70,7 +82,8 @@ class Attachment:
 
     def told(self, run_id: RunId) -> None:
         """A retelling has been sent to its end."""
-        self._seat.outbox.told(run_id)
+        if self._is_there():
+            self._seat.outbox.told(run_id)
 
     @property
     def sent(self) -> int:
@@ -79,11 +92,13 @@ class Attachment:
 
     def confirm(self, number: int) -> None:
         """The client has received everything up to this number."""
-        self._seat.outbox.confirm(number)
+        if self._is_there():
+            self._seat.outbox.confirm(number)
 
     def leave(self) -> None:
         """The connection has ended. What the client has asked for goes on."""
-        self._session.audience.leave(self._seat, comes_back=self._has_name)
+        self._has_left = True
+        self._session.audience.leave(self._seat, self._visit, comes_back=self._has_name)
 
     # --- what the client asks -----------------------------------------------------------------------------------------
 
@@ -119,10 +134,7 @@ class Attachment:
         code = content.pop("code", "")
         if not isinstance(code, str):
             raise InvalidRequest("The code of an execute_request must be a string.")
-        if (
-            len(message.content) - len(code) > _MAX_OPTIONS_CHARACTERS
-            or len(message.metadata) > _MAX_OPTIONS_CHARACTERS
-        ):
+        if len(json.dumps(content)) + len(message.metadata) > _MAX_OPTIONS_CHARACTERS:
             raise InvalidRequest("An execute_request has too much in it beside its code.")
         record = self._session.record
         allow_stdin = content.get("allow_stdin", True)
@@ -158,7 +170,7 @@ class Attachment:
     async def _pass_on(self, message: ClientMessage) -> None:
         kernel = self._session.kernel
         if kernel is None or not kernel.is_ready():
-            kernel = await self._session.ensure_kernel()
+            kernel = await self._session.answering_kernel()
         try:
             self._session.audience.ask(self._seat, message, kernel.pass_on)
         except CellblockError as error:
@@ -188,8 +200,12 @@ class Attachments:
         is_new = client is None or not audience.knows(client)
         seat = audience.seat(client or uuid4().hex)
         attachment = Attachment(self._parts, self._begin, session, seat, has_name=client is not None)
-        if client is not None and is_new:
-            await self._retell(session.record, seat)
+        try:
+            if client is not None and is_new:
+                await self._retell(session.record, seat)
+        except BaseException:
+            attachment.leave()
+            raise
         return attachment
 
     async def _retell(self, session: Session, seat: Seat) -> None:

@@ -30,18 +30,21 @@ MAX_CLIENTS = 32
 _MAX_AWAY = 8
 _REMEMBERED = 2048
 _STATUS_BYTES = 256
+_COMM = "comm_"
 
 
 class Seat:
     """One client's place: what it is to be told, and what it has asked. It stays for a while when the client leaves.
 
-    The state: the outbox, whether somebody is there (`on_replaced` is called when that has to go), and the requests.
+    The state: the outbox, whether somebody is there (`on_replaced` is called when that has to go), the requests, and
+    `visit`, by which a connection knows whether the client that is there is still its own.
     """
 
     def __init__(self, client: str) -> None:
         self.client = client
         self.outbox = Outbox()
-        self.is_taken = True
+        self.visit = 0
+        self.is_taken = False
         self.on_replaced: Callable[[], None] = _nothing
         self.lanes = {"shell": Lane(), "control": Lane()}
 
@@ -50,10 +53,14 @@ class Seat:
 
 
 @dataclass(slots=True)
-class _Cell:
-    """A run that a client has asked for: how, and what of its end has been told."""
+class _Run:
+    """A run of the session. Of one that a client has asked for: whose it is, and what of its end has been told.
 
-    request: JupyterRequest
+    All the rest of what was asked may be large, and is not kept.
+    """
+
+    client: str | None = None
+    header: Mapping[str, Any] | None = None
     has_reply: bool = False
     has_idle: bool = False
     is_aborted: bool = False
@@ -71,9 +78,9 @@ class _Asked:
 class Audience:
     """`sessions.kernel.KernelTap` of a session's kernels, one after the other.
 
-    The state: the seats by client; the requests under way, and the last that were; likewise the runs of clients. And
-    whether the kernel is down, whether somebody wanted that, whether code is at work, and whether a death is to be told
-    when it is not. `on_reply` is called when a client is about to be told the kernel's reply to a run of its own.
+    The state: the seats by client; the requests under way, and the last that were; the session's last runs. And whether
+    the kernel is down, how many want that, whether code is at work, and whether a death is to be told when it is not.
+    `on_reply` is called when a client is about to be told the kernel's reply to a run of its own.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -81,15 +88,16 @@ class Audience:
         self.last_activity: datetime | None = None
         self.on_reply: Callable[[RunId], None] = lambda _: None
         self._seats: dict[str, Seat] = {}
-        self._asked: OrderedDict[str, _Asked] = OrderedDict()
-        self._cells: OrderedDict[RunId, _Cell] = OrderedDict()
+        self._asked: dict[str, _Asked] = {}
+        self._answered: OrderedDict[str, _Asked] = OrderedDict()
+        self._runs: OrderedDict[RunId, _Run] = OrderedDict()
         self._is_down = False
-        self._is_restart_wanted = False
+        self._restarts_wanted = 0
         self._is_at_work = False
         self._owes_restarting = False
 
     def __repr__(self) -> str:
-        return f"<Audience {self._seats}, {len(self._asked)} asked, {len(self._cells)} runs>"
+        return f"<Audience {self._seats}, {len(self._asked)} asked, {len(self._runs)} runs>"
 
     # --- coming and going ---------------------------------------------------------------------------------------------
 
@@ -103,21 +111,21 @@ class Audience:
 
     def seat(self, client: str) -> Seat:
         """The place of a client; whoever sits there as the same client has to go. Raises TooManyRequests."""
-        seat = self._seats.pop(client, None)
-        if seat is None and self.connections() >= MAX_CLIENTS:
+        seat = self._seats.get(client) or Seat(client)
+        if not seat.is_taken and self.connections() >= MAX_CLIENTS:
             raise TooManyRequests(f"This kernel has {MAX_CLIENTS} clients already, which is as many as it may have.")
-        if seat is None:
-            seat = Seat(client)
-        elif seat.is_taken:
+        if seat.is_taken:
             self._vacate(seat)
             seat.on_replaced()
-        seat.is_taken = True
+        seat.is_taken, seat.on_replaced = True, _nothing
+        seat.visit += 1
+        self._seats.pop(client, None)
         self._seats[client] = seat
         return seat
 
-    def leave(self, seat: Seat, *, comes_back: bool) -> None:
-        """A client has gone. Of those that may come back the last few are waited for."""
-        if self._seats.get(seat.client) is not seat:
+    def leave(self, seat: Seat, visit: int, *, comes_back: bool) -> None:
+        """A connection has ended: its client has gone, unless it has another. The last few that may return are kept."""
+        if seat.visit != visit or self._seats.get(seat.client) is not seat:
             return
         self._vacate(seat)
         if not comes_back:
@@ -128,8 +136,9 @@ class Audience:
 
     def _remove(self, seat: Seat) -> None:
         del self._seats[seat.client]
-        for msg_id in [msg_id for msg_id, asked in self._asked.items() if asked.seat is seat]:
-            del self._asked[msg_id]
+        for requests in (self._asked, self._answered):
+            for msg_id in [msg_id for msg_id, asked in requests.items() if asked.seat is seat]:
+                del requests[msg_id]
 
     @staticmethod
     def _vacate(seat: Seat) -> None:
@@ -144,11 +153,11 @@ class Audience:
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
-    def note_run(self, run_id: RunId, request: JupyterRequest) -> None:
-        """A client has asked for this run."""
-        self._cells[run_id] = _Cell(request)
-        while len(self._cells) > _REMEMBERED:
-            self._cells.popitem(last=False)
+    def note_run(self, run_id: RunId, request: JupyterRequest | None) -> None:
+        """This is a run of the session; a client has asked for it by this request, if one has."""
+        self._runs[run_id] = _Run() if request is None else _Run(request.client, request.header)
+        while len(self._runs) > _REMEMBERED:
+            self._runs.popitem(last=False)
 
     def ask(self, seat: Seat, message: ClientMessage, send: Callable[[bytes], None]) -> None:
         """Pass a request on, under a msg_id of our own; when as many are unanswered as may be, later, in order.
@@ -160,8 +169,6 @@ class Audience:
 
         def go() -> None:
             self._asked[msg_id] = _Asked(seat, message.header, lane)
-            if len(self._asked) > _REMEMBERED:
-                self._asked.popitem(last=False)
             send(message.frame({**for_kernel(message.header), "msg_id": msg_id}))
 
         lane.add(msg_id, message.size_bytes, go)
@@ -176,33 +183,51 @@ class Audience:
         if message is None:
             return
         self.last_activity = self._clock.now()
-        run_id = _run_of(message.parent_id)
-        cell = self._cells.get(run_id) if run_id is not None else None
-        asked = self._asked.get(message.parent_id)
+        run_id, run = self._run_of(message.parent_id)
+        asked = self._asked.get(message.parent_id) or self._answered.get(message.parent_id)
         seat = None
-        if cell is not None:
-            seat = self._seats.get(cell.request.client)
-            message = replace(message, parent_header=cell.request.header)
-            if message.msg_type == "execute_reply" and run_id is not None and not cell.has_reply:
-                cell.has_reply = True
+        if run_id is not None and run is not None and run.client is not None and run.header is not None:
+            seat = self._seats.get(run.client)
+            message = replace(message, parent_header=run.header)
+            if message.msg_type == "execute_reply" and not run.has_reply:
+                run.has_reply = True
                 self.on_reply(run_id)
-            cell.has_idle = cell.has_idle or _is_idle(message)
+            run.has_idle = run.has_idle or _is_idle(message)
         elif asked is not None:
             seat = asked.seat
             if _is_idle(message):
-                asked.lane.answered(message.parent_id)
+                self._note_answered(message.parent_id, asked)
             message = replace(message, parent_header=asked.header)
+        if message.msg_type.startswith(_COMM):
+            run_id = None  # no event tells of it: where its run is told again, it is not
         if message.channel == "iopub":
             self._tell_all(message, run_id)
         elif seat is not None:
             seat.outbox.put(message, run_id)
 
+    def _run_of(self, msg_id: str) -> tuple[RunId | None, _Run | None]:
+        """The run that was sent under this msg_id (see requests.py), if it is one of the session's.
+
+        A kernel may name whatever it likes: what names no run of ours is about none.
+        """
+        run_id, separator, _ = msg_id.partition(".")
+        run = self._runs.get(RunId(run_id)) if separator else None
+        return (RunId(run_id), run) if run is not None else (None, None)
+
+    def _note_answered(self, msg_id: str, asked: _Asked) -> None:
+        """It is remembered for a while: a kernel may have more to say to it."""
+        if self._asked.pop(msg_id, None) is not None:
+            self._answered[msg_id] = asked
+            if len(self._answered) > _REMEMBERED:
+                self._answered.popitem(last=False)
+            asked.lane.answered(msg_id)
+
     def on_gap(self, msg_id: str | None, dropped_bytes: int) -> None:
         """Say that output is missing."""
-        run_id = _run_of(msg_id or "")
-        cell = self._cells.get(run_id) if run_id is not None else None
+        run_id, run = self._run_of(msg_id or "")
+        header = run.header if run is not None else None
         text = f"output was cut: {dropped_bytes} bytes were dropped on the way"
-        self._tell_all(client_messages.note(text, cell.request.header if cell is not None else {}), run_id)
+        self._tell_all(client_messages.note(text, header or {}), run_id)
 
     def _tell_all(self, message: ClientMessage, run_id: RunId | None) -> None:
         for seat in self._seats.values():
@@ -212,8 +237,8 @@ class Audience:
 
     def abort(self, run_id: RunId) -> None:
         """This run will not be run, because one before it has failed."""
-        if (cell := self._cells.get(run_id)) is not None:
-            cell.is_aborted = True
+        if (run := self._runs.get(run_id)) is not None:
+            run.is_aborted = True
 
     def run_begins(self) -> None:
         """Code is at work: if its kernel dies, its end is told first."""
@@ -221,20 +246,20 @@ class Audience:
 
     def run_ended(self, live: LiveRun, result: Result | None) -> None:
         """A run has ended; `result` is None where that could not be stored. What the kernel has not told is told."""
-        cell = self._cells.get(live.run_id)
-        if cell is None or cell.has_idle:
+        run = self._runs.get(live.run_id)
+        if run is None or run.client is None or run.header is None or run.has_idle:
             return
-        header = cell.request.header
-        asker = self._seats.get(cell.request.client)
-        messages = [client_messages.status("idle", header)]
-        if not cell.has_reply:
-            messages = ending(header, result, is_aborted=cell.is_aborted)
-        cell.has_reply = cell.has_idle = True
+        asker = self._seats.get(run.client)
+        messages = [client_messages.status("idle", run.header)]
+        if not run.has_reply:
+            messages = ending(run.header, result, is_aborted=run.is_aborted)
+        run.has_reply = run.has_idle = True
+        run_id = live.run_id if result is not None else None  # an end that is not stored, no retelling tells
         for message in messages:
             if message.channel == "iopub":
-                self._tell_all(message, live.run_id)
+                self._tell_all(message, run_id)
             elif asker is not None:
-                asker.outbox.put(message, live.run_id)
+                asker.outbox.put(message, run_id)
 
     def run_is_over(self) -> None:
         """Nothing is at work: a death that came meanwhile can be told."""
@@ -247,8 +272,12 @@ class Audience:
 
     def expect_restart(self) -> None:
         """Somebody wants a fresh kernel: that the one there is ends is no accident."""
-        self._is_restart_wanted = True
+        self._restarts_wanted += 1
         self._tell_all(client_messages.make("shutdown_reply", {"status": "ok", "restart": True}, {}), None)
+
+    def restart_is_over(self) -> None:
+        """There is one, or it has failed."""
+        self._restarts_wanted -= 1
 
     def kernel_changed(self, kernel: Kernel) -> None:
         """The state of the kernel, or its link, is another one now."""
@@ -262,10 +291,11 @@ class Audience:
         if self._is_down:
             return
         self._is_down = True
+        self._asked.clear()
         for seat in self._seats.values():
             for lane in seat.lanes.values():
                 lane.forget()
-        if self._is_restart_wanted:
+        if self._restarts_wanted:
             return
         if self._is_at_work:
             self._owes_restarting = True
@@ -274,7 +304,7 @@ class Audience:
 
     def kernel_is_back(self) -> None:
         """A kernel answers again."""
-        was_down, self._is_down, self._is_restart_wanted = self._is_down, False, False
+        was_down, self._is_down = self._is_down, False
         if was_down and not self._owes_restarting:
             self._tell_is_back()
 
@@ -288,12 +318,6 @@ class Audience:
 
 def _nothing() -> None:
     pass
-
-
-def _run_of(msg_id: str) -> RunId | None:
-    """The run that was sent under this msg_id (see requests.py)."""
-    run_id, separator, _ = msg_id.partition(".")
-    return RunId(run_id) if separator else None
 
 
 def _is_idle(message: ClientMessage) -> bool:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NoReturn
 from uuid import uuid4
 
 from jupyter_client.session import msg_header
@@ -21,7 +21,7 @@ from sessions.json_bounds import has_too_many_values
 from sessions.messages import decode_object
 
 _EMPTY = b"{}"
-_MAX_HEADER_BYTES = 16 << 10
+_MAX_HEADER_BYTES = 32 << 10
 _MAX_VALUES = 1_000_000
 _MAX_CONTAINERS = 100_000
 
@@ -75,19 +75,40 @@ def heard(frame: memoryview) -> ClientMessage | None:
     if channel not in MESSAGE_CHANNELS:
         return None
     try:
-        header, parent_header = decode_object(parts[0]), decode_object(parts[1])
-        decode_object(parts[2])
-        text = parts[3].decode()
-        if has_too_many_values(text, max_values=_MAX_VALUES, max_containers=_MAX_CONTAINERS):
-            return note(f"a {header.get('msg_type')} was cut: it had too many values in it", parent_header)
-        if not isinstance(json.loads(text), dict):
+        header, parent_header = _decode_header(parts[0]), _decode_header(parts[1])
+        msg_type = header.get("msg_type")
+        if not isinstance(msg_type, str):
             return None
+        if any(_is_too_costly(part) for part in parts[2:4]):
+            return note(f"a {msg_type} was cut: it had too many values in it", parent_header)
     except (ProtocolViolation, ValueError, RecursionError):
-        return None
-    if not isinstance(header.get("msg_type"), str) or len(parts[0]) > _MAX_HEADER_BYTES:
         return None
     header = _complete(header)
     return ClientMessage(channel, header, parent_header, parts[2], parts[3], tuple(parts[4:]))
+
+
+def _decode_header(part: bytes) -> dict[str, Any]:
+    """Raises ProtocolViolation, ValueError. It is kept for every client, as it is after decoding: so it is bounded."""
+    if len(part) > _MAX_HEADER_BYTES:
+        raise ValueError(len(part))
+    header = decode_object(part.decode())
+    json.dumps(header, allow_nan=False)
+    return header
+
+
+def _is_too_costly(part: bytes) -> bool:
+    """Whether decoding would take too long. Raises ValueError and RecursionError for what is no JSON object."""
+    text = part.decode()
+    if has_too_many_values(text, max_values=_MAX_VALUES, max_containers=_MAX_CONTAINERS):
+        return True
+    if not isinstance(json.loads(text, parse_constant=_refuse), dict):
+        raise ValueError(text[:20])  # noqa: TRY004 - one error for all that is none
+    return False
+
+
+def _refuse(constant: str) -> NoReturn:
+    """Python reads NaN and its like, and no browser does."""
+    raise ValueError(constant)
 
 
 def _complete(header: Mapping[str, Any]) -> dict[str, Any]:

@@ -311,11 +311,18 @@ class Kernel:
             return
         if self._numbering.is_new(seq, len(data)):
             message = decode(frame)
-            if self.tap is not None:
-                self.tap.on_frame(frame)
+            self._tap(frame)
             if message is not None:
                 self._requests.take(seq, message)
         self._acknowledge_if_due()
+
+    def _tap(self, frame: memoryview) -> None:
+        """A mistake of whoever listens in is not the kernel's: whoever has asked hears it all the same."""
+        if self.tap is not None:
+            try:
+                self.tap.on_frame(frame)
+            except Exception:
+                log.exception("message_not_passed_on", kernel_id=self.kernel_id)
 
     def take_control(self, fields: Mapping[str, Any]) -> None:
         """Take a numbered control message; none any more once the kernel has been given up."""

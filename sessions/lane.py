@@ -42,9 +42,10 @@ class Lane:
         self._go_on()
 
     def forget(self) -> None:
-        """Nothing that is with the kernel will be answered."""
+        """The kernel has gone: nothing that is with it will be answered, and what waits was meant for it."""
         self._unanswered.clear()
-        self._go_on()
+        self._waiting.clear()
+        self._waiting_bytes = 0
 
     def _go_on(self) -> None:
         while self._waiting and len(self._unanswered) < MAX_UNANSWERED:

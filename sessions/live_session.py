@@ -14,7 +14,7 @@ from typing import Any
 
 from sessions.attempts import NOT_RUN, Attempts, NotRun
 from sessions.audience import Audience
-from sessions.errors import StoreUnavailable
+from sessions.errors import KernelLost, StoreUnavailable
 from sessions.kernel import Kernel
 from sessions.live_run import INTERRUPT_GRACE_S, LiveRun, Stop
 from sessions.model import JupyterSession, Result, RunId, RunStatus, Session, SessionState, SessionView
@@ -25,6 +25,7 @@ from sessions.supply import KernelSupply
 _RESTARTED = "The session was restarted while this {}."
 _ABORTED = "This was not run, because what the same Jupyter client had asked for before it failed."
 _RENEWAL_PAUSE_S = 30.0
+_ANSWER_TIMEOUT_S = 10.0
 
 
 class LiveSession:
@@ -118,6 +119,15 @@ class LiveSession:
         async with self._turn:
             return await self._kernel.ensure()
 
+    async def answering_kernel(self) -> Kernel:
+        """The kernel that a run is at work on, once it answers; else one that does. Raises as `ensure_kernel` does."""
+        kernel = self.kernel
+        if kernel is not None and self.current is not None:
+            with suppress(KernelLost):
+                await kernel.wait_ready(_ANSWER_TIMEOUT_S)
+                return kernel
+        return await self.ensure_kernel()
+
     async def files(self) -> KernelFiles:
         """The files below its working directory. Raises as `ensure_kernel` does."""
         kernel = self.kernel
@@ -163,9 +173,12 @@ class LiveSession:
             if live is self.current or live.run.jupyter is not None:
                 did = "ran" if live is self.current else "waited"
                 self.cancel(live, Stop(RunStatus.CANCELLED, _RESTARTED.format(did)))
-        async with self._turn:
-            await self._kernel.restart()
-            await self.renew()
+        try:
+            async with self._turn:
+                await self._kernel.restart()
+                await self.renew()
+        finally:
+            self.audience.restart_is_over()
 
     # --- its runs -----------------------------------------------------------------------------------------------------
 
@@ -175,8 +188,7 @@ class LiveSession:
             if self.kernel is None and live.kernel is not None:  # it was given that one a moment before the crash
                 self._kernel.adopt(live.kernel)
             self._kernel.tell_news(live, self.record.generation)  # before its first event, if none has been committed
-        if live.run.jupyter is not None:
-            self.audience.note_run(live.run_id, live.run.jupyter)
+        self.audience.note_run(live.run_id, live.run.jupyter)
         self._queue.append(live)
         if self._worker is None:
             self._worker = asyncio.ensure_future(self._work())

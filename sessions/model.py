@@ -221,8 +221,10 @@ class Run:
     jupyter: JupyterRequest | None = None
 
     def source_bytes(self) -> int:
-        """About how much its code and variables take."""
-        return len(self.code) + (len(json.dumps(self.variables)) if self.variables else 0)
+        """About how much its code and variables take, and what else a Jupyter client has asked for."""
+        jupyter = self.jupyter
+        asked = [] if jupyter is None else [jupyter.header, jupyter.metadata, jupyter.content]
+        return len(self.code) + sum(len(json.dumps(part)) for part in (self.variables, *asked) if part)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,10 @@ from sessions.model import RunId
 
 LIMIT_BYTES = 4 << 20
 
-_KEPT_UNCONFIRMED = 256
+_WINDOW = 256
+"""So much may be on its way at once: for what is not confirmed is kept, and is sent again to whoever comes back."""
+
+_MOST_RETOLD = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +48,21 @@ class _Sent:
 class Outbox:
     """The state: what is to be sent, the runs that are told from their events, and what was sent and is not confirmed.
 
-    `sent` is the number of what was taken out last. One run at a time is being told.
+    `sent` is the number of what was taken out last. One run at a time is being told. What is to be sent is looked
+    through when it takes more than `_full_bytes`: above the limit for as long as one message alone takes that much.
     """
 
     def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
         self.sent = 0
         self._limit_bytes = limit_bytes
+        self._full_bytes = limit_bytes
         self._items: deque[_Said | Retelling] = deque()
         self._size_bytes = 0
         self._retold: set[RunId] = set()
         self._telling: RunId | None = None
         self._unconfirmed: deque[_Sent] = deque()
-        self._filled = asyncio.Event()
+        self._unconfirmed_bytes = 0
+        self._changed = asyncio.Event()
         self._is_closed = False
 
     def __repr__(self) -> str:
@@ -69,7 +75,7 @@ class Outbox:
         if run_id is not None and run_id in self._retold:
             return
         self._append(_Said(message, run_id))
-        if self._size_bytes > self._limit_bytes:
+        if self._size_bytes > self._full_bytes:
             self._shrink()
 
     def retell(self, run_id: RunId) -> None:
@@ -88,7 +94,7 @@ class Outbox:
             self._retold.add(item.run_id)
         else:
             self._size_bytes += item.message.size_bytes
-        self._filled.set()
+        self._changed.set()
 
     def _rebuild(self, items: list[_Said | Retelling]) -> None:
         self._items.clear()
@@ -102,47 +108,67 @@ class Outbox:
     def _shrink(self) -> None:
         """Too much has gathered: runs are told from their events; of all else, what does not fit is cut, and marked."""
         items: list[_Said | Retelling] = []
-        seen: set[RunId] = set()
+        runs: dict[RunId, Retelling] = {}
         others: list[_Said] = []
         for item in self._items:
             if isinstance(item, _Said) and item.run_id is None:
                 others.append(item)
                 items.append(item)
-            elif item.run_id is not None and item.run_id not in seen:
-                seen.add(item.run_id)
-                items.append(Retelling(item.run_id))
-        # What answers a request is kept for longer than what everybody is told.
-        excess_bytes = sum(said.message.size_bytes for said in others) - self._limit_bytes // 2
-        cut = set()
-        for said in sorted(others, key=lambda one: one.message.channel != "iopub"):
+            elif item.run_id is not None and item.run_id not in runs:
+                runs[item.run_id] = Retelling(item.run_id)
+                items.append(runs[item.run_id])
+        cut: list[_Said | Retelling] = [*self._excess(others), *list(runs.values())[:-_MOST_RETOLD]]
+        if cut:
+            mark = _Said(note(f"{len(cut)} messages or runs were cut: this client did not take them in time", {}), None)
+            gone = {id(item) for item in cut}
+            items = [mark, *(item for item in items if id(item) not in gone)]
+            self._retold -= {item.run_id for item in cut if isinstance(item, Retelling)}
+        self._rebuild(items)
+        self._full_bytes = max(self._limit_bytes, self._size_bytes + self._limit_bytes // 2)
+
+    def _excess(self, others: list[_Said]) -> list[_Said]:
+        """What is to be cut: the oldest of what everybody is told, then of the answers.
+
+        One message that would never fit stays all the same: a client that takes everything is to have it, too.
+        """
+        half_bytes = self._limit_bytes // 2
+        spared = max(others, key=lambda said: said.message.size_bytes, default=None)
+        if spared is not None and spared.message.size_bytes <= half_bytes:
+            spared = None
+        rest = sorted((said for said in others if said is not spared), key=lambda said: said.message.channel != "iopub")
+        excess_bytes = sum(said.message.size_bytes for said in rest) - half_bytes
+        cut = []
+        for said in rest:
             if excess_bytes <= 0:
                 break
             excess_bytes -= said.message.size_bytes
-            cut.add(id(said))
-        if cut:
-            mark = _Said(note(f"{len(cut)} messages were cut: this client did not take them in time", {}), None)
-            items = [mark, *(item for item in items if id(item) not in cut)]
-        self._rebuild(items)
+            cut.append(said)
+        return cut
 
     # --- emptying -----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Nothing more will be added."""
         self._is_closed = True
-        self._filled.set()
+        self._changed.set()
 
     async def take(self) -> ClientMessage | Retelling | None:
-        """The next thing to send, once there is one; None at the end. It counts as sent, and is not confirmed."""
-        while not self._items:
-            if self._is_closed:
+        """The next thing to send, once there is one; None at the end. It counts as sent, and is not confirmed.
+
+        Waits while too much is on its way, until some of that is confirmed.
+        """
+        while not self._items or self._is_window_full():
+            if self._is_closed and not self._items:
                 return None
-            self._filled.clear()
-            await self._filled.wait()
+            self._changed.clear()
+            await self._changed.wait()
         item = self._items.popleft()
         if isinstance(item, Retelling):
             self._telling = item.run_id
             return item
         self._size_bytes -= item.message.size_bytes
+        if self._size_bytes <= self._limit_bytes // 2:
+            self._full_bytes = self._limit_bytes
         # JupyterLab connects anew because it has heard `restarting`: told once more, it would do so for ever.
         is_kept = item.run_id is None and item.message.msg_type != "status"
         self._note_sent(item.run_id, item.message if is_kept else None)
@@ -157,7 +183,12 @@ class Outbox:
     def confirm(self, number: int) -> None:
         """The client has received everything up to this number."""
         while self._unconfirmed and self._unconfirmed[0].number <= number:
-            self._unconfirmed.popleft()
+            message = self._unconfirmed.popleft().message
+            self._unconfirmed_bytes -= message.size_bytes if message is not None else 0
+        self._changed.set()
+
+    def _is_window_full(self) -> bool:
+        return len(self._unconfirmed) >= _WINDOW or self._unconfirmed_bytes >= self._limit_bytes
 
     def _note_sent(self, run_id: RunId | None, message: ClientMessage | None) -> None:
         self.sent += 1
@@ -166,8 +197,7 @@ class Outbox:
             self._unconfirmed[-1] = _Sent(self.sent, run_id, None)
             return
         self._unconfirmed.append(_Sent(self.sent, run_id, message))
-        if len(self._unconfirmed) > _KEPT_UNCONFIRMED:
-            self._unconfirmed.popleft()
+        self._unconfirmed_bytes += message.size_bytes if message is not None else 0
 
     def put_back(self) -> None:
         """The client has gone: what it may not have received is to be sent again, before all else."""
@@ -183,5 +213,7 @@ class Outbox:
                 again.append(Retelling(sent.run_id))
         rest = self._without(uncertain)
         self._unconfirmed.clear()
-        self._retold -= uncertain
+        self._unconfirmed_bytes = 0
         self._rebuild([*again, *rest])
+        if self._size_bytes > self._full_bytes:
+            self._shrink()

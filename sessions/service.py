@@ -281,6 +281,11 @@ class Service:
         live.kernel.answer_input(value)
         live.execution.awaits_input = False
 
+    def waits_for_input(self, run_id: RunId) -> bool:
+        """Whether a run of this gateway waits in `input()` now."""
+        live = self._runs.get(run_id)
+        return live is not None and live.kernel is not None and live.execution.awaits_input
+
     async def artifact(self, artifact_id: ArtifactId) -> Artifact:
         """An artifact with its bytes. Raises NotFound, StoreUnavailable."""
         artifact = await self._store.get_artifact(artifact_id)

@@ -106,6 +106,10 @@ class RunService(Protocol):
         """Answer the `input()` that a run waits in. Raises NotFound, Conflict when it does not wait in one."""
         ...
 
+    def waits_for_input(self, run_id: RunId) -> bool:
+        """Whether it waits in `input()` now."""
+        ...
+
     async def artifact(self, artifact_id: ArtifactId) -> Artifact:
         """An artifact with its bytes. Raises NotFound."""
         ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing, suppress
 from typing import Any, ClassVar
+from urllib.parse import unquote_to_bytes
 
 import structlog
 from tornado.httputil import HTTPServerRequest
@@ -61,7 +62,7 @@ class JupyterChannels(JupyterHandler, SocketHandler):
     async def answer(self) -> None:
         """Be a WebSocket until it is closed. Raises NotFound when there is no such kernel, TooManyRequests."""
         self._check_handshake()
-        kernel_id = self.request.path.split("/")[3]
+        kernel_id = unquote_to_bytes(self.request.path.split("/")[3]).decode("utf-8", "replace")
         session_id = self.context.service.session_of_kernel(self.tenant, kernel_id).session.session_id
         client = self.get_query_argument("session_id", None)
         self._attachment = await self.context.service.attach(self.tenant, session_id, client or None)
@@ -152,9 +153,7 @@ class JupyterChannels(JupyterHandler, SocketHandler):
         data = self._framing.encode(message)
         async with self._writing:
             try:
-                # Not wait_for: before Python 3.12 it drops a cancellation that comes as the write ends, and this task
-                # would take from the outbox what is meant for the client's next connection.
-                async with asyncio.timeout(base.SEND_TIMEOUT_S):
+                async with asyncio.timeout(base.SEND_TIMEOUT_S):  # `wait_for` may swallow a cancellation
                     await self.write_message(data, binary=isinstance(data, bytes))
             except TimeoutError:
                 self.hang_up()

@@ -128,9 +128,9 @@ def _object(text: bytes) -> dict[str, Any]:
 
 
 def _channel(channel: Any) -> str:
-    if channel not in _CHANNELS:
+    if not isinstance(channel, str) or channel not in _CHANNELS:
         raise InvalidRequest("A message's channel is shell, control or stdin.")
-    return str(channel)
+    return channel
 
 
 def _header(header: Any) -> Mapping[str, Any]:

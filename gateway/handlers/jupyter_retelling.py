@@ -35,6 +35,10 @@ class RunReader(Protocol):
         """One of its files."""
         ...
 
+    def waits_for_input(self, run_id: RunId) -> bool:
+        """Whether it does now."""
+        ...
+
 
 async def retell(service: RunReader, tenant: TenantId, run_id: RunId, client: str) -> AsyncIterator[ClientMessage]:
     """All that the run has shown, and what comes of it from now on, to its end; the reply, where this client asked.
@@ -56,6 +60,7 @@ async def retell(service: RunReader, tenant: TenantId, run_id: RunId, client: st
 async def _retell(service: RunReader, tenant: TenantId, run_id: RunId, client: str) -> AsyncIterator[ClientMessage]:
     record = await service.get_run(tenant, run_id)
     jupyter = record.run.jupyter
+    is_asker = jupyter is not None and jupyter.client == client
     header: Mapping[str, Any] = {"msg_id": run_id, "msg_type": "execute_request"} if jupyter is None else jupyter.header
     count = record.result.execution_count if record.result is not None else None
     yield client_messages.status("busy", header)
@@ -68,13 +73,16 @@ async def _retell(service: RunReader, tenant: TenantId, run_id: RunId, client: s
         async for events in batches:
             for event in events:
                 last = event.type
-                if (message := await teller.tell(event)) is not None:
+                if event.type is EventType.INPUT_REQUEST and is_asker and event is events[-1]:
+                    if service.waits_for_input(run_id):  # what has been answered is not asked again
+                        yield teller.question(event)
+                elif (message := await teller.tell(event)) is not None:
                     yield message
     if last is not EventType.END:
         return  # this gateway is stopping: the next one goes on
     result = (await service.get_run(tenant, run_id)).result
     for message in ending(header, result, has_error=teller.has_error):
-        if message.channel == "iopub" or (jupyter is not None and jupyter.client == client):
+        if message.channel == "iopub" or is_asker:
             yield message
 
 
@@ -113,6 +121,11 @@ class _Teller:
             case _:
                 pass
         return None
+
+    def question(self, event: Event) -> ClientMessage:
+        """What an `input()` asks for."""
+        content = {"prompt": event.fields["prompt"], "password": event.fields["password"]}
+        return make("input_request", content, self._header, "stdin")
 
     async def _content(self, shown: Shown) -> dict[str, Any]:
         images = {}

@@ -41,10 +41,11 @@ async def serving(
     allowed_origins: tuple[str, ...] = (),
     limits: Limits | None = None,
     languages: Mapping[str, str] = MappingProxyType({"python": "python3"}),
+    service: Any = None,
     **server_settings: Any,
 ) -> AsyncIterator[Face]:
     session_limits = SessionLimits(idle_timeout_s=600, max_lifetime_s=3600)
-    service = MemoryService(session_limits=session_limits, kernel_names=dict(languages))
+    service = service or MemoryService(session_limits=session_limits, kernel_names=dict(languages))
     limits = limits or Limits(request_bytes=10_000)
     context = Context(
         service=service,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
+from audience_room import Room
 from kernel_line import Line
 from workbench import Bench, Benches
 
@@ -49,3 +50,8 @@ async def bench() -> AsyncIterator[Bench]:
 @pytest.fixture
 async def line() -> Line:
     return Line()
+
+
+@pytest.fixture
+def room() -> Room:
+    return Room()

@@ -1,0 +1,251 @@
+"""`/api/kernels/{id}/channels` over real sockets: who may come in, in which framing, who is slow, and the end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import struct
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from doubles import until
+from jupyter_talk import Screen, message
+from jupyter_wire import Wire, execute, hear, hear_until, text_of, wired
+from structlog.testing import capture_logs
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus
+
+from gateway.handlers.jupyter_channels import MAX_GARBAGE
+from gateway.handlers.jupyter_framing import Framed
+from kernel_image.protocol import SUBPROTOCOL
+from sessions import outbox
+from sessions.audience import MAX_CLIENTS
+from sessions.model import SessionId
+
+MIB = 1 << 20
+
+
+@pytest_asyncio.fixture
+async def wire() -> AsyncIterator[Wire]:
+    async with wired() as wire:
+        yield wire
+
+
+@pytest_asyncio.fixture
+async def lab(wire: Wire) -> AsyncIterator[ClientConnection]:
+    async with connect(wire.url(), subprotocols=[SUBPROTOCOL], max_size=None) as lab:  # type: ignore[list-item]
+        yield lab
+
+
+async def closed(ws: ClientConnection) -> int | None:
+    async with asyncio.timeout(5):
+        await ws.wait_closed()
+    return ws.close_code
+
+
+# --- coming in --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offered", [None, ["other"], ["other", SUBPROTOCOL]])
+async def test_a_cell_runs_in_whichever_framing_the_client_knows(wire: Wire, offered: list[str] | None) -> None:
+    async with connect(wire.url(), subprotocols=offered) as ws:  # type: ignore[arg-type]
+        assert ws.subprotocol == (SUBPROTOCOL if offered and SUBPROTOCOL in offered else None)
+        await execute(ws, "print(1)")
+        kernel = await wire.bench.sent("print(1)")
+        kernel.end("1\n")
+        heard = await hear_until(ws, "execute_reply")
+        assert text_of(heard) == "1\n"
+        assert {one.parent_id for one in heard} == {"print(1)"}
+
+
+@pytest.mark.parametrize("kernel_id", ["unknown", "%00", "..%2F..", "%ff"])
+async def test_a_kernel_that_is_not_there_is_not_found_before_there_is_a_websocket(wire: Wire, kernel_id: str) -> None:
+    with pytest.raises(InvalidStatus) as error:
+        await connect(wire.url(kernel_id=kernel_id))
+    assert error.value.response.status_code == 404
+
+
+async def test_an_id_may_hold_whatever_a_session_may_be_called(wire: Wire) -> None:
+    await wire.bench.create(SessionId("a b/\u4e09"))
+    async with connect(wire.url(kernel_id="a%20b%2F%E4%B8%89")):
+        pass
+
+
+async def test_more_clients_than_a_kernel_may_have_are_turned_away(wire: Wire) -> None:
+    for number in range(MAX_CLIENTS):
+        wire.audience.seat(str(number))
+    with pytest.raises(InvalidStatus) as error:
+        await connect(wire.url())
+    assert error.value.response.status_code == 429
+
+
+# --- what is no message -----------------------------------------------------------------------------------------------
+
+
+async def test_garbage_is_counted_and_too_much_of_it_closes_that_connection_only(
+    wire: Wire, lab: ClientConnection
+) -> None:
+    async with connect(wire.url("other")) as other:
+        with capture_logs() as logs:
+            for number in range(MAX_GARBAGE):
+                await lab.send(b"garbage" if number % 2 else "{}")
+            await execute(lab, "x")
+            (await wire.bench.sent("x")).end("out")
+            await hear_until(lab, "execute_reply")
+            await lab.send(b"once more")
+            assert await closed(lab) == 1002
+        assert [entry["event"] for entry in logs].count("jupyter_message_refused") == 1
+        assert "jupyter_message_failed" not in [entry["event"] for entry in logs]
+        await execute(other, "y")
+        (await wire.bench.sent("y")).end("out")
+        await hear_until(other, "execute_reply")
+
+
+async def test_a_mistake_of_ours_does_not_end_the_connection(wire: Wire, lab: ClientConnection) -> None:
+    async def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    wire.bench.service._attachments._begin = broken  # type: ignore[assignment]
+    async with connect(wire.url("other")) as other:
+        with capture_logs() as logs:
+            await execute(other, "x")
+            await until(lambda: any(entry["event"] == "jupyter_message_failed" for entry in logs))
+        await other.send(json.dumps({"channel": "control", "header": {"msg_id": "i", "msg_type": "interrupt_request"}}))
+        await hear_until(other, "interrupt_reply")
+    await execute(lab, "y")
+    (await wire.bench.sent("y")).end()
+    await hear_until(lab, "execute_reply")
+
+
+# --- leaving, coming back, and the end --------------------------------------------------------------------------------
+
+
+async def test_a_client_that_vanishes_in_mid_run_comes_back_to_all_of_it(wire: Wire, lab: ClientConnection) -> None:
+    screen = Screen()
+    await execute(lab, "x")
+    kernel = await wire.bench.sent("x")
+    kernel.print("one ")
+    await hear_until(lab, "stream", screen)
+    kernel.print("two ")
+    lab.transport.abort()
+    await until(lambda: not wire.seat().is_taken)
+    kernel.print("three ")
+    async with connect(wire.url()) as back:
+        while screen.shown != {"x": "one two three "}:
+            screen.take(await hear(back))
+        kernel.end("four")
+        await hear_until(back, "execute_reply", screen)
+    assert screen.shown == {"x": "one two three four"}
+
+
+async def test_a_client_that_connects_anew_replaces_its_connection_and_keeps_its_seat(
+    wire: Wire, lab: ClientConnection
+) -> None:
+    async with connect(wire.url()) as again:
+        assert await closed(lab) == 1000
+        await until(lambda: repr(wire.face.streams) == "<Streams 1>")
+        assert wire.seat().is_taken
+        await execute(again, "x")
+        (await wire.bench.sent("x")).end("out")
+        assert text_of(await hear_until(again, "execute_reply")) == "out"
+
+
+async def test_a_gateway_that_stops_asks_to_connect_again(wire: Wire, lab: ClientConnection) -> None:
+    await execute(lab, "x")
+    kernel = await wire.bench.sent("x")
+    kernel.print("one")
+    await hear_until(lab, "stream")
+    wire.seat().outbox.retell(next(iter(wire.bench.store.runs)))
+    await hear_until(lab, "stream")  # and in the middle of telling it again
+    async with asyncio.timeout(10):
+        await wire.face.streams.close_all()
+    assert await closed(lab) == 1012
+    kernel.end()
+
+
+async def test_a_kernel_that_is_shut_down_says_so_and_hangs_up(lab: ClientConnection) -> None:
+    asked = message("shutdown_request", {"restart": False}, channel="control")
+    await lab.send(Framed().encode(asked))
+    heard = await hear_until(lab, "status")
+    assert [one.msg_type for one in heard] == ["shutdown_reply", "status"]
+    assert json.loads(heard[-1].content) == {"execution_state": "dead"}
+    assert await closed(lab) == 1000
+
+
+# --- who does not take what it is told --------------------------------------------------------------------------------
+
+
+async def test_what_has_arrived_is_found_out_by_pings(wire: Wire, lab: ClientConnection) -> None:
+    for number in range(outbox._WINDOW * 3):
+        await wire.publish("stream", {"name": "stdout", "text": f"{number} "})
+    heard = [await hear(lab) for _ in range(outbox._WINDOW * 3)]
+    assert text_of(heard) == "".join(f"{number} " for number in range(outbox._WINDOW * 3))
+    await until(lambda: not wire.seat().outbox._unconfirmed)
+
+
+async def test_what_was_sent_behind_a_ping_is_asked_after_by_the_next_one(wire: Wire) -> None:
+    async with wire.raw("lab") as (reader, writer), asyncio.timeout(5):
+        for text in ("first", "second"):
+            await wire.publish("stream", {"name": "stdout", "text": text})
+        assert b"first" in await reader.readuntil(b"\x89\x011")
+        await reader.readuntil(b"second")
+        writer.write(_pong(b"1"))
+        await reader.readuntil(b"\x89\x012")
+        writer.write(_pong(b"2"))
+        await until(lambda: not wire.seat().outbox._unconfirmed)
+
+
+def _pong(payload: bytes) -> bytes:
+    return struct.pack("!BB", 0x8A, 0x80 | len(payload)) + bytes(4) + payload
+
+
+async def test_a_client_that_reads_and_never_answers_a_ping_is_told_no_more_than_can_be_told_again(wire: Wire) -> None:
+    async with wire.raw("mute") as (reader, _):
+        for number in range(outbox._WINDOW * 3):
+            await wire.publish("stream", {"name": "stdout", "text": f"<{number}>"})
+        heard = b""
+        while f"<{outbox._WINDOW - 1}>".encode() not in heard:
+            async with asyncio.timeout(5):
+                heard += await reader.read(MIB)
+        await asyncio.sleep(0.05)
+        assert len(wire.seat("mute").outbox._unconfirmed) == outbox._WINDOW
+        assert f"<{outbox._WINDOW}>".encode() not in heard
+
+
+async def test_a_client_that_does_not_read_hurts_neither_the_gateway_nor_another_client(
+    wire: Wire, lab: ClientConnection
+) -> None:
+    async with wire.raw("slow") as (_, writer):
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        await execute(lab, "x")
+        kernel = await wire.bench.sent("x")
+        heard = asyncio.ensure_future(hear_until(lab, "execute_reply"))
+        largest = 0
+        for _ in range(300):
+            kernel.print("x" * 100_000)
+            await wire.publish("display_data", {"data": {"text/plain": "y" * 50_000}})
+            largest = max(largest, wire.seat("slow").outbox._size_bytes)
+        kernel.end()
+        assert len(text_of(await heard)) > 0
+        assert largest < 5 * MIB
+        assert max(_unsent_bytes(stream) for stream in wire.face.streams._open) < MIB
+    await until(lambda: not wire.seat("slow").is_taken)
+
+
+def _unsent_bytes(stream: object) -> int:
+    connection = stream.ws_connection  # type: ignore[attr-defined]
+    return len(connection.stream._write_buffer) if connection is not None and connection.stream is not None else 0
+
+
+async def test_a_pong_that_nobody_asked_for_is_no_news(wire: Wire) -> None:
+    async with wire.raw("odd") as (reader, writer):
+        for payload in (b"", b"x", b"-1", b"\xb2", b"9" * 125):
+            writer.write(_pong(payload))
+        await writer.drain()
+        await asyncio.sleep(0.02)
+        await wire.publish("stream", {"name": "stdout", "text": "still there"})
+        async with asyncio.timeout(5):
+            await reader.readuntil(b"still there")

@@ -1,0 +1,74 @@
+"""An audience with two clients, the kernel that they hear, and what is sent there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from doubles import ManualClock, message_frame
+from jupyter_talk import message
+
+from kernel_image import protocol
+from sessions.audience import Audience, Seat
+from sessions.client_messages import ClientMessage
+from sessions.model import JupyterRequest, RunId
+from sessions.outbox import Retelling
+
+RUN = RunId("run-1")
+MSG_ID = "run-1.1.abcd"
+HEADER = {"msg_id": "mine", "msg_type": "execute_request", "session": "notebook", "of_mine": [1, {"x": None}]}
+
+
+def request(client: str = "a", **header: Any) -> JupyterRequest:
+    return JupyterRequest({**HEADER, **header}, {}, {}, client)
+
+
+class Room:
+    """An audience with clients `a` and `b`, the kernel that it hears, and what is sent there."""
+
+    def __init__(self) -> None:
+        self.audience = Audience(ManualClock())
+        self.a, self.b = self.audience.seat("a"), self.audience.seat("b")
+        self.sent: list[bytes] = []
+
+    def say(
+        self, msg_type: str, parent_id: str, content: Mapping[str, Any] | None = None, channel: str = "iopub"
+    ) -> None:
+        frame = message_frame(1, msg_type, parent_id, content, channel=channel)
+        self.audience.on_frame(protocol.split_number(frame)[1])
+
+    def say_parts(self, *parts: bytes, channel: str = "iopub") -> None:
+        self.audience.on_frame(memoryview(protocol.encode_message(channel, parts)))
+
+    def ask(self, seat: Seat, msg_type: str = "kernel_info_request", **header: Any) -> str:
+        """Returns the msg_id under which the kernel gets it; empty when it does not yet."""
+        before = len(self.sent)
+        asked = message(msg_type, channel="shell", **header)
+        self.audience.ask(seat, asked, self.sent.append)
+        return self.request_ids()[-1] if len(self.sent) > before else ""
+
+    def request_ids(self) -> list[str]:
+        return [json.loads(protocol.decode_message(frame)[1][0])["msg_id"] for frame in self.sent]
+
+    def answer(self, msg_id: str) -> None:
+        self.say("kernel_info_reply", msg_id, {}, "shell")
+        self.idle(msg_id)
+
+    def idle(self, msg_id: str) -> None:
+        self.say("status", msg_id, {"execution_state": "idle"})
+
+
+def told(seat: Seat) -> list[ClientMessage]:
+    """What this client has to be told now, taken."""
+    messages = []
+    while seat.outbox._items:
+        item = seat.outbox._items.popleft()
+        assert not isinstance(item, Retelling)
+        messages.append(item.message)
+    seat.outbox._size_bytes = 0
+    return messages
+
+
+def types(seat: Seat) -> list[str]:
+    return [one.msg_type for one in told(seat)]

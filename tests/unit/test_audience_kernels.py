@@ -1,0 +1,114 @@
+"""What Jupyter clients are told of a kernel that dies, restarts or ends, and of one that says what no kernel should."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from audience_room import RUN, Room, request, told, types
+
+from kernel_image import protocol
+from sessions.audience import Seat
+from sessions.client_messages import ClientMessage
+
+# --- the life of the kernel -------------------------------------------------------------------------------------------
+
+
+def states(seat: Seat) -> list[str]:
+    return [json.loads(one.content)["execution_state"] for one in told(seat) if one.msg_type == "status"]
+
+
+def test_a_death_while_nothing_runs_is_told_at_once_and_once(room: Room) -> None:
+    room.audience.kernel_lost()
+    room.audience.kernel_lost()
+    assert states(room.a) == ["restarting"]
+    room.audience.kernel_is_back()
+    room.audience.kernel_is_back()
+    assert states(room.a) == ["starting", "idle"]
+
+
+@pytest.mark.parametrize("is_back_first", [False, True])
+def test_a_death_at_work_is_told_behind_the_end_of_the_run(room: Room, *, is_back_first: bool) -> None:
+    room.audience.run_begins()
+    room.audience.kernel_lost()
+    if is_back_first:
+        room.audience.kernel_is_back()
+    assert states(room.a) == []
+    room.audience.run_is_over()
+    if not is_back_first:
+        assert states(room.a) == ["restarting"]
+        room.audience.kernel_is_back()
+        assert states(room.a) == ["starting", "idle"]
+    assert states(room.b) == ["restarting", "starting", "idle"]
+
+
+def test_a_restart_that_somebody_wants_is_no_accident_though_the_run_at_work_takes_a_kernel_along(room: Room) -> None:
+    room.audience.run_begins()
+    room.audience.expect_restart()
+    assert types(room.a) == ["shutdown_reply"]
+    for _ in range(2):  # it ignores the interrupt and is killed; then comes the restart itself
+        room.audience.kernel_lost()
+        room.audience.kernel_is_back()
+    room.audience.run_is_over()
+    room.audience.restart_is_over()
+    assert "restarting" not in states(room.a)
+    room.audience.kernel_lost()
+    assert states(room.a) == ["restarting"]
+
+
+async def test_the_end_is_told_to_those_who_are_there_and_is_the_last_thing(room: Room) -> None:
+    room.audience.end()
+    last = await room.a.outbox.take()
+    assert isinstance(last, ClientMessage)
+    assert b'"dead"' in last.content
+    assert await room.a.outbox.take() is None
+
+
+# --- hostile kernels --------------------------------------------------------------------------------------------------
+
+_OBJECT = b"{}"
+_HEADER = b'{"msg_type": "stream"}'
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (b"[]", _OBJECT, _OBJECT, _OBJECT),
+        (b'{"msg_type": ["stream"]}', _OBJECT, _OBJECT, _OBJECT),
+        (_HEADER, b"7", _OBJECT, _OBJECT),
+        (_HEADER, _OBJECT, b'{"x": "\xff"}', _OBJECT),
+        (_HEADER, _OBJECT, _OBJECT, b'{"x": "\xff"}'),
+        (_HEADER, _OBJECT, _OBJECT, b'{"x": NaN}'),
+        (_HEADER, _OBJECT, b'{"x": Infinity}', _OBJECT),
+        (_HEADER, b'{"x": NaN}', _OBJECT, _OBJECT),
+        (_HEADER, _OBJECT, _OBJECT, b"[]"),
+        (_HEADER, _OBJECT, _OBJECT, b"[" * 200_000),
+        (_HEADER, _OBJECT, _OBJECT, b'{"x":' * 20_000),
+        (_HEADER, b'{"x":' + b"[" * 90 + b"]" * 90 + b"}", _OBJECT, _OBJECT),
+        (_HEADER, b'{"msg_id": "' + b"x" * 40_000 + b'"}', _OBJECT, _OBJECT),
+        (b'{"msg_type": "stream", "x": "' + b"x" * 40_000 + b'"}', _OBJECT, _OBJECT, _OBJECT),
+    ],
+    ids=lambda parts: max(parts, key=len)[:30].decode("ascii", "replace"),
+)
+def test_what_is_no_message_is_told_to_nobody(room: Room, parts: tuple[bytes, ...]) -> None:
+    room.say_parts(*parts)
+    assert all(b"was cut: it had too many values" in one.content for one in told(room.a))
+    room.say_parts(_HEADER, _OBJECT, _OBJECT, _OBJECT)
+    (whole,) = told(room.b)[-1:]
+    assert {"msg_id", "msg_type", "username", "session", "version", "date"} <= whole.header.keys()
+
+
+def test_our_own_channels_are_not_clients_business(room: Room) -> None:
+    room.say_parts(_HEADER, _OBJECT, _OBJECT, _OBJECT, channel="artifact")
+    assert told(room.a) == []
+
+
+def test_a_flood_of_messages_to_a_client_that_takes_none_are_bounded_in_time_and_memory(room: Room) -> None:
+    room.audience.note_run(RUN, request())
+    frame = memoryview(protocol.encode_message("iopub", [_HEADER, b'{"msg_id": "x"}', _OBJECT, b'{"text": "x"}']))
+    started_s = time.process_time()
+    for _ in range(30_000):
+        room.audience.on_frame(frame)
+    assert time.process_time() - started_s < 15
+    assert room.a.outbox._size_bytes < 5 << 20

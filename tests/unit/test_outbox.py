@@ -1,0 +1,372 @@
+"""What a Jupyter client still has to be told: in order, whole, once, and in bounded memory, also while it is away."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jupyter_talk import content, message
+
+from sessions import outbox as outbox_module
+from sessions.client_messages import ClientMessage
+from sessions.model import RunId
+from sessions.outbox import Outbox, Retelling
+
+A, B = RunId("a"), RunId("b")
+KIB = 1024
+
+
+def line(text: str, run_id: str = "", size_bytes: int = 0) -> ClientMessage:
+    return message("stream", {"text": text, "padding": "x" * size_bytes}, parent_id=run_id)
+
+
+def reply(msg_id: str) -> ClientMessage:
+    return message("complete_reply", msg_id=msg_id, channel="shell")
+
+
+async def taken(outbox: Outbox) -> list[str | Retelling | None]:
+    """All that there is to take now: texts, or msg_ids of what is none, and runs to tell, which are told at once."""
+    items: list[str | Retelling | None] = []
+    while True:
+        try:
+            item = await asyncio.wait_for(outbox.take(), 0.01)
+        except TimeoutError:
+            return items
+        if isinstance(item, Retelling):
+            outbox.told(item.run_id)
+        items.append(item if not isinstance(item, ClientMessage) else content(item).get("text", item.msg_id))
+        if item is None:
+            return items
+
+
+async def test_messages_come_out_in_the_order_in_which_they_went_in() -> None:
+    outbox = Outbox()
+    for number in range(5):
+        outbox.put(line(str(number), "a"), A if number % 2 else None)
+    assert await taken(outbox) == ["0", "1", "2", "3", "4"]
+
+
+async def test_taking_waits_for_the_next_message_and_ends_behind_the_last_one() -> None:
+    outbox = Outbox()
+    taking = asyncio.ensure_future(outbox.take())
+    await asyncio.sleep(0)
+    outbox.put(line("x"))
+    assert isinstance(await taking, ClientMessage)
+    outbox.put(line("y"))
+    outbox.close()
+    assert await taken(outbox) == ["y", None]
+
+
+async def test_taking_that_is_cancelled_takes_nothing() -> None:
+    outbox = Outbox()
+    taking = asyncio.ensure_future(outbox.take())
+    await asyncio.sleep(0)
+    outbox.put(line("x"))
+    taking.cancel()
+    assert await taken(outbox) == ["x"]
+
+
+# --- too much ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_run_that_is_too_much_is_told_from_its_events_where_it_began() -> None:
+    outbox = Outbox(limit_bytes=64 * KIB)
+    outbox.put(line("before"))
+    outbox.put(line("a1", "a"), A)
+    outbox.put(line("b1", "b"), B)
+    for _ in range(10):
+        outbox.put(line("more", "a", 8 * KIB), A)
+    outbox.put(line("between"))
+    assert await taken(outbox) == ["before", Retelling(A), Retelling(B), "between"]
+    outbox.put(line("afterwards", "a"), A)
+    assert await taken(outbox) == ["afterwards"]
+
+
+async def test_nothing_of_a_run_comes_beside_its_retelling() -> None:
+    outbox = Outbox()
+    outbox.put(line("raw", "a"), A)
+    outbox.retell(A)
+    outbox.put(line("raw", "a"), A)
+    assert isinstance(await outbox.take(), Retelling)
+    outbox.put(line("while it is being told", "a"), A)
+    outbox.retell(A)
+    outbox.told(A)
+    outbox.put(line("new", "a"), A)
+    assert await taken(outbox) == ["new"]
+
+
+async def test_runs_of_before_are_told_before_all_else() -> None:
+    outbox = Outbox()
+    outbox.put(line("other"))
+    outbox.put(line("raw", "b"), B)
+    outbox.retell_first([A, B])
+    assert await taken(outbox) == [Retelling(A), Retelling(B), "other"]
+
+
+async def test_what_belongs_to_no_run_is_cut_in_the_end_replies_last_and_that_is_marked() -> None:
+    outbox = Outbox(limit_bytes=64 * KIB)
+    outbox.put(reply("r"))
+    for number in range(40):
+        outbox.put(line(f"{number}", size_bytes=2 * KIB))
+    items = await taken(outbox)
+    assert "messages or runs were cut: this client did not take them in time" in str(items[0])
+    assert items[1] == "r"
+    assert items[2:] == [str(number) for number in range(40 - len(items[2:]), 40)]
+
+
+async def test_one_message_larger_than_the_limit_is_told_to_a_client_that_takes_it() -> None:
+    outbox = Outbox(limit_bytes=64 * KIB)
+    outbox.put(line("large", size_bytes=200 * KIB))
+    outbox.put(line("small"))
+    assert await taken(outbox) == ["large"]
+    outbox.confirm(1)
+    assert await taken(outbox) == ["small"]
+
+
+async def test_memory_is_bounded_whatever_gathers() -> None:
+    outbox = Outbox(limit_bytes=64 * KIB)
+    for number in range(5000):
+        outbox.put(line("x", f"{number}", KIB), RunId(f"{number}") if number % 3 else None)
+        if number % 50 == 0:
+            outbox.put(line("large", size_bytes=100 * KIB))
+        assert outbox._size_bytes <= 64 * KIB + 110 * KIB
+    assert len(outbox._items) < outbox_module._MOST_RETOLD + 400
+    assert len(outbox._retold) < outbox_module._MOST_RETOLD + 400
+
+
+async def test_what_cannot_get_below_the_limit_is_not_looked_through_at_every_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shrinks = 0
+    shrink = Outbox._shrink
+
+    def counted(self: Outbox) -> None:
+        nonlocal shrinks
+        shrinks += 1
+        shrink(self)
+
+    monkeypatch.setattr(Outbox, "_shrink", counted)
+    outbox = Outbox(limit_bytes=64 * KIB)
+    outbox.put(line("large", size_bytes=200 * KIB))
+    for _ in range(1000):
+        outbox.put(line("x"))
+    assert shrinks < 60
+
+
+async def test_a_flood_at_a_client_that_is_away_takes_time_in_proportion() -> None:
+    outbox = Outbox()
+    one = line("x", "a", 100)
+    started_s = time.process_time()
+    for number in range(100_000):
+        outbox.put(one, RunId(f"{number % 3000}") if number % 2 else None)
+    assert time.process_time() - started_s < 5
+
+
+# --- leaving and coming back ------------------------------------------------------------------------------------------
+
+
+async def test_what_was_not_confirmed_comes_again_and_what_was_does_not() -> None:
+    outbox = Outbox()
+    for number in range(4):
+        outbox.put(line(str(number)))
+    assert await taken(outbox) == ["0", "1", "2", "3"]
+    outbox.confirm(2)
+    outbox.put(line("4"))
+    outbox.put_back()
+    assert await taken(outbox) == ["2", "3", "4"]
+    outbox.confirm(outbox.sent)
+    outbox.put_back()
+    assert await taken(outbox) == []
+
+
+async def test_a_run_of_which_something_may_be_missing_is_told_again_as_a_whole() -> None:
+    outbox = Outbox()
+    outbox.put(line("a1", "a"), A)
+    outbox.put(line("between"))
+    outbox.put(line("a2", "a"), A)
+    await outbox.take()
+    outbox.put_back()
+    assert await taken(outbox) == [Retelling(A), "between"]
+
+
+async def test_a_run_of_which_all_has_arrived_goes_on_where_it_was() -> None:
+    outbox = Outbox()
+    outbox.put(line("a1", "a"), A)
+    outbox.put(line("a2", "a"), A)
+    await outbox.take()
+    outbox.confirm(1)
+    outbox.put_back()
+    outbox.put(line("a3", "a"), A)
+    assert await taken(outbox) == ["a2", "a3"]
+
+
+async def test_a_run_that_was_told_and_may_not_have_arrived_is_told_again() -> None:
+    outbox = Outbox()
+    outbox.retell(A)
+    assert await taken(outbox) == [Retelling(A)]
+    outbox.put(line("since then", "a"), A)
+    outbox.put_back()
+    assert await taken(outbox) == [Retelling(A)]
+    outbox.confirm(outbox.sent)
+    outbox.put_back()
+    assert await taken(outbox) == []
+
+
+async def test_a_run_that_was_being_told_is_told_again() -> None:
+    outbox = Outbox()
+    outbox.retell(A)
+    assert await outbox.take() == Retelling(A)
+    outbox.put(line("meanwhile", "a"), A)
+    outbox.put(line("other"))
+    outbox.put_back()
+    assert await taken(outbox) == [Retelling(A), "other"]
+
+
+async def test_a_client_that_confirms_nothing_is_told_no_more_than_can_be_told_again() -> None:
+    outbox = Outbox()
+    for number in range(600):
+        outbox.put(line(str(number), "a"), A if number % 2 else None)
+    first = await taken(outbox)
+    assert len(first) == outbox_module._WINDOW
+    outbox.confirm(100)
+    second = await taken(outbox)
+    assert [*first, *second] == [str(number) for number in range(outbox_module._WINDOW + 100)]
+    outbox.put_back()
+    again = await taken(outbox)
+    assert [text for text in again if text != Retelling(A)][:3] == ["100", "102", "104"]
+
+
+async def test_many_runs_on_their_way_to_a_client_that_vanishes_are_all_told_again() -> None:
+    outbox = Outbox()
+    runs = [RunId(str(number)) for number in range(400)]
+    for run_id in runs:
+        outbox.put(line(run_id, run_id), run_id)
+    await taken(outbox)
+    outbox.put_back()
+    again = await taken(outbox)
+    outbox.confirm(outbox.sent)
+    again += await taken(outbox)
+    assert [one.run_id if isinstance(one, Retelling) else one for one in again] == runs
+
+
+async def test_what_is_on_its_way_is_bounded_in_bytes_and_so_is_what_comes_back_of_it() -> None:
+    outbox = Outbox(limit_bytes=64 * KIB)
+    for _ in range(100):
+        outbox.put(line("x", size_bytes=10 * KIB))
+        await taken_one(outbox)
+    assert outbox._unconfirmed_bytes < (64 + 12) * KIB
+    assert outbox._size_bytes > 20 * KIB
+    outbox.put_back()
+    assert outbox._size_bytes <= 64 * KIB
+
+
+async def taken_one(outbox: Outbox) -> None:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(outbox.take(), 0.001)
+
+
+# --- everything, once, in order ---------------------------------------------------------------------------------------
+
+
+class Reader:
+    """A client that honours `clear_output`, at an outbox of runs whose events all are kept.
+
+    A retelling clears, then tells all events so far, and those that come until it ends.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.outbox = Outbox(limit_bytes)
+        self.events: dict[RunId, list[str]] = {}
+        self.shown: dict[RunId, list[str]] = {}
+        self.free: list[str] = []
+        self._telling: RunId | None = None
+        self._on_the_wire: list[tuple[int, RunId | None, list[str], bool]] = []
+        self._count = 0
+
+    def put(self, run_id: RunId | None) -> None:
+        self._count += 1
+        text = str(self._count)
+        if run_id is not None:
+            self.events.setdefault(run_id, []).append(text)
+        self.outbox.put(line(text, run_id or "", 500), run_id)
+
+    async def take(self) -> None:
+        """Take the next message; or be told to its end the run that is being told, with what has come meanwhile."""
+        if self._telling is not None:
+            run_id, self._telling = self._telling, None
+            self.outbox.told(run_id)
+            self._on_the_wire.append((self.outbox.sent, run_id, [*self.events.get(run_id, [])], True))
+            return
+        try:
+            item = await asyncio.wait_for(self.outbox.take(), 0.001)
+        except TimeoutError:
+            return
+        if isinstance(item, Retelling):
+            self._telling = item.run_id
+        elif isinstance(item, ClientMessage):
+            run_id = RunId(item.parent_id) if item.parent_id else None
+            self._on_the_wire.append((self.outbox.sent, run_id, [content(item)["text"]], False))
+
+    def arrive(self, count: int) -> None:
+        """So much of what was sent arrives; the client confirms some of it."""
+        for _, run_id, texts, is_whole in self._on_the_wire[:count]:
+            shown = self.free if run_id is None else self.shown.setdefault(run_id, [])
+            shown[:] = texts if is_whole else shown + texts
+        if self._on_the_wire[:count]:
+            self.outbox.confirm(self._on_the_wire[:count][-1][0])
+        del self._on_the_wire[:count]
+
+    def vanish(self, arrived: int) -> None:
+        """The connection breaks: some arrived that will not be confirmed, the rest did not."""
+        for _, run_id, texts, is_whole in self._on_the_wire[:arrived]:
+            if run_id is not None:
+                self.shown[run_id] = texts if is_whole else [*self.shown.get(run_id, []), *texts]
+        if self._telling is not None:  # the beginning of what is told may have come
+            self.shown[self._telling] = self.events.get(self._telling, [])[:arrived]
+        self._on_the_wire.clear()
+        self._telling = None
+        self.outbox.put_back()
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), st.sampled_from([None, "a", "b", "c"])),
+        st.tuples(st.just("take"), st.just(0)),
+        st.tuples(st.just("arrive"), st.integers(1, 3)),
+        st.tuples(st.just("vanish"), st.integers(0, 3)),
+    ),
+    max_size=80,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(steps=steps, limit_kib=st.sampled_from([4, 8, 1000]))
+def test_a_client_ends_up_with_every_runs_text_once_and_in_order(
+    steps: list[tuple[str, str | int | None]], limit_kib: int
+) -> None:
+    async def play() -> None:
+        reader = Reader(limit_kib * KIB)
+        for step, given_ in steps:
+            match step:
+                case "put":
+                    reader.put(None if given_ is None else RunId(str(given_)))
+                case "take":
+                    await reader.take()
+                case "arrive":
+                    reader.arrive(int(given_ or 0))
+                case "vanish":
+                    reader.vanish(int(given_ or 0))
+        while reader.outbox._items or reader._telling is not None:
+            await reader.take()
+            reader.arrive(1000)
+        reader.arrive(1000)
+        assert {run_id: shown for run_id, shown in reader.shown.items() if shown} == reader.events
+        if limit_kib == 1000:  # nothing was cut: of what belongs to no run, all has come, in order
+            numbers = [int(text) for text in reader.free]
+            assert numbers == sorted(set(numbers))
+
+    asyncio.run(play())
