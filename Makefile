@@ -27,7 +27,7 @@ test: setup
 	@bash scripts/browser.sh || [ $$? -eq 3 ]
 	@$(BIN)/python scripts/docker_engine.py start || [ $$? -eq 3 ]
 	@if $(BIN)/python scripts/docker_engine.py answers; then $(BIN)/cellblock build; fi
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 ROUNDS ?= 200
 crash-test: setup
