@@ -1,5 +1,6 @@
 # make setup  puts everything into .venv          make serve  sets up what is missing and serves on 127.0.0.1:8000
-# make check  formats, lints, types, layers       make test   runs every test; as root on Debian it brings Docker along
+# make check  formats, lints, types, layers       make test   runs every test; as root on Debian it brings
+#                                                           Docker and Chromium along
 # make crash-test ROUNDS=500  kills a working gateway at random moments and counts what was lost: nothing
 # make clean  removes what the others made here
 .DELETE_ON_ERROR:
@@ -21,8 +22,9 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Status 3: no engine, and none to be had. The tests then say what they skip, or fail where CI is set.
+# Status 3: no engine or browser, and none to be had. The tests then say what they skip, or fail where CI is set.
 test: setup
+	@bash scripts/browser.sh || [ $$? -eq 3 ]
 	@$(BIN)/python scripts/docker_engine.py start || [ $$? -eq 3 ]
 	@if $(BIN)/python scripts/docker_engine.py answers; then $(BIN)/cellblock build; fi
 	$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
