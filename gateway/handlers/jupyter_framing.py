@@ -54,8 +54,8 @@ class Framed:
             _channel(channel),
             _header(_object(header)),
             _object(parent_header),
-            metadata or b"{}",
-            content or b"{}",
+            _checked(metadata),
+            _checked(content),
             tuple(buffers),
         )
 
@@ -125,6 +125,12 @@ def _object(text: bytes) -> dict[str, Any]:
         return parse_json_object(text or b"{}")
     except CellblockError as error:
         raise InvalidRequest(str(error).replace("The body", "A message", 1)) from error
+
+
+def _checked(part: bytes) -> bytes:
+    """As it is, once it is known to be an object: what is none, a kernel drops, and whoever asked waits for ever."""
+    _object(part)
+    return part or b"{}"
 
 
 def _channel(channel: Any) -> str:

@@ -81,6 +81,15 @@ async def test_more_clients_than_a_kernel_may_have_are_turned_away(wire: Wire) -
     assert error.value.response.status_code == 429
 
 
+async def test_a_client_that_calls_itself_something_endless_is_nobody_in_particular(wire: Wire) -> None:
+    async with connect(wire.url("x" * 20_000)) as one, connect(wire.url("x" * 20_000)) as other:
+        assert wire.audience.connections() == 2
+        await one.close()
+        await until(lambda: wire.audience.connections() == 1)
+        assert all(len(seat.client) < 300 for seat in wire.audience._seats.values())
+        await other.close()
+
+
 # --- what is no message -----------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from audience_room import RUN, Room, request, told, types
+from kernel_line import Heard, Line
 
 from kernel_image import protocol
 from sessions.audience import Seat
@@ -63,6 +64,23 @@ async def test_the_end_is_told_to_those_who_are_there_and_is_the_last_thing(room
     assert isinstance(last, ClientMessage)
     assert b'"dead"' in last.content
     assert await room.a.outbox.take() is None
+
+
+async def test_a_mistake_of_whoever_listens_in_costs_a_run_nothing(line: Line) -> None:
+    class Broken:
+        def on_frame(self, frame: memoryview) -> None:
+            raise RuntimeError(bytes(frame))
+
+        def on_gap(self, msg_id: str | None, dropped_bytes: int) -> None:
+            raise AssertionError(msg_id, dropped_bytes)
+
+    line.ready()
+    heard = Heard()
+    msg_id = line.execute("x", heard)
+    line.kernel.tap = Broken()
+    line.publish(msg_id, name="stdout", text="x")
+    assert [message.content["text"] for _, message in heard.messages] == ["x"]
+    assert line.kernel.is_ready()
 
 
 # --- hostile kernels --------------------------------------------------------------------------------------------------

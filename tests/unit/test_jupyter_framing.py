@@ -155,6 +155,15 @@ def test_what_is_no_message_is_refused(text: str) -> None:
         Framed().decode(text)
 
 
+@pytest.mark.parametrize("part", [b"[]", b"7", b"{", b"\xff", b'{"x": NaN}', b'{"x":' * 200 + b"1" + b"}" * 200])
+@pytest.mark.parametrize("index", [0, 1, 2, 3])
+def test_what_no_kernel_would_take_is_refused_in_the_newer_framing_too(part: bytes, index: int) -> None:
+    parts = [json.dumps(HEADER).encode(), b"{}", b"{}", b"{}"]
+    parts[index] = part
+    with pytest.raises(InvalidRequest):
+        Framed().decode(encode_message("shell", parts))
+
+
 def _offsets(*numbers: int, body: bytes = b"") -> bytes:
     return struct.pack(f"!{len(numbers)}I", *numbers) + body
 
