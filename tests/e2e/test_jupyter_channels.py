@@ -11,7 +11,8 @@ from itertools import groupby
 import pytest
 import pytest_asyncio
 from client_rig import Launch
-from jupyter_client_rig import NUMBERED, Channels, Jupyter, Message, numbers, text_of
+from jupyter_client_rig import NUMBERED, Channels, Jupyter, numbers
+from jupyter_messages import Message, text_of
 from serve_rig import Gateway
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import threading
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import httpx
+import jupyter_mimetypes
 import pytest
 from client_rig import ALICE, Client, Json, Launch
 from jupyter_client_rig import FORGETFUL, IN_BINARY, NUMBERED, only_these_kernels
@@ -85,6 +91,31 @@ def test_variables_are_listed_and_shown(gateway: Gateway, protocol: Json) -> Non
         assert types == {"n": ["builtins", "int"], "word": ["builtins", "str"], "table": ["builtins", "dict"]}
         data, _ = kernel.get_variable_mimetypes("word")
         assert data["text/plain"] == "'Ünïcode'"
+
+
+@PROTOCOLS
+def test_variables_are_set_and_got_as_what_they_are(gateway: Gateway, protocol: Json) -> None:
+    """That takes jupyter_mimetypes in the kernel, too: here it is imported from a zip in the working directory."""
+    with kernel_at(gateway, **protocol) as kernel:
+        archive = base64.b64encode(zipped(jupyter_mimetypes)).decode()
+        bring = (
+            f"import base64, sys\nopen('m.zip', 'wb').write(base64.b64decode({archive!r}))\nsys.path.insert(0, 'm.zip')"
+        )
+        assert kernel.execute(bring)["status"] == "ok"
+        kernel.set_variable("sent", {"a": [1, 2.5, None], "word": "Ünïcode"})
+        assert text_of(kernel.execute("print(sent['a'], sent['word'])")) == "[1, 2.5, None] Ünïcode\n"
+        kernel.execute("sent['more'] = (1, 2)")
+        assert kernel.get_variable("sent") == {"a": [1, 2.5, None], "word": "Ünïcode", "more": (1, 2)}
+
+
+def zipped(package: ModuleType) -> bytes:
+    """A package of Python modules as a zip file."""
+    (top,) = map(Path, package.__path__)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for module in top.rglob("*.py"):
+            archive.write(module, module.relative_to(top.parent))
+    return buffer.getvalue()
 
 
 def test_an_interrupt_leaves_the_variables_and_a_restart_takes_them(gateway: Gateway) -> None:

@@ -15,7 +15,8 @@ import pytest
 import pytest_asyncio
 from client_rig import ALICE, Client, Json, clear_away, end, settings, short_directory
 from docker.api.client import APIClient
-from jupyter_client_rig import NUMBERED, Channels, Jupyter, Message, numbers, text_of, visiting
+from jupyter_client_rig import NUMBERED, Channels, Jupyter, numbers, visiting
+from jupyter_messages import Message, text_of
 from serve_rig import Gateway, start
 from websockets.exceptions import ConnectionClosed
 
