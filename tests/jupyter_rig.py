@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -146,13 +147,31 @@ def process_jupyter(tmp_path: Path, short_dir: Path, monkeypatch: pytest.MonkeyP
         yield jupyter
 
 
+def _docker_config(kernel_image: str) -> dict[str, Any]:
+    return {
+        "engine": {"name": "docker", "kernel_image": kernel_image},
+        "limits": {"memory": "512M", "disk": "64M"},
+    }
+
+
 @pytest.fixture
 def docker_jupyter(
     kernel_image: str, tmp_path: Path, short_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Jupyter]:
-    config = {
-        "engine": {"name": "docker", "kernel_image": kernel_image},
-        "limits": {"memory": "512M", "disk": "64M"},
-    }
-    with jupyter_with(config, tmp_path, short_dir, monkeypatch) as jupyter:
+    with jupyter_with(_docker_config(kernel_image), tmp_path, short_dir, monkeypatch) as jupyter:
         yield jupyter
+
+
+@pytest.fixture(scope="class")
+def docker_kernel_of_class(
+    kernel_image: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[None]:
+    """For a class that `begin`s and `end`s with one kernel."""
+    with (
+        pytest.MonkeyPatch.context() as monkeypatch,
+        tempfile.TemporaryDirectory(prefix="cb-") as short_dir,
+        jupyter_with(_docker_config(kernel_image), tmp_path_factory.mktemp("class"), Path(short_dir), monkeypatch),
+    ):
+        request.cls.begin()
+        yield
+        request.cls.end()

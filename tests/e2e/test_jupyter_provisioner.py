@@ -147,9 +147,9 @@ def test_papermill_runs_a_notebook_with_parameters(docker_jupyter: Jupyter, tmp_
     assert json.loads((tmp_path / "out.ipynb").read_text())["cells"][-1]["outputs"][0]["text"] == ["Hello, Ada\n"]
 
 
-@pytest.mark.usefixtures("docker_jupyter")
+@pytest.mark.usefixtures("docker_kernel_of_class")
 class TestAsJupyterItself(jupyter_kernel_test.KernelTests):  # type: ignore[misc]
-    """Jupyter's tests of any kernel. Each has a kernel of its own: the fixture is a test's, and not the class's."""
+    """Jupyter's tests of any kernel, which share one. It starts with the fixture: `setUpClass` comes too early."""
 
     kernel_name = KERNEL
     language_name = "python"
@@ -180,8 +180,10 @@ class TestAsJupyterItself(jupyter_kernel_test.KernelTests):  # type: ignore[misc
     @classmethod
     def tearDownClass(cls) -> None: ...
 
-    def setUp(self) -> None:
+    @classmethod
+    def begin(cls) -> None:
         super().setUpClass()
 
-    def tearDown(self) -> None:
+    @classmethod
+    def end(cls) -> None:
         super().tearDownClass()
