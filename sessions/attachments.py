@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -153,7 +154,8 @@ class Attachment:
     def _answer_input(self, message: ClientMessage) -> None:
         live = self._session.current
         if live is not None and live.kernel is not None and live.execution.awaits_input:
-            live.kernel.pass_on(message.frame({**for_kernel(message.header), "msg_id": uuid4().hex}))
+            header = {**for_kernel(message.header), "msg_id": uuid4().hex}
+            live.kernel.pass_on(replace(message, parent_header={}).frame(header))
             live.execution.awaits_input = False
 
     async def _shut_down(self, message: ClientMessage) -> None:
@@ -169,9 +171,9 @@ class Attachment:
 
     async def _pass_on(self, message: ClientMessage) -> None:
         kernel = self._session.kernel
-        if kernel is None or not kernel.is_ready():
-            kernel = await self._session.answering_kernel()
         try:
+            if kernel is None or not kernel.is_ready():
+                kernel = await self._session.answering_kernel()
             self._session.audience.ask(self._seat, message, kernel.pass_on)
         except CellblockError as error:
             self._seat.outbox.put(client_messages.note(f"{message.msg_type} was dropped: {error}", message.header))

@@ -169,7 +169,7 @@ class Audience:
 
         def go() -> None:
             self._asked[msg_id] = _Asked(seat, message.header, lane)
-            send(message.frame({**for_kernel(message.header), "msg_id": msg_id}))
+            send(replace(message, parent_header={}).frame({**for_kernel(message.header), "msg_id": msg_id}))
 
         lane.add(msg_id, message.size_bytes, go)
 
@@ -247,7 +247,9 @@ class Audience:
     def run_ended(self, live: LiveRun, result: Result | None) -> None:
         """A run has ended; `result` is None where that could not be stored. What the kernel has not told is told."""
         run = self._runs.get(live.run_id)
-        if run is None or run.client is None or run.header is None or run.has_idle:
+        if run is None or run.client is None or run.header is None:
+            return
+        if run.has_reply and run.has_idle:
             return
         asker = self._seats.get(run.client)
         messages = [client_messages.status("idle", run.header)]

@@ -76,6 +76,7 @@ def heard(frame: memoryview) -> ClientMessage | None:
         return None
     try:
         header, parent_header = _decode_header(parts[0]), _decode_header(parts[1])
+        parts[2:4] = map(_well_formed, parts[2:4])
         msg_type = header.get("msg_type")
         if not isinstance(msg_type, str):
             return None
@@ -85,6 +86,11 @@ def heard(frame: memoryview) -> ClientMessage | None:
         return None
     header = _complete(header)
     return ClientMessage(channel, header, parent_header, parts[2], parts[3], tuple(parts[4:]))
+
+
+def _well_formed(part: bytes) -> bytes:
+    """Ipykernel writes file names that are no UTF-8 as the bytes that they are."""
+    return part if part.isascii() else part.decode("utf-8", "replace").encode()
 
 
 def _decode_header(part: bytes) -> dict[str, Any]:

@@ -349,9 +349,8 @@ class Execution:
         prompt = content.get("prompt")
         kept = cut_utf8(well_formed(prompt), _MAX_PROMPT_BYTES) if isinstance(prompt, str) else ""
         self._start()
-        self.awaits_input = self._log.add(
-            EventType.INPUT_REQUEST, prompt=kept, password=content.get("password") is True
-        )
+        self._log.add(EventType.INPUT_REQUEST, prompt=kept, password=content.get("password") is True)
+        self.awaits_input = True  # a Jupyter client has been asked, even where there are too many events
 
     def _take_file(self, content: Mapping[str, Any], buffers: tuple[bytes, ...]) -> None:
         self._start()

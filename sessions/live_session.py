@@ -291,9 +291,11 @@ class LiveSession:
         """Where a cell has failed, what the same notebook has queued behind it does not run, as in any Jupyter."""
         jupyter = failed.run.jupyter
         if jupyter is None or result.status is RunStatus.OK or not jupyter.stops_others:
+            self._behind = (None, [])
             return
         # Whoever has heard the reply may ask for the next cell: that one is not meant.
         replied_id, behind = self._behind
+        self._behind = (None, [])
         for live in behind if replied_id == failed.run_id else list(self._queue):
             other = live.run.jupyter
             if other is not None and other.header.get("session") == jupyter.header.get("session"):

@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
+from jupyter_client import protocol_version
+from jupyter_client.jsonutil import extract_dates
 from jupyter_client.session import Session
 
 from kernel_image.protocol import ARTIFACT_CHANNEL, FrameError, decode_message, encode_message
@@ -115,8 +117,20 @@ class RequestBuilder:
 
 
 def for_kernel(header: Mapping[str, Any]) -> dict[str, Any]:
-    """A client's header without what a kernel may stumble over: ipykernel keeps streams by all that is in a header."""
-    return {name: value for name, value in header.items() if isinstance(value, str | int | float)}
+    """A client's header without what a kernel may stumble over, and would then never answer.
+
+    ipykernel keeps streams by all that is in a header; jupyter_client reads versions, and what looks like a date.
+    """
+    kept = {name: value for name, value in header.items() if isinstance(value, str | int | float) and _is_sound(value)}
+    return {**kept, "version": protocol_version, "date": datetime.now(UTC).isoformat()}
+
+
+def _is_sound(value: Any) -> bool:
+    try:
+        extract_dates(value)
+    except (ValueError, OverflowError):
+        return False
+    return True
 
 
 def decode(frame: bytes | memoryview) -> Message | None:

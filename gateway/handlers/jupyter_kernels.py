@@ -29,7 +29,7 @@ class KernelsHandler(JupyterHandler):
             return
         choice, name = kernel_choice(self.model(), self.context.languages)
         try:
-            view = await service.jupyter.start_kernel(self.tenant, choice)
+            view = self._there(choice.kernel_id) or await service.jupyter.start_kernel(self.tenant, choice)
         except UnsupportedLanguage as error:
             self.error_code = error.code
             missing = {"message": f"No such kernel named {shown(name)}", "reason": None}
@@ -38,6 +38,13 @@ class KernelsHandler(JupyterHandler):
         kernel_id = quote(view.session.public_kernel_id, safe="")
         self.set_header("Location", f"{self.base_path}/api/kernels/{kernel_id}")
         await self.send_json(kernel_model(view), HTTPStatus.CREATED)
+
+    def _there(self, kernel_id: str | None) -> SessionView | None:
+        """The kernel that has the chosen id already: as with jupyter_server, that is the one."""
+        try:
+            return None if kernel_id is None else self.context.service.session_of_kernel(self.tenant, kernel_id)
+        except NotFound:
+            return None
 
 
 class OneKernelHandler(JupyterHandler):

@@ -71,13 +71,16 @@ async def _retell(service: RunReader, tenant: TenantId, run_id: RunId, client: s
     last: EventType | None = None
     async with aclosing(service.follow(run_id, 0)) as batches:  # type: ignore[type-var]
         async for events in batches:
+            question: Event | None = None
             for event in events:
                 last = event.type
-                if event.type is EventType.INPUT_REQUEST and is_asker and event is events[-1]:
-                    if service.waits_for_input(run_id):  # what has been answered is not asked again
-                        yield teller.question(event)
+                if event.type is EventType.INPUT_REQUEST:
+                    question = event
                 elif (message := await teller.tell(event)) is not None:
                     yield message
+            # The last one; threads may have printed since. What has been answered is not asked again.
+            if question is not None and is_asker and service.waits_for_input(run_id):
+                yield teller.question(question)
     if last is not EventType.END:
         return  # this gateway is stopping: the next one goes on
     result = (await service.get_run(tenant, run_id)).result

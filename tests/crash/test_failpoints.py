@@ -111,7 +111,8 @@ class Crash:
         while not sleeping.done():
             await self.client.ask("POST", f"{path}/interrupt")
             await asyncio.sleep(0.2)
-        assert (await sleeping)["status"] == "error"
+        # Killed where the machine stood still for as long as an interrupt may take.
+        assert (await sleeping)["status"] in ("error", "kernel_died")
         await self.client.ask("POST", f"{path}/restart")
         await self.client.ask("DELETE", path)
 

@@ -130,10 +130,13 @@ async def test_a_kernelspec_is_chosen_by_its_name_or_its_languages() -> None:
         assert (await client.post("/api/kernels")).json()["name"] == "ir"
 
 
-async def test_a_kernels_id_may_be_chosen_once(client: httpx.AsyncClient) -> None:
+async def test_a_kernels_id_may_be_chosen_and_chosen_again_it_is_the_same_kernel(
+    face: Face, client: httpx.AsyncClient
+) -> None:
     answers = [await client.post("/api/kernels", json={"kernel_id": K}) for _ in range(2)]
-    assert [answer.status_code for answer in answers] == [201, 409]
-    assert (answers[0].json()["id"], answers[1].json()["reason"]) == (K, None)
+    assert [(answer.status_code, answer.json()["id"]) for answer in answers] == [(201, K), (201, K)]
+    assert answers[0].headers["Location"] == answers[1].headers["Location"]
+    assert len(face.service.session_requests) == 1
 
 
 async def test_a_session_of_runcode_is_a_kernel_by_both_its_ids(face: Face, client: httpx.AsyncClient) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from audience_room import RUN, Room, request, told, types
+from audience_room import MSG_ID, RUN, Room, request, told, types
 from kernel_line import Heard, Line
 
 from kernel_image import protocol
 from sessions.audience import Seat
 from sessions.client_messages import ClientMessage
+from sessions.model import Result, RunStatus
 
 # --- the life of the kernel -------------------------------------------------------------------------------------------
 
@@ -85,6 +88,27 @@ async def test_a_mistake_of_whoever_listens_in_costs_a_run_nothing(line: Line) -
 
 # --- hostile kernels --------------------------------------------------------------------------------------------------
 
+
+def test_a_run_whose_idle_was_heard_and_whose_reply_was_not_is_answered_at_its_end(room: Room) -> None:
+    room.audience.note_run(RUN, request())
+    room.say("status", MSG_ID, {"execution_state": "idle"})
+    room.say_parts(b'{"msg_type": "execute_reply"}', json.dumps({"msg_id": MSG_ID}).encode(), _OBJECT, b"?")
+    assert types(room.a) == ["status"]
+    live: Any = SimpleNamespace(run_id=RUN)
+    room.audience.run_ended(live, Result(RUN, RunStatus.TIMEOUT, "", error="too long"))
+    assert types(room.a) == ["error", "execute_reply", "status"]
+    room.audience.run_ended(live, Result(RUN, RunStatus.TIMEOUT, "", error="too long"))
+    assert types(room.a) == []
+
+
+def test_bytes_that_are_no_text_are_replaced_and_the_message_is_told(room: Room) -> None:
+    """As ipykernel writes a file name that is no UTF-8."""
+    room.say_parts(_HEADER, _OBJECT, b'{"x": "\xff"}', b'{"text": "\x80"}')
+    for seat in (room.a, room.b):
+        (message,) = told(seat)
+        assert (message.metadata.decode(), message.content.decode()) == ('{"x": "\ufffd"}', '{"text": "\ufffd"}')
+
+
 _OBJECT = b"{}"
 _HEADER = b'{"msg_type": "stream"}'
 
@@ -95,8 +119,6 @@ _HEADER = b'{"msg_type": "stream"}'
         (b"[]", _OBJECT, _OBJECT, _OBJECT),
         (b'{"msg_type": ["stream"]}', _OBJECT, _OBJECT, _OBJECT),
         (_HEADER, b"7", _OBJECT, _OBJECT),
-        (_HEADER, _OBJECT, b'{"x": "\xff"}', _OBJECT),
-        (_HEADER, _OBJECT, _OBJECT, b'{"x": "\xff"}'),
         (_HEADER, _OBJECT, _OBJECT, b'{"x": NaN}'),
         (_HEADER, _OBJECT, b'{"x": Infinity}', _OBJECT),
         (_HEADER, b'{"x": NaN}', _OBJECT, _OBJECT),

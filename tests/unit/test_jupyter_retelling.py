@@ -194,6 +194,13 @@ async def test_of_several_questions_only_the_last_one_can_be_open() -> None:
     assert [content(message)["prompt"] for message in told if message.channel == "stdin"] == ["2? "]
 
 
+async def test_a_question_is_asked_again_though_a_thread_has_printed_since() -> None:
+    question = (EventType.INPUT_REQUEST, {"prompt": "? ", "password": False})
+    story = Story(STARTED, question, (EventType.STDOUT, {"text": "tick"}))
+    story.waits = story.is_one_batch = True
+    assert [message.msg_type for message in await story.told()][-2:] == ["stream", "input_request"]
+
+
 async def test_a_run_that_no_jupyter_client_asked_for_is_told_to_all_and_replied_to_none() -> None:
     story = Story(STARTED, (EventType.STDOUT, {"text": "x"}), END)
     story.record = replace(story.record, run=replace(story.record.run, jupyter=None))
