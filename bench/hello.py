@@ -26,20 +26,20 @@ import docker
 import psutil
 from contestants import BareKernel, Channels, Gateway, end_on_sigterm
 
-from gateway.clock import SystemClock
-from gateway.config import load
-from gateway.handlers.supervisor import SupervisorSwitchboard
-from gateway.store.embedded import EmbeddedPostgres
+from gateway.config.loader import load
+from gateway.host.clock import SystemClock
+from gateway.store.embedded.postgres import EmbeddedPostgres
+from gateway.store.migrate import migrate
 from gateway.store.postgres import PostgresStore
-from gateway.store.schema import migrate
-from sessions.memory_store import MemoryStore
+from gateway.supervisors import SupervisorSwitchboard
+from sessions.kernels.pool_policy import PoolSettings
 from sessions.model import ANONYMOUS, GatewayId, RunRequest
-from sessions.pool import PoolSettings
 from sessions.ports import Store
-from sessions.provisioners.docker import DockerProvisioner
-from sessions.provisioners.image import ensure_kernel_image
+from sessions.provisioners.docker.provisioner import DockerProvisioner
+from sessions.provisioners.image.build import ensure_kernel_image
 from sessions.service import Service
 from sessions.settings import EngineSettings, Limits, SessionLimits
+from sessions.testing.memory_store import MemoryStore
 
 CODE = "print(1)"
 NEW_PROCESS = """

@@ -29,8 +29,8 @@ import psutil
 from contestants import BareKernel, Channels, Gateway, end_on_sigterm
 from websockets.sync.client import connect
 
-from gateway.config import load
-from sessions.provisioners.image import ensure_kernel_image
+from gateway.config.loader import load
+from sessions.provisioners.image.build import ensure_kernel_image
 
 LINES = 100_000
 AT_ONCE = 10

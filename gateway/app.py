@@ -19,30 +19,30 @@ from rich.console import Console
 
 from gateway import doctor
 from gateway.auth import Doorkeeper, SiteRules
-from gateway.clock import SystemClock
-from gateway.config import Config
-from gateway.data_dir import DataDir
+from gateway.config.loader import Config
+from gateway.console import Choices, greet, showing_progress
 from gateway.doctor import Finding, Level
-from gateway.greeting import Choices, greet, showing_progress
-from gateway.handlers.bodies import BufferedBodies
-from gateway.handlers.context import Context
-from gateway.handlers.server import BoundedServer, make_server
-from gateway.handlers.supervisor import SupervisorSwitchboard
-from gateway.listening import BoundSockets
-from gateway.stop_signals import StopSignals
-from gateway.store.connection import parse_url
-from gateway.store.embedded import EmbeddedPostgres
+from gateway.host.bound_sockets import BoundSockets
+from gateway.host.clock import SystemClock
+from gateway.host.data_dir import DataDir
+from gateway.host.stop_signals import StopSignals
+from gateway.http.base.bodies import BufferedBodies
+from gateway.http.base.context import Context
+from gateway.http.server import BoundedServer, make_server
+from gateway.store.embedded.postgres import EmbeddedPostgres
+from gateway.store.engine import parse_url
+from gateway.store.migrate import migrate
 from gateway.store.postgres import PostgresStore
 from gateway.store.retention import Retention
-from gateway.store.schema import migrate
+from gateway.supervisors import SupervisorSwitchboard
 from sessions.errors import EngineUnavailable, Misconfigured, SetUpFailed, StoreUnavailable
+from sessions.kernels.pool_policy import PoolSettings
 from sessions.model import GatewayId
-from sessions.pool import PoolSettings
 from sessions.ports import Provisioner
-from sessions.provisioners.docker import DockerProvisioner
-from sessions.provisioners.docker_engine import DockerEngine
-from sessions.provisioners.image import ensure_kernel_image
-from sessions.provisioners.process import ProcessProvisioner
+from sessions.provisioners.docker.engine import DockerEngine
+from sessions.provisioners.docker.provisioner import DockerProvisioner
+from sessions.provisioners.image.build import ensure_kernel_image
+from sessions.provisioners.process.provisioner import ProcessProvisioner
 from sessions.service import Service
 from sessions.settings import BuildSettings
 

@@ -13,9 +13,9 @@ from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 
 from sessions.errors import CellblockError, EngineUnavailable
-from sessions.provisioners.docker_engine import DockerEngine, EngineFacts
-from sessions.provisioners.image import find_kernel_image
-from sessions.provisioners.readback import read_back
+from sessions.provisioners.docker.engine import DockerEngine, EngineFacts
+from sessions.provisioners.docker.readback import read_back
+from sessions.provisioners.image.build import find_kernel_image
 from sessions.settings import BuildSettings, EngineSettings, Limits
 
 Ping = Callable[[], Awaitable[None]]

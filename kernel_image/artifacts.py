@@ -1,7 +1,7 @@
 """Which files a run created or changed below the working directory, and what is in them.
 
-The directory belongs to hostile code that may change it while it is being read: see directory.py. The mutable state is
-the picture of the last scan.
+The directory belongs to hostile code, which may change it while it is being read: see safe_directory.py. The mutable
+state is the picture of the last scan.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import stat
 from dataclasses import dataclass
 
-from kernel_image.directory import Directory, Mark
+from kernel_image.safe_directory import Directory, Mark
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from kernel_image import protocol
 from kernel_image.artifacts import WorkingDirectory
-from kernel_image.directory import HIDDEN_PREFIX
 from kernel_image.open_files import FileReading, FileWriting, Refused, remove
+from kernel_image.safe_directory import HIDDEN_PREFIX
 
 _MAX_OPEN = 16
 _MAX_ID_CHARACTERS = 64

@@ -21,15 +21,15 @@ import time
 import warnings
 from typing import Any, NoReturn
 
-from kernel_image import hardening, streams
+from kernel_image import hardening, kernel_streams
 
 KERNEL_MODULES = (
     "ipykernel.kernelapp",
     "ipykernel.ipkernel",
     "IPython.core.completer",
     "IPython.core.interactiveshell",
-    "kernel_image.packing",
-    "kernel_image.streams",
+    "kernel_image.json_packer",
+    "kernel_image.kernel_streams",
     "matplotlib_inline.config",
     "uuid",
 )
@@ -103,7 +103,7 @@ def _prepare(request: dict[str, Any], supervisor: int, between: int) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _become_child_of(supervisor, between)
     os.chdir(request["work_dir"])
-    os.environ[streams.TAIL_VARIABLE] = request["tail"]
+    os.environ[kernel_streams.TAIL_VARIABLE] = request["tail"]
     with contextlib.suppress(OSError):
         if os.path.isdir(user_site := site.getusersitepackages()):  # noqa: PTH112 - the fork server runs isolated
             site.addsitedir(user_site)
@@ -132,8 +132,8 @@ def _run_kernel(connection_file: str) -> None:
     sys.argv = ["ipykernel_launcher.py", "-f", connection_file]
     config = Config()
     config.IPKernelApp.connection_file = connection_file
-    config.IPKernelApp.outstream_class = "kernel_image.streams.KernelStream"
-    config.Session.packer = "kernel_image.packing.pack"
+    config.IPKernelApp.outstream_class = "kernel_image.kernel_streams.KernelStream"
+    config.Session.packer = "kernel_image.json_packer.pack"
     # The history database would be written on the way to every answer, and nobody can read it afterwards.
     config.HistoryManager.hist_file = ":memory:"
 
@@ -148,7 +148,7 @@ def _run_kernel(connection_file: str) -> None:
     app.initialize([])
     app.shell.history_manager.outputs = _Unkept()
     _put_working_directory_on_path()
-    os.environ.pop(streams.TAIL_VARIABLE, None)
+    os.environ.pop(kernel_streams.TAIL_VARIABLE, None)
     # Rather wait than drop when the supervisor reads more slowly than the kernel writes (zmq_setsockopt(3)).
     import zmq  # noqa: PLC0415
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from ipykernel.iostream import OutStream
 
-from kernel_image import tail
+from kernel_image import output_ring
 
 TAIL_VARIABLE = "CELLBLOCK_TAIL"
 """Environment variable with the path of the tail's file; taken out as the kernel starts."""
@@ -45,7 +45,7 @@ class KernelStream(OutStream):  # type: ignore[misc]
 
     def __init__(self, session: Any, pub_thread: Any, name: str, **options: Any) -> None:
         path = os.environ.get(TAIL_VARIABLE)
-        self._tail = tail.Tail(Path(path), name) if path else None
+        self._tail = output_ring.Tail(Path(path), name) if path else None
         self._sent_bytes = 0
         self._unsent_characters = 0
         self._is_sending = False
@@ -56,7 +56,7 @@ class KernelStream(OutStream):  # type: ignore[misc]
     def write(self, string: object) -> int | None:
         """Write, and copy to the tail unless this is a forked child (whose output the parent's pipe brings)."""
         if self._tail is not None and isinstance(string, str) and self._is_master_process():
-            self._tail.write(tail.encode(string))
+            self._tail.write(output_ring.encode(string))
         count: int | None = super().write(string)
         if isinstance(string, str):
             self._unsent_characters += len(string)
@@ -91,13 +91,13 @@ class KernelStream(OutStream):  # type: ignore[misc]
 
     def _send(self, parent: dict[str, Any], text: str) -> None:
         """Have a message sent. It is only queued here, even in the IOPub thread, behind all that is queued already."""
-        self._sent_bytes += len(tail.encode(text))
+        self._sent_bytes += len(output_ring.encode(text))
         self.session.pid = os.getpid()
         message = self.session.msg(
             "stream",
             {"name": self.name, "text": text.encode("utf-8", "replace").decode()},
             parent=parent,
-            metadata={tail.SENT_METADATA: [self.name, self._sent_bytes]},
+            metadata={output_ring.SENT_METADATA: [self.name, self._sent_bytes]},
         )
         for hook in self._hooks:
             message = hook(message)

@@ -12,8 +12,8 @@ import os
 import secrets
 import stat
 
-from kernel_image.directory import HIDDEN_PREFIX, Directory, Mark, mark_of
 from kernel_image.protocol import FILE_PIECE_BYTES
+from kernel_image.safe_directory import HIDDEN_PREFIX, Directory, Mark, mark_of
 
 _WHY = {
     errno.ENOENT: "not_found",

@@ -16,12 +16,12 @@ from typing import Any
 
 from kernel_image import protocol
 from kernel_image.accounting import Meter, Meterage
+from kernel_image.artifact_sender import Delivery
 from kernel_image.artifacts import Found, WorkingDirectory
-from kernel_image.delivery import Delivery
-from kernel_image.gathering import Gathering
+from kernel_image.coalescing import Gathering
 from kernel_image.kernel_messages import JSON_ERRORS, asks_exit, cut_stream, is_idle, is_outcome, shorten_outcome
+from kernel_image.output_ring import SENT_METADATA, STREAMS
 from kernel_image.relay import Relay
-from kernel_image.tail import SENT_METADATA, STREAMS
 
 _REMEMBERED = 256
 _SAMPLE_S = 0.2

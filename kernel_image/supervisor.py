@@ -19,7 +19,7 @@ from typing import Any
 
 import zmq
 
-from kernel_image import accounting, hardening, kernel_process, protocol, tail
+from kernel_image import accounting, hardening, kernel_process, output_ring, protocol
 from kernel_image.artifacts import WorkingDirectory
 from kernel_image.channels import KernelChannels
 from kernel_image.files import SessionFiles
@@ -161,7 +161,7 @@ class Supervisor:
                 continue
             if await self._becomes_ready(ended):
                 failures = 0
-                self._tail_sent.update(tail.written_bytes(self._tail_path))
+                self._tail_sent.update(output_ring.written_bytes(self._tail_path))
                 # A restart may have been asked for while the last of this was awaited.
                 self._is_ready, self._takes_requests = True, self._kill_cause is None and not ended.done()
                 if self._takes_requests:
@@ -180,7 +180,7 @@ class Supervisor:
         prefix = Path(settings.ipc_dir, f"k{self._started}")
         connection_file = prefix.with_suffix(".json")
         self._reaper.forget_recent()
-        tail.create(self._tail_path)
+        output_ring.create(self._tail_path)
         self._tail_sent.clear()
         self._kill_cause = None
         self._oom_kills_before = self._meter.read().oom_kills
@@ -297,9 +297,9 @@ class Supervisor:
     def _lost_output(self) -> dict[str, tuple[str, int]]:
         """Per stream what was written but never sent, and how many bytes of it are gone for good."""
         lost = {}
-        for stream in tail.STREAMS:
+        for stream in output_ring.STREAMS:
             try:
-                ring = tail.Tail(self._tail_path, stream)
+                ring = output_ring.Tail(self._tail_path, stream)
             except (OSError, ValueError):
                 continue
             data, gone_bytes = ring.after(self._tail_sent.get(stream, 0))

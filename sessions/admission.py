@@ -15,12 +15,12 @@ from weakref import WeakValueDictionary
 import structlog
 
 from sessions.errors import Conflict, Gone, InvalidRequest, StoreUnavailable, TooManyRequests, UnsupportedLanguage
-from sessions.kernel import Kernel
-from sessions.live_run import LiveRun
+from sessions.kernels.kernel import Kernel
+from sessions.kernels.kernel_pool import CLAIM_TIMEOUT_S
 from sessions.model import Run, RunId, RunRecord, RunRequest, SessionId, TenantId
-from sessions.parts import Parts
-from sessions.supply import CLAIM_TIMEOUT_S
-from sessions.variables import can_set
+from sessions.runs.live_run import LiveRun
+from sessions.runs.variables import can_set
+from sessions.wiring import Parts
 
 _MAX_SOURCE_BYTES = 64 << 20
 """When one tenant's runs hold more code and variables than this, they may not begin another."""

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 
 import structlog
 
-from sessions.kernel import Kernel
-from sessions.live_run import LiveRun
+from sessions.kernels.kernel import Kernel
 from sessions.model import KernelId
-from sessions.parts import Parts
+from sessions.runs.live_run import LiveRun
+from sessions.wiring import Parts
 
 log = structlog.get_logger()
 

@@ -1,8 +1,8 @@
 """The one use case that every face calls: run this code, in a kernel of its own or a session's, and lose nothing of it.
 
 A run is a short pipeline: record it, have a kernel take it, fold what comes of it, commit the end, answer. What is
-specific to sessions is in registry.py, to runs outside of them in single_runs.py; how code is run on a kernel is in
-conduct.py; how a run is waited for in live_runs.py.
+specific to sessions is in registry.py, to runs outside of them in stateless_runs.py; how code is run on a kernel is in
+executor.py; how a run is waited for in active_runs.py.
 """
 
 from __future__ import annotations
@@ -15,21 +15,18 @@ from uuid import uuid4
 
 import structlog
 
-from sessions.attachments import Attachment, Attachments
-from sessions.attempts import Attempts
-from sessions.beginnings import Beginnings
-from sessions.conduct import Conductor
+from sessions.admission import Beginnings
 from sessions.errors import (
     Conflict,
     Draining,
     Gone,
     NotFound,
 )
-from sessions.execution import Execution
-from sessions.jupyter_sessions import JupyterSessions
-from sessions.live_run import INTERRUPT_GRACE_S, Stop
-from sessions.live_runs import LiveRuns
-from sessions.live_session import LiveSession
+from sessions.jupyter.client import Attachment, Attachments
+from sessions.jupyter.notebook_sessions import JupyterSessions
+from sessions.kernels.health import Watch
+from sessions.kernels.kernel_pool import KernelSupply
+from sessions.kernels.pool_policy import PoolSettings
 from sessions.model import (
     Artifact,
     ArtifactId,
@@ -50,15 +47,18 @@ from sessions.model import (
     SessionView,
     TenantId,
 )
-from sessions.parts import Parts
-from sessions.pool import PoolSettings
+from sessions.output.fold import Execution
 from sessions.ports import Clock, KernelFiles, Provisioner, Store, Switchboard
 from sessions.recovery import Recovery
-from sessions.registry import Registry, SessionParts
+from sessions.runs.active_runs import LiveRuns
+from sessions.runs.attempts import Attempts
+from sessions.runs.executor import Conductor
+from sessions.runs.live_run import INTERRUPT_GRACE_S, Stop
+from sessions.runs.stateless_runs import SingleRuns
+from sessions.session.live_session import LiveSession
+from sessions.session.registry import Registry, SessionParts
 from sessions.settings import Limits, SessionLimits
-from sessions.single_runs import SingleRuns
-from sessions.supply import KernelSupply
-from sessions.watch import Watch
+from sessions.wiring import Parts
 
 _HEALTH_PAUSE_S = 2.0
 _LAST_BEGINNINGS_S = 5.0

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sessions.conduct import Conductor
-from sessions.live_runs import LiveRuns
+from sessions.kernels.kernel_pool import KernelSupply
 from sessions.model import GatewayId
 from sessions.ports import Clock, Store
-from sessions.registry import Registry
+from sessions.runs.active_runs import LiveRuns
+from sessions.runs.executor import Conductor
+from sessions.runs.stateless_runs import SingleRuns
+from sessions.session.registry import Registry
 from sessions.settings import Limits
-from sessions.single_runs import SingleRuns
-from sessions.supply import KernelSupply
 
 
 @dataclass(frozen=True, slots=True)

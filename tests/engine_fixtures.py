@@ -19,13 +19,13 @@ from typing import NoReturn
 import pytest
 from docker.api.client import APIClient
 
-from gateway.handlers.supervisor import SupervisorSwitchboard
+from gateway.supervisors import SupervisorSwitchboard
 from sessions.model import GatewayId
-from sessions.provisioners.default_packages import DEFAULT_DEPENDENCIES, DEFAULT_PRELOAD
-from sessions.provisioners.docker import DockerProvisioner
-from sessions.provisioners.docker_engine import SILENCE, open_client
-from sessions.provisioners.image import ensure_kernel_image
-from sessions.provisioners.process import ProcessProvisioner
+from sessions.provisioners.docker.engine import SILENCE, open_client
+from sessions.provisioners.docker.provisioner import DockerProvisioner
+from sessions.provisioners.image.build import ensure_kernel_image
+from sessions.provisioners.image.default_packages import DEFAULT_DEPENDENCIES, DEFAULT_PRELOAD
+from sessions.provisioners.process.provisioner import ProcessProvisioner
 from sessions.settings import BuildSettings, EngineSettings
 
 BUILD = BuildSettings(dependencies=DEFAULT_DEPENDENCIES, preload=DEFAULT_PRELOAD)

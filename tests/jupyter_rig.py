@@ -24,8 +24,8 @@ from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 from jupyter_core.utils import ensure_event_loop
 
-from gateway.jupyter_kernel.place import Place
-from sessions.provisioners.container import GATEWAY_LABEL
+from gateway.local_jupyter.workspace import Place
+from sessions.provisioners.docker.container import GATEWAY_LABEL
 
 KERNEL = "cellblock-python"
 PATIENCE_S = 60.0
@@ -76,7 +76,7 @@ class Jupyter:
         found = []
         for process in psutil.process_iter():
             try:
-                if process.environ().get("TMPDIR") == str(self.temporary) and "gateway.jupyter_kernel.bridge" in (
+                if process.environ().get("TMPDIR") == str(self.temporary) and "gateway.local_jupyter.bridge" in (
                     process.cmdline()
                 ):
                     found.append(process)

@@ -11,11 +11,11 @@ from typing import Any
 from doubles import until
 from workbench import Bench, S
 
-from gateway.handlers.jupyter_retelling import retell
-from sessions.attachments import Attachment
-from sessions.client_messages import ClientMessage
+from gateway.http.jupyter.replay import retell
+from sessions.jupyter.client import Attachment
+from sessions.jupyter.messages import ClientMessage
+from sessions.jupyter.outbox import Retelling
 from sessions.model import ANONYMOUS, RunId, SessionId, TenantId
-from sessions.outbox import Retelling
 
 
 def message(

@@ -17,9 +17,9 @@ import psutil
 import pytest
 from sqlalchemy import Connection, create_engine, make_url, text
 
-from gateway.store.embedded import EmbeddedPostgres
+from gateway.store.embedded.postgres import EmbeddedPostgres
+from gateway.store.migrate import migrate
 from gateway.store.postgres import PostgresStore
-from gateway.store.schema import migrate
 
 # What a crash of this machine would do to a test database is no matter.
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "autovacuum": "off"}

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from gateway.handlers.supervisor import SupervisorSwitchboard
+from gateway.supervisors import SupervisorSwitchboard
 from kernel_image import protocol
-from sessions.messages import RequestBuilder
+from sessions.kernels.files import Transfers
+from sessions.kernels.messages import RequestBuilder
 from sessions.model import KernelId
 from sessions.ports import Link, LinkListener
-from sessions.transfers import Transfers
 
 PATIENCE_S = 30.0
 _LEFT_OUT = ("PYTEST_CURRENT_TEST", "PYTHONPATH")

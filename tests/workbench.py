@@ -9,10 +9,10 @@ from typing import Any
 
 from doubles import Lifeline, ManualClock, MemoryEngine, MemorySupervisor, RecordingLink, until
 
-from gateway.clock import SystemClock
+from gateway.host.clock import SystemClock
 from kernel_image import protocol
 from sessions.errors import StoreUnavailable
-from sessions.memory_store import MemoryStore, StoredRun
+from sessions.kernels.pool_policy import PoolSettings
 from sessions.model import (
     ANONYMOUS,
     EventType,
@@ -26,9 +26,9 @@ from sessions.model import (
     SessionRequest,
     TenantId,
 )
-from sessions.pool import PoolSettings
 from sessions.service import Service
 from sessions.settings import Limits, SessionLimits
+from sessions.testing.memory_store import MemoryStore, StoredRun
 
 GATEWAY = GatewayId("g")
 S = SessionId("s")

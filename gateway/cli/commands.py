@@ -17,12 +17,12 @@ import typer
 from rich.console import Console
 
 from gateway import app as composition
-from gateway import config as configuration
-from gateway.config import Config
+from gateway.cli.kernelspec import kernelspec
+from gateway.config import loader as configuration
+from gateway.config.loader import Config
+from gateway.console import show_findings
 from gateway.doctor import Level
-from gateway.greeting import show_findings
-from gateway.kernelspec_commands import kernelspec
-from gateway.logs import configure_logs
+from gateway.host.logs import configure_logs
 from sessions.errors import CellblockError, Misconfigured
 
 BAD_USAGE = 2

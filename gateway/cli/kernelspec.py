@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from gateway import config as configuration
-from gateway.jupyter_kernel import kernelspec as specs
+from gateway.config import loader as configuration
+from gateway.local_jupyter import kernelspec as specs
 from sessions.errors import Misconfigured
 
 kernelspec = typer.Typer(

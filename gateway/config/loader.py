@@ -1,7 +1,7 @@
 """The configuration: reading config.yaml and CELLBLOCK_* variables, and whether they make sense together.
 
 It reads the file and the environment it is given, once, and starts nothing. The keys themselves are in
-`gateway.config_sections`; what is built from them is `gateway.app`'s business.
+`gateway.config.sections`; what is built from them is `gateway.app`'s business.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import msgspec
 import yaml
 
 from gateway.auth import Token
-from gateway.complaints import complaint, near, shown
-from gateway.config_sections import ENGINES, SECTIONS, AuthSection, Config, Section, is_size
+from gateway.config.sections import ENGINES, SECTIONS, AuthSection, Config, Section, is_size
+from gateway.field_errors import complaint, near, shown
 from sessions.errors import Misconfigured
 
 __all__ = ["Config", "Token", "load", "parse_size"]

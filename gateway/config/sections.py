@@ -1,6 +1,6 @@
 """What the configuration may say: one frozen struct per section of config.yaml, with its defaults and bounds.
 
-It reads nothing; `gateway.config` reads the file and the environment, and checks what no single key can tell.
+It reads nothing; `gateway.config.loader` reads the file and the environment, and checks what no single key can tell.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from gateway.auth import Token
-from sessions.pool import PoolSettings
-from sessions.provisioners.default_packages import DEFAULT_DEPENDENCIES, DEFAULT_PRELOAD
+from sessions.kernels.pool_policy import PoolSettings
+from sessions.provisioners.image.default_packages import DEFAULT_DEPENDENCIES, DEFAULT_PRELOAD
 from sessions.settings import BuildSettings, EngineSettings, Limits, SessionLimits
 
 _LIMITS = Limits()

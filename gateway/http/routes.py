@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from gateway.handlers.base import BaseHandler
-from gateway.handlers.jupyter_base import JupyterUnknownHandler
-from gateway.handlers.jupyter_channels import JupyterChannels
-from gateway.handlers.jupyter_kernels import (
+from gateway.http.base.handler import BaseHandler
+from gateway.http.jupyter.channels import JupyterChannels
+from gateway.http.jupyter.handler import JupyterUnknownHandler
+from gateway.http.jupyter.kernels import (
     KernelHandler,
     KernelInterruptHandler,
     KernelRestartHandler,
     KernelsHandler,
 )
-from gateway.handlers.jupyter_kernelspecs import KernelSpecFileHandler, KernelSpecHandler, KernelSpecsHandler
-from gateway.handlers.jupyter_ops import IdentityHandler, StatusHandler, VersionHandler
-from gateway.handlers.jupyter_sessions import JupyterSessionHandler, JupyterSessionsHandler
+from gateway.http.jupyter.kernelspecs import KernelSpecFileHandler, KernelSpecHandler, KernelSpecsHandler
+from gateway.http.jupyter.server_info import IdentityHandler, StatusHandler, VersionHandler
+from gateway.http.jupyter.sessions import JupyterSessionHandler, JupyterSessionsHandler
 
 JUPYTER_ROUTES: tuple[tuple[str, type[BaseHandler]], ...] = (
     (r"/api", VersionHandler),

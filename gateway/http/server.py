@@ -12,24 +12,24 @@ from tornado.httputil import HTTPConnection, HTTPMessageDelegate
 from tornado.iostream import IOStream
 from tornado.web import Application
 
-from gateway.handlers.access_log import log_access
-from gateway.handlers.artifacts import FileHandler, ImageHandler
-from gateway.handlers.base import MAX_HEADER_BYTES
-from gateway.handlers.context import Context
-from gateway.handlers.first_lines import AbsoluteFormRequest, SpeakingStream, bare_answer
-from gateway.handlers.jupyter_routes import JUPYTER_ROUTES
-from gateway.handlers.ops import HealthHandler, ReadyHandler, RootHandler, UnknownRouteHandler
-from gateway.handlers.runcode import RunCodeHandler
-from gateway.handlers.runcode_ws import RunCodeSocket
-from gateway.handlers.runs import RunCancelHandler, RunEventsHandler, RunHandler, RunsHandler
-from gateway.handlers.session_files import SessionFileHandler, SessionFilesHandler
-from gateway.handlers.session_notebook import SessionNotebookHandler
-from gateway.handlers.sessions import (
+from gateway.http.api.artifacts import FileHandler, ImageHandler
+from gateway.http.api.ops import HealthHandler, ReadyHandler, RootHandler, UnknownRouteHandler
+from gateway.http.api.runcode import RunCodeHandler
+from gateway.http.api.runcode_ws import RunCodeSocket
+from gateway.http.api.runs import RunCancelHandler, RunEventsHandler, RunHandler, RunsHandler
+from gateway.http.api.session_files import SessionFileHandler, SessionFilesHandler
+from gateway.http.api.session_notebook import SessionNotebookHandler
+from gateway.http.api.sessions import (
     SessionHandler,
     SessionInterruptHandler,
     SessionRestartHandler,
     SessionsHandler,
 )
+from gateway.http.base.access_log import log_access
+from gateway.http.base.context import Context
+from gateway.http.base.handler import MAX_HEADER_BYTES
+from gateway.http.base.http1 import AbsoluteFormRequest, SpeakingStream, bare_answer
+from gateway.http.routes import JUPYTER_ROUTES
 
 HEADER_TIMEOUT_S = 30.0
 BODY_TIMEOUT_S = 60.0

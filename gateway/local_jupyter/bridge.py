@@ -23,25 +23,25 @@ from uuid import uuid4
 
 import structlog
 
-from gateway import config as configuration
-from gateway.clock import SystemClock
-from gateway.config import Config
-from gateway.handlers.supervisor import SupervisorSwitchboard
-from gateway.jupyter_kernel import place, talk
-from gateway.jupyter_kernel.connection import read_connection
-from gateway.jupyter_kernel.exchange import Exchange
-from gateway.jupyter_kernel.place import Place
-from gateway.jupyter_kernel.relayed_kernel import RelayedKernel, RelayGreeting, RelayListener
-from gateway.logs import configure_logs
-from sessions.ends import Cause, Died
+from gateway.config import loader as configuration
+from gateway.config.loader import Config
+from gateway.host.clock import SystemClock
+from gateway.host.logs import configure_logs
+from gateway.local_jupyter import bridge_protocol, workspace
+from gateway.local_jupyter.connection import read_connection
+from gateway.local_jupyter.relayed_kernel import RelayedKernel, RelayGreeting, RelayListener
+from gateway.local_jupyter.router import Exchange
+from gateway.local_jupyter.workspace import Place
+from gateway.supervisors import SupervisorSwitchboard
 from sessions.errors import CellblockError, EngineUnavailable, KernelLost, UnsupportedLanguage
-from sessions.kernel import KernelState
+from sessions.kernels.kernel import KernelState
+from sessions.kernels.outcomes import Cause, Died
 from sessions.model import KernelId, LaunchSpec
 from sessions.ports import Provisioner
-from sessions.provisioners.docker import DockerProvisioner
-from sessions.provisioners.docker_engine import DockerEngine
-from sessions.provisioners.image import find_kernel_image
-from sessions.provisioners.process import ProcessProvisioner
+from sessions.provisioners.docker.engine import DockerEngine
+from sessions.provisioners.docker.provisioner import DockerProvisioner
+from sessions.provisioners.image.build import find_kernel_image
+from sessions.provisioners.process.provisioner import ProcessProvisioner
 
 _READY_TIMEOUT_S = 60.0
 _LOOK_S = 0.5
@@ -175,7 +175,7 @@ class Bridge:
 
     def _serve(self) -> None:
         self._serving, self._ended, self._end_wanted = True, False, False
-        self._news.say(talk.READY)
+        self._news.say(bridge_protocol.READY)
         self._on_change()
 
     def _on_change(self) -> None:
@@ -230,7 +230,7 @@ class Bridge:
         if self._serving and not self._ended:
             self._ended = True
             self._exchange.sockets.read_requests(False)  # noqa: FBT003
-            self._news.say(talk.ENDED, code=code, reason=reason)
+            self._news.say(bridge_protocol.ENDED, code=code, reason=reason)
             # Whoever has let go of a dead kernel may never say so.
             self._wait_no_longer_than(_UNCLAIMED_S)
 
@@ -248,7 +248,7 @@ class Bridge:
             await asyncio.sleep(_LAST_WORDS_S)
             await self._kernel.wait_ready(_READY_TIMEOUT_S)
         except KernelLost as error:
-            self._news.say(talk.FAILED, reason=str(error))
+            self._news.say(bridge_protocol.FAILED, reason=str(error))
             self._stopping.set()
         else:
             self._serve()
@@ -263,11 +263,11 @@ class Bridge:
         *words, self._unfinished = (self._unfinished + said).split(b"\n")
         for word in words:
             match word.decode("ascii", "replace"):
-                case talk.INTERRUPT:
+                case bridge_protocol.INTERRUPT:
                     self._kernel.interrupt_whatever_runs()
-                case talk.KILL:
+                case bridge_protocol.KILL:
                     self._kill()
-                case talk.RESUME if self._ended:
+                case bridge_protocol.RESUME if self._ended:
                     self._resuming = asyncio.ensure_future(self._resume())
 
     async def _watch_parent(self) -> None:
@@ -279,7 +279,7 @@ class Bridge:
 
 async def clear_abandoned(config: Config) -> None:
     """Remove what bridges of this user that were killed have left. Their containers end by themselves, soon."""
-    for left in place.take_over_abandoned():
+    for left in workspace.take_over_abandoned():
         provisioner: Provisioner = (
             ProcessProvisioner(left.gateway_id, left.kernels)
             if left.kernels.exists()
@@ -348,14 +348,14 @@ async def bridge(options: Options, news: News) -> int:
         finally:
             own.remove()
     except CellblockError as error:
-        news.say(talk.FAILED, reason=str(error))
+        news.say(bridge_protocol.FAILED, reason=str(error))
         return 1
     return 0
 
 
 def main() -> None:
     """Take the command line and run."""
-    parser = argparse.ArgumentParser(prog="python -m gateway.jupyter_kernel.bridge", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m gateway.local_jupyter.bridge", description=__doc__)
     parser.add_argument("--connection-file", type=Path, required=True)
     parser.add_argument("--language", default="python")
     parser.add_argument("--config", type=Path)

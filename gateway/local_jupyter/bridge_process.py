@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-_MODULE = "gateway.jupyter_kernel.bridge"
+_MODULE = "gateway.local_jupyter.bridge"
 _READ_BYTES = 1 << 16
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import zmq
 from jupyter_client.session import DELIM, Session
 
-from gateway.jupyter_kernel.connection import Connection
-from gateway.jupyter_kernel.publisher import Publisher
+from gateway.local_jupyter.connection import Connection
+from gateway.local_jupyter.publisher import Publisher
 from sessions.errors import SetUpFailed
 
 REQUEST_CHANNELS = ("shell", "control", "stdin")

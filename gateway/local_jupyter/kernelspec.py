@@ -21,7 +21,7 @@ from sessions.errors import Misconfigured, NotFound, SetUpFailed
 
 PROVISIONER = "cellblock"
 
-_BRIDGE = "gateway.jupyter_kernel.bridge"
+_BRIDGE = "gateway.local_jupyter.bridge"
 
 
 @dataclass(frozen=True, slots=True)

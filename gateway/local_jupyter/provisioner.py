@@ -15,8 +15,8 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning import LocalProvisioner
 from traitlets import Unicode
 
-from gateway.jupyter_kernel import talk
-from gateway.jupyter_kernel.bridge_process import BridgeProcess
+from gateway.local_jupyter import bridge_protocol
+from gateway.local_jupyter.bridge_process import BridgeProcess
 
 _POLL_S = 0.02
 _START_TIMEOUT_S = 90.0
@@ -76,7 +76,7 @@ class CellblockProvisioner(LocalProvisioner):  # type: ignore[misc]
         """How the kernel has ended, or its bridge, if either has."""
         bridge_exit_code = bridge.exit_code()  # asked first: what it said before it ended is there then
         for news in bridge.news():
-            if news["event"] == talk.ENDED:
+            if news["event"] == bridge_protocol.ENDED:
                 if news["reason"]:
                     self.log.warning("Cellblock kernel %s ended: %s", self.kernel_id, news["reason"])
                 return int(news["code"])
@@ -97,9 +97,9 @@ class CellblockProvisioner(LocalProvisioner):  # type: ignore[misc]
         if self._bridge is None or await self.poll() is not None:
             return
         if signum == signal.SIGINT:
-            self._bridge.tell(talk.INTERRUPT)
+            self._bridge.tell(bridge_protocol.INTERRUPT)
         elif signum in (signal.SIGTERM, signal.SIGKILL):
-            self._bridge.tell(talk.KILL)
+            self._bridge.tell(bridge_protocol.KILL)
             self._deaf_at_s = self._deaf_at_s or time.monotonic() + _DEAF_S
 
     async def kill(self, restart: bool = False) -> None:  # noqa: FBT001, FBT002 - jupyter_client's
@@ -131,7 +131,7 @@ class CellblockProvisioner(LocalProvisioner):  # type: ignore[misc]
             return False
         if self._served != self.connection_info:
             return False
-        bridge.tell(talk.RESUME)
+        bridge.tell(bridge_protocol.RESUME)
         try:
             await self._wait_until_ready(bridge)
         except KernelNotStarted as error:
@@ -170,9 +170,9 @@ def _is_ready(bridge: BridgeProcess) -> bool:
     """Raises KernelNotStarted, with what the bridge says."""
     ended = bridge.exit_code()
     for news in bridge.news():
-        if news["event"] == talk.READY:
+        if news["event"] == bridge_protocol.READY:
             return True
-        if news["event"] == talk.FAILED:
+        if news["event"] == bridge_protocol.FAILED:
             raise KernelNotStarted(news["reason"])
     if ended is not None:
         raise KernelNotStarted("Cellblock's bridge to the kernel has ended: its standard error says why.")

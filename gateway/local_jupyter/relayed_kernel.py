@@ -1,7 +1,7 @@
 """A kernel whose whole conversation is passed on as it is, instead of being folded into runs.
 
-The greeting, the numbers of frames and who is believed are `sessions.kernel`'s. Nothing here has to be committed, so
-every frame is acknowledged when it has been taken.
+The handshake, the frame numbers and the credential check are those of `sessions.kernels.kernel`. Nothing here has to
+be committed, so every frame is acknowledged as soon as it has been handled.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from kernel_image import protocol
-from sessions.ends import Died, died_of
-from sessions.greeting import Greeting
-from sessions.kernel import Kernel, KernelState
+from sessions.kernels.handshake import Greeting
+from sessions.kernels.kernel import Kernel, KernelState
+from sessions.kernels.outcomes import Died, died_of
+from sessions.kernels.outstanding import RequestListener
 from sessions.model import KernelId
 from sessions.ports import Clock, Link
-from sessions.requests import RequestListener
 
 
 class RelayListener(Protocol):

@@ -14,15 +14,15 @@ from typing import Any, Protocol
 
 import structlog
 
-from gateway.jupyter_kernel import envelopes
-from gateway.jupyter_kernel.client_sockets import ClientSockets
-from gateway.jupyter_kernel.connection import Connection
-from gateway.jupyter_kernel.envelopes import Envelope
-from gateway.jupyter_kernel.relayed_kernel import RelayedKernel
+from gateway.local_jupyter import envelopes
+from gateway.local_jupyter.client_sockets import ClientSockets
+from gateway.local_jupyter.connection import Connection
+from gateway.local_jupyter.envelopes import Envelope
+from gateway.local_jupyter.relayed_kernel import RelayedKernel
 from kernel_image import protocol
 from kernel_image.kernel_messages import is_idle
-from sessions.ends import Cause, Died, Done
-from sessions.messages import Message
+from sessions.kernels.messages import Message
+from sessions.kernels.outcomes import Cause, Died, Done
 
 _MAX_ASKED = 16_384
 _MAX_REQUEST_BYTES = 128 << 20
@@ -158,7 +158,7 @@ class Exchange:
 
 
 class _Run:
-    """`sessions.requests.RequestListener` for one execute_request. Nothing of it has to be committed.
+    """`sessions.kernels.outstanding.RequestListener` for one execute_request. Nothing of it has to be committed.
 
     Its state: its `idle`, at which clients stop listening. That is kept until the supervisor has said what was dropped.
     """

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Dialect, Engine, event, exc
 
-from gateway.store.connection import is_outage, outages_as_unavailable
+from gateway.store.engine import is_outage, outages_as_unavailable
 from sessions.errors import StoreUnavailable
 
 T = TypeVar("T")

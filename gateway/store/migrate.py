@@ -13,7 +13,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, exc, text
 
-from gateway.store.connection import make_engine, outages_as_unavailable
+from gateway.store.engine import make_engine, outages_as_unavailable
 from sessions.errors import SetUpFailed
 
 _MIGRATIONS = Path(__file__).parent / "migrations"

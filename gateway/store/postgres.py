@@ -14,9 +14,9 @@ import structlog
 from sqlalchemy import Connection, Executable, Row, text
 
 from gateway.store import rows, writing
-from gateway.store.calls import BlockingCalls, Work
-from gateway.store.connection import make_engine
-from gateway.store.living import LivingRuns
+from gateway.store.db_threads import BlockingCalls, Work
+from gateway.store.engine import make_engine
+from gateway.store.held_runs import LivingRuns
 from gateway.store.statements import reading, retention, runs, sessions
 from sessions.errors import NotFound, StoreUnavailable
 from sessions.model import (

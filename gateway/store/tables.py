@@ -23,7 +23,7 @@ from sqlalchemy import (
     text,
 )
 
-from gateway.store.text import LosslessJSON, LosslessText
+from gateway.store.column_types import LosslessJSON, LosslessText
 
 metadata = MetaData()
 

@@ -1,6 +1,6 @@
 """A Jupyter client at a session's kernel: what it asks becomes runs, or goes to the kernel as it is.
 
-What it is told, and in which order, is audience.py's and outbox.py's; the wire is the gateway's.
+What it is told, and in which order, is router.py's and outbox.py's; the wire is the gateway's.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from uuid import uuid4
 
 import structlog
 
-from sessions import client_messages
-from sessions.audience import Seat, ending
-from sessions.client_messages import ClientMessage
 from sessions.errors import CellblockError, InvalidRequest, NotFound, StoreUnavailable
-from sessions.live_session import LiveSession
-from sessions.messages import decode_object, for_kernel
+from sessions.jupyter import messages
+from sessions.jupyter.messages import ClientMessage
+from sessions.jupyter.outbox import Retelling
+from sessions.jupyter.router import Seat, ending
+from sessions.kernels.messages import decode_object, for_kernel
 from sessions.model import (
     JupyterRequest,
     Result,
@@ -29,8 +29,8 @@ from sessions.model import (
     RunStatus,
     Session,
 )
-from sessions.outbox import Retelling
-from sessions.parts import Parts
+from sessions.session.live_session import LiveSession
+from sessions.wiring import Parts
 
 _RECENT = timedelta(minutes=2)
 _MOST_RECENT = 20
@@ -176,10 +176,10 @@ class Attachment:
                 kernel = await self._session.answering_kernel()
             self._session.audience.ask(self._seat, message, kernel.pass_on)
         except CellblockError as error:
-            self._seat.outbox.put(client_messages.note(f"{message.msg_type} was dropped: {error}", message.header))
+            self._seat.outbox.put(messages.note(f"{message.msg_type} was dropped: {error}", message.header))
 
     def _reply(self, message: ClientMessage, msg_type: str, content: dict[str, Any]) -> None:
-        self._seat.outbox.put(client_messages.make(msg_type, content, message.header, message.channel))
+        self._seat.outbox.put(messages.make(msg_type, content, message.header, message.channel))
 
 
 class Attachments:

@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass
 
-from sessions.client_messages import ClientMessage, note
+from sessions.jupyter.messages import ClientMessage, note
 from sessions.model import RunId
 
 LIMIT_BYTES = 4 << 20

@@ -13,16 +13,16 @@ from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
-from sessions import client_messages
-from sessions.client_messages import ClientMessage
 from sessions.errors import TooManyRequests
-from sessions.kernel import Kernel, KernelState
-from sessions.lane import Lane
-from sessions.live_run import LiveRun
-from sessions.messages import for_kernel
+from sessions.jupyter import messages
+from sessions.jupyter.messages import ClientMessage
+from sessions.jupyter.outbox import Outbox
+from sessions.jupyter.request_window import Lane
+from sessions.kernels.kernel import Kernel, KernelState
+from sessions.kernels.messages import for_kernel
 from sessions.model import JupyterRequest, Result, RunId, RunStatus
-from sessions.outbox import Outbox
 from sessions.ports import Clock
+from sessions.runs.live_run import LiveRun
 
 MAX_CLIENTS = 32
 """Connected to one kernel."""
@@ -76,7 +76,7 @@ class _Asked:
 
 
 class Audience:
-    """`sessions.kernel.KernelTap` of a session's kernels, one after the other.
+    """`sessions.kernels.kernel.KernelTap` of a session's kernels, one after the other.
 
     The state: the seats by client; the requests under way, and the last that were; the session's last runs. And whether
     the kernel is down, how many want that, whether code is at work, and whether a death is to be told when it is not.
@@ -179,7 +179,7 @@ class Audience:
         """Pass on what the kernel says."""
         if not self._seats:
             return
-        message = client_messages.heard(frame)
+        message = messages.heard(frame)
         if message is None:
             return
         self.last_activity = self._clock.now()
@@ -206,7 +206,7 @@ class Audience:
             seat.outbox.put(message, run_id)
 
     def _run_of(self, msg_id: str) -> tuple[RunId | None, _Run | None]:
-        """The run that was sent under this msg_id (see requests.py), if it is one of the session's.
+        """The run that was sent under this msg_id (see outstanding.py), if it is one of the session's.
 
         A kernel may name whatever it likes: what names no run of ours is about none.
         """
@@ -227,7 +227,7 @@ class Audience:
         run_id, run = self._run_of(msg_id or "")
         header = run.header if run is not None else None
         text = f"output was cut: {dropped_bytes} bytes were dropped on the way"
-        self._tell_all(client_messages.note(text, header or {}), run_id)
+        self._tell_all(messages.note(text, header or {}), run_id)
 
     def _tell_all(self, message: ClientMessage, run_id: RunId | None) -> None:
         for seat in self._seats.values():
@@ -252,12 +252,12 @@ class Audience:
         if run.has_reply and run.has_idle:
             return
         asker = self._seats.get(run.client)
-        messages = [client_messages.status("idle", run.header)]
+        answers = [messages.status("idle", run.header)]
         if not run.has_reply:
-            messages = ending(run.header, result, is_aborted=run.is_aborted)
+            answers = ending(run.header, result, is_aborted=run.is_aborted)
         run.has_reply = run.has_idle = True
         run_id = live.run_id if result is not None else None  # an end that is not stored, no retelling tells
-        for message in messages:
+        for message in answers:
             if message.channel == "iopub":
                 self._tell_all(message, run_id)
             elif asker is not None:
@@ -275,7 +275,7 @@ class Audience:
     def expect_restart(self) -> None:
         """Somebody wants a fresh kernel: that the one there is ends is no accident."""
         self._restarts_wanted += 1
-        self._tell_all(client_messages.make("shutdown_reply", {"status": "ok", "restart": True}, {}), None)
+        self._tell_all(messages.make("shutdown_reply", {"status": "ok", "restart": True}, {}), None)
 
     def restart_is_over(self) -> None:
         """There is one, or it has failed."""
@@ -315,7 +315,7 @@ class Audience:
         self._tell_status("idle")
 
     def _tell_status(self, state: str) -> None:
-        self._tell_all(client_messages.status(state, {}), None)
+        self._tell_all(messages.status(state, {}), None)
 
 
 def _nothing() -> None:
@@ -337,19 +337,19 @@ def ending(
     count = result.execution_count if result is not None else None
     if result is not None and result.status is RunStatus.OK:
         content: dict[str, Any] = {"status": "ok", "execution_count": count, "user_expressions": {}, "payload": []}
-        messages = []
+        answers = []
     elif is_aborted:
         content = {"status": "aborted"}
-        messages = [client_messages.status("busy", parent_header)]
+        answers = [messages.status("busy", parent_header)]
     else:
         name, value, traceback = _error_of(result)
         error = {"ename": name, "evalue": value, "traceback": traceback}
         content = {"status": "error", "execution_count": count, "user_expressions": {}, "payload": [], **error}
-        messages = [] if has_error else [client_messages.make("error", error, parent_header)]
+        answers = [] if has_error else [messages.make("error", error, parent_header)]
     return [
-        *messages,
-        client_messages.make("execute_reply", content, parent_header, "shell"),
-        client_messages.status("idle", parent_header),
+        *answers,
+        messages.make("execute_reply", content, parent_header, "shell"),
+        messages.status("idle", parent_header),
     ]
 
 

@@ -1,7 +1,7 @@
 """Questions to a supervisor about files, and their answers: one at a time per transfer, awaited for so long.
 
 The supervisor may be anybody's by now: an answer counts when it is the one that is waited for, and a wrong one fails
-that question and nothing else. What is asked is transfers.py's business.
+that question and nothing else. What is asked is files.py's business.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sessions.errors import (
     TooManyRequests,
     Unavailable,
 )
-from sessions.messages import decode_object
+from sessions.kernels.messages import decode_object
 
 BAD_PATH = (
     "A file's path is relative to the working directory, without empty parts, `.` or `..`, has at most "

@@ -12,9 +12,9 @@ from typing import Any
 
 from kernel_image import protocol
 from sessions.errors import InvalidRequest, TooLarge
-from sessions.file_exchange import BAD_PATH, FileExchange, Transfer, wrong_answer
+from sessions.kernels.file_exchange import BAD_PATH, FileExchange, Transfer, wrong_answer
 from sessions.model import FileEntry
-from sessions.text import relative_path
+from sessions.sanitize import relative_path
 
 _MAX_PAGES = 20
 _MAX_FILE_BYTES = 1 << 53

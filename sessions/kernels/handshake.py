@@ -8,8 +8,8 @@ from typing import Any
 
 from kernel_image import protocol
 from sessions.errors import ProtocolViolation
-from sessions.kernel import Kernel
-from sessions.messages import decode_object
+from sessions.kernels.kernel import Kernel
+from sessions.kernels.messages import decode_object
 from sessions.ports import Link
 
 _HELLO_TIMEOUT_S = 10.0

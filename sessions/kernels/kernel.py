@@ -1,7 +1,7 @@
 """A live kernel as the gateway sees it: the conversation with its supervisor, from the greeting to the end.
 
 What is listened to is decided here: a message counts only when it answers a request that is outstanding. How a
-connection gets that far is in greeting.py; which kernel serves which run is decided elsewhere.
+connection gets that far is in handshake.py; which kernel serves which run is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any, Protocol
 import structlog
 
 from kernel_image import protocol
-from sessions.allowance import Allowance
-from sessions.ends import Cause, Died, died_of, done_of
 from sessions.errors import KernelLost, Unavailable
-from sessions.messages import RequestBuilder, decode
+from sessions.kernels.files import Transfers
+from sessions.kernels.frame_numbers import Numbering
+from sessions.kernels.messages import RequestBuilder, decode
+from sessions.kernels.outcomes import Cause, Died, died_of, done_of
+from sessions.kernels.outstanding import RequestListener, Requests
+from sessions.kernels.throttle import Allowance
 from sessions.model import JupyterRequest, KernelId
-from sessions.numbering import Numbering
 from sessions.ports import Clock, Link
-from sessions.requests import RequestListener, Requests
-from sessions.transfers import Transfers
 
 _MAX_REFUSALS = 16
 _RECONNECT_S = 10.0

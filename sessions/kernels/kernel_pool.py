@@ -1,7 +1,7 @@
 """Where kernels come from and go to: keeping some warm, handing them out, taking used ones away. The pool's I/O.
 
-The decisions are pool.py's, a single sandbox is sandboxes.py's. The mutable state is the pools, the live kernels,
-the claims that wait, and the kernels whose sandboxes the engine is being asked after.
+The decisions are made in pool_policy.py; a single sandbox is handled in sandboxes.py. The mutable state is the pools,
+the live kernels, the waiting claims, and the kernels whose sandboxes the engine is being asked about.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 import structlog
 
 from sessions.errors import CellblockError, Draining, EngineUnavailable, NoKernelInTime, TooManyRequests
-from sessions.kernel import Kernel, KernelState
+from sessions.kernels.health import Watch
+from sessions.kernels.kernel import Kernel, KernelState
+from sessions.kernels.pool_policy import PoolSettings, WarmPool
+from sessions.kernels.sandboxes import Sandboxes
 from sessions.model import Fate, GatewayId, KernelId
-from sessions.pool import PoolSettings, WarmPool
 from sessions.ports import Clock, Provisioner, Switchboard
-from sessions.sandboxes import Sandboxes
 from sessions.settings import Limits
-from sessions.watch import Watch
 
 CLAIM_TIMEOUT_S = 30.0
 """How long a run may wait for a kernel."""

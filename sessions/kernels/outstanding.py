@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Protocol
 from uuid import uuid4
 
-from sessions.ends import Cause, Died, Done
-from sessions.messages import Message
+from sessions.kernels.messages import Message
+from sessions.kernels.outcomes import Cause, Died, Done
 
 
 class RequestListener(Protocol):

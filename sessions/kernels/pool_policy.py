@@ -1,4 +1,4 @@
-"""The warm pool's decisions: which kernel serves a claim, and how many to launch now. Pure: the I/O is in supply.py.
+"""The warm pool's decisions: which kernel serves a claim, and how many to launch now. Pure; the I/O is in kernel_pool.
 
 Every kernel is used once. The pool refills itself in the background: one launch at a time while code runs or nothing
 has come up yet, so that neither running work nor the first answer waits for a storm of starts.

@@ -1,6 +1,6 @@
 """One kernel's sandbox, made, asked after and removed: the engine, the switchboard and the supervisor's hello together.
 
-Which kernels there should be, and who gets them, is supply.py's.
+Which kernels there should be, and who gets them, is kernel_pool.py's.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from uuid import uuid4
 import structlog
 
 from sessions.errors import EngineUnavailable
-from sessions.greeting import Greeting
-from sessions.kernel import Kernel
+from sessions.kernels.handshake import Greeting
+from sessions.kernels.kernel import Kernel
 from sessions.model import Fate, GatewayId, KernelId, LaunchSpec
 from sessions.ports import Clock, Provisioner, Switchboard
 from sessions.settings import Limits

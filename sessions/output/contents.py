@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from sessions.text import strip_ansi, well_formed, well_formed_json
+from sessions.sanitize import strip_ansi, well_formed, well_formed_json
 
 _MAX_METADATA_CHARACTERS = 1024
 

@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sessions import media
 from sessions.model import Artifact, ArtifactId, ArtifactKind, ArtifactRef
+from sessions.output import media
+from sessions.sanitize import cut_utf8, relative_path, well_formed, well_formed_json
 from sessions.settings import Limits
-from sessions.text import cut_utf8, relative_path, well_formed, well_formed_json
 
 _MAX_BUNDLE_PARTS = 32
 _MAX_RESULTS = 1000

@@ -1,7 +1,7 @@
 """The fold: one run's Jupyter messages in, events and the final answer out, with every limit applied. Pure: no I/O.
 
 Everything here comes from hostile code; types are checked where they are used and what does not fit is dropped. How a
-MIME bundle or a file becomes an artifact is in collection.py. The fold of a run whose gateway has died is had again
+MIME bundle or a file becomes an artifact is in displays.py. The fold of a run whose gateway has died is had again
 from what was committed of it: its events, and `state`.
 """
 
@@ -10,10 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, assert_never
 
-from sessions import contents
-from sessions.collection import Collection
-from sessions.event_log import EventLog
-from sessions.messages import Message
+from sessions.kernels.messages import Message
 from sessions.model import (
     ArtifactId,
     ArtifactKind,
@@ -28,10 +25,13 @@ from sessions.model import (
     SessionId,
     Usage,
 )
-from sessions.output import Output
+from sessions.output import contents
+from sessions.output.displays import Collection
+from sessions.output.event_log import EventLog
+from sessions.output.streams import Output
+from sessions.output.tracebacks import Tracebacks, failing_line
+from sessions.sanitize import cut_utf8, well_formed
 from sessions.settings import Limits
-from sessions.text import cut_utf8, well_formed
-from sessions.tracebacks import Tracebacks, failing_line
 
 _MAX_NOTICES = 20
 _MAX_PROMPT_BYTES = 4096

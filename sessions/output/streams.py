@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sessions.model import EventType
-from sessions.text import cut_utf8, well_formed
+from sessions.sanitize import cut_utf8, well_formed
 
 
 class Output:

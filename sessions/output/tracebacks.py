@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sessions.model import ExceptionInfo
-from sessions.text import cut_utf8, strip_ansi, well_formed
+from sessions.sanitize import cut_utf8, strip_ansi, well_formed
 
 _MAX_LINES = 200
 _MAX_NAME_BYTES = 256

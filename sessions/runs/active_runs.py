@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from sessions.errors import Conflict, EndNotStored, Gone, NotFound
-from sessions.live_run import LiveRun
 from sessions.model import Event, EventType, Result, RunId, TenantId
 from sessions.ports import Store
+from sessions.runs.live_run import LiveRun
 
 _COMMIT_PATIENCE_S = 30.0
 _EVENTS_PER_PAGE = 50

@@ -10,7 +10,6 @@ from typing import Protocol
 
 import structlog
 
-from sessions.conduct import Conductor, NotTaken
 from sessions.errors import (
     CellblockError,
     Draining,
@@ -19,10 +18,11 @@ from sessions.errors import (
     TooManyRequests,
     Unavailable,
 )
-from sessions.kernel import Kernel
-from sessions.live_run import LiveRun
+from sessions.kernels.kernel import Kernel
 from sessions.model import Result
 from sessions.ports import Clock
+from sessions.runs.executor import Conductor, NotTaken
+from sessions.runs.live_run import LiveRun
 
 _ATTEMPTS = 3
 _PAUSE_S = 0.5

@@ -12,14 +12,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sessions.ends import Cause, Died, Done
 from sessions.errors import KernelLost
-from sessions.kernel import Kernel
-from sessions.live_run import INTERRUPT_GRACE_S, LiveRun, Stop
+from sessions.kernels.kernel import Kernel
+from sessions.kernels.outcomes import Cause, Died, Done
+from sessions.kernels.outstanding import make_msg_id
 from sessions.model import Fate, Result, RunStatus
-from sessions.requests import make_msg_id
+from sessions.runs.live_run import INTERRUPT_GRACE_S, LiveRun, Stop
+from sessions.runs.variables import send_variables
 from sessions.settings import Limits
-from sessions.variables import send_variables
 
 _LINK_TIMEOUT_S = 60.0
 _KILL_GRACE_S = 5.0

@@ -1,6 +1,6 @@
 """A run that lives in this gateway: what is asked, what has come of it, whether it is to stop, who waits for its end.
 
-A plain meeting point: it is filled by recording.py, driven by conduct.py, and handed round by service.py.
+A plain meeting point: it is filled by recorder.py, driven by executor.py, and handed round by service.py.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from uuid import uuid4
 import structlog
 
 from sessions.errors import CellblockError, EndNotStored
-from sessions.execution import Execution
-from sessions.kernel import Kernel
+from sessions.kernels.kernel import Kernel
+from sessions.kernels.outstanding import generation_of
 from sessions.model import ArtifactId, Event, Progress, Result, Run, RunId, RunRecord, RunStatus, Session
+from sessions.output.fold import Execution
 from sessions.ports import Clock, Store
-from sessions.recording import Recording
-from sessions.requests import generation_of
+from sessions.runs.recorder import Recording
 from sessions.settings import Limits
 
 INTERRUPT_GRACE_S = 2.0

@@ -1,6 +1,6 @@
 """A run on its way into the store: the kernel's messages are folded, written in batches, and only then acknowledged.
 
-It owns the writing and its retries; what the messages mean is execution.py's, and when the run must end conduct.py's.
+It owns the writing and its retries; what the messages mean is fold.py's, and when the run must end executor.py's.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from datetime import datetime
 
 import structlog
 
-from sessions.ends import Died, Done
 from sessions.errors import StoreUnavailable
-from sessions.execution import Execution
-from sessions.feed import Feed
-from sessions.messages import Message
+from sessions.kernels.messages import Message
+from sessions.kernels.outcomes import Died, Done
 from sessions.model import Batch, Event, EventType, Progress, Result, RunId, Session
+from sessions.output.fold import Execution
 from sessions.ports import Clock, Store
+from sessions.runs.feed import Feed
 
 _BATCH_PAUSE_S = 0.25
 _FIRST_FOLLOWED_PAUSE_S = 0.001
@@ -31,7 +31,7 @@ log = structlog.get_logger()
 
 
 class Recording:
-    """`sessions.requests.RequestListener` of one run.
+    """`sessions.kernels.outstanding.RequestListener` of one run.
 
     `code_ended` is done when the kernel has said so, or its first file comes, which the supervisor sends only then;
     `ended` once all that the code has made has come as well. `feed` has what is committed. Its state: the run's fold,

@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 
-from sessions.attempts import NOT_RUN, Attempts, NotRun
-from sessions.conduct import NotTaken
 from sessions.errors import CellblockError, StoreUnavailable
-from sessions.kernel import Kernel
-from sessions.live_run import LiveRun, Stop
+from sessions.kernels.kernel import Kernel
+from sessions.kernels.kernel_pool import CLAIM_TIMEOUT_S, KernelSupply
 from sessions.model import RunStatus
 from sessions.ports import Clock, Store
-from sessions.supply import CLAIM_TIMEOUT_S, KernelSupply
+from sessions.runs.attempts import NOT_RUN, Attempts, NotRun
+from sessions.runs.executor import NotTaken
+from sessions.runs.live_run import LiveRun, Stop
 
 _RETIRE_AFTER_S = 0.01
 _RETRY_S = 0.5

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
-from sessions.ends import Died, Done
 from sessions.errors import KernelLost, Unavailable
-from sessions.kernel import Kernel
+from sessions.kernels.kernel import Kernel
+from sessions.kernels.outcomes import Died, Done
 
 _TIMEOUT_S = 60.0
 _NOT_SET = "The variables could not be set: the kernel ended, or did not answer."

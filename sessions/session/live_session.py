@@ -12,15 +12,15 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from sessions.attempts import NOT_RUN, Attempts, NotRun
-from sessions.audience import Audience
 from sessions.errors import KernelLost, StoreUnavailable
-from sessions.kernel import Kernel
-from sessions.live_run import INTERRUPT_GRACE_S, LiveRun, Stop
+from sessions.jupyter.router import Audience
+from sessions.kernels.kernel import Kernel
+from sessions.kernels.kernel_pool import KernelSupply
 from sessions.model import JupyterSession, Result, RunId, RunStatus, Session, SessionState, SessionView
 from sessions.ports import Clock, KernelFiles, Store
-from sessions.session_kernel import SessionKernel
-from sessions.supply import KernelSupply
+from sessions.runs.attempts import NOT_RUN, Attempts, NotRun
+from sessions.runs.live_run import INTERRUPT_GRACE_S, LiveRun, Stop
+from sessions.session.session_kernel import SessionKernel
 
 _RESTARTED = "The session was restarted while this {}."
 _ABORTED = "This was not run, because what the same Jupyter client had asked for before it failed."

@@ -14,15 +14,15 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from sessions.attempts import Attempts
 from sessions.errors import CellblockError, Conflict, NotFound, TooManyRequests
-from sessions.kernel import Kernel
-from sessions.live_session import LiveSession
+from sessions.kernels.kernel import Kernel
+from sessions.kernels.kernel_pool import KernelSupply
 from sessions.model import GatewayId, KernelId, Session, SessionId, SessionNews, SessionRequest, TenantId
 from sessions.ports import Clock, Store
+from sessions.runs.attempts import Attempts
+from sessions.runs.variables import set_variables
+from sessions.session.live_session import LiveSession
 from sessions.settings import SessionLimits
-from sessions.supply import KernelSupply
-from sessions.variables import set_variables
 
 _CULL_PAUSE_S = 1.0
 _END_PATIENCE_S = 15.0

@@ -13,13 +13,13 @@ from typing import Any
 
 import structlog
 
-from sessions.audience import Audience
 from sessions.errors import Conflict, KernelLost, NotFound, StoreUnavailable, Unavailable
-from sessions.kernel import Kernel, KernelState
-from sessions.live_run import LiveRun
+from sessions.jupyter.router import Audience
+from sessions.kernels.kernel import Kernel, KernelState
+from sessions.kernels.kernel_pool import CLAIM_TIMEOUT_S, KernelSupply
 from sessions.model import JupyterSession, Result, Session, SessionNews, Usage
 from sessions.ports import Clock, Store
-from sessions.supply import CLAIM_TIMEOUT_S, KernelSupply
+from sessions.runs.live_run import LiveRun
 
 _READY_TIMEOUT_S = 60.0
 _ATTEMPTS = 3

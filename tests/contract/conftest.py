@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gateway.store.postgres import PostgresStore
-from sessions.memory_store import MemoryStore
 from sessions.ports import Store
+from sessions.testing.memory_store import MemoryStore
 
 
 @pytest.fixture(params=["memory", "postgres"])

@@ -17,14 +17,14 @@ import psutil
 import pytest
 from docker.api.client import APIClient
 
-from gateway.handlers.supervisor import SupervisorSwitchboard
+from gateway.supervisors import SupervisorSwitchboard
 from kernel_image import protocol
 from sessions.errors import EngineUnavailable, Misconfigured
 from sessions.model import Fate, GatewayId, KernelId, LaunchSpec, SessionId
 from sessions.ports import Link, Provisioner
-from sessions.provisioners.container import KERNEL_LABEL
-from sessions.provisioners.docker import DockerProvisioner
-from sessions.provisioners.process import ProcessProvisioner
+from sessions.provisioners.docker.container import KERNEL_LABEL
+from sessions.provisioners.docker.provisioner import DockerProvisioner
+from sessions.provisioners.process.provisioner import ProcessProvisioner
 from sessions.settings import EngineSettings, Limits
 
 DEADLINE_S = 30

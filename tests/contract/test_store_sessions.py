@@ -197,7 +197,7 @@ async def test_two_sessions_may_name_one_kernel(store: Store) -> None:
 
 async def test_the_largest_numbers_are_kept(store: Store) -> None:
     run, session = new_run(), new_session()
-    usage = Usage(float(1 << 53), float(1 << 53), (1 << 53) - 1)  # as `sessions.ends` lets through
+    usage = Usage(float(1 << 53), float(1 << 53), (1 << 53) - 1)  # as `sessions.kernels.outcomes` lets through
     await store.add_run(run)
     await store.add_session(session)
     changed = replace(session, generation=(1 << 31) - 1, version=1 << 40, usage=usage)

@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from gateway import app, cli
+from gateway import app
+from gateway.cli import commands
 from kernel_image import protocol
 from sessions.ports import Link, LinkListener
 
@@ -159,4 +160,4 @@ if __name__ == "__main__":
     app.ProcessProvisioner = with_failpoints(app.ProcessProvisioner, "engine", ENGINE)  # type: ignore[misc]
     app.DockerProvisioner = with_failpoints(app.DockerProvisioner, "engine", ENGINE)  # type: ignore[misc]
     app.SupervisorSwitchboard = CrashingSwitchboard  # type: ignore[misc]
-    cli.main()
+    commands.main()

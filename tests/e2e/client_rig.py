@@ -24,7 +24,7 @@ from docker.api.client import APIClient
 from serve_rig import Gateway, start
 from websockets.asyncio.client import ClientConnection, connect
 
-from sessions.provisioners.container import GATEWAY_LABEL
+from sessions.provisioners.docker.container import GATEWAY_LABEL
 
 ALICE, BOB = "alice", "bob"
 TOKENS = json.dumps([{"tenant": name, "sha256": hashlib.sha256(name.encode()).hexdigest()} for name in (ALICE, BOB)])

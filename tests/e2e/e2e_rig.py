@@ -20,14 +20,14 @@ from docker.api.client import APIClient
 from sqlalchemy import create_engine, text
 from store_fixtures import execute, with_database
 
-from gateway.clock import SystemClock
-from gateway.handlers.supervisor import SupervisorSwitchboard
+from gateway.host.clock import SystemClock
 from gateway.store.postgres import PostgresStore
+from gateway.supervisors import SupervisorSwitchboard
+from sessions.kernels.pool_policy import PoolSettings
 from sessions.model import ANONYMOUS, GatewayId, KernelId, Result, RunRequest, RunStatus
-from sessions.pool import PoolSettings
-from sessions.provisioners.container import GATEWAY_LABEL
-from sessions.provisioners.default_packages import DEFAULT_PRELOAD
-from sessions.provisioners.docker import DockerProvisioner
+from sessions.provisioners.docker.container import GATEWAY_LABEL
+from sessions.provisioners.docker.provisioner import DockerProvisioner
+from sessions.provisioners.image.default_packages import DEFAULT_PRELOAD
 from sessions.service import Service
 from sessions.settings import EngineSettings, Limits, SessionLimits
 

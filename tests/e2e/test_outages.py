@@ -13,7 +13,7 @@ from client_rig import Client, check_events, clear_away, end, settings, short_di
 from docker.api.client import APIClient
 from serve_rig import Gateway, start
 
-from gateway.store.postmaster import read_lock
+from gateway.store.embedded.postmaster import read_lock
 
 LINES = 60
 LOOP = f"import time\nfor n in range({LINES}):\n    print(n, flush=True)\n    time.sleep(0.1)\nx = 1"

@@ -26,7 +26,7 @@ from client_rig import (
 from docker.api.client import APIClient
 from serve_rig import Gateway, start
 
-from sessions.provisioners.container import GATEWAY_LABEL, KERNEL_LABEL
+from sessions.provisioners.docker.container import GATEWAY_LABEL, KERNEL_LABEL
 
 LOOP = "import time\nfor n in range({}):\n    print(n, flush=True)\n    time.sleep(0.1)"
 

@@ -11,7 +11,7 @@ import pytest
 from docker.api.client import APIClient
 from serve_rig import start
 
-from sessions.provisioners.container import GATEWAY_LABEL
+from sessions.provisioners.docker.container import GATEWAY_LABEL
 
 pytestmark = [pytest.mark.docker, pytest.mark.xdist_group("serve")]
 

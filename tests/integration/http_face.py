@@ -11,10 +11,10 @@ from typing import Any
 from memory_service import MemoryService
 
 from gateway.auth import Doorkeeper, SiteRules, Token
-from gateway.handlers.bodies import BufferedBodies
-from gateway.handlers.context import Context, InFlight
-from gateway.handlers.server import make_server
-from gateway.handlers.streams import Streams
+from gateway.http.base.bodies import BufferedBodies
+from gateway.http.base.context import Context, InFlight
+from gateway.http.base.streams import Streams
+from gateway.http.server import make_server
 from sessions.settings import Limits, SessionLimits
 
 

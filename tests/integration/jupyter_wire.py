@@ -15,10 +15,10 @@ from jupyter_talk import Screen, message
 from websockets.asyncio.client import ClientConnection
 from workbench import Bench, S
 
-from gateway.handlers.jupyter_framing import framing_of
+from gateway.http.jupyter.framing import framing_of
 from kernel_image.protocol import SUBPROTOCOL
-from sessions.audience import Audience, Seat
-from sessions.client_messages import ClientMessage
+from sessions.jupyter.messages import ClientMessage
+from sessions.jupyter.router import Audience, Seat
 from sessions.model import ANONYMOUS
 from sessions.settings import Limits
 

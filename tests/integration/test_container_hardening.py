@@ -15,9 +15,9 @@ import pytest
 from docker.api.client import APIClient
 
 from sessions.model import GatewayId, KernelId, LaunchSpec
-from sessions.provisioners.container import WIDE_UIDS, container_config, container_name
-from sessions.provisioners.docker_engine import DockerEngine
-from sessions.provisioners.readback import read_back, shortfalls
+from sessions.provisioners.docker.container import WIDE_UIDS, container_config, container_name
+from sessions.provisioners.docker.engine import DockerEngine
+from sessions.provisioners.docker.readback import read_back, shortfalls
 from sessions.settings import EngineSettings, Limits
 
 pytestmark = pytest.mark.docker

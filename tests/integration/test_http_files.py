@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 from http_face import Face, serving
 
-from gateway.handlers import base
+from gateway.http.base import handler
 from sessions.errors import InvalidRequest, TooLarge, Unavailable
 from sessions.settings import Limits
 
@@ -288,7 +288,7 @@ async def test_a_file_that_shrinks_does_not_look_whole(face: Face, client: httpx
 
 
 async def test_a_client_that_does_not_take_the_file_is_hung_up_on(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "SEND_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(handler, "SEND_TIMEOUT_S", 0.3)
     face.service.files.content["a"] = bytes(40 << 20)
     reader, writer = await asyncio.open_connection("127.0.0.1", face.port, limit=1024)
     writer.write(b"GET /sessions/s/files/a HTTP/1.1\r\nHost: localhost\r\n\r\n")

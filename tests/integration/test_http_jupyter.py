@@ -15,8 +15,8 @@ import structlog
 from http_face import Face, serving
 
 from gateway.auth import Token
-from gateway.handlers.jupyter_kernelspecs import python_logos
-from gateway.logs import configure_logs
+from gateway.host.logs import configure_logs
+from gateway.http.jupyter.kernelspecs import python_logos
 from sessions.errors import Unavailable
 
 TOKENS = tuple(Token(sha256=hashlib.sha256(name.encode()).hexdigest(), tenant=name) for name in ("alice", "bob"))

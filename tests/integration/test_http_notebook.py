@@ -17,7 +17,8 @@ from http_face import Face, serving
 from jupyter_client.manager import AsyncKernelManager
 
 from gateway.auth import Token
-from gateway.handlers import notebook, session_notebook
+from gateway.http.api import session_notebook
+from gateway.http.render import notebook
 from sessions.model import ANONYMOUS, ArtifactId, ArtifactKind, EventType, RunRequest, RunStatus, SessionId
 
 PNG = b"\x89PNG\r\n\x1a\nfigure"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from http_face import Face, serving
 
-from gateway.handlers import base, bodies
+from gateway.http.base import bodies, handler
 from sessions.model import ArtifactKind
 
 LIMIT = 10_000
@@ -201,7 +201,7 @@ async def test_clients_that_vanish_leave_no_task_behind(face: Face) -> None:
 async def test_a_client_that_does_not_take_its_answer_is_hung_up_on(
     face: Face, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base, "SEND_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(handler, "SEND_TIMEOUT_S", 0.3)
     ref = face.service.add("big.bin", bytes(40 << 20), ArtifactKind.FILE)
     reader, writer = await asyncio.open_connection("127.0.0.1", face.port, limit=1024)
     writer.write(f"GET /file/{ref.url_name} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
@@ -224,7 +224,7 @@ async def test_a_client_that_takes_its_time_within_the_bound_gets_it_all(face: F
     writer.close()
 
 
-@pytest.mark.parametrize("size", [base.MAX_HEADER_BYTES, 3 * base.MAX_HEADER_BYTES])
+@pytest.mark.parametrize("size", [handler.MAX_HEADER_BYTES, 3 * handler.MAX_HEADER_BYTES])
 async def test_an_overlong_url_or_header_gets_its_413(face: Face, size: int) -> None:
     for request in (
         b"GET /runcode?code=" + b"1" * size + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
@@ -236,7 +236,7 @@ async def test_an_overlong_url_or_header_gets_its_413(face: Face, size: int) -> 
 
 
 async def test_headers_that_do_not_end_get_their_413(face: Face) -> None:
-    status, body = split(await talk(face, b"GET / HTTP/1.1\r\nX: ".ljust(4 * base.MAX_HEADER_BYTES + 1, b"a")))
+    status, body = split(await talk(face, b"GET / HTTP/1.1\r\nX: ".ljust(4 * handler.MAX_HEADER_BYTES + 1, b"a")))
     assert (status, body["code"]) == (413, "too_large")
 
 

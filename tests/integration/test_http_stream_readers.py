@@ -12,7 +12,7 @@ import pytest
 from events_talk import asked, frames, run_of, until_left
 from http_face import Face
 
-from gateway.handlers import base, streams
+from gateway.http.base import handler, streams
 from sessions.errors import Draining, StoreUnavailable
 from sessions.model import EventType, RunStatus
 
@@ -60,7 +60,7 @@ def _stingy_connection(port: int) -> socket.socket:
 async def test_a_client_that_takes_nothing_is_sent_no_more_and_is_hung_up_on(
     face: Face, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base, "SEND_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(handler, "SEND_TIMEOUT_S", 2.0)
     run = face.service.add_run(asked())
     pulled = 0
     follow = face.service.follow
@@ -90,7 +90,7 @@ async def test_a_client_that_takes_nothing_is_sent_no_more_and_is_hung_up_on(
 
 
 async def test_a_reader_that_is_slow_but_reads_gets_everything(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "SEND_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(handler, "SEND_TIMEOUT_S", 0.5)
     run = face.service.add_run(asked())
     for _ in range(300):
         run.add(EventType.STDOUT, text="x" * 32_000)

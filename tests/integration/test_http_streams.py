@@ -10,7 +10,7 @@ import pytest
 from events_talk import asked, frames, run_of
 from http_face import Face
 
-from gateway.handlers import streaming
+from gateway.http.api import streaming
 from sessions.errors import Gone, StoreUnavailable, TooManyRequests
 from sessions.model import ArtifactKind, EventType, RunStatus, Usage
 

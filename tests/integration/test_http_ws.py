@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from websockets.asyncio.client import ClientConnection, connect
 from ws_talk import TOKENS, begun, hear, tell
 
-from gateway.handlers import runcode_ws
+from gateway.http.api import runcode_ws
 from sessions.errors import StoreUnavailable, TooManyRequests
 from sessions.model import EventType, RunRequest
 

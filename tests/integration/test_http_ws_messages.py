@@ -14,8 +14,8 @@ from http_face import Face
 from websockets.asyncio.client import ClientConnection
 from ws_talk import UPGRADE, hear, tell
 
-from gateway.handlers import incoming_messages
-from gateway.handlers.bodies import BUFFERED_BODIES
+from gateway.http.base import incoming_messages
+from gateway.http.base.bodies import BUFFERED_BODIES
 
 LIMIT = 10_000  # the face's own `request_bytes`
 TEXT, CONTINUATION, PING = 0x01, 0x00, 0x89

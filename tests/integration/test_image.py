@@ -12,10 +12,10 @@ from docker.api.client import APIClient
 from engine_fixtures import BUILD
 
 from sessions.errors import SetUpFailed
-from sessions.provisioners.base_image import debian_base_tag
-from sessions.provisioners.default_packages import DEFAULT_DEPENDENCIES
-from sessions.provisioners.docker_engine import DockerEngine
-from sessions.provisioners.image import ensure_kernel_image, find_kernel_image
+from sessions.provisioners.docker.engine import DockerEngine
+from sessions.provisioners.image.base import debian_base_tag
+from sessions.provisioners.image.build import ensure_kernel_image, find_kernel_image
+from sessions.provisioners.image.default_packages import DEFAULT_DEPENDENCIES
 from sessions.settings import BuildSettings
 
 pytestmark = pytest.mark.docker

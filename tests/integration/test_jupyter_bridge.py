@@ -23,7 +23,7 @@ from jupyter_client.session import Session
 from jupyter_core.utils import ensure_event_loop
 from jupyter_rig import KERNEL, Jupyter, install, run, until
 
-from gateway.jupyter_kernel.provisioner import KernelNotStarted
+from gateway.local_jupyter.provisioner import KernelNotStarted
 
 pytestmark = pytest.mark.xdist_group("jupyter-bridge")
 

@@ -17,11 +17,11 @@ from structlog.testing import capture_logs
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
-from gateway.handlers.jupyter_channels import MAX_GARBAGE
-from gateway.handlers.jupyter_framing import Framed
+from gateway.http.jupyter.channels import MAX_GARBAGE
+from gateway.http.jupyter.framing import Framed
 from kernel_image.protocol import SUBPROTOCOL
-from sessions import outbox
-from sessions.audience import MAX_CLIENTS
+from sessions.jupyter import outbox
+from sessions.jupyter.router import MAX_CLIENTS
 from sessions.model import SessionId
 
 MIB = 1 << 20

@@ -18,8 +18,8 @@ import psycopg2
 import pytest
 from store_fixtures import FAST, execute
 
-from gateway.store.embedded import EmbeddedPostgres
-from gateway.store.service_account import ACCOUNT_NAME, for_postgres, grant_passage
+from gateway.store.embedded.postgres import EmbeddedPostgres
+from gateway.store.embedded.service_account import ACCOUNT_NAME, for_postgres, grant_passage
 from sessions.errors import SetUpFailed
 
 DEADLINE_S = 20.0
@@ -214,7 +214,8 @@ def server_processes(server: EmbeddedPostgres) -> list[psutil.Process]:
 def start_and_die(data_dir: Path) -> str:
     """Start a server in a process that is then killed, as a gateway may be."""
     script = (
-        "import os, signal, sys; from pathlib import Path; from gateway.store.embedded import EmbeddedPostgres\n"
+        "import os, signal, sys; from pathlib import Path\n"
+        "from gateway.store.embedded.postgres import EmbeddedPostgres\n"
         f"url = EmbeddedPostgres(Path(sys.argv[1]), exclusive=True, settings={FAST!r}).start()\n"
         "print(url, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )

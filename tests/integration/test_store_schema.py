@@ -18,10 +18,11 @@ from run_records import NOW, new_run
 from sqlalchemy import Engine, create_engine, event, inspect, text
 from store_fixtures import execute, with_database
 
-from gateway.store import schema, tables
-from gateway.store.connection import make_engine, parse_url
+from gateway.store import migrate as migrating
+from gateway.store import tables
+from gateway.store.engine import make_engine, parse_url
+from gateway.store.migrate import migrate
 from gateway.store.postgres import PostgresStore
-from gateway.store.schema import migrate
 from sessions.errors import Misconfigured, SetUpFailed, StoreUnavailable
 
 
@@ -50,7 +51,7 @@ def test_the_migrated_shape_is_the_one_that_queries_expect(database_url: str) ->
 
 async def test_runs_of_the_first_shape_are_numbered_by_age_and_new_ones_come_after(empty_database_url: str) -> None:
     scripts = Config()
-    scripts.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
+    scripts.set_main_option("script_location", str(Path(migrating.__file__).parent / "migrations"))
     engine = make_engine(empty_database_url, pool_size=1, connect_timeout_s=5)
     with engine.connect().execution_options(isolation_level="READ COMMITTED") as connection, connection.begin():
         scripts.attributes["connection"] = connection

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from supervised import Supervised, supervised
 
-from gateway.handlers.supervisor import SupervisorSwitchboard
-from kernel_image.directory import HIDDEN_PREFIX
+from gateway.supervisors import SupervisorSwitchboard
+from kernel_image.safe_directory import HIDDEN_PREFIX
 from sessions.errors import InvalidRequest, Unavailable
 
 

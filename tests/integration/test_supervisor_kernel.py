@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 from supervised import Supervised, supervised
 
-from gateway.handlers.supervisor import SupervisorSwitchboard
+from gateway.supervisors import SupervisorSwitchboard
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

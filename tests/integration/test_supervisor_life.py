@@ -16,7 +16,7 @@ import psutil
 import pytest
 from supervised import Supervised, new_request, supervised
 
-from gateway.handlers.supervisor import SupervisorSwitchboard
+from gateway.supervisors import SupervisorSwitchboard
 
 Launch = Callable[..., AbstractAsyncContextManager[Supervised]]
 

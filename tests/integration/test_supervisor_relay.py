@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from supervised import Supervised, new_request, supervised
 
-from gateway.handlers.supervisor import SupervisorSwitchboard
+from gateway.supervisors import SupervisorSwitchboard
 from kernel_image.protocol import encode_message
 from sessions.settings import Limits
 

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 from supervised import supervised
 
-from gateway.handlers.supervisor import SupervisorSwitchboard
+from gateway.supervisors import SupervisorSwitchboard
 from kernel_image.protocol import SOCKET_NAME
 from sessions.errors import SetUpFailed
 from sessions.model import KernelId

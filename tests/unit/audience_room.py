@@ -10,10 +10,10 @@ from doubles import ManualClock, message_frame
 from jupyter_talk import message
 
 from kernel_image import protocol
-from sessions.audience import Audience, Seat
-from sessions.client_messages import ClientMessage
+from sessions.jupyter.messages import ClientMessage
+from sessions.jupyter.outbox import Retelling
+from sessions.jupyter.router import Audience, Seat
 from sessions.model import JupyterRequest, RunId
-from sessions.outbox import Retelling
 
 RUN = RunId("run-1")
 MSG_ID = "run-1.1.abcd"

@@ -11,16 +11,16 @@ from workbench import Bench, Benches
 
 _SOON_S = 0.05
 _PAUSES = {
-    "sessions.conduct": {"INTERRUPT_GRACE_S": _SOON_S, "_KILL_GRACE_S": _SOON_S, "_FILES_PATIENCE_S": _SOON_S},
-    "sessions.live_runs": {"_COMMIT_PATIENCE_S": _SOON_S, "_ELSEWHERE_POLL_S": 0.01},
-    "sessions.beginnings": {"_RETRY_S": 0.01, "_BETWEEN_WITHDRAWALS_S": 0.01},
-    "sessions.attempts": {"_PAUSE_S": 0.01},
-    "sessions.registry": {"_CULL_PAUSE_S": 0.01, "_END_PATIENCE_S": 1.0},
+    "sessions.runs.executor": {"INTERRUPT_GRACE_S": _SOON_S, "_KILL_GRACE_S": _SOON_S, "_FILES_PATIENCE_S": _SOON_S},
+    "sessions.runs.active_runs": {"_COMMIT_PATIENCE_S": _SOON_S, "_ELSEWHERE_POLL_S": 0.01},
+    "sessions.admission": {"_RETRY_S": 0.01, "_BETWEEN_WITHDRAWALS_S": 0.01},
+    "sessions.runs.attempts": {"_PAUSE_S": 0.01},
+    "sessions.session.registry": {"_CULL_PAUSE_S": 0.01, "_END_PATIENCE_S": 1.0},
     "sessions.service": {"_LAST_BEGINNINGS_S": _SOON_S},
-    "sessions.pool": {"_FIRST_BACKOFF_S": 0.01},
-    "sessions.recording": {"_FIRST_RETRY_S": 0.01, "_BATCH_PAUSE_S": 0.01},
-    "sessions.single_runs": {"_RETRY_S": 0.01},
-    "sessions.supply": {"_ASK_AFTER_PAUSE_S": 0.01},
+    "sessions.kernels.pool_policy": {"_FIRST_BACKOFF_S": 0.01},
+    "sessions.runs.recorder": {"_FIRST_RETRY_S": 0.01, "_BATCH_PAUSE_S": 0.01},
+    "sessions.runs.stateless_runs": {"_RETRY_S": 0.01},
+    "sessions.kernels.kernel_pool": {"_ASK_AFTER_PAUSE_S": 0.01},
 }
 
 

@@ -9,10 +9,10 @@ from uuid import uuid4
 from doubles import ManualClock, RecordingLink, hello, message_frame
 
 from kernel_image import protocol
-from sessions.ends import Died, Done
-from sessions.greeting import Greeting
-from sessions.kernel import Kernel
-from sessions.messages import Message
+from sessions.kernels.handshake import Greeting
+from sessions.kernels.kernel import Kernel
+from sessions.kernels.messages import Message
+from sessions.kernels.outcomes import Died, Done
 from sessions.model import KernelId
 
 CREDENTIAL = "s3cret"

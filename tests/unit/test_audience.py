@@ -9,9 +9,9 @@ from audience_room import HEADER, MSG_ID, RUN, Room, request, told, types
 from jupyter_talk import message
 
 from kernel_image import protocol
-from sessions import audience as audience_module
-from sessions.audience import MAX_CLIENTS, Seat
 from sessions.errors import TooManyRequests
+from sessions.jupyter import router as audience_module
+from sessions.jupyter.router import MAX_CLIENTS, Seat
 from sessions.model import JupyterRequest, RunId
 
 # --- requests ---------------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from audience_room import MSG_ID, RUN, Room, request, told, types
 from kernel_line import Heard, Line
 
 from kernel_image import protocol
-from sessions.audience import Seat
-from sessions.client_messages import ClientMessage
+from sessions.jupyter.messages import ClientMessage
+from sessions.jupyter.router import Seat
 from sessions.model import Result, RunStatus
 
 # --- the life of the kernel -------------------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ async def test_a_refused_run_that_is_recorded_late_is_removed_when_the_gateway_s
 async def test_one_tenants_code_and_data_may_take_so_much_and_anothers_as_much_again(
     benches: Benches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sessions.beginnings._MAX_SOURCE_BYTES", 1000)
+    monkeypatch.setattr("sessions.admission._MAX_SOURCE_BYTES", 1000)
     (bench,) = benches
     first = bench.begin("#" * 600, session_id=S)
     kernel = await bench.sent("#" * 600)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from test_media import GIF, png
 
-from sessions.collection import Collection
 from sessions.model import Artifact, ArtifactId, ArtifactKind
+from sessions.output.displays import Collection
 from sessions.settings import Limits
 
 LIMITS = Limits(output_bytes=100, image_bytes=200, image_count=3, file_bytes=50, file_count=2, image_pixels=1000)

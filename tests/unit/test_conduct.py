@@ -212,7 +212,7 @@ async def test_an_interrupt_waits_for_the_link_and_the_session_is_kept(bench: Be
 async def test_a_link_that_breaks_again_and_again_costs_no_session(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sessions.conduct._KILL_GRACE_S", 0.15)
+    monkeypatch.setattr("sessions.runs.executor._KILL_GRACE_S", 0.15)
     run_id = await bench.record("sleep", session_id=S)
     kernel = await bench.sent("sleep")
     await bench.service.cancel(ANONYMOUS, run_id)

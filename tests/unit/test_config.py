@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config import load, parse_size
-from gateway.config_sections import Config, is_loopback
+from gateway.config.loader import load, parse_size
+from gateway.config.sections import Config, is_loopback
 from sessions.errors import Misconfigured
 from sessions.settings import BuildSettings, EngineSettings, Limits
 

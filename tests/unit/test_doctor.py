@@ -9,7 +9,7 @@ import pytest
 
 from gateway.doctor import Finding, Level, engine_findings, examine, is_older, package_findings
 from sessions.errors import StoreUnavailable
-from sessions.provisioners.docker_engine import EngineFacts, facts_from
+from sessions.provisioners.docker.engine import EngineFacts, facts_from
 from sessions.settings import BuildSettings, EngineSettings, Limits
 
 GOOD = EngineFacts(

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.handlers.answer import run_answer, strict_json
-from sessions.execution import Execution
-from sessions.messages import Message
+from gateway.http.render.answer import run_answer, strict_json
+from sessions.kernels.messages import Message
 from sessions.model import ArtifactId, Event, EventType, RunId, RunStatus, Usage
+from sessions.output.fold import Execution
 from sessions.settings import Limits
 
 LIMITS = Limits(output_bytes=1000, image_bytes=200, image_count=3, file_bytes=200, file_count=3, image_pixels=100)

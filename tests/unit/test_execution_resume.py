@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_media import GIF, png
 
-from sessions.execution import Execution
-from sessions.messages import Message
+from sessions.kernels.messages import Message
 from sessions.model import ArtifactId, Event, EventType, Result, RunId, RunStatus, SessionId
+from sessions.output.fold import Execution
 from sessions.settings import Limits
 
 LIMITS = Limits(output_bytes=150, image_bytes=200, image_count=4, file_bytes=60, file_count=2, image_pixels=100)
@@ -145,7 +145,7 @@ def told(events: Sequence[Event], result: Result) -> Told:
 def gone_on(steps: Sequence[Step], split: int) -> Execution:
     """What another gateway makes of it that takes over after `split` steps, and the events with it."""
     first = fold()
-    half_file: int | None = None  # as sessions.recording counts: where a file begins whose end has not come
+    half_file: int | None = None  # as sessions.runs.recorder counts: where a file begins whose end has not come
     for index, step in enumerate(steps[:split]):
         if not first.is_assembling():
             half_file = index

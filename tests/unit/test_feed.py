@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from sessions.feed import Feed
 from sessions.model import Event, EventType
+from sessions.runs.feed import Feed
 
 BIG = 300_000
 

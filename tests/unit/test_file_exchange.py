@@ -12,7 +12,7 @@ import pytest
 
 from kernel_image import protocol
 from sessions.errors import InvalidRequest, NotFound, TooManyRequests, Unavailable
-from sessions.transfers import Reader, Transfers, Writer
+from sessions.kernels.files import Reader, Transfers, Writer
 
 PIECE = protocol.FILE_PIECE_BYTES
 ENTRY = {"bytes": 10, "mtime_ns": 0}
@@ -150,7 +150,7 @@ async def test_a_wrong_piece_fails_that_file_alone(supervisor: Supervisor, piece
 
 
 async def test_a_piece_larger_than_any_is_not_taken(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sessions.file_exchange._ANSWER_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("sessions.kernels.file_exchange._ANSWER_TIMEOUT_S", 0.05)
     for size in (PIECE + 1, PIECE + (1 << 20)):
         reader = await supervisor.opened(bytes=1 << 30)
         supervisor.answers = [supervisor.sends(b"x" * size, offset=0)]
@@ -227,7 +227,7 @@ def test_frames_that_are_none_are_dropped(supervisor: Supervisor, frame: bytes) 
 async def test_a_silent_supervisor_is_not_waited_for_for_ever(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sessions.file_exchange._ANSWER_TIMEOUT_S", 0.02)
+    monkeypatch.setattr("sessions.kernels.file_exchange._ANSWER_TIMEOUT_S", 0.02)
     with pytest.raises(Unavailable, match="in time"):
         await supervisor.files.open("t")
     # It may have opened the file after all.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kernel_image.gathering import Gathering
+from kernel_image.coalescing import Gathering
 
 HEAD = [b'{"msg_type": "stream"}', b"{}", b"{}"]
 

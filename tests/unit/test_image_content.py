@@ -12,8 +12,14 @@ import pytest
 
 import kernel_image
 from sessions.errors import Misconfigured, SetUpFailed
-from sessions.provisioners.base_image import _split_tag
-from sessions.provisioners.image import _build_arguments, _ca_bundle, build_context, image_content, kernel_image_tag
+from sessions.provisioners.image.base import _split_tag
+from sessions.provisioners.image.build import (
+    _build_arguments,
+    _ca_bundle,
+    build_context,
+    image_content,
+    kernel_image_tag,
+)
 from sessions.settings import BuildSettings
 
 SETTINGS = BuildSettings(dependencies=("numpy",), preload=("numpy",))

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.handlers.jupyter_framing import Framed, Framing, Plain, framing_of
+from gateway.http.jupyter.framing import Framed, Framing, Plain, framing_of
 from kernel_image.protocol import SUBPROTOCOL, encode_message
-from sessions.client_messages import ClientMessage
 from sessions.errors import InvalidRequest
+from sessions.jupyter.messages import ClientMessage
 
 FRAMINGS: list[Framing] = [Framed(), Plain()]
 HEADER = {"msg_id": "m", "msg_type": "kernel_info_request"}

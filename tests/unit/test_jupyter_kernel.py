@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.jupyter_kernel import envelopes, kernelspec, place
-from gateway.jupyter_kernel.connection import read_connection
-from gateway.jupyter_kernel.place import Place
+from gateway.local_jupyter import envelopes, kernelspec, workspace
+from gateway.local_jupyter.connection import read_connection
+from gateway.local_jupyter.workspace import Place
 from sessions.errors import Misconfigured, SetUpFailed
 
 HEADER = json.dumps({"msg_id": "1", "msg_type": "stream"}).encode()
@@ -62,9 +62,9 @@ def test_a_place_is_nobodys_while_its_bridge_lives_and_can_be_taken_over_afterwa
     own = Place.make()
     assert own.path.parent == temporary
     assert own.path.stat().st_mode & 0o777 == 0o700
-    assert list(place.take_over_abandoned()) == []
+    assert list(workspace.take_over_abandoned()) == []
     own.release()
-    (taken,) = place.take_over_abandoned()
+    (taken,) = workspace.take_over_abandoned()
     assert (taken.path, taken.gateway_id) == (own.path, own.gateway_id)
     taken.remove()
     assert list(temporary.iterdir()) == []
@@ -76,10 +76,10 @@ def test_a_place_of_another_user_a_link_and_a_strange_name_are_left_alone(
     (temporary / "elsewhere").mkdir()
     (temporary / "cellblock-k-0123456789ab").symlink_to(temporary / "elsewhere")
     (temporary / "cellblock-k-notes").mkdir()
-    assert list(place.take_over_abandoned()) == []
+    assert list(workspace.take_over_abandoned()) == []
     (temporary / "cellblock-k-ba9876543210").mkdir()
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
-    assert list(place.take_over_abandoned()) == []
+    assert list(workspace.take_over_abandoned()) == []
 
 
 def test_a_place_is_elsewhere_when_temporary_files_leave_no_room_for_sockets(

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from jupyter_talk import content
 
-from gateway.handlers import jupyter_retelling
-from gateway.handlers.jupyter_retelling import retell
-from sessions.client_messages import ClientMessage
+from gateway.http.jupyter import replay
+from gateway.http.jupyter.replay import retell
 from sessions.errors import Gone, NotFound, StoreUnavailable
+from sessions.jupyter.messages import ClientMessage
 from sessions.model import (
     Artifact,
     ArtifactId,
@@ -109,7 +109,7 @@ def body(messages: list[ClientMessage]) -> list[tuple[str, dict[str, Any]]]:
 
 @pytest.fixture(autouse=True)
 def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jupyter_retelling, "_RETRY_S", 0.001)
+    monkeypatch.setattr(replay, "_RETRY_S", 0.001)
 
 
 async def test_every_event_is_told_as_the_message_that_it_came_from() -> None:

@@ -13,7 +13,7 @@ from run_records import new_session
 from workbench import Bench, Benches, S, answers_lost, crash, held, late, unavailable
 
 from sessions.errors import Conflict, InvalidRequest, NotFound, StoreUnavailable, UnsupportedLanguage
-from sessions.jupyter_sessions import KernelChoice
+from sessions.jupyter.notebook_sessions import KernelChoice
 from sessions.model import ANONYMOUS, JupyterSession, SessionId, SessionState, SessionView, TenantId, can_name_a_kernel
 
 pytestmark = pytest.mark.usefixtures("hurried")

@@ -6,7 +6,7 @@ import pytest
 from tornado.httputil import HTTPHeaders
 
 from gateway.auth import Doorkeeper, Token
-from gateway.handlers.jupyter_base import jupyter_authorization
+from gateway.http.jupyter.handler import jupyter_authorization
 from sessions.model import ANONYMOUS
 
 

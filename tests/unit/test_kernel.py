@@ -9,12 +9,12 @@ import pytest
 from doubles import message_frame
 from kernel_line import Heard, Line
 
-import sessions.greeting
-import sessions.kernel
+import sessions.kernels.handshake
+import sessions.kernels.kernel
 from kernel_image import protocol
-from sessions.ends import Cause, Died, Done
 from sessions.errors import KernelLost, Unavailable
-from sessions.kernel import KernelState
+from sessions.kernels.kernel import KernelState
+from sessions.kernels.outcomes import Cause, Died, Done
 from sessions.model import Usage
 
 
@@ -278,7 +278,7 @@ async def test_a_reconnected_supervisor_is_told_what_is_committed_not_what_is_ta
 
 
 async def test_a_supervisor_that_does_not_come_back_is_given_up(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions.kernel, "_RECONNECT_S", 0.01)
+    monkeypatch.setattr(sessions.kernels.kernel, "_RECONNECT_S", 0.01)
     heard = Heard()
     line.ready().execute("x", heard)
     line.greeting.on_closed()
@@ -292,7 +292,7 @@ async def test_a_supervisor_that_does_not_come_back_is_given_up(line: Line, monk
 
 
 async def test_a_supervisor_that_comes_back_in_time_is_kept(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions.kernel, "_RECONNECT_S", 0.05)
+    monkeypatch.setattr(sessions.kernels.kernel, "_RECONNECT_S", 0.05)
     line.ready().greeting.on_closed()
     line.dial()
     line.greet()

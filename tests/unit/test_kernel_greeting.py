@@ -9,11 +9,11 @@ import pytest
 from doubles import message_frame
 from kernel_line import CREDENTIAL, Heard, Line
 
-import sessions.greeting
-import sessions.kernel
-from sessions.ends import Cause, Died, Done
+import sessions.kernels.handshake
+import sessions.kernels.kernel
 from sessions.errors import KernelLost
-from sessions.kernel import Kernel, KernelState
+from sessions.kernels.kernel import Kernel, KernelState
+from sessions.kernels.outcomes import Cause, Died, Done
 from sessions.model import KernelId
 
 
@@ -64,7 +64,7 @@ async def test_a_jupyter_message_before_the_hello_is_refused(line: Line) -> None
 
 
 async def test_whoever_says_nothing_is_hung_up_on(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions.greeting, "_HELLO_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(sessions.kernels.handshake, "_HELLO_TIMEOUT_S", 0.01)
     line.dial()
     async with asyncio.timeout(5):
         while line.link.closed is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sessions.errors import TooManyRequests
-from sessions.lane import MAX_UNANSWERED, MAX_WAITING, MAX_WAITING_BYTES, Lane
+from sessions.jupyter.request_window import MAX_UNANSWERED, MAX_WAITING, MAX_WAITING_BYTES, Lane
 
 
 class Flood:

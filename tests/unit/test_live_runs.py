@@ -80,7 +80,7 @@ async def test_after_the_end_all_of_it_is_there(bench: Bench) -> None:
 
 
 async def test_whoever_falls_behind_gets_it_all_from_the_store(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sessions.feed._KEPT_BYTES", 10)
+    monkeypatch.setattr("sessions.runs.feed._KEPT_BYTES", 10)
     run_id, kernel = await begun(bench)
     follow = bench.service.follow(run_id, 0)
     kernel.print("0")

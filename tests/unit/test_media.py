@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessions import media
+from sessions.output import media
 
 
 def png(width: int, height: int) -> bytes:

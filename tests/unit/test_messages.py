@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kernel_image.protocol import decode_message, encode_message
 from sessions.errors import ProtocolViolation
-from sessions.messages import ACCEPTED, Message, RequestBuilder, decode, decode_object
+from sessions.kernels.messages import ACCEPTED, Message, RequestBuilder, decode, decode_object
 
 
 def frame(channel: str, header: object, parent: object, content: object, *buffers: bytes) -> bytes:

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.handlers import notebook
-from gateway.handlers.answer import strict_json
-from gateway.handlers.notebook import NotebookRun, python_literal
+from gateway.http.render import notebook
+from gateway.http.render.answer import strict_json
+from gateway.http.render.notebook import NotebookRun, python_literal
 from sessions.model import Event, EventType, GatewayId, Result, Run, RunId, RunRecord, RunStatus, TenantId
 
 RUN_ID = RunId("0f000000-0000-4000-8000-000000000000")

@@ -9,10 +9,10 @@ from contextlib import suppress
 import pytest
 from jupyter_talk import content, message
 
-from sessions import outbox as outbox_module
-from sessions.client_messages import ClientMessage
+from sessions.jupyter import outbox as outbox_module
+from sessions.jupyter.messages import ClientMessage
+from sessions.jupyter.outbox import Outbox, Retelling
 from sessions.model import RunId
-from sessions.outbox import Outbox, Retelling
 
 A, B = RunId("a"), RunId("b")
 KIB = 1024

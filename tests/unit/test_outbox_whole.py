@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jupyter_talk import content, message
 
-from sessions.client_messages import ClientMessage
+from sessions.jupyter.messages import ClientMessage
+from sessions.jupyter.outbox import Outbox, Retelling
 from sessions.model import RunId
-from sessions.outbox import Outbox, Retelling
 
 KIB = 1024
 

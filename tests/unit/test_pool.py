@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from sessions.kernels.pool_policy import PoolSettings, WarmPool
 from sessions.model import KernelId
-from sessions.pool import PoolSettings, WarmPool
 
 
 def pool(size: int = 2, most: int = 4, warm: int = 0, refill_pause_s: float = 0.25) -> WarmPool:

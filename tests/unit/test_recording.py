@@ -14,14 +14,14 @@ from doubles import ManualClock, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import sessions.recording
-from sessions.ends import Cause, Died, Done
-from sessions.execution import Execution
-from sessions.memory_store import MemoryStore
-from sessions.messages import Message
+import sessions.runs.recorder
+from sessions.kernels.messages import Message
+from sessions.kernels.outcomes import Cause, Died, Done
 from sessions.model import ANONYMOUS, ArtifactId, Batch, EventType, GatewayId, Progress, Result, Run, RunId, RunStatus
-from sessions.recording import Recording
+from sessions.output.fold import Execution
+from sessions.runs.recorder import Recording
 from sessions.settings import Limits
+from sessions.testing.memory_store import MemoryStore
 
 DONE = Done(None, 0, ())
 RUN_ID = RunId("00000000-0000-4000-8000-000000000001")
@@ -61,8 +61,8 @@ class Taped:
 
 @pytest.fixture
 async def taped(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Taped]:
-    monkeypatch.setattr(sessions.recording, "_BATCH_PAUSE_S", 0.01)
-    monkeypatch.setattr(sessions.recording, "_FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(sessions.runs.recorder, "_BATCH_PAUSE_S", 0.01)
+    monkeypatch.setattr(sessions.runs.recorder, "_FIRST_RETRY_S", 0.01)
     taped = await Taped().begin()
     yield taped
     taped.store.is_reachable = True
@@ -225,7 +225,7 @@ async def test_once_the_run_has_ended_only_its_end_is_written(taped: Taped) -> N
 async def test_without_a_follower_output_gathers_and_with_one_it_is_written_at_once(
     taped: Taped, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions.recording, "_BATCH_PAUSE_S", 60.0)
+    monkeypatch.setattr(sessions.runs.recorder, "_BATCH_PAUSE_S", 60.0)
     taped.print("one")
     await asyncio.sleep(0.05)
     assert taped.stored_text() == ""
@@ -276,7 +276,7 @@ class SlowStore(MemoryStore):
 
 @pytest.fixture
 async def slow(monkeypatch: pytest.MonkeyPatch) -> Taped:
-    monkeypatch.setattr(sessions.recording, "_BATCH_PAUSE_S", 0.01)
+    monkeypatch.setattr(sessions.runs.recorder, "_BATCH_PAUSE_S", 0.01)
     return await Taped(SlowStore()).begin()
 
 
@@ -483,5 +483,5 @@ def test_wherever_gateways_stop_the_last_one_has_it_all_once(
 ) -> None:
     stops = [(min(stop, len(steps)), back, is_written) for stop, back, is_written in sorted(stops)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sessions.recording, "_BATCH_PAUSE_S", 0.0)
+        patch.setattr(sessions.runs.recorder, "_BATCH_PAUSE_S", 0.0)
         assert asyncio.run(record(steps, stops)) == asyncio.run(record(steps, []))

@@ -229,7 +229,7 @@ async def test_a_run_outside_of_a_session_whose_sandbox_is_gone_is_lost_and_not_
 async def test_a_supervisor_that_does_not_come_back_loses_its_run(
     benches: Benches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sessions.conduct._LINK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("sessions.runs.executor._LINK_TIMEOUT_S", 0.05)
     run_id = await benches[0].record("work", session_id=S)
     kernel = await benches[0].sent("work")
     bench = await crash(benches)
@@ -276,7 +276,7 @@ async def test_runs_can_be_followed_and_cancelled_across_a_crash(benches: Benche
 async def test_a_run_past_its_time_limit_is_stopped_by_the_next_gateway(
     benches: Benches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sessions.conduct._LEAST_TIME_S", 0.05)
+    monkeypatch.setattr("sessions.runs.executor._LEAST_TIME_S", 0.05)
     run_id = await benches[0].record("work", timeout_s=0.2)
     kernel = await benches[0].sent("work")
     bench = await crash(benches)

@@ -148,7 +148,7 @@ async def deletion_in_an_outage(bench: Bench) -> tuple[RunId, asyncio.Future[Non
 
 
 async def test_a_deletion_does_not_last_as_long_as_an_outage(bench: Timed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sessions.registry._END_PATIENCE_S", 0.02)
+    monkeypatch.setattr("sessions.session.registry._END_PATIENCE_S", 0.02)
     run_id, deleting = await deletion_in_an_outage(bench)
     async with asyncio.timeout(5):
         await deleting
@@ -160,7 +160,7 @@ async def test_a_deletion_does_not_last_as_long_as_an_outage(bench: Timed, monke
 async def test_who_comes_after_a_deletion_does_not_wait_for_it_in_an_outage(
     bench: Timed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sessions.registry._END_PATIENCE_S", 30.0)
+    monkeypatch.setattr("sessions.session.registry._END_PATIENCE_S", 30.0)
     _, deleting = await deletion_in_an_outage(bench)
     async with asyncio.timeout(5):
         with pytest.raises(StoreUnavailable):

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.handlers import run_request
-from gateway.handlers.answer import strict_json
-from gateway.handlers.artifacts import disposition, shown_type
-from gateway.handlers.code_text import strip_fence, unescape_query_code
-from gateway.handlers.fields import form_variables, parse_json_object
+from gateway.http.api.artifacts import disposition, shown_type
+from gateway.http.parse import run_request
+from gateway.http.parse.body import form_variables, parse_json_object
+from gateway.http.parse.code_text import strip_fence, unescape_query_code
+from gateway.http.render.answer import strict_json
 from sessions.errors import InvalidJSON, InvalidRequest
 from sessions.model import RunRequest, TenantId
 from sessions.settings import Limits

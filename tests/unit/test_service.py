@@ -12,15 +12,15 @@ import pytest
 from doubles import until
 from workbench import Bench
 
-import sessions.beginnings
-import sessions.conduct
-import sessions.live_runs
-import sessions.recording
+import sessions.admission
+import sessions.runs.active_runs
+import sessions.runs.executor
+import sessions.runs.recorder
 import sessions.service
 from kernel_image import protocol
 from sessions.errors import Draining, EndNotStored, InvalidRequest, SandboxLost, StoreUnavailable, UnsupportedLanguage
-from sessions.memory_store import MemoryStore
 from sessions.model import Batch, EventType, Fate, Result, Run, RunRecord, RunStatus, Session
+from sessions.testing.memory_store import MemoryStore
 
 SOON_S = 0.05
 
@@ -39,10 +39,10 @@ class RefusingStore(MemoryStore):
 @pytest.fixture
 async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     for name in ("INTERRUPT_GRACE_S", "_KILL_GRACE_S", "_FILES_PATIENCE_S"):
-        monkeypatch.setattr(sessions.conduct, name, SOON_S)
-    monkeypatch.setattr(sessions.live_runs, "_COMMIT_PATIENCE_S", SOON_S)
-    monkeypatch.setattr("sessions.supply._ASK_AFTER_PAUSE_S", 0.01)
-    monkeypatch.setattr(sessions.recording, "_FIRST_RETRY_S", 0.01)
+        monkeypatch.setattr(sessions.runs.executor, name, SOON_S)
+    monkeypatch.setattr(sessions.runs.active_runs, "_COMMIT_PATIENCE_S", SOON_S)
+    monkeypatch.setattr("sessions.kernels.kernel_pool._ASK_AFTER_PAUSE_S", 0.01)
+    monkeypatch.setattr(sessions.runs.recorder, "_FIRST_RETRY_S", 0.01)
     bench = await Bench().start()
     yield bench
     await bench.stop()
@@ -101,7 +101,7 @@ async def test_variables_travel_as_metadata_of_a_silent_request_before_the_code(
 async def test_code_that_ended_in_time_is_no_timeout_however_long_its_files_take(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions.conduct, "_FILES_PATIENCE_S", 10.0)
+    monkeypatch.setattr(sessions.runs.executor, "_FILES_PATIENCE_S", 10.0)
     running = bench.begin(timeout_s=0.2)
     kernel = await bench.sent()
     kernel.reply()
@@ -126,7 +126,7 @@ async def test_files_that_never_come_are_left_out_and_said(bench: Bench) -> None
 async def test_a_death_in_time_is_no_timeout_however_long_its_files_take(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions.conduct, "_FILES_PATIENCE_S", 10.0)
+    monkeypatch.setattr(sessions.runs.executor, "_FILES_PATIENCE_S", 10.0)
     running = bench.begin(timeout_s=0.2)
     kernel = await bench.sent()
     kernel.file("made.txt", b"x")  # the supervisor sends files only once the code has ended
@@ -271,7 +271,7 @@ async def test_deaths_are_told_apart(
 async def test_of_a_sandbox_that_is_gone_the_engine_knows_why(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, *, oom: bool, status: RunStatus
 ) -> None:
-    monkeypatch.setattr("sessions.kernel._RECONNECT_S", 0.01)
+    monkeypatch.setattr("sessions.kernels.kernel._RECONNECT_S", 0.01)
     running = bench.begin()
     kernel = await bench.sent()
     bench.engine.fates[kernel.kernel_id] = Fate(137, oom)
@@ -285,7 +285,7 @@ async def test_an_error_of_our_own_still_gives_the_run_its_one_end(
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("sessions.execution.Execution.take_skipped", broken)
+    monkeypatch.setattr("sessions.output.fold.Execution.take_skipped", broken)
     running = bench.begin()
     (await bench.sent()).end("1\n")
     result = await running
@@ -333,7 +333,7 @@ class HangingStore(MemoryStore):
 
 
 async def test_a_run_that_the_database_takes_in_too_late_is_withdrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions.beginnings, "_BETWEEN_WITHDRAWALS_S", SOON_S)
+    monkeypatch.setattr(sessions.admission, "_BETWEEN_WITHDRAWALS_S", SOON_S)
     store = HangingStore()
     bench = await Bench(store).start()
     with pytest.raises(StoreUnavailable):
@@ -365,7 +365,7 @@ async def test_an_end_that_cannot_be_stored_is_named_and_stored_once_the_databas
 
 
 async def test_events_that_the_database_refuses_cost_the_run_only_those(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions.recording, "_FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(sessions.runs.recorder, "_FIRST_RETRY_S", 0.01)
     bench = await Bench(RefusingStore()).start()
     running = bench.begin()
     kernel = await bench.sent()
@@ -413,7 +413,7 @@ async def test_draining_waits_for_what_runs_and_takes_no_more(bench: Bench) -> N
 async def test_while_draining_a_sandbox_that_ends_is_still_asked_after(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sessions.kernel._RECONNECT_S", 0.01)
+    monkeypatch.setattr("sessions.kernels.kernel._RECONNECT_S", 0.01)
     running = bench.begin()
     kernel = await bench.sent()
     draining = asyncio.ensure_future(bench.service.drain(5.0))
@@ -449,7 +449,7 @@ async def test_closing_removes_every_container_that_nothing_runs_in(bench: Bench
 async def test_closing_without_a_database_leaves_an_end_that_is_not_stored_to_a_later_gateway(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions.live_runs, "_COMMIT_PATIENCE_S", 30.0)
+    monkeypatch.setattr(sessions.runs.active_runs, "_COMMIT_PATIENCE_S", 30.0)
     running = bench.begin()
     kernel = await bench.sent()
     bench.store.is_reachable = False

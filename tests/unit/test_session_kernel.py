@@ -11,8 +11,8 @@ from workbench import Bench, Benches, S, answers_lost, come_back, crash, ended, 
 
 from kernel_image import protocol
 from sessions.errors import NotFound, StoreUnavailable
+from sessions.kernels.pool_policy import PoolSettings
 from sessions.model import ANONYMOUS, Fate, Result, RunStatus, SessionState, TenantId
-from sessions.pool import PoolSettings
 
 pytestmark = pytest.mark.usefixtures("hurried")
 
@@ -206,7 +206,7 @@ async def test_a_renewal_is_not_undone_by_one_that_changes_something_else(bench:
 async def test_an_outage_in_which_a_session_needs_a_kernel_ends_no_run_that_waits(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sessions.live_session.LiveSession.patience_s", 0.001)
+    monkeypatch.setattr("sessions.session.live_session.LiveSession.patience_s", 0.001)
     first = await bench.record("first", session_id=S)
     kernel = await bench.sent("first")
     second = await bench.record("second", session_id=S)

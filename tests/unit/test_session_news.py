@@ -169,7 +169,7 @@ async def test_a_restart_cancels_what_runs_and_what_waits_goes_on_in_the_next_pr
 
 
 async def test_a_kernel_that_does_not_restart_is_replaced(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sessions.session_kernel._READY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("sessions.session.session_kernel._READY_TIMEOUT_S", 0.05)
     await bench.create()
     kernel_id = bench.session().kernel_id
     await bench.service.restart_session(ANONYMOUS, S)

@@ -75,7 +75,7 @@ async def test_a_session_that_cannot_be_deleted_goes_on(bench: Bench) -> None:
 async def test_a_run_for_which_no_kernel_comes_up_ends_and_says_that_it_was_not_run(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sessions.live_session.LiveSession.patience_s", 0.3)
+    monkeypatch.setattr("sessions.session.live_session.LiveSession.patience_s", 0.3)
     first = bench.begin("first", session_id=S)
     kernel = await bench.sent("first")
     second = bench.begin("second", session_id=S)

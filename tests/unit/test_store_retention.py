@@ -9,7 +9,7 @@ import pytest
 
 from gateway.store.retention import Retention
 from sessions.errors import StoreUnavailable
-from sessions.memory_store import MemoryStore
+from sessions.testing.memory_store import MemoryStore
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 DEADLINE_S = 5.0

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.store.text import dump_json, escape_text, unescape_text
+from gateway.store.column_types import dump_json, escape_text, unescape_text
 
 any_text = st.text(st.characters(codec=None, categories=None) | st.sampled_from("\x00\x1a\ud800\udfff0af"))
 json_values = st.recursive(

@@ -10,7 +10,7 @@ import pytest
 
 from kernel_image.protocol import SupervisorSettings
 from sessions.model import GatewayId, KernelId, LaunchSpec
-from sessions.provisioners.supervisor import supervisor_settings
+from sessions.provisioners.supervisor_settings import supervisor_settings
 from sessions.settings import Limits
 
 LARGEST = Limits(output_bytes=8 << 20, image_bytes=64 << 20)

@@ -10,17 +10,17 @@ import pytest
 import structlog
 from doubles import MemoryEngine, until
 
-import sessions.pool
-import sessions.sandboxes
-import sessions.supply
-from gateway.clock import SystemClock
+import sessions.kernels.kernel_pool
+import sessions.kernels.pool_policy
+import sessions.kernels.sandboxes
+from gateway.host.clock import SystemClock
 from kernel_image import protocol
 from sessions.errors import Draining, EngineUnavailable, NoKernelInTime, TooManyRequests
-from sessions.kernel import Kernel
+from sessions.kernels.kernel import Kernel
+from sessions.kernels.kernel_pool import KernelSupply
+from sessions.kernels.pool_policy import PoolSettings
 from sessions.model import Fate, GatewayId, KernelId, Sandbox
-from sessions.pool import PoolSettings
 from sessions.settings import Limits
-from sessions.supply import KernelSupply
 
 NAME = "python3"
 
@@ -35,7 +35,7 @@ Make = Callable[..., Awaitable[KernelSupply]]
 
 @pytest.fixture
 async def make(engine: MemoryEngine, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
-    monkeypatch.setattr(sessions.pool, "_FIRST_BACKOFF_S", 0.01)
+    monkeypatch.setattr(sessions.kernels.pool_policy, "_FIRST_BACKOFF_S", 0.01)
     supplies: list[KernelSupply] = []
 
     async def make(size: int = 2, most: int = 4, queue: int = 8, **options: Any) -> KernelSupply:
@@ -231,7 +231,7 @@ async def test_while_no_launch_works_claims_fail_at_once_and_say_why(engine: Mem
 async def test_a_kernel_that_never_answers_is_a_failed_launch(
     engine: MemoryEngine, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions.sandboxes, "_READY_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(sessions.kernels.sandboxes, "_READY_TIMEOUT_S", 0.02)
     engine.comes_up = False
     supply = await make(size=1)
     await until(lambda: supply.last_failure is not None)
@@ -312,7 +312,7 @@ async def test_a_removal_that_fails_is_tried_again(
 async def test_a_fate_is_asked_for_until_the_engine_knows_it(
     engine: MemoryEngine, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions.sandboxes, "_FATE_POLL_S", 0.01)
+    monkeypatch.setattr(sessions.kernels.sandboxes, "_FATE_POLL_S", 0.01)
     supply = await make(size=1)
     kernel = await claim(supply)
     asking = asyncio.ensure_future(supply.fate(kernel))
@@ -340,7 +340,7 @@ async def test_an_engine_that_does_not_answer_knows_no_fate(
 async def test_a_fate_is_waited_for_within_one_bound_however_slow_the_engine_is(
     engine: MemoryEngine, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions.sandboxes, "_FATE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(sessions.kernels.sandboxes, "_FATE_TIMEOUT_S", 0.05)
     supply = await make(size=1)
     kernel = await claim(supply)
 
@@ -356,7 +356,7 @@ async def test_a_fate_is_waited_for_within_one_bound_however_slow_the_engine_is(
 async def test_without_warm_kernels_the_engine_decides_whether_code_can_run(
     engine: MemoryEngine, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions.supply, "_CHECK_PAUSE_S", 0.01)
+    monkeypatch.setattr(sessions.kernels.kernel_pool, "_CHECK_PAUSE_S", 0.01)
     supply = await make(size=0)
     assert supply.reasons_not_ready() == []
     engine.is_reachable = False

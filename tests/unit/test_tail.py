@@ -11,13 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kernel_image import tail
-from kernel_image.tail import RING_BYTES, Tail
+from kernel_image import output_ring
+from kernel_image.output_ring import RING_BYTES, Tail
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    tail.create(tmp_path / "tail")
+    output_ring.create(tmp_path / "tail")
     return tmp_path / "tail"
 
 
@@ -65,7 +65,7 @@ sizes = st.one_of(
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.lists(sizes, max_size=6), st.data())
 def test_after_any_writes_exactly_the_missing_end_is_there(path: Path, writes: list[int], data: st.DataObject) -> None:
-    tail.create(path)
+    output_ring.create(path)
     ring = Tail(path, "stderr")
     written = b""
     for number, size_bytes in enumerate(writes):
@@ -96,17 +96,17 @@ def test_a_file_cut_short_is_refused_and_not_read(path: Path) -> None:
 
 def test_a_pipe_in_the_place_of_the_file_is_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "tail")
-    tail.create(tmp_path / "tail")
+    output_ring.create(tmp_path / "tail")
     assert (tmp_path / "tail").is_file()
 
 
 def test_a_link_in_the_place_of_the_file_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("untouched")
     (tmp_path / "tail").symlink_to(tmp_path / "precious")
-    tail.create(tmp_path / "tail")
+    output_ring.create(tmp_path / "tail")
     assert (tmp_path / "precious").read_text() == "untouched"
     assert not (tmp_path / "tail").is_symlink()
 
 
 def test_lone_surrogates_count_the_same_at_both_ends() -> None:
-    assert tail.encode("a\ud800ü") == b"a?\xc3\xbc"
+    assert output_ring.encode("a\ud800ü") == b"a?\xc3\xbc"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessions.text import cut_utf8, relative_path, strip_ansi, well_formed, well_formed_json
+from sessions.sanitize import cut_utf8, relative_path, strip_ansi, well_formed, well_formed_json
 
 any_text = st.text(st.characters(codec=None, categories=None))
 json_values = st.recursive(

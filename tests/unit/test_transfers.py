@@ -15,10 +15,10 @@ import pytest
 
 from kernel_image import open_files, protocol
 from kernel_image.artifacts import WorkingDirectory
-from kernel_image.directory import HIDDEN_PREFIX
 from kernel_image.files import SessionFiles
+from kernel_image.safe_directory import HIDDEN_PREFIX
 from sessions.errors import Conflict, InvalidRequest, NotFound, TooLarge, TooManyRequests, Unavailable
-from sessions.transfers import Reader, Transfers
+from sessions.kernels.files import Reader, Transfers
 
 PIECE = protocol.FILE_PIECE_BYTES
 

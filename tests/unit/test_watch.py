@@ -7,7 +7,7 @@ import asyncio
 from doubles import until
 
 from sessions.errors import StoreUnavailable
-from sessions.watch import Watch
+from sessions.kernels.health import Watch
 
 
 async def test_a_watch_tells_why_nothing_answers_and_never_ends() -> None:

@@ -11,12 +11,12 @@ import uuid
 from typing import ClassVar
 from urllib.parse import quote, unquote_to_bytes
 
-from gateway.handlers.answer import file_name
-from gateway.handlers.base import BaseHandler
-from gateway.handlers.exposure import Exposure
+from gateway.http.base.exposure import Exposure
+from gateway.http.base.handler import BaseHandler
+from gateway.http.render.answer import file_name
 from sessions.errors import NotFound
-from sessions.media import sniff
 from sessions.model import Artifact, ArtifactId, ArtifactKind
+from sessions.output.media import sniff
 
 _UUID_CHARACTERS = 36
 _MEDIA_TYPE = re.compile(r"[a-z0-9.+-]{1,60}/[a-z0-9.+-]{1,80}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from gateway.handlers.base import BaseHandler
-from gateway.handlers.exposure import Exposure
+from gateway.http.base.exposure import Exposure
+from gateway.http.base.handler import BaseHandler
 from sessions.errors import NotFound, Unavailable
 
 _ROUTES = (

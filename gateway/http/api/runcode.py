@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from gateway.handlers import fields, run_request
-from gateway.handlers.answer import run_answer
-from gateway.handlers.exposure import Exposure
-from gateway.handlers.streaming import SSE, StreamingHandler, accepts
+from gateway.http.api.streaming import SSE, StreamingHandler, accepts
+from gateway.http.base.exposure import Exposure
+from gateway.http.parse import body, run_request
+from gateway.http.render.answer import run_answer
 from sessions.errors import InvalidRequest
 from sessions.model import RunRequest, RunStatus
 
@@ -22,7 +22,7 @@ class RunCodeHandler(StreamingHandler):
     def _check_headers(self) -> None:
         super()._check_headers()
         if self.request.method == "POST":
-            fields.check_media_type(self.request.headers)
+            body.check_media_type(self.request.headers)
 
     async def answer(self) -> None:
         """Run the code and send all that came of it."""
@@ -44,13 +44,13 @@ class RunCodeHandler(StreamingHandler):
     def _fields(self) -> run_request.RunFields:
         headers = self.request.headers
         if self._is_query:
-            return run_request.from_text(fields.parse_query(self.request.query))
-        media_type = fields.check_media_type(headers)
+            return run_request.from_text(body.parse_query(self.request.query))
+        media_type = body.check_media_type(headers)
         if self.request.query:
             raise InvalidRequest("POST takes its fields in the body: leave the query out of the URL.")
-        if fields.is_form(media_type):
-            return run_request.from_text(fields.parse_form(media_type, headers["Content-Type"], self.body))
-        return run_request.from_json(fields.parse_json_object(self.body))
+        if body.is_form(media_type):
+            return run_request.from_text(body.parse_form(media_type, headers["Content-Type"], self.body))
+        return run_request.from_json(body.parse_json_object(self.body))
 
     def _run_request(self, given: run_request.RunFields) -> RunRequest:
         return run_request.run_request(

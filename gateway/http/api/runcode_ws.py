@@ -15,10 +15,10 @@ from tornado.httputil import HTTPServerRequest
 from tornado.web import Application
 from tornado.websocket import WebSocketClosedError
 
-from gateway.handlers import run_request, socket_messages
-from gateway.handlers.socket_messages import InputMessage, InterruptMessage, MessageId, RunMessage
-from gateway.handlers.sockets import SocketHandler
-from gateway.handlers.wire import wire_events
+from gateway.http.base.websocket import SocketHandler
+from gateway.http.parse import run_request, socket_messages
+from gateway.http.parse.socket_messages import InputMessage, InterruptMessage, MessageId, RunMessage
+from gateway.http.render.events import wire_events
 from sessions.errors import CellblockError, TooManyRequests
 from sessions.model import RunId, RunRequest, SessionId
 

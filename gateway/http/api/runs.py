@@ -6,11 +6,11 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, ClassVar
 
-from gateway.handlers import addresses, run_query
-from gateway.handlers.answer import run_answer
-from gateway.handlers.base import BaseHandler
-from gateway.handlers.streaming import NDJSON, SSE, StreamingHandler, accepts
-from gateway.handlers.times import iso, iso_or_none
+from gateway.http.api.streaming import NDJSON, SSE, StreamingHandler, accepts
+from gateway.http.base.handler import BaseHandler
+from gateway.http.parse import run_query, urls
+from gateway.http.parse.times import iso, iso_or_none
+from gateway.http.render.answer import run_answer
 from sessions.errors import Gone, InvalidRequest, NotFound
 from sessions.model import Result, RunId, RunQuery, RunRecord, RunSummary
 
@@ -49,7 +49,7 @@ class RunHandler(BaseHandler):
 
     async def answer(self) -> None:
         """Send all that is known of it."""
-        run_id = addresses.run_in(self.request.path)
+        run_id = urls.run_in(self.request.path)
         record = await self.context.service.get_run(self.tenant, run_id)
         await self.send_json(run_record(record, self.base_url))
 
@@ -61,7 +61,7 @@ class RunEventsHandler(StreamingHandler):
 
     async def answer(self) -> None:
         """Send them, and those that are still to come."""
-        run_id = addresses.run_in(self.request.path)
+        run_id = urls.run_in(self.request.path)
         headers = self.request.headers
         after = run_query.events_after(self.request.query, headers.get("Last-Event-ID"))
         await self.context.service.get_run(self.tenant, run_id)
@@ -78,7 +78,7 @@ class RunCancelHandler(BaseHandler):
 
     async def answer(self) -> None:
         """Have it ended; it has not yet, as a rule, when this is answered."""
-        run_id = addresses.run_in(self.request.path)
+        run_id = urls.run_in(self.request.path)
         await self.context.service.cancel(self.tenant, run_id)
         record = await self.context.service.get_run(self.tenant, run_id)
         await self.send_json({"run_id": run_id, "status": record.status.value}, status=202)

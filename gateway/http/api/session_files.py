@@ -12,14 +12,14 @@ from typing import Any, ClassVar
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError
 
-from gateway.handlers import addresses
-from gateway.handlers.artifacts import disposition
-from gateway.handlers.base import BaseHandler
-from gateway.handlers.bodies import declared_bytes
-from gateway.handlers.times import iso
+from gateway.http.api.artifacts import disposition
+from gateway.http.base.bodies import declared_bytes
+from gateway.http.base.handler import BaseHandler
+from gateway.http.parse import urls
+from gateway.http.parse.times import iso
 from sessions.errors import CellblockError, Conflict, TooLarge
-from sessions.media import guess
 from sessions.model import FileEntry, SessionId
+from sessions.output.media import guess
 from sessions.ports import FileReader, FileWriter
 
 SLOWEST_UPLOAD_BYTES_PER_S = 64 << 10
@@ -33,7 +33,7 @@ class SessionFilesHandler(BaseHandler):
 
     async def answer(self) -> None:
         """List them."""
-        session_id = addresses.session_in(self.request.path)
+        session_id = urls.session_in(self.request.path)
         files = await self.context.service.session_files(self.tenant, session_id)
         await self.send_json({"files": [_entry(entry) for entry in await files.list()]})
 
@@ -64,7 +64,7 @@ class SessionFileHandler(BaseHandler):
             reader.close()
 
     def _address(self) -> tuple[SessionId, str]:
-        return addresses.session_in(self.request.path), addresses.file_in(self.request.path)
+        return urls.session_in(self.request.path), urls.file_in(self.request.path)
 
     # --- down ---------------------------------------------------------------------------------------------------------
 
@@ -151,7 +151,7 @@ class SessionFileHandler(BaseHandler):
         finally:
             self._drop_writer()
         if is_new:
-            self.set_header("Location", addresses.file_url(self.base_url, self._address()[0], entry.path))
+            self.set_header("Location", urls.file_url(self.base_url, self._address()[0], entry.path))
         await self.send_json(_entry(entry), 201 if is_new else 200)
 
     def on_connection_close(self) -> None:

@@ -9,11 +9,12 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from gateway.handlers import addresses, notebook
-from gateway.handlers.answer import strict_json
-from gateway.handlers.artifacts import disposition
-from gateway.handlers.base import BaseHandler
-from gateway.handlers.notebook import NotebookRun, Shown
+from gateway.http.api.artifacts import disposition
+from gateway.http.base.handler import BaseHandler
+from gateway.http.parse import urls
+from gateway.http.render import notebook
+from gateway.http.render.answer import strict_json
+from gateway.http.render.notebook import NotebookRun, Shown
 from sessions.errors import Gone, NotFound, TooLarge
 from sessions.model import ArtifactId, Session
 
@@ -39,7 +40,7 @@ class SessionNotebookHandler(BaseHandler):
 
     async def answer(self) -> None:
         """Make it, and send it."""
-        session = self.context.service.get_session(self.tenant, addresses.session_in(self.request.path)).session
+        session = self.context.service.get_session(self.tenant, urls.session_in(self.request.path)).session
         async with self.context.notebooks.turn(self.tenant):
             if self._is_abandoned:  # while it waited
                 return

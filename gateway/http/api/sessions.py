@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from gateway.handlers import addresses, session_request
-from gateway.handlers.base import BaseHandler
-from gateway.handlers.times import iso
+from gateway.http.base.handler import BaseHandler
+from gateway.http.parse import session_request, urls
+from gateway.http.parse.times import iso
 from sessions.model import SessionView
 
 
@@ -29,7 +29,7 @@ class SessionsHandler(BaseHandler):
             limits=self.context.session_limits,
         )
         view = await self.context.service.create_session(asked)
-        self.set_header("Location", addresses.session_url(self.base_url, view.session.session_id))
+        self.set_header("Location", urls.session_url(self.base_url, view.session.session_id))
         await self.send_json(session_view(view), status=201)
 
 
@@ -41,7 +41,7 @@ class SessionHandler(BaseHandler):
 
     async def answer(self) -> None:
         """Show it, renew it, or end it."""
-        session_id = addresses.session_in(self.request.path)
+        session_id = urls.session_in(self.request.path)
         service = self.context.service
         match self.request.method:
             case "PATCH":
@@ -66,7 +66,7 @@ class SessionInterruptHandler(BaseHandler):
 
     async def answer(self) -> None:
         """Send it."""
-        session_id = addresses.session_in(self.request.path)
+        session_id = urls.session_in(self.request.path)
         await self.context.service.interrupt_session(self.tenant, session_id)
         await self.send_json({"session_id": session_id}, status=202)
 
@@ -79,7 +79,7 @@ class SessionRestartHandler(BaseHandler):
 
     async def answer(self) -> None:
         """Start it, and show the session as it is then."""
-        session_id = addresses.session_in(self.request.path)
+        session_id = urls.session_in(self.request.path)
         await self.send_json(session_view(await self.context.service.restart_session(self.tenant, session_id)))
 
 

@@ -17,8 +17,8 @@ import structlog
 from tornado.httputil import HTTPHeaders
 from tornado.iostream import StreamClosedError
 
-from gateway.handlers import wire
-from gateway.handlers.base import BaseHandler
+from gateway.http.base.handler import BaseHandler
+from gateway.http.render import events
 from sessions.model import RunId
 
 KEEP_ALIVE_S = 15.0
@@ -36,12 +36,12 @@ class EventFormat:
     """How events are written. NDJSON has nothing to say in silence."""
 
     content_type: str
-    write: Callable[[wire.WireEvent], bytes]
+    write: Callable[[events.WireEvent], bytes]
     keep_alive: bytes
 
 
-SSE = EventFormat("text/event-stream; charset=utf-8", wire.sse_frame, _KEEP_ALIVE)
-NDJSON = EventFormat("application/x-ndjson; charset=utf-8", wire.ndjson_line, b"")
+SSE = EventFormat("text/event-stream; charset=utf-8", events.sse_frame, _KEEP_ALIVE)
+NDJSON = EventFormat("application/x-ndjson; charset=utf-8", events.ndjson_line, b"")
 
 
 class StreamingHandler(BaseHandler):
@@ -86,8 +86,8 @@ class StreamingHandler(BaseHandler):
         await self.send_piece()
         if self.request.method == "HEAD":
             return
-        events = wire.wire_events(self.context.service, run_id, after, self.base_url)
-        async with aclosing(with_silences(events, KEEP_ALIVE_S)) as batches:
+        arriving = events.wire_events(self.context.service, run_id, after, self.base_url)
+        async with aclosing(with_silences(arriving, KEEP_ALIVE_S)) as batches:
             async for batch in batches:
                 if batch is not None:
                     for piece in _pieces(batch, form):
@@ -142,7 +142,7 @@ async def _next(batches: AsyncIterator[_T]) -> _T:
     return await anext(batches)
 
 
-def _pieces(batch: list[wire.WireEvent], form: EventFormat) -> Iterator[bytes]:
+def _pieces(batch: list[events.WireEvent], form: EventFormat) -> Iterator[bytes]:
     """The batch in pieces that are neither many nor large: a replay can be one batch of all there is."""
     piece = bytearray()
     for event in batch:

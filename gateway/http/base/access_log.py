@@ -9,7 +9,7 @@ from http import HTTPStatus
 import structlog
 from tornado.web import RequestHandler
 
-from gateway.handlers.base import BaseHandler
+from gateway.http.base.handler import BaseHandler
 
 _log = structlog.get_logger("cellblock.http")
 

@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from gateway.auth import Doorkeeper, SiteRules
-from gateway.handlers.bodies import BufferedBodies
-from gateway.handlers.notebook_turns import NotebookTurns
-from gateway.handlers.streams import Streams
-from sessions.attachments import Attachment
-from sessions.jupyter_sessions import JupyterSessions
+from gateway.http.base.bodies import BufferedBodies
+from gateway.http.base.notebook_turns import NotebookTurns
+from gateway.http.base.streams import Streams
+from sessions.jupyter.client import Attachment
+from sessions.jupyter.notebook_sessions import JupyterSessions
 from sessions.model import (
     Artifact,
     ArtifactId,

@@ -1,4 +1,4 @@
-"""How far a route trusts what web pages of other sites make a browser do. The checks are in base.py."""
+"""How far a route trusts what web pages of other sites make a browser do. The checks are in handler.py."""
 
 from __future__ import annotations
 

@@ -17,14 +17,14 @@ from tornado.httputil import HTTPServerRequest
 from tornado.iostream import StreamClosedError
 from tornado.web import Application, HTTPError, RequestHandler, stream_request_body
 
-from gateway.handlers.answer import strict_json
-from gateway.handlers.bodies import IncomingBody, declared_bytes, no_room
-from gateway.handlers.context import Context
-from gateway.handlers.exposure import Exposure
-from gateway.handlers.statuses import INTERNAL_SENTENCE, SHAPE_OF_STATUS, STATUS_OF_CODE
+from gateway.http.base.bodies import IncomingBody, declared_bytes, no_room
+from gateway.http.base.context import Context
+from gateway.http.base.errors import INTERNAL_SENTENCE, SHAPE_OF_STATUS, STATUS_OF_CODE
+from gateway.http.base.exposure import Exposure
+from gateway.http.render.answer import strict_json
 from sessions.errors import CellblockError, TooLarge
 from sessions.model import ANONYMOUS, TenantId
-from sessions.text import well_formed
+from sessions.sanitize import well_formed
 
 MAX_HEADER_BYTES = 64 << 10
 """The request line and the headers together. The parser reads longer ones too, so that the answer is a 413 in JSON."""

@@ -11,7 +11,7 @@ from typing import Any
 from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketProtocol13
 
-from gateway.handlers.bodies import BufferedBodies
+from gateway.http.base.bodies import BufferedBodies
 
 MESSAGE_TIMEOUT_S = 60.0
 """From the first byte of a message that does not come at once to its last one."""

@@ -14,11 +14,11 @@ from tornado.httputil import HTTPServerRequest
 from tornado.web import Application
 from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
 
-from gateway.handlers import base
-from gateway.handlers.answer import strict_json
-from gateway.handlers.base import BaseHandler
-from gateway.handlers.bodies import no_room
-from gateway.handlers.incoming_messages import IncomingMessages
+from gateway.http.base import handler
+from gateway.http.base.bodies import no_room
+from gateway.http.base.handler import BaseHandler
+from gateway.http.base.incoming_messages import IncomingMessages
+from gateway.http.render.answer import strict_json
 from sessions.errors import InvalidRequest
 
 PING_S = 20.0
@@ -106,7 +106,7 @@ class SocketHandler(BaseHandler, WebSocketHandler):
         """
         async with self._writing:
             try:
-                await asyncio.wait_for(self.write_message(strict_json(message)), base.SEND_TIMEOUT_S)
+                await asyncio.wait_for(self.write_message(strict_json(message)), handler.SEND_TIMEOUT_S)
             except TimeoutError:
                 self.hang_up()
                 raise WebSocketClosedError from None

@@ -16,18 +16,18 @@ from tornado.httputil import HTTPServerRequest
 from tornado.web import Application
 from tornado.websocket import WebSocketClosedError
 
-from gateway.clock import SystemClock
-from gateway.handlers import base
-from gateway.handlers.jupyter_base import JupyterHandler
-from gateway.handlers.jupyter_framing import Framing, framing_of
-from gateway.handlers.jupyter_retelling import retell
-from gateway.handlers.sockets import SocketHandler
+from gateway.host.clock import SystemClock
+from gateway.http.base import handler
+from gateway.http.base.websocket import SocketHandler
+from gateway.http.jupyter.framing import Framing, framing_of
+from gateway.http.jupyter.handler import JupyterHandler
+from gateway.http.jupyter.replay import retell
 from kernel_image.protocol import SUBPROTOCOL
-from sessions.allowance import Allowance
-from sessions.attachments import Attachment
-from sessions.client_messages import ClientMessage
 from sessions.errors import CellblockError, InvalidRequest
-from sessions.outbox import Retelling
+from sessions.jupyter.client import Attachment
+from sessions.jupyter.messages import ClientMessage
+from sessions.jupyter.outbox import Retelling
+from sessions.kernels.throttle import Allowance
 
 MAX_GARBAGE = 64
 """So many messages of one connection may be none; the next one closes it."""
@@ -153,7 +153,7 @@ class JupyterChannels(JupyterHandler, SocketHandler):
         data = self._framing.encode(message)
         async with self._writing:
             try:
-                async with asyncio.timeout(base.SEND_TIMEOUT_S):  # `wait_for` may swallow a cancellation
+                async with asyncio.timeout(handler.SEND_TIMEOUT_S):  # `wait_for` may swallow a cancellation
                     await self.write_message(data, binary=isinstance(data, bytes))
             except TimeoutError:
                 self.hang_up()

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, Protocol
 
-from gateway.handlers.fields import parse_json_object
+from gateway.http.parse.body import parse_json_object
 from kernel_image.protocol import SUBPROTOCOL, FrameError, decode_message
-from sessions.client_messages import ClientMessage
 from sessions.errors import CellblockError, InvalidRequest
+from sessions.jupyter.messages import ClientMessage
 
 _CHANNELS = frozenset({"shell", "control", "stdin", "iopub"})
 _MAX_HEADER_CHARACTERS = 16 << 10

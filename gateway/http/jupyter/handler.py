@@ -8,9 +8,9 @@ from urllib.parse import parse_qsl, urlsplit
 
 from tornado.httputil import HTTPHeaders
 
-from gateway.handlers.base import BaseHandler
-from gateway.handlers.exposure import Exposure
-from gateway.handlers.fields import parse_json
+from gateway.http.base.exposure import Exposure
+from gateway.http.base.handler import BaseHandler
+from gateway.http.parse.body import parse_json
 from sessions.errors import InvalidJSON, InvalidRequest, NotFound
 
 _EMPTY_HEADERS = ("", "token", "bearer")

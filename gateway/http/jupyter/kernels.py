@@ -6,11 +6,11 @@ from http import HTTPStatus
 from typing import ClassVar
 from urllib.parse import quote
 
-from gateway.complaints import shown
-from gateway.handlers.addresses import segment
-from gateway.handlers.jupyter_base import JupyterHandler
-from gateway.handlers.jupyter_models import kernel_model
-from gateway.handlers.jupyter_request import kernel_choice
+from gateway.field_errors import shown
+from gateway.http.jupyter.handler import JupyterHandler
+from gateway.http.jupyter.models import kernel_model
+from gateway.http.jupyter.request import kernel_choice
+from gateway.http.parse.urls import segment
 from sessions.errors import NotFound, UnsupportedLanguage
 from sessions.model import SessionView
 

@@ -8,10 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
-from gateway.complaints import shown
-from gateway.handlers.addresses import segment
-from gateway.handlers.jupyter_base import JupyterHandler
-from gateway.handlers.jupyter_models import PYTHON, default_language, kernelspecs
+from gateway.field_errors import shown
+from gateway.http.jupyter.handler import JupyterHandler
+from gateway.http.jupyter.models import PYTHON, default_language, kernelspecs
+from gateway.http.parse.urls import segment
 from sessions.errors import NotFound
 
 _CONTENT_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import quote
 
-from gateway.handlers.run_request import DEFAULT_LANGUAGE
-from gateway.handlers.times import iso
+from gateway.http.parse.run_request import DEFAULT_LANGUAGE
+from gateway.http.parse.times import iso
 from sessions.model import SessionState, SessionView, TenantId
 
 PYTHON = "python"

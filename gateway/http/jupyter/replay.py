@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any, Protocol
 
-from gateway.handlers.notebook import Shown, ShownImage, output_content, shown_image, shown_result
-from sessions import client_messages
-from sessions.audience import ending
-from sessions.client_messages import ClientMessage, make
+from gateway.http.render.notebook import Shown, ShownImage, output_content, shown_image, shown_result
 from sessions.errors import Gone, NotFound, StoreUnavailable
+from sessions.jupyter import messages
+from sessions.jupyter.messages import ClientMessage, make
+from sessions.jupyter.router import ending
 from sessions.model import Artifact, ArtifactId, Event, EventType, RunId, RunRecord, TenantId
 
 _RETRY_S = 1.0
@@ -63,7 +63,7 @@ async def _retell(service: RunReader, tenant: TenantId, run_id: RunId, client: s
     is_asker = jupyter is not None and jupyter.client == client
     header: Mapping[str, Any] = {"msg_id": run_id, "msg_type": "execute_request"} if jupyter is None else jupyter.header
     count = record.result.execution_count if record.result is not None else None
-    yield client_messages.status("busy", header)
+    yield messages.status("busy", header)
     if jupyter is None or jupyter.is_noted:
         yield make("execute_input", {"code": record.run.code, "execution_count": count or 0}, header)
     yield make("clear_output", {"wait": False}, header)

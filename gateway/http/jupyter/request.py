@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from gateway.handlers.fields import fields_of
-from gateway.handlers.jupyter_models import language_of
+from gateway.http.jupyter.models import language_of
+from gateway.http.parse.body import fields_of
 from sessions.errors import InvalidRequest
-from sessions.jupyter_sessions import KernelChoice
+from sessions.jupyter.notebook_sessions import KernelChoice
 
 _MAX_CHARACTERS = {"path": 4096, "name": 1024, "type": 128}
 

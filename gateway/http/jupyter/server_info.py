@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from gateway.handlers.exposure import Exposure
-from gateway.handlers.fields import parse_json
-from gateway.handlers.jupyter_base import JupyterHandler
-from gateway.handlers.jupyter_models import identity_model
-from gateway.handlers.times import iso
+from gateway.http.base.exposure import Exposure
+from gateway.http.jupyter.handler import JupyterHandler
+from gateway.http.jupyter.models import identity_model
+from gateway.http.parse.body import parse_json
+from gateway.http.parse.times import iso
 from sessions.errors import InvalidJSON, InvalidRequest
 
 _JUPYTER_SERVER_API = "2.21.1"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import ClassVar
 
-from gateway.complaints import shown
-from gateway.handlers.addresses import segment
-from gateway.handlers.jupyter_base import JupyterHandler
-from gateway.handlers.jupyter_models import session_model
-from gateway.handlers.jupyter_request import changed_session, opened_session
+from gateway.field_errors import shown
+from gateway.http.jupyter.handler import JupyterHandler
+from gateway.http.jupyter.models import session_model
+from gateway.http.jupyter.request import changed_session, opened_session
+from gateway.http.parse.urls import segment
 from sessions.errors import NotFound, UnsupportedLanguage
 
 

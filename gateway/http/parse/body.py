@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 import msgspec
 from tornado.httputil import HTTPFile, HTTPHeaders, HTTPInputError, parse_body_arguments
 
-from gateway.complaints import complaint, near, shown
+from gateway.field_errors import complaint, near, shown
 from sessions.errors import InvalidJSON, InvalidRequest, UnsupportedMediaType
 from sessions.json_bounds import has_too_many_values, is_deeper
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from gateway.complaints import near, shown
-from gateway.handlers.addresses import run_id_of
-from gateway.handlers.fields import check_names, parse_query
-from gateway.handlers.run_request import sane_session_id
-from gateway.handlers.times import parse_time
+from gateway.field_errors import near, shown
+from gateway.http.parse.body import check_names, parse_query
+from gateway.http.parse.run_request import sane_session_id
+from gateway.http.parse.times import parse_time
+from gateway.http.parse.urls import run_id_of
 from sessions.errors import InvalidRequest, NotFound
 from sessions.model import RunId, RunStatus, SessionId
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
-from gateway.complaints import shown
-from gateway.handlers.code_text import strip_fence, unescape_query_code
-from gateway.handlers.fields import check_names, fields_of, form_variables
+from gateway.field_errors import shown
+from gateway.http.parse.body import check_names, fields_of, form_variables
+from gateway.http.parse.code_text import strip_fence, unescape_query_code
 from sessions.errors import InvalidRequest, UnsupportedLanguage
 from sessions.model import RunRequest, SessionId, TenantId
 from sessions.settings import Limits

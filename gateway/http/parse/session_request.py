@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 from tornado.httputil import HTTPHeaders
 
-from gateway.handlers.fields import check_media_type, fields_of, is_form, parse_json_object
-from gateway.handlers.run_request import configured_language, named_variables, sane_session_id
+from gateway.http.parse.body import check_media_type, fields_of, is_form, parse_json_object
+from gateway.http.parse.run_request import configured_language, named_variables, sane_session_id
 from sessions.errors import InvalidRequest, UnsupportedMediaType
 from sessions.model import SessionRequest, TenantId
 from sessions.settings import SessionLimits

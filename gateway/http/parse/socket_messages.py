@@ -7,14 +7,14 @@ from typing import Any
 
 import msgspec
 
-from gateway.complaints import near, shown
-from gateway.handlers.addresses import run_id_of
-from gateway.handlers.fields import fields_of, parse_json_object
-from gateway.handlers.run_request import RunFields
-from gateway.handlers.statuses import INTERNAL_SENTENCE, STATUS_OF_CODE
+from gateway.field_errors import near, shown
+from gateway.http.base.errors import INTERNAL_SENTENCE, STATUS_OF_CODE
+from gateway.http.parse.body import fields_of, parse_json_object
+from gateway.http.parse.run_request import RunFields
+from gateway.http.parse.urls import run_id_of
 from sessions.errors import CellblockError, InvalidJSON, InvalidRequest
 from sessions.model import RunId
-from sessions.text import well_formed
+from sessions.sanitize import well_formed
 
 MessageId = str | int | float
 """What a client calls a message; its answers carry it unchanged."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from urllib.parse import quote, unquote_to_bytes
 
-from gateway.handlers.run_request import sane_session_id
+from gateway.http.parse.run_request import sane_session_id
 from sessions.errors import InvalidRequest, NotFound
 from sessions.model import RunId, SessionId
 

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from sessions.model import ArtifactKind, ArtifactRef, Result, RunStatus
-from sessions.text import well_formed
+from sessions.sanitize import well_formed
 
 _SEGMENTS = {ArtifactKind.IMAGE: "image", ArtifactKind.FILE: "file"}
 _PLAIN_WORDS = {

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
-from gateway.handlers.answer import artifact_url, run_answer, strict_json
-from gateway.handlers.context import RunService
+from gateway.http.base.context import RunService
+from gateway.http.render.answer import artifact_url, run_answer, strict_json
 from sessions.model import ArtifactId, ArtifactKind, ArtifactRef, Event, EventType, RunId
 
 _ARTIFACTS = {EventType.IMAGE: ArtifactKind.IMAGE, EventType.FILE: ArtifactKind.FILE}

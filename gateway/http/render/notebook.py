@@ -15,7 +15,7 @@ from typing import Any
 from nbformat import NotebookNode, v4
 
 from sessions.model import Event, EventType, Run, RunRecord, RunStatus
-from sessions.text import well_formed, well_formed_json
+from sessions.sanitize import well_formed, well_formed_json
 
 _INJECTED = "injected-parameters"  # as papermill has it: https://papermill.readthedocs.io
 _SVG = "image/svg+xml"

@@ -24,8 +24,8 @@ import psutil
 import structlog
 from sqlalchemy import URL
 
-from gateway.store import postmaster, service_account, socket_dir
-from gateway.store.service_account import Account
+from gateway.store.embedded import postmaster, service_account, socket_dir
+from gateway.store.embedded.service_account import Account
 from sessions.errors import SetUpFailed
 
 _MAJOR_VERSION = "18"

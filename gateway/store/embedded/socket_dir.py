@@ -11,8 +11,8 @@ import stat
 import tempfile
 from pathlib import Path
 
-from gateway.store import service_account
-from gateway.store.service_account import Account
+from gateway.store.embedded import service_account
+from gateway.store.embedded.service_account import Account
 from sessions.errors import SetUpFailed
 
 _PATH_MAX_BYTES = 107

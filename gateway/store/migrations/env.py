@@ -1,4 +1,4 @@
-"""Alembic's entry point: runs the migrations on the connection, and in the transaction, of `gateway.store.schema`.
+"""Alembic's entry point: runs the migrations on the connection, and in the transaction, of `gateway.store.migrate`.
 
 It makes no connection and no decision of its own.
 """

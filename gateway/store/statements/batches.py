@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gateway.store.text import dump_json, escape_text
+from gateway.store.column_types import dump_json, escape_text
 from sessions.model import Artifact, Event
 
 _CHUNK_BYTES = 4 << 20

@@ -11,10 +11,10 @@ from typing import Any
 from sqlalchemy import Row, TextClause, text
 
 from gateway.store import answers
+from gateway.store.column_types import dump_json
 from gateway.store.statements import sessions, typed
 from gateway.store.statements.batches import with_batch
 from gateway.store.tables import runs
-from gateway.store.text import dump_json
 from sessions.model import GatewayId, KernelId, Progress, Result, Run, RunId, RunStatus
 
 # The commit of a run that goes to a kernel at once, and has no idempotency key, does not wait for the disk, which is

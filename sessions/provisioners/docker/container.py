@@ -1,6 +1,6 @@
 """What every kernel container looks like: the whole of its hardening in one dictionary, for Docker's create call.
 
-Pure: it decides, docker.py acts. docs/security.md says why each line is there.
+Pure: it decides, provisioner.py acts. docs/security.md says why each line is there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from kernel_image.protocol import SETTINGS_VARIABLE, SOCKET_NAME
 from sessions.model import LaunchSpec
-from sessions.provisioners.supervisor import USER_NAME, supervisor_settings
+from sessions.provisioners.supervisor_settings import USER_NAME, supervisor_settings
 from sessions.settings import EngineSettings, Limits
 
 KERNEL_LABEL = "cellblock.kernel"

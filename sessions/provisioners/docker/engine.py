@@ -1,6 +1,6 @@
 """One connection to the Docker engine: its client, the threads its blocking calls run in, and what its silence means.
 
-Knows nothing of sandboxes or images; docker.py and image.py say what is asked of the engine.
+Knows nothing of sandboxes or images; provisioner.py and build.py say what is asked of the engine.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from docker.api.client import APIClient
 from docker.types import CancellableStream
 
 from sessions.model import Fate, GatewayId, KernelId
-from sessions.provisioners.container import GATEWAY_LABEL, KERNEL_LABEL
-from sessions.provisioners.docker_engine import SILENCE
+from sessions.provisioners.docker.container import GATEWAY_LABEL, KERNEL_LABEL
+from sessions.provisioners.docker.engine import SILENCE
 
 _REMEMBERED = 2_048
 _RETRY_S = (0.1, 0.5, 1.0, 2.0, 5.0)

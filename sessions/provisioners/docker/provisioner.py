@@ -16,7 +16,7 @@ from docker.api.client import APIClient
 
 from sessions.errors import EngineUnavailable
 from sessions.model import Fate, GatewayId, KernelId, LaunchSpec, Sandbox, SessionId
-from sessions.provisioners.container import (
+from sessions.provisioners.docker.container import (
     GATEWAY_LABEL,
     KERNEL_LABEL,
     MAPPED_UIDS,
@@ -25,8 +25,8 @@ from sessions.provisioners.container import (
     container_config,
     container_name,
 )
-from sessions.provisioners.container_events import ContainerEvents
-from sessions.provisioners.docker_engine import DockerEngine
+from sessions.provisioners.docker.engine import DockerEngine
+from sessions.provisioners.docker.events import ContainerEvents
 from sessions.settings import EngineSettings
 
 _NAME_ATTEMPTS = 8

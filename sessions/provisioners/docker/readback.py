@@ -21,7 +21,7 @@ from docker.api.client import APIClient
 from kernel_image.protocol import SOCKET_NAME
 from sessions.errors import EngineUnavailable
 from sessions.model import GatewayId, KernelId, LaunchSpec
-from sessions.provisioners.container import (
+from sessions.provisioners.docker.container import (
     GATEWAY_DIR,
     MAPPED_UIDS,
     WIDE_UIDS,
@@ -29,7 +29,7 @@ from sessions.provisioners.container import (
     container_config,
     container_name,
 )
-from sessions.provisioners.docker_engine import DockerEngine
+from sessions.provisioners.docker.engine import DockerEngine
 from sessions.settings import EngineSettings, Limits
 
 _PYTHON = "/opt/cellblock/venv/bin/python"

@@ -1,6 +1,6 @@
 """The base that the kernel image is built on: a local one, a pulled one, or one made from the Debian mirror.
 
-Only finds or makes the base; what goes on top of it is image.py's.
+Only finds or makes the base; what goes on top of it is build.py's.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import requests
 from docker.api.client import APIClient
 
 from sessions.errors import SetUpFailed
-from sessions.provisioners.build_stream import Progress, follow
-from sessions.provisioners.docker_engine import DockerEngine
+from sessions.provisioners.docker.engine import DockerEngine
+from sessions.provisioners.image.build_stream import Progress, follow
 from sessions.settings import BuildSettings
 
 DEBIAN = "debian"

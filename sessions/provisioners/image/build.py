@@ -1,6 +1,6 @@
 """The kernel image: what goes into it, the tag that follows from that, and its build.
 
-The base below it is base_image.py's; Dockerfile.kernel holds the steps.
+The base below it is base.py's; Dockerfile.kernel holds the steps.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pathlib import Path
 
 import kernel_image
 from sessions.errors import Misconfigured, SetUpFailed
-from sessions.provisioners.base_image import DEBIAN, debian_base_tag, ensure_base, image_exists
-from sessions.provisioners.build_stream import Progress, follow
-from sessions.provisioners.docker_engine import DockerEngine
+from sessions.provisioners.docker.engine import DockerEngine
+from sessions.provisioners.image.base import DEBIAN, debian_base_tag, ensure_base, image_exists
+from sessions.provisioners.image.build_stream import Progress, follow
 from sessions.settings import BuildSettings
 
 REPOSITORY = "cellblock-kernel"
 
-_PROJECT = Path(__file__).resolve().parents[2]
+_PROJECT = Path(__file__).resolve().parents[3]
 _OWN_REQUIREMENTS = ("ipykernel>=7.4", "jupyter_client>=8.9", "pyzmq", "tornado>=6.5.8", "tzdata")
 _CA_VARIABLES = ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 _REGISTRY_TIMEOUT_S = 20.0

@@ -1,6 +1,6 @@
 """Follow one of Docker's long answers (a pull, a build) line by line while it is produced.
 
-Only reading and reporting; what is pulled or built is base_image.py's and image.py's.
+Only reading and reporting; what is pulled or built is base.py's and build.py's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import docker.errors
 from docker.api.client import APIClient
 
 from sessions.errors import EngineUnavailable, SetUpFailed
-from sessions.provisioners.docker_engine import SILENCE, DockerEngine
+from sessions.provisioners.docker.engine import SILENCE, DockerEngine
 
 Progress = Callable[[str], None]
 """Takes one line of progress, without its newline; called in the event loop's thread."""

@@ -23,8 +23,8 @@ from typing import TypeVar
 from kernel_image.protocol import SETTINGS_VARIABLE, SOCKET_NAME, UNIX_PATH_MAX_BYTES
 from sessions.errors import EngineUnavailable, Misconfigured
 from sessions.model import Fate, GatewayId, KernelId, LaunchSpec, Sandbox, SessionId
-from sessions.provisioners.process_tree import end_all, end_tree, process_identity, processes_at_home
-from sessions.provisioners.supervisor import USER_NAME, supervisor_settings
+from sessions.provisioners.process.process_tree import end_all, end_tree, process_identity, processes_at_home
+from sessions.provisioners.supervisor_settings import USER_NAME, supervisor_settings
 
 T = TypeVar("T")
 Sandboxes = list[Sandbox]

@@ -1,1 +1,0 @@
-"""HTTP and WebSocket handlers, one module per group of routes."""

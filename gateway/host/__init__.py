@@ -1,0 +1,1 @@
+"""What the gateway process needs of the machine that it runs on."""

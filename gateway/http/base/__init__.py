@@ -1,0 +1,1 @@
+"""What all HTTP requests and WebSockets have in common."""

@@ -1,0 +1,1 @@
+"""The routes of Jupyter's REST API, and the kernel's WebSocket."""

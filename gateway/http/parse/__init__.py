@@ -1,0 +1,1 @@
+"""From requests to what is asked of the service. Pure."""

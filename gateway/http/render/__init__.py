@@ -1,0 +1,1 @@
+"""From the engine's records to the bytes that clients get. Pure."""

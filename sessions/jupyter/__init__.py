@@ -1,0 +1,1 @@
+"""Jupyter clients at a session's kernel."""

@@ -1,0 +1,1 @@
+"""Kernels as the gateway sees them, and where they come from."""

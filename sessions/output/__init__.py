@@ -1,0 +1,1 @@
+"""From a kernel's messages to events, results and files. Pure."""

@@ -1,0 +1,1 @@
+"""Plain processes, without any isolation: for development."""

@@ -1,0 +1,1 @@
+"""One run, from its admission to its committed answer."""

@@ -1,0 +1,1 @@
+"""Sessions that clients keep: one kernel, and runs in order."""

@@ -1,0 +1,1 @@
+"""Doubles of the engine's ports, for tests and benchmarks."""
