@@ -223,7 +223,7 @@ async def _kernel_starts(root: Path, image: str, preload: tuple[str, ...], repea
 
 async def _fork(service: Service) -> float:
     """Kill the kernel of a warm container, as a crash would, and time the supervisor's fork of the next one."""
-    kernel = await service._supply.claim("python3", 30.0)  # noqa: SLF001 - outside of a session nobody can restart one
+    kernel = await service._kernel_pool.claim("python3", 30.0)  # noqa: SLF001 - outside of a session nobody can restart one
     deaths = kernel.deaths
     begin = time.perf_counter()
     kernel.restart()

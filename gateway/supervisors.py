@@ -63,7 +63,7 @@ class SupervisorSocket(WebSocketHandler):
         """Take the connection, unless this sandbox holds too many already."""
         del args, kwargs
         if len(self._port.links) >= _MAX_LINKS or self.selected_subprotocol is None:
-            self.hang_up("not welcome")
+            self.disconnect("not welcome")
             return
         self.set_nodelay(True)
         self._port.links.add(self)
@@ -78,9 +78,9 @@ class SupervisorSocket(WebSocketHandler):
     def on_ping(self, data: bytes) -> None:
         """Hang up: no supervisor pings, and every ping would be answered."""
         del data
-        self.hang_up("unexpected ping")
+        self.disconnect("unexpected ping")
 
-    def hang_up(self, reason: str) -> None:
+    def disconnect(self, reason: str) -> None:
         """Say why and close at once. A closing handshake would let the other end go on sending for seconds."""
         connection = self.ws_connection
         self.close(1000, reason[:_MAX_REASON_BYTES])
@@ -112,7 +112,7 @@ class _SocketLink:
         self._send(text, binary=False)
 
     def close(self, reason: str) -> None:
-        self._handler.hang_up(reason)
+        self._handler.disconnect(reason)
 
     def _send(self, data: bytes | str, *, binary: bool) -> None:
         try:
@@ -219,7 +219,7 @@ class SupervisorSwitchboard:
         if port is not None:
             shutil.rmtree(port.directory, ignore_errors=True)
 
-    def let_go(self, kernel_id: KernelId) -> None:
+    def release(self, kernel_id: KernelId) -> None:
         """Stop listening and drop this kernel's links, but leave its directory to a later gateway."""
         self._stop(kernel_id)
 
@@ -236,7 +236,7 @@ class SupervisorSwitchboard:
             if port.server is not None:
                 port.server.stop()
             for link in list(port.links):
-                link.hang_up("closed")
+                link.disconnect("closed")
         return port
 
 

@@ -19,7 +19,7 @@ _HEADER = json.dumps({"msg_id": "", "msg_type": "artifact"}).encode()
 _TOO_MANY = {"path": "", "bytes": 0, "why": "entries"}
 
 
-class Delivery:
+class ArtifactSender:
     """The way of artifacts to the relay."""
 
     def __init__(self, settings: protocol.SupervisorSettings, relay: Relay, work: WorkingDirectory) -> None:

@@ -10,7 +10,7 @@ import os
 import stat
 from dataclasses import dataclass
 
-from kernel_image.safe_directory import Directory, Mark
+from kernel_image.safe_directory import Mark, SafeDirectory
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")
 
@@ -32,7 +32,7 @@ class WorkingDirectory:
     """The working directory, compared with how it was at the last scan. At most `max_entries` entries are looked at."""
 
     def __init__(self, path: str, max_entries: int) -> None:
-        self.directory = Directory(path)
+        self.directory = SafeDirectory(path)
         self._max_entries = max_entries
         self._seen: dict[str, Mark] = {}
 

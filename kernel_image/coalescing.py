@@ -22,7 +22,7 @@ _PARTS = 4
 R = TypeVar("R")
 
 
-class Gathering(Generic[R]):
+class Coalescer(Generic[R]):
     """The `stream` messages of one stream of one request, on their way into one message.
 
     Its state: of which request and stream there are pieces, the message that the first of them came in, the pieces, the

@@ -45,7 +45,7 @@ class KernelStream(OutStream):  # type: ignore[misc]
 
     def __init__(self, session: Any, pub_thread: Any, name: str, **options: Any) -> None:
         path = os.environ.get(TAIL_VARIABLE)
-        self._tail = output_ring.Tail(Path(path), name) if path else None
+        self._tail = output_ring.OutputRing(Path(path), name) if path else None
         self._sent_bytes = 0
         self._unsent_characters = 0
         self._is_sending = False

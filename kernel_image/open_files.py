@@ -13,7 +13,7 @@ import secrets
 import stat
 
 from kernel_image.protocol import FILE_PIECE_BYTES
-from kernel_image.safe_directory import HIDDEN_PREFIX, Directory, Mark, mark_of
+from kernel_image.safe_directory import HIDDEN_PREFIX, Mark, SafeDirectory, mark_of
 
 _WHY = {
     errno.ENOENT: "not_found",
@@ -47,7 +47,7 @@ class Refused(Exception):
 class FileReading:
     """A regular file, open for reading. Its state: the size it had when it was opened, and how much has been read."""
 
-    def __init__(self, directory: Directory, path: str) -> None:
+    def __init__(self, directory: SafeDirectory, path: str) -> None:
         """Raises Refused or OSError."""
         self._file = directory.open_file(path)
         status = os.fstat(self._file)
@@ -75,7 +75,7 @@ class FileReading:
 class FileWriting:
     """A file that is written under a hidden name, and takes its own in one step. Its state: how much is written."""
 
-    def __init__(self, directory: Directory, path: str, limit_bytes: int) -> None:
+    def __init__(self, directory: SafeDirectory, path: str, limit_bytes: int) -> None:
         """Raises Refused or OSError; nothing is left behind then but directories that were made."""
         self.path = path
         self._limit_bytes = limit_bytes
@@ -133,7 +133,7 @@ class FileWriting:
         return False
 
 
-def remove(directory: Directory, path: str) -> None:
+def remove(directory: SafeDirectory, path: str) -> None:
     """Remove a regular file. Raises Refused or OSError."""
     above, name = directory.open_above(path)
     try:

@@ -42,13 +42,13 @@ def written_bytes(path: Path) -> dict[str, int]:
     """How much has been written so far, by stream."""
     written = {}
     for stream in STREAMS:
-        ring = Tail(path, stream)
+        ring = OutputRing(path, stream)
         written[stream] = ring.written_bytes
         ring.close()
     return written
 
 
-class Tail:
+class OutputRing:
     """One stream's ring in the mapped file at `path`, for one writer process and one reader."""
 
     def __init__(self, path: Path, stream: str) -> None:

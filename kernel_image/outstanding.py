@@ -16,9 +16,9 @@ from typing import Any
 
 from kernel_image import protocol
 from kernel_image.accounting import Meter, Meterage
-from kernel_image.artifact_sender import Delivery
+from kernel_image.artifact_sender import ArtifactSender
 from kernel_image.artifacts import Found, WorkingDirectory
-from kernel_image.coalescing import Gathering
+from kernel_image.coalescing import Coalescer
 from kernel_image.kernel_messages import JSON_ERRORS, asks_exit, cut_stream, is_idle, is_outcome, shorten_outcome
 from kernel_image.output_ring import SENT_METADATA, STREAMS
 from kernel_image.relay import Relay
@@ -57,8 +57,8 @@ class OutstandingRequests:
         self._relay = relay
         self._meter = meter
         self._work = work
-        self._delivery = Delivery(settings, relay, work)
-        self._gathering = Gathering[_Request](lambda parts, request: self._put_now("iopub", parts, "stream", request))
+        self._delivery = ArtifactSender(settings, relay, work)
+        self._gathering = Coalescer[_Request](lambda parts, request: self._put_now("iopub", parts, "stream", request))
         self._outstanding: dict[str, _Request] = {}
         self._sampler: asyncio.TimerHandle | None = None
         self._finishing: set[asyncio.Task[None]] = set()

@@ -30,7 +30,7 @@ def mark_of(status: os.stat_result) -> Mark:
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
-class Directory:
+class SafeDirectory:
     """The directory at `path`. Paths below it are relative, with `/` between their parts and no `..`."""
 
     def __init__(self, path: str) -> None:

@@ -299,7 +299,7 @@ class Supervisor:
         lost = {}
         for stream in output_ring.STREAMS:
             try:
-                ring = output_ring.Tail(self._tail_path, stream)
+                ring = output_ring.OutputRing(self._tail_path, stream)
             except (OSError, ValueError):
                 continue
             data, gone_bytes = ring.after(self._tail_sent.get(stream, 0))

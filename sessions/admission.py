@@ -36,7 +36,7 @@ _RETRY_S = 0.5
 log = structlog.get_logger()
 
 
-class Beginnings:
+class Admission:
     """The state: the runs that are being recorded, the tasks that withdraw those of which that is unknown, and turns.
 
     A turn is taken by those who ask with the same `Idempotency-Key`.
@@ -49,7 +49,7 @@ class Beginnings:
         self._withdrawing: dict[asyncio.Task[None], RunId] = {}
 
     def __repr__(self) -> str:
-        return f"<Beginnings {len(self._recording)} being recorded, {len(self._withdrawing)} being withdrawn>"
+        return f"<Admission {len(self._recording)} being recorded, {len(self._withdrawing)} being withdrawn>"
 
     def check(self, language: str, variables: Mapping[str, Any]) -> None:
         """Raise UnsupportedLanguage, InvalidRequest."""
@@ -97,15 +97,15 @@ class Beginnings:
                     await self._parts.store.withdraw_run(run_id)
 
     async def _begin_alone(self, request: RunRequest) -> RunId:
-        kernel = await self._parts.supply.claim(self._parts.kernel_names[request.language], CLAIM_TIMEOUT_S)
+        kernel = await self._parts.kernel_pool.claim(self._parts.kernel_names[request.language], CLAIM_TIMEOUT_S)
         try:
             recorded = await self._record(self._make_run(request, kernel))
         except BaseException:
             # Not back into the pool: a later gateway may find it on record as this run's.
-            self._parts.supply.retire(kernel)
+            self._parts.kernel_pool.discard(kernel)
             raise
         if isinstance(recorded, RunRecord):
-            self._parts.supply.give_back(kernel)
+            self._parts.kernel_pool.release(kernel)
             return _same_request(recorded, request)
         self._parts.single.begin(recorded, kernel)
         return recorded.run_id

@@ -214,7 +214,7 @@ class Switchboard(Protocol):
         """Stop listening, drop this kernel's links and remove its directory. Unknown ids are no error."""
         ...
 
-    def let_go(self, kernel_id: KernelId) -> None:
+    def release(self, kernel_id: KernelId) -> None:
         """Stop listening and drop this kernel's links, but leave its directory to a later gateway."""
         ...
 

@@ -35,7 +35,7 @@ class Recovery:
         records = await parts.store.unfinished_runs(parts.gateway_id)
         wanted = {session.kernel_id: parts.kernel_names.get(session.language) for session in sessions}
         wanted |= {record.run.kernel_id: parts.kernel_names.get(record.run.language) for record in records}
-        kernels = await parts.supply.recover(
+        kernels = await parts.kernel_pool.recover(
             {kernel_id: name for kernel_id, name in wanted.items() if kernel_id is not None and name is not None}
         )
         parts.sessions.restore(sessions, kernels)
@@ -46,9 +46,9 @@ class Recovery:
         used = {session.kernel_id for session in sessions} | {live.run.kernel_id for live in parts.runs}
         for kernel in kernels.values():
             if kernel.kernel_id in used:
-                parts.supply.listen(kernel)
+                parts.kernel_pool.listen(kernel)
             else:
-                parts.supply.retire(kernel)
+                parts.kernel_pool.discard(kernel)
         if sessions or records:
             log.info("recovered", sessions=len(sessions), runs=len(records), kernels=len(kernels))
 

@@ -15,17 +15,17 @@ from uuid import uuid4
 
 import structlog
 
-from sessions.admission import Beginnings
+from sessions.admission import Admission
 from sessions.errors import (
     Conflict,
     Draining,
     Gone,
     NotFound,
 )
-from sessions.jupyter.client import Attachment, Attachments
-from sessions.jupyter.notebook_sessions import JupyterSessions
-from sessions.kernels.health import Watch
-from sessions.kernels.kernel_pool import KernelSupply
+from sessions.jupyter.client import ClientConnection, JupyterClients
+from sessions.jupyter.notebook_sessions import NotebookSessions
+from sessions.kernels.health import HealthCheck
+from sessions.kernels.kernel_pool import KernelPool
 from sessions.kernels.pool_policy import PoolSettings
 from sessions.model import (
     Artifact,
@@ -47,14 +47,14 @@ from sessions.model import (
     SessionView,
     TenantId,
 )
-from sessions.output.fold import Execution
+from sessions.output.fold import RunFold
 from sessions.ports import Clock, KernelFiles, Provisioner, Store, Switchboard
 from sessions.recovery import Recovery
-from sessions.runs.active_runs import LiveRuns
+from sessions.runs.active_runs import ActiveRuns
 from sessions.runs.attempts import Attempts
 from sessions.runs.executor import Conductor
 from sessions.runs.live_run import INTERRUPT_GRACE_S, Stop
-from sessions.runs.stateless_runs import SingleRuns
+from sessions.runs.stateless_runs import StatelessRuns
 from sessions.session.live_session import LiveSession
 from sessions.session.registry import Registry, SessionParts
 from sessions.settings import Limits, SessionLimits
@@ -107,7 +107,7 @@ class Service:
         self._provisioner = provisioner
         self._limits = limits
         self._languages = dict(languages)
-        self._supply = KernelSupply(
+        self._kernel_pool = KernelPool(
             provisioner=provisioner,
             switchboard=switchboard,
             gateway_id=gateway_id,
@@ -118,33 +118,33 @@ class Service:
             credential_of=credential_of,
             clock=clock,
         )
-        conductor = Conductor(limits, self._supply.fate)
+        conductor = Conductor(limits, self._kernel_pool.fate)
         attempts = Attempts(conductor, clock)
         self._sessions = Registry(
-            SessionParts(store, self._supply, attempts, clock), gateway_id, session_limits, self._languages
+            SessionParts(store, self._kernel_pool, attempts, clock), gateway_id, session_limits, self._languages
         )
-        self._runs = LiveRuns(store)
-        self._single = SingleRuns(store, self._supply, attempts, self._languages, clock)
+        self._runs = ActiveRuns(store)
+        self._stateless = StatelessRuns(store, self._kernel_pool, attempts, self._languages, clock)
         parts = Parts(
             gateway_id=gateway_id,
             kernel_names=self._languages,
             limits=limits,
             store=store,
             clock=clock,
-            supply=self._supply,
+            kernel_pool=self._kernel_pool,
             conductor=conductor,
             sessions=self._sessions,
             runs=self._runs,
-            single=self._single,
+            single=self._stateless,
         )
-        self._beginnings = Beginnings(parts)
+        self._admission = Admission(parts)
         self._recovery = Recovery(parts)
-        self._attachments = Attachments(parts, self.begin)
-        self.jupyter = JupyterSessions(self, session_limits)
+        self._attachments = JupyterClients(parts, self.begin)
+        self.jupyter = NotebookSessions(self, session_limits)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._draining = False
         self._has_recovered = False
-        self._store_watch = Watch("database", store.ping)
+        self._store_watch = HealthCheck("database", store.ping)
         self._health: asyncio.Task[None] | None = None
 
     # --- life ---------------------------------------------------------------------------------------------------------
@@ -153,14 +153,14 @@ class Service:
         """Take over what an earlier gateway on the same data has left, then begin to warm up."""
         await self._recovery.recover()
         self._has_recovered = True
-        self._supply.start()
+        self._kernel_pool.start()
         self._sessions.start()
         self._health = asyncio.ensure_future(self._store_watch.keep_asking(_HEALTH_PAUSE_S))
 
     async def drain(self, timeout_s: float) -> None:
         """Take no more runs, and wait for those under way, but not for longer than this."""
         self._draining = True
-        self._supply.stop_refilling()
+        self._kernel_pool.stop_refilling()
         unfinished: set[asyncio.Future[Any]] = {*(live.answer for live in self._runs), *self._tasks}
         if unfinished:
             log.info("draining", runs=len(unfinished))
@@ -174,36 +174,36 @@ class Service:
         self._draining = True
         if self._health is not None:
             self._health.cancel()
-        self._supply.stop_refilling()
+        self._kernel_pool.stop_refilling()
         if self._tasks:  # what is just beginning ends by itself, or soon gives up
             await asyncio.wait(self._tasks, timeout=_LAST_BEGINNINGS_S)
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:  # they clear up behind themselves, which may take the database a while
             await asyncio.wait(self._tasks, timeout=_LAST_BEGINNINGS_S)
-        await self._beginnings.stop()
-        kept = [*await self._sessions.suspend(), *await self._single.suspend()]
+        await self._admission.stop()
+        kept = [*await self._sessions.hand_over(), *await self._stateless.hand_over()]
         self._runs.stop()
         if not self._has_recovered:
             # What an earlier gateway has left has not been joined with what is recorded: all of it may be wanted.
-            await self._supply.leave()
+            await self._kernel_pool.leave()
             return
         if kept:
             log.info("kernels_kept", count=len(kept), consequence="they end by themselves unless a gateway comes back")
-        await self._supply.close(kept)
+        await self._kernel_pool.close(kept)
 
     def readiness(self) -> Readiness:
         """Whether code can run now."""
-        reasons = self._supply.reasons_not_ready()
+        reasons = self._kernel_pool.reasons_not_ready()
         if self._store_watch.failure is not None:
             reasons.append(self._store_watch.failure)
         if self._draining:
             reasons.append(str(Draining()))
-        return Readiness(not reasons, tuple(reasons), self._supply.warm(), self._provisioner.name)
+        return Readiness(not reasons, tuple(reasons), self._kernel_pool.warm(), self._provisioner.name)
 
     def limits_seen(self) -> Mapping[str, Any]:
         """The limits that a connected container really has, as its supervisor reads them; empty when none is there."""
-        return self._supply.limits_seen()
+        return self._kernel_pool.limits_seen()
 
     # --- runs ---------------------------------------------------------------------------------------------------------
 
@@ -218,7 +218,7 @@ class Service:
         run then. A caller that is cancelled does not stop the run.
         """
         await self._check(request.language, request.variables)
-        return await asyncio.shield(self._track(self._beginnings.begin(request)))
+        return await asyncio.shield(self._track(self._admission.begin(request)))
 
     async def result(self, run_id: RunId) -> Result:
         """Wait for the end of a run. Raises NotFound; Gone when retention has removed it; EndNotStored.
@@ -244,11 +244,11 @@ class Service:
         if record.result is not None:
             return record
         if (live := self._runs.get(run_id)) is not None:
-            return replace(record, result=live.execution.result(record.status))
-        execution = Execution(run_id, self._limits, _new_artifact_id, record.run.session_id)
+            return replace(record, result=live.fold.result(record.status))
+        fold = RunFold(run_id, self._limits, _new_artifact_id, record.run.session_id)
         progress = record.progress or Progress(0, None, {})
-        execution.resume(await self._runs.events(run_id), progress.state.get("execution", {}))
-        return replace(record, result=execution.result(record.status))
+        fold.resume(await self._runs.events(run_id), progress.state.get("execution", {}))
+        return replace(record, result=fold.result(record.status))
 
     async def list_runs(self, query: RunQuery) -> list[RunSummary]:
         """Runs, newest first."""
@@ -276,15 +276,15 @@ class Service:
     async def answer_input(self, tenant: TenantId, run_id: RunId, value: str) -> None:
         """Answer the `input()` that a run waits in. Raises NotFound, Conflict when it does not wait in one."""
         live = await self._runs.own(tenant, run_id)
-        if live is None or live.kernel is None or not live.execution.awaits_input:
+        if live is None or live.kernel is None or not live.fold.awaits_input:
             raise Conflict("This run does not wait for input.")
         live.kernel.answer_input(value)
-        live.execution.awaits_input = False
+        live.fold.awaits_input = False
 
     def waits_for_input(self, run_id: RunId) -> bool:
         """Whether a run of this gateway waits in `input()` now."""
         live = self._runs.get(run_id)
-        return live is not None and live.kernel is not None and live.execution.awaits_input
+        return live is not None and live.kernel is not None and live.fold.awaits_input
 
     async def artifact(self, artifact_id: ArtifactId) -> Artifact:
         """An artifact with its bytes. Raises NotFound, StoreUnavailable."""
@@ -368,7 +368,7 @@ class Service:
         """A run with all that is committed of its events. Raises as `get_run` does."""
         return await self.get_run(tenant, run_id), await self._runs.events(run_id)
 
-    async def attach(self, tenant: TenantId, session_id: SessionId, client: str | None) -> Attachment:
+    async def attach(self, tenant: TenantId, session_id: SessionId, client: str | None) -> ClientConnection:
         """Let a Jupyter client at its kernel, which comes back as the same `client`. Raises TooManyRequests."""
         if self._draining:
             raise Draining
@@ -381,7 +381,7 @@ class Service:
     async def _check(self, language: str, variables: Mapping[str, Any]) -> None:
         if self._draining:
             raise Draining
-        self._beginnings.check(language, variables)
+        self._admission.check(language, variables)
         if self._store_watch.failure is not None:
             await self._store.ping()  # rather than to take a kernel first, which would be of no use to anybody then
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sessions.kernels.kernel_pool import KernelSupply
+from sessions.kernels.kernel_pool import KernelPool
 from sessions.model import GatewayId
 from sessions.ports import Clock, Store
-from sessions.runs.active_runs import LiveRuns
+from sessions.runs.active_runs import ActiveRuns
 from sessions.runs.executor import Conductor
-from sessions.runs.stateless_runs import SingleRuns
+from sessions.runs.stateless_runs import StatelessRuns
 from sessions.session.registry import Registry
 from sessions.settings import Limits
 
@@ -24,8 +24,8 @@ class Parts:
     limits: Limits
     store: Store
     clock: Clock
-    supply: KernelSupply
+    kernel_pool: KernelPool
     conductor: Conductor
     sessions: Registry
-    runs: LiveRuns
-    single: SingleRuns
+    runs: ActiveRuns
+    single: StatelessRuns

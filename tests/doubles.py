@@ -222,11 +222,11 @@ class MemoryEngine:
 
     def close(self, kernel_id: KernelId) -> None:
         self.ports.pop(kernel_id, None)
-        self.hang_up(kernel_id)
+        self.disconnect(kernel_id)
 
-    def let_go(self, kernel_id: KernelId) -> None:
+    def release(self, kernel_id: KernelId) -> None:
         self.ports.pop(kernel_id, None)
-        self.hang_up(kernel_id)
+        self.disconnect(kernel_id)
 
     def remove_leftovers(self, wanted: Collection[KernelId]) -> None:
         self.leftovers_removed = True
@@ -279,14 +279,14 @@ class MemoryEngine:
     def link(self, kernel_id: KernelId) -> RecordingLink:
         return self.dialled[kernel_id][1]
 
-    def hang_up(self, kernel_id: KernelId) -> None:
+    def disconnect(self, kernel_id: KernelId) -> None:
         if kernel_id in self.dialled:
             self.dialled.pop(kernel_id)[0].on_closed()
 
     def end_sandbox(self, kernel_id: KernelId, *, oom: bool = False) -> None:
         """Its container ends, as one does that is killed from outside."""
         self.fates[kernel_id] = Fate(137, oom)
-        self.hang_up(kernel_id)
+        self.disconnect(kernel_id)
 
     def _send(self, kernel_id: KernelId, frame: str | bytes) -> None:
         if kernel_id not in self.dialled:

@@ -24,7 +24,7 @@ from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 from jupyter_core.utils import ensure_event_loop
 
-from gateway.local_jupyter.workspace import Place
+from gateway.local_jupyter.workspace import Workspace
 from sessions.provisioners.docker.container import GATEWAY_LABEL
 
 KERNEL = "cellblock-python"
@@ -69,7 +69,7 @@ class Jupyter:
     def gateway_id(self) -> str:
         """What the containers of the only bridge carry."""
         (path,) = self.places()
-        return Place(path, -1).gateway_id
+        return Workspace(path, -1).gateway_id
 
     def bridges(self) -> list[psutil.Process]:
         """The bridges of this test's kernels."""

@@ -11,10 +11,10 @@ from typing import Any
 from doubles import until
 from workbench import Bench, S
 
-from gateway.http.jupyter.replay import retell
-from sessions.jupyter.client import Attachment
+from gateway.http.jupyter.replay import replay_run
+from sessions.jupyter.client import ClientConnection
 from sessions.jupyter.messages import ClientMessage
-from sessions.jupyter.outbox import Retelling
+from sessions.jupyter.outbox import Replay
 from sessions.model import ANONYMOUS, RunId, SessionId, TenantId
 
 
@@ -62,7 +62,7 @@ class Screen:
 class Client:
     """One connection, which hears all the time while it is there. `messages` is all that it was told."""
 
-    def __init__(self, bench: Bench, attachment: Attachment, tenant: TenantId, *, confirms: bool) -> None:
+    def __init__(self, bench: Bench, attachment: ClientConnection, tenant: TenantId, *, confirms: bool) -> None:
         self.bench = bench
         self.attachment = attachment
         self.messages: list[ClientMessage] = []
@@ -88,9 +88,9 @@ class Client:
 
     async def _hear(self) -> None:
         while (item := await self.attachment.next()) is not None:
-            if isinstance(item, Retelling):
+            if isinstance(item, Replay):
                 self.retold.append(item.run_id)
-                telling = retell(self.bench.service, self._tenant, item.run_id, self.attachment.client)
+                telling = replay_run(self.bench.service, self._tenant, item.run_id, self.attachment.client)
                 async with aclosing(telling) as messages:  # type: ignore[type-var]
                     async for one in messages:
                         self._take(one)

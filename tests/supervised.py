@@ -254,7 +254,7 @@ class _End:
     def on_binary(self, data: bytes) -> None:
         seq, message = protocol.split_number(data)
         if seq == 0:
-            self._supervised.transfers.take_frame(message)
+            self._supervised.transfers.handle_frame(message)
             return
         channel, (header, parent, _, content, *buffers) = protocol.decode_message(message)
         msg_type = json.loads(header)["msg_type"]
@@ -266,7 +266,7 @@ class _End:
         fields = json.loads(text)
         op = fields.pop("op")
         if op.startswith("file_"):
-            supervised.transfers.take_control({"op": op, **fields})
+            supervised.transfers.handle_control({"op": op, **fields})
         elif op != protocol.HELLO:
             supervised.take(Frame(fields.pop("seq"), "", op, fields))
         elif supervised.welcomes:

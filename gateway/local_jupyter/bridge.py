@@ -29,9 +29,9 @@ from gateway.host.clock import SystemClock
 from gateway.host.logs import configure_logs
 from gateway.local_jupyter import bridge_protocol, workspace
 from gateway.local_jupyter.connection import read_connection
-from gateway.local_jupyter.relayed_kernel import RelayedKernel, RelayGreeting, RelayListener
-from gateway.local_jupyter.router import Exchange
-from gateway.local_jupyter.workspace import Place
+from gateway.local_jupyter.relayed_kernel import RelayedKernel, RelayHandshake, RelayListener
+from gateway.local_jupyter.router import MessageRouter
+from gateway.local_jupyter.workspace import Workspace
 from gateway.supervisors import SupervisorSwitchboard
 from sessions.errors import CellblockError, EngineUnavailable, KernelLost, UnsupportedLanguage
 from sessions.kernels.kernel import KernelState
@@ -84,7 +84,7 @@ class Bridge:
     been asked for.
     """
 
-    def __init__(self, options: Options, config: Config, own: Place, provisioner: Provisioner, news: News) -> None:
+    def __init__(self, options: Options, config: Config, own: Workspace, provisioner: Provisioner, news: News) -> None:
         self._options = options
         self._config = config
         self._limits = config.limits.limits()
@@ -94,7 +94,7 @@ class Bridge:
         self._switchboard = SupervisorSwitchboard(own.sockets, self._limits.message_bytes)
         self._kernel_id = KernelId(str(uuid4()))
         connection = read_connection(options.connection_file)
-        self._exchange = Exchange(connection, self._make_kernel, self, self._limits.memory_bytes)
+        self._exchange = MessageRouter(connection, self._make_kernel, self, self._limits.memory_bytes)
         self._kernel = self._exchange.kernel
         self._kernel.watch(lambda _kernel: self._on_change())
         self._serving = False
@@ -138,7 +138,7 @@ class Bridge:
 
     async def _start(self) -> None:
         directory = self._switchboard.open(
-            self._kernel_id, lambda link: RelayGreeting(self._kernel, link, self._exchange.sockets.room)
+            self._kernel_id, lambda link: RelayHandshake(self._kernel, link, self._exchange.sockets.room)
         )
         spec = LaunchSpec(
             kernel_id=self._kernel_id,
@@ -154,7 +154,7 @@ class Bridge:
         ready = asyncio.ensure_future(self._kernel.wait_ready(_READY_TIMEOUT_S))
         while not (await asyncio.wait({ready}, timeout=_LOOK_S))[0]:
             if await self._provisioner.fate(self._kernel_id) is not None:
-                self._kernel.abandon("the sandbox has ended")
+                self._kernel.discard("the sandbox has ended")
         ready.result()
         self._serve()
 
@@ -164,7 +164,7 @@ class Bridge:
         for task in (self._looking, self._resuming):
             if task is not None:
                 task.cancel()
-        self._kernel.abandon("the client is done")
+        self._kernel.discard("the client is done")
         self._switchboard.close(self._kernel_id)
         try:
             await self._provisioner.kill(self._kernel_id)
@@ -193,7 +193,7 @@ class Bridge:
         while not self._kernel.is_linked():
             with suppress(EngineUnavailable):
                 if await self._provisioner.fate(self._kernel_id) is not None:
-                    self._kernel.abandon("the sandbox has ended")
+                    self._kernel.discard("the sandbox has ended")
                     break
             await asyncio.sleep(_LOOK_S)
         self._looking = None
@@ -297,7 +297,7 @@ async def clear_abandoned(config: Config) -> None:
             await provisioner.close()
 
 
-async def choose_engine(config: Config, own: Place) -> Provisioner:
+async def choose_engine(config: Config, own: Workspace) -> Provisioner:
     """The engine of the configuration. Only a file that says so has kernels that nothing isolates.
 
     Raises EngineUnavailable, Misconfigured, SetUpFailed.
@@ -337,7 +337,7 @@ def load_config(path: Path | None, environ: Mapping[str, str]) -> Config:
 async def bridge(options: Options, news: News) -> int:
     """Run a bridge; returns its exit status."""
     try:
-        own = Place.make()
+        own = Workspace.make()
         try:
             config = load_config(options.config, os.environ)
             provisioner = await choose_engine(config, own)

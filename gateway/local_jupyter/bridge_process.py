@@ -61,7 +61,7 @@ class BridgeProcess:
         *lines, self._unfinished = (self._unfinished + said).split(b"\n")
         return [json.loads(line) for line in lines]
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         """End its standard input, at which it removes its container and ends."""
         with suppress(OSError):
             self._stdin.close()
@@ -74,6 +74,6 @@ class BridgeProcess:
 
     def close(self) -> None:
         """Let go of the pipes of a bridge that has ended."""
-        self.hang_up()
+        self.disconnect()
         with suppress(OSError):
             self._stdout.close()

@@ -156,7 +156,7 @@ class CellblockProvisioner(LocalProvisioner):  # type: ignore[misc]
         bridge, self._bridge = self._bridge, None
         if bridge is None:
             return
-        bridge.hang_up()
+        bridge.disconnect()
         deadline_s = time.monotonic() + _REMOVAL_TIMEOUT_S
         while bridge.exit_code() is None:
             if time.monotonic() > deadline_s:

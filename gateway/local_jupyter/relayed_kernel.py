@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from kernel_image import protocol
-from sessions.kernels.handshake import Greeting
+from sessions.kernels.handshake import Handshake
 from sessions.kernels.kernel import Kernel, KernelState
 from sessions.kernels.outcomes import Died, died_of
 from sessions.kernels.outstanding import RequestListener
@@ -56,12 +56,12 @@ class RelayedKernel(Kernel):
         """SIGINT to the kernel's process group. Code that ignores it goes on."""
         self._send_later(protocol.INTERRUPT, msg_id=None, grace_s=0)
 
-    def take_binary(self, data: bytes) -> None:
+    def handle_binary(self, data: bytes) -> None:
         """Pass a Jupyter message on. Raises FrameError, ProtocolViolation."""
         if self.state is KernelState.GONE:
             return
         seq, frame = protocol.split_number(data)
-        if seq and self._numbering.is_new(seq, len(data)):
+        if seq and self._frame_numbers.is_new(seq, len(data)):
             channel, parts = protocol.decode_message(frame)
             if channel in protocol.MESSAGE_CHANNELS:
                 self._listener.on_message(channel, parts)
@@ -78,7 +78,7 @@ class RelayedKernel(Kernel):
             self._listener.on_kernel_died(died_of(fields))
 
 
-class RelayGreeting(Greeting):
+class RelayHandshake(Handshake):
     """A connection whose next message also waits until there is room for it at the other end."""
 
     def __init__(self, kernel: Kernel, link: Link, room: Callable[[], asyncio.Task[None] | None]) -> None:

@@ -51,11 +51,15 @@ class _Asked:
     header: dict[str, Any]
 
 
-class Exchange:
+class MessageRouter:
     """`RelayListener`, and what listens to the clients' sockets. Its state: requests without a reply, and live runs."""
 
     def __init__(
-        self, connection: Connection, make_kernel: Callable[[Exchange], RelayedKernel], life: Life, memory_bytes: int
+        self,
+        connection: Connection,
+        make_kernel: Callable[[MessageRouter], RelayedKernel],
+        life: Life,
+        memory_bytes: int,
     ) -> None:
         """Listens at once, and reads requests when it is told to. Raises SetUpFailed."""
         self.kernel = make_kernel(self)
@@ -165,7 +169,7 @@ class _Run:
 
     uncommitted_seq: int | None = None
 
-    def __init__(self, exchange: Exchange, envelope: Envelope) -> None:
+    def __init__(self, exchange: MessageRouter, envelope: Envelope) -> None:
         self.msg_id = envelope.msg_id
         self.idle: list[bytes] | None = None
         self._exchange = exchange

@@ -24,7 +24,7 @@ _LONGEST_SOCKET = f"{_PREFIX}0123456789ab/k/0123456789ab/ipc/k99999-9"
 _SHORT_ROOT = Path("/tmp")  # noqa: S108 - what is made there is nobody else's to enter
 
 
-class Place:
+class Workspace:
     """A directory and the lock on it, from `make` or `take_over` to `remove`. Its name follows from its gateway id."""
 
     def __init__(self, path: Path, lock_fd: int) -> None:
@@ -32,7 +32,7 @@ class Place:
         self._lock_fd = lock_fd
 
     @classmethod
-    def make(cls) -> Place:
+    def make(cls) -> Workspace:
         """Make one. Raises SetUpFailed."""
         path = _root() / f"{_PREFIX}{uuid4().hex[:12]}"
         # Under this name nobody takes it for one whose bridge has died, before it is locked.
@@ -71,14 +71,14 @@ class Place:
         os.close(self._lock_fd)
 
 
-def take_over_abandoned() -> Iterator[Place]:
+def take_over_abandoned() -> Iterator[Workspace]:
     """The places of this user's bridges that have been killed; each is the caller's to clear away and `remove`."""
     for path in _root().glob(f"{_PREFIX}*"):
         if re.fullmatch(f"{_PREFIX}[0-9a-f]{{12}}", path.name) and (place := _take_over(path)) is not None:
             yield place
 
 
-def _take_over(path: Path) -> Place | None:
+def _take_over(path: Path) -> Workspace | None:
     try:
         lock_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:
@@ -86,7 +86,7 @@ def _take_over(path: Path) -> Place | None:
     try:
         if os.fstat(lock_fd).st_uid == os.geteuid():
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return Place(path, lock_fd)
+            return Workspace(path, lock_fd)
     except OSError:
         pass  # its bridge lives
     os.close(lock_fd)

@@ -43,7 +43,7 @@ class _Call:
                 self._wire.close()
             self._wire = wire
             if self.is_abandoned:
-                self._hang_up(wire)
+                self._disconnect(wire)
 
     def release(self) -> None:
         """Use no connection any more."""
@@ -52,20 +52,20 @@ class _Call:
                 self._wire.close()
             self._wire = None
 
-    def abandon(self) -> None:
+    def discard(self) -> None:
         """Make a thread that waits for the server see a closed connection."""
         with self._lock:
             self.is_abandoned = True
             if self._wire is not None:
-                self._hang_up(self._wire)
+                self._disconnect(self._wire)
 
     @staticmethod
-    def _hang_up(wire: socket.socket) -> None:
+    def _disconnect(wire: socket.socket) -> None:
         with suppress(OSError):  # the other end may have done so before
             wire.shutdown(socket.SHUT_RDWR)
 
 
-class BlockingCalls:
+class DbThreads:
     """The threads, as many as the engine has connections, so that no call waits for a connection.
 
     The state is the executor's, `_is_closed`, and for each thread the call it is at, `_thread.call`.
@@ -92,7 +92,7 @@ class BlockingCalls:
 
         def give_up() -> None:
             working.cancel()
-            call.abandon()
+            call.discard()
             if not answer.done():
                 answer.set_exception(StoreUnavailable())
 

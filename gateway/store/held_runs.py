@@ -19,7 +19,7 @@ from sessions.model import KernelId, Run, RunId
 _log = structlog.get_logger(__name__)
 
 
-class LivingRuns:
+class HeldRuns:
     """The state: `_runs` added here, each as it was last committed, and the `_epochs` of those that were taken over.
 
     Written by the event loop, read by the store's threads.

@@ -14,9 +14,9 @@ import structlog
 from sqlalchemy import Connection, Executable, Row, text
 
 from gateway.store import rows, writing
-from gateway.store.db_threads import BlockingCalls, Work
+from gateway.store.db_threads import DbThreads, Work
 from gateway.store.engine import make_engine
-from gateway.store.held_runs import LivingRuns
+from gateway.store.held_runs import HeldRuns
 from gateway.store.statements import reading, retention, runs, sessions
 from sessions.errors import NotFound, StoreUnavailable
 from sessions.model import (
@@ -59,9 +59,9 @@ class PostgresStore:
 
     def __init__(self, url: str, *, timeout_s: float = 5.0, pool_size: int = 4) -> None:
         self._engine = make_engine(url, pool_size=pool_size, connect_timeout_s=timeout_s * _CONNECT_SHARE)
-        self._calls = BlockingCalls(self._engine, threads=pool_size)
+        self._calls = DbThreads(self._engine, threads=pool_size)
         self._timeout_s = timeout_s
-        self._living = LivingRuns()
+        self._living = HeldRuns()
         self._is_reachable = True
 
     def __repr__(self) -> str:

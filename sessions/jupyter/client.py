@@ -17,8 +17,8 @@ import structlog
 from sessions.errors import CellblockError, InvalidRequest, NotFound, StoreUnavailable
 from sessions.jupyter import messages
 from sessions.jupyter.messages import ClientMessage
-from sessions.jupyter.outbox import Retelling
-from sessions.jupyter.router import Seat, ending
+from sessions.jupyter.outbox import Replay
+from sessions.jupyter.router import ClientState, ending
 from sessions.kernels.messages import decode_object, for_kernel
 from sessions.model import (
     JupyterRequest,
@@ -42,10 +42,10 @@ Begin = Callable[[RunRequest], Awaitable[RunId]]
 log = structlog.get_logger()
 
 
-class Attachment:
+class ClientConnection:
     """One connection of one client. The state: its seat, the visit that it is there for, and whether it has left."""
 
-    def __init__(self, parts: Parts, begin: Begin, session: LiveSession, seat: Seat, *, has_name: bool) -> None:
+    def __init__(self, parts: Parts, begin: Begin, session: LiveSession, seat: ClientState, *, has_name: bool) -> None:
         self._parts = parts
         self._begin = begin
         self._session = session
@@ -55,7 +55,7 @@ class Attachment:
         self._has_name = has_name
 
     def __repr__(self) -> str:
-        return f"<Attachment {self._session.record.session_id} {self._seat!r}>"
+        return f"<ClientConnection {self._session.record.session_id} {self._seat!r}>"
 
     # --- what the client is told --------------------------------------------------------------------------------------
 
@@ -69,7 +69,7 @@ class Attachment:
     def _is_there(self) -> bool:
         return not self._has_left and self._seat.visit == self._visit
 
-    async def next(self) -> ClientMessage | Retelling | None:
+    async def next(self) -> ClientMessage | Replay | None:
         """The next thing to tell the client, once there is one; None when there is no kernel any more, nor will be.
 
         None, too, when this connection is over: what there is to be told waits for the next one.
@@ -99,7 +99,7 @@ class Attachment:
     def leave(self) -> None:
         """The connection has ended. What the client has asked for goes on."""
         self._has_left = True
-        self._session.audience.leave(self._seat, self._visit, comes_back=self._has_name)
+        self._session.router.leave(self._seat, self._visit, comes_back=self._has_name)
 
     # --- what the client asks -----------------------------------------------------------------------------------------
 
@@ -153,10 +153,10 @@ class Attachment:
 
     def _answer_input(self, message: ClientMessage) -> None:
         live = self._session.current
-        if live is not None and live.kernel is not None and live.execution.awaits_input:
+        if live is not None and live.kernel is not None and live.fold.awaits_input:
             header = {**for_kernel(message.header), "msg_id": uuid4().hex}
             live.kernel.pass_on(replace(message, parent_header={}).frame(header))
-            live.execution.awaits_input = False
+            live.fold.awaits_input = False
 
     async def _shut_down(self, message: ClientMessage) -> None:
         """A kernel that is shut down is a session that is deleted; or it restarts."""
@@ -174,7 +174,7 @@ class Attachment:
         try:
             if kernel is None or not kernel.is_ready():
                 kernel = await self._session.answering_kernel()
-            self._session.audience.ask(self._seat, message, kernel.pass_on)
+            self._session.router.ask(self._seat, message, kernel.pass_on)
         except CellblockError as error:
             self._seat.outbox.put(messages.note(f"{message.msg_type} was dropped: {error}", message.header))
 
@@ -182,14 +182,14 @@ class Attachment:
         self._seat.outbox.put(messages.make(msg_type, content, message.header, message.channel))
 
 
-class Attachments:
+class JupyterClients:
     """Lets Jupyter clients in."""
 
     def __init__(self, parts: Parts, begin: Begin) -> None:
         self._parts = parts
         self._begin = begin
 
-    async def attach(self, session: LiveSession, client: str | None) -> Attachment:
+    async def attach(self, session: LiveSession, client: str | None) -> ClientConnection:
         """A client comes, or comes back as the `client` that it was. Raises TooManyRequests, NotFound.
 
         One that this gateway does not know may have been an earlier gateway's: it is told again what it asked there.
@@ -198,19 +198,19 @@ class Attachments:
             client = None
         if session.is_over:
             raise NotFound("There is no kernel by that id.")
-        audience = session.audience
-        is_new = client is None or not audience.knows(client)
-        seat = audience.seat(client or uuid4().hex)
-        attachment = Attachment(self._parts, self._begin, session, seat, has_name=client is not None)
+        router = session.router
+        is_new = client is None or not router.knows(client)
+        seat = router.seat(client or uuid4().hex)
+        attachment = ClientConnection(self._parts, self._begin, session, seat, has_name=client is not None)
         try:
             if client is not None and is_new:
-                await self._retell(session.record, seat)
+                await self._replay(session.record, seat)
         except BaseException:
             attachment.leave()
             raise
         return attachment
 
-    async def _retell(self, session: Session, seat: Seat) -> None:
+    async def _replay(self, session: Session, seat: ClientState) -> None:
         missed = [
             live.run_id
             for live in self._parts.runs
@@ -219,13 +219,13 @@ class Attachments:
             and live.run.jupyter.client == seat.client
         ]
         for run_id in missed:
-            seat.outbox.retell(run_id)  # at once: of what is said meanwhile, nothing may come first
+            seat.outbox.replay(run_id)  # at once: of what is said meanwhile, nothing may come first
         try:
             recent = await self._recent(session, seat.client)
         except StoreUnavailable as error:
             log.warning("recent_runs_not_told", session_id=session.session_id, reason=str(error))
             return
-        seat.outbox.retell_first([run_id for run_id in recent if run_id not in missed])
+        seat.outbox.replay_first([run_id for run_id in recent if run_id not in missed])
 
     async def _recent(self, session: Session, client: str) -> list[RunId]:
         """The runs of this client that ended a moment ago, oldest first."""

@@ -66,7 +66,7 @@ class KernelChoice:
     language: str | None
 
 
-class JupyterSessions:
+class NotebookSessions:
     """The state: whose turn it is to open a path, or to change a session, of those who ask for the same one."""
 
     def __init__(self, kernels: Kernels, limits: SessionLimits) -> None:
@@ -75,7 +75,7 @@ class JupyterSessions:
         self._turns: WeakValueDictionary[tuple[str, ...], asyncio.Lock] = WeakValueDictionary()
 
     def __repr__(self) -> str:
-        return f"<JupyterSessions {len(self._turns)} turns>"
+        return f"<NotebookSessions {len(self._turns)} turns>"
 
     def of_tenant(self, tenant: TenantId) -> list[SessionView]:
         """A tenant's kernels that have one, oldest first."""

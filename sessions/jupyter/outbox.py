@@ -1,7 +1,7 @@
 """What one Jupyter client has still to be told, in order and in bounded memory, also while it is away. Pure.
 
 A run whose messages may not all have arrived, or are too many to be kept, is told again from its events as a whole:
-its messages give way to one `Retelling`. So a slow client and one that comes back lose nothing, and see nothing twice.
+its messages give way to one `Replay`. So a slow client and one that comes back lose nothing, and see nothing twice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MOST_RETOLD = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Retelling:
+class Replay:
     """Tell this run from its events: what it has shown until now, instead of all that was said of it before."""
 
     run_id: RunId
@@ -56,7 +56,7 @@ class Outbox:
         self.sent = 0
         self._limit_bytes = limit_bytes
         self._full_bytes = limit_bytes
-        self._items: deque[_Said | Retelling] = deque()
+        self._items: deque[_Said | Replay] = deque()
         self._size_bytes = 0
         self._retold: set[RunId] = set()
         self._telling: RunId | None = None
@@ -78,51 +78,51 @@ class Outbox:
         if self._size_bytes > self._full_bytes:
             self._shrink()
 
-    def retell(self, run_id: RunId) -> None:
+    def replay(self, run_id: RunId) -> None:
         """Have a run told from its events, once everything before that has been sent."""
         if run_id not in self._retold:
-            self._rebuild([*self._without({run_id}), Retelling(run_id)])
+            self._rebuild([*self._without({run_id}), Replay(run_id)])
 
-    def retell_first(self, runs: list[RunId]) -> None:
+    def replay_first(self, runs: list[RunId]) -> None:
         """The same, before all else."""
-        fresh = [Retelling(run_id) for run_id in runs if run_id not in self._retold]
+        fresh = [Replay(run_id) for run_id in runs if run_id not in self._retold]
         self._rebuild([*fresh, *self._without(set(runs) - self._retold)])
 
-    def _append(self, item: _Said | Retelling) -> None:
+    def _append(self, item: _Said | Replay) -> None:
         self._items.append(item)
-        if isinstance(item, Retelling):
+        if isinstance(item, Replay):
             self._retold.add(item.run_id)
         else:
             self._size_bytes += item.message.size_bytes
         self._changed.set()
 
-    def _rebuild(self, items: list[_Said | Retelling]) -> None:
+    def _rebuild(self, items: list[_Said | Replay]) -> None:
         self._items.clear()
         self._size_bytes = 0
         for item in items:
             self._append(item)
 
-    def _without(self, runs: set[RunId]) -> list[_Said | Retelling]:
+    def _without(self, runs: set[RunId]) -> list[_Said | Replay]:
         return [item for item in self._items if item.run_id not in runs]
 
     def _shrink(self) -> None:
         """Too much has gathered: runs are told from their events; of all else, what does not fit is cut, and marked."""
-        items: list[_Said | Retelling] = []
-        runs: dict[RunId, Retelling] = {}
+        items: list[_Said | Replay] = []
+        runs: dict[RunId, Replay] = {}
         others: list[_Said] = []
         for item in self._items:
             if isinstance(item, _Said) and item.run_id is None:
                 others.append(item)
                 items.append(item)
             elif item.run_id is not None and item.run_id not in runs:
-                runs[item.run_id] = Retelling(item.run_id)
+                runs[item.run_id] = Replay(item.run_id)
                 items.append(runs[item.run_id])
-        cut: list[_Said | Retelling] = [*self._excess(others), *list(runs.values())[:-_MOST_RETOLD]]
+        cut: list[_Said | Replay] = [*self._excess(others), *list(runs.values())[:-_MOST_RETOLD]]
         if cut:
             mark = _Said(note(f"{len(cut)} messages or runs were cut: this client did not take them in time", {}), None)
             gone = {id(item) for item in cut}
             items = [mark, *(item for item in items if id(item) not in gone)]
-            self._retold -= {item.run_id for item in cut if isinstance(item, Retelling)}
+            self._retold -= {item.run_id for item in cut if isinstance(item, Replay)}
         self._rebuild(items)
         self._full_bytes = max(self._limit_bytes, self._size_bytes + self._limit_bytes // 2)
 
@@ -152,7 +152,7 @@ class Outbox:
         self._is_closed = True
         self._changed.set()
 
-    async def take(self) -> ClientMessage | Retelling | None:
+    async def take(self) -> ClientMessage | Replay | None:
         """The next thing to send, once there is one; None at the end. It counts as sent, and is not confirmed.
 
         Waits while too much is on its way, until some of that is confirmed.
@@ -163,7 +163,7 @@ class Outbox:
             self._changed.clear()
             await self._changed.wait()
         item = self._items.popleft()
-        if isinstance(item, Retelling):
+        if isinstance(item, Replay):
             self._telling = item.run_id
             return item
         self._size_bytes -= item.message.size_bytes
@@ -205,12 +205,12 @@ class Outbox:
             self._note_sent(self._telling, None)
             self._telling = None
         uncertain = {sent.run_id for sent in self._unconfirmed if sent.run_id is not None}
-        again: list[_Said | Retelling] = []
+        again: list[_Said | Replay] = []
         for sent in self._unconfirmed:
             if sent.message is not None:
                 again.append(_Said(sent.message, None))
-            elif sent.run_id is not None and Retelling(sent.run_id) not in again:
-                again.append(Retelling(sent.run_id))
+            elif sent.run_id is not None and Replay(sent.run_id) not in again:
+                again.append(Replay(sent.run_id))
         rest = self._without(uncertain)
         self._unconfirmed.clear()
         self._unconfirmed_bytes = 0

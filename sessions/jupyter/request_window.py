@@ -15,7 +15,7 @@ MAX_WAITING = 1024
 MAX_WAITING_BYTES = 8 << 20
 
 
-class Lane:
+class RequestWindow:
     """The state: the msg_ids of the unanswered requests, and those that wait, with their sizes."""
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Lane:
         self._waiting_bytes = 0
 
     def __repr__(self) -> str:
-        return f"<Lane {len(self._unanswered)} unanswered, {len(self._waiting)} wait>"
+        return f"<RequestWindow {len(self._unanswered)} unanswered, {len(self._waiting)} wait>"
 
     def add(self, msg_id: str, size_bytes: int, go: Callable[[], None]) -> None:
         """Have a request go when its turn has come. Raises TooManyRequests."""

@@ -17,7 +17,7 @@ from sessions.errors import TooManyRequests
 from sessions.jupyter import messages
 from sessions.jupyter.messages import ClientMessage
 from sessions.jupyter.outbox import Outbox
-from sessions.jupyter.request_window import Lane
+from sessions.jupyter.request_window import RequestWindow
 from sessions.kernels.kernel import Kernel, KernelState
 from sessions.kernels.messages import for_kernel
 from sessions.model import JupyterRequest, Result, RunId, RunStatus
@@ -33,7 +33,7 @@ _STATUS_BYTES = 256
 _COMM = "comm_"
 
 
-class Seat:
+class ClientState:
     """One client's place: what it is to be told, and what it has asked. It stays for a while when the client leaves.
 
     The state: the outbox, whether somebody is there (`on_replaced` is called when that has to go), the requests, and
@@ -46,10 +46,10 @@ class Seat:
         self.visit = 0
         self.is_taken = False
         self.on_replaced: Callable[[], None] = _nothing
-        self.lanes = {"shell": Lane(), "control": Lane()}
+        self.lanes = {"shell": RequestWindow(), "control": RequestWindow()}
 
     def __repr__(self) -> str:
-        return f"<Seat {'taken' if self.is_taken else 'away'} {self.outbox!r} {self.lanes}>"
+        return f"<ClientState {'taken' if self.is_taken else 'away'} {self.outbox!r} {self.lanes}>"
 
 
 @dataclass(slots=True)
@@ -70,12 +70,12 @@ class _Run:
 class _Asked:
     """A request under way: whose it is, by which header that knows it, and in which lane it went."""
 
-    seat: Seat
+    seat: ClientState
     header: Mapping[str, Any]
-    lane: Lane
+    lane: RequestWindow
 
 
-class Audience:
+class ClientRouter:
     """`sessions.kernels.kernel.KernelTap` of a session's kernels, one after the other.
 
     The state: the seats by client; the requests under way, and the last that were; the session's last runs. And whether
@@ -87,7 +87,7 @@ class Audience:
         self._clock = clock
         self.last_activity: datetime | None = None
         self.on_reply: Callable[[RunId], None] = lambda _: None
-        self._seats: dict[str, Seat] = {}
+        self._seats: dict[str, ClientState] = {}
         self._asked: dict[str, _Asked] = {}
         self._answered: OrderedDict[str, _Asked] = OrderedDict()
         self._runs: OrderedDict[RunId, _Run] = OrderedDict()
@@ -97,7 +97,7 @@ class Audience:
         self._owes_restarting = False
 
     def __repr__(self) -> str:
-        return f"<Audience {self._seats}, {len(self._asked)} asked, {len(self._runs)} runs>"
+        return f"<ClientRouter {self._seats}, {len(self._asked)} asked, {len(self._runs)} runs>"
 
     # --- coming and going ---------------------------------------------------------------------------------------------
 
@@ -109,9 +109,9 @@ class Audience:
         """Whether this client has a seat."""
         return client in self._seats
 
-    def seat(self, client: str) -> Seat:
+    def seat(self, client: str) -> ClientState:
         """The place of a client; whoever sits there as the same client has to go. Raises TooManyRequests."""
-        seat = self._seats.get(client) or Seat(client)
+        seat = self._seats.get(client) or ClientState(client)
         if not seat.is_taken and self.connections() >= MAX_CLIENTS:
             raise TooManyRequests(f"This kernel has {MAX_CLIENTS} clients already, which is as many as it may have.")
         if seat.is_taken:
@@ -123,7 +123,7 @@ class Audience:
         self._seats[client] = seat
         return seat
 
-    def leave(self, seat: Seat, visit: int, *, comes_back: bool) -> None:
+    def leave(self, seat: ClientState, visit: int, *, comes_back: bool) -> None:
         """A connection has ended: its client has gone, unless it has another. The last few that may return are kept."""
         if seat.visit != visit or self._seats.get(seat.client) is not seat:
             return
@@ -134,20 +134,20 @@ class Audience:
         for one in away[:-_MAX_AWAY]:
             self._remove(one)
 
-    def _remove(self, seat: Seat) -> None:
+    def _remove(self, seat: ClientState) -> None:
         del self._seats[seat.client]
         for requests in (self._asked, self._answered):
             for msg_id in [msg_id for msg_id, asked in requests.items() if asked.seat is seat]:
                 del requests[msg_id]
 
     @staticmethod
-    def _vacate(seat: Seat) -> None:
+    def _vacate(seat: ClientState) -> None:
         seat.is_taken = False
         seat.outbox.put_back()
 
     def end(self) -> None:
         """There is no kernel any more, nor will there be one."""
-        self._tell_status("dead")
+        self._publish_status("dead")
         for seat in self._seats.values():
             seat.outbox.close()
 
@@ -159,7 +159,7 @@ class Audience:
         while len(self._runs) > _REMEMBERED:
             self._runs.popitem(last=False)
 
-    def ask(self, seat: Seat, message: ClientMessage, send: Callable[[bytes], None]) -> None:
+    def ask(self, seat: ClientState, message: ClientMessage, send: Callable[[bytes], None]) -> None:
         """Pass a request on, under a msg_id of our own; when as many are unanswered as may be, later, in order.
 
         Raises TooManyRequests when too many wait.
@@ -201,7 +201,7 @@ class Audience:
         if message.msg_type.startswith(_COMM):
             run_id = None  # no event tells of it: where its run is told again, it is not
         if message.channel == "iopub":
-            self._tell_all(message, run_id)
+            self._publish(message, run_id)
         elif seat is not None:
             seat.outbox.put(message, run_id)
 
@@ -227,9 +227,9 @@ class Audience:
         run_id, run = self._run_of(msg_id or "")
         header = run.header if run is not None else None
         text = f"output was cut: {dropped_bytes} bytes were dropped on the way"
-        self._tell_all(messages.note(text, header or {}), run_id)
+        self._publish(messages.note(text, header or {}), run_id)
 
-    def _tell_all(self, message: ClientMessage, run_id: RunId | None) -> None:
+    def _publish(self, message: ClientMessage, run_id: RunId | None) -> None:
         for seat in self._seats.values():
             seat.outbox.put(message, run_id)
 
@@ -259,7 +259,7 @@ class Audience:
         run_id = live.run_id if result is not None else None  # an end that is not stored, no retelling tells
         for message in answers:
             if message.channel == "iopub":
-                self._tell_all(message, run_id)
+                self._publish(message, run_id)
             elif asker is not None:
                 asker.outbox.put(message, run_id)
 
@@ -268,14 +268,14 @@ class Audience:
         self._is_at_work = False
         if self._owes_restarting:
             self._owes_restarting = False
-            self._tell_status("restarting")
+            self._publish_status("restarting")
             if not self._is_down:
-                self._tell_is_back()
+                self._publish_is_back()
 
     def expect_restart(self) -> None:
         """Somebody wants a fresh kernel: that the one there is ends is no accident."""
         self._restarts_wanted += 1
-        self._tell_all(messages.make("shutdown_reply", {"status": "ok", "restart": True}, {}), None)
+        self._publish(messages.make("shutdown_reply", {"status": "ok", "restart": True}, {}), None)
 
     def restart_is_over(self) -> None:
         """There is one, or it has failed."""
@@ -302,20 +302,20 @@ class Audience:
         if self._is_at_work:
             self._owes_restarting = True
         else:
-            self._tell_status("restarting")
+            self._publish_status("restarting")
 
     def kernel_is_back(self) -> None:
         """A kernel answers again."""
         was_down, self._is_down = self._is_down, False
         if was_down and not self._owes_restarting:
-            self._tell_is_back()
+            self._publish_is_back()
 
-    def _tell_is_back(self) -> None:
-        self._tell_status("starting")
-        self._tell_status("idle")
+    def _publish_is_back(self) -> None:
+        self._publish_status("starting")
+        self._publish_status("idle")
 
-    def _tell_status(self, state: str) -> None:
-        self._tell_all(messages.status(state, {}), None)
+    def _publish_status(self, state: str) -> None:
+        self._publish(messages.status(state, {}), None)
 
 
 def _nothing() -> None:

@@ -137,7 +137,7 @@ class FileExchange:
         """This transfer has ended."""
         self._under_way.discard(transfer_id)
 
-    def take_control(self, fields: Mapping[str, Any]) -> None:
+    def handle_control(self, fields: Mapping[str, Any]) -> None:
         """Take a control message about files. One that nobody waits for is dropped."""
         question = self._question_of(fields)
         if question is None:
@@ -150,7 +150,7 @@ class FileExchange:
         else:
             question.resolve(wrong_answer())
 
-    def take_frame(self, data: bytes | memoryview) -> None:
+    def handle_frame(self, data: bytes | memoryview) -> None:
         """Take a frame numbered 0, without its number. One that is no piece, or that nobody waits for, is dropped."""
         if len(data) > _MAX_FRAME_BYTES:
             return

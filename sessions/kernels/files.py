@@ -69,13 +69,13 @@ class Transfers:
         with self._exchange.transfer() as transfer:
             await transfer.ask(protocol.FILE_REMOVE, protocol.FILE_REMOVED, path=path)
 
-    def take_control(self, fields: Mapping[str, Any]) -> None:
+    def handle_control(self, fields: Mapping[str, Any]) -> None:
         """Take a control message whose `op` begins with `file_`."""
-        self._exchange.take_control(fields)
+        self._exchange.handle_control(fields)
 
-    def take_frame(self, data: bytes | memoryview) -> None:
+    def handle_frame(self, data: bytes | memoryview) -> None:
         """Take a binary frame numbered 0, without its number."""
-        self._exchange.take_frame(data)
+        self._exchange.handle_frame(data)
 
     def link_lost(self) -> None:
         """Fail everything under way with Unavailable; what begins later goes over another link."""

@@ -8,7 +8,7 @@ _ACK_FRAMES = 64
 _ACK_BYTES = 1 << 20
 
 
-class Numbering:
+class FrameNumbers:
     """The state: the last frame taken and the last acknowledged, and how many bytes lie between the two."""
 
     def __init__(self) -> None:
@@ -17,7 +17,7 @@ class Numbering:
         self._unacknowledged_bytes = 0
 
     def __repr__(self) -> str:
-        return f"<Numbering {self.taken_seq} taken, {self.acknowledged_seq} acknowledged>"
+        return f"<FrameNumbers {self.taken_seq} taken, {self.acknowledged_seq} acknowledged>"
 
     def begin_after(self, seq: int) -> None:
         """Begin in the middle: all up to this one is somebody's already."""

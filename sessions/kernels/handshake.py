@@ -17,7 +17,7 @@ _MAX_CONTROL_CHARACTERS = 1 << 20
 _MAX_HELLO_CHARACTERS = 64 << 10
 
 
-class Greeting:
+class Handshake:
     """`sessions.ports.LinkListener`. Its state: whether it has been welcomed, and the deadline of the hello."""
 
     def __init__(self, kernel: Kernel, link: Link) -> None:
@@ -33,7 +33,7 @@ class Greeting:
         if not self._welcome:
             self._refuse("a message before the hello")
             return None
-        return self._guarded(self._kernel.take_binary, data)
+        return self._guarded(self._kernel.handle_binary, data)
 
     def on_text(self, text: str) -> asyncio.Task[None] | None:
         """Take a control message; the first one must be the hello."""
@@ -41,7 +41,7 @@ class Greeting:
             self._refuse("an overlong control message")
             return None
         if self._welcome:
-            return self._guarded(lambda: self._kernel.take_control(decode_object(text)))
+            return self._guarded(lambda: self._kernel.handle_control(decode_object(text)))
         if self._deadline is None:
             return None  # already refused; the connection is being closed
         try:

@@ -12,7 +12,7 @@ from sessions.errors import Unavailable
 log = structlog.get_logger()
 
 
-class Watch:
+class HealthCheck:
     """Asks again and again. The state: `failure`, why the last answer did not come, as a sentence, or None."""
 
     def __init__(self, what: str, ask: Callable[[], Awaitable[None]]) -> None:
@@ -22,7 +22,7 @@ class Watch:
         self._ask = ask
 
     def __repr__(self) -> str:
-        return f"<Watch of the {self._what}: {self.failure or 'answers'}>"
+        return f"<HealthCheck of the {self._what}: {self.failure or 'answers'}>"
 
     async def keep_asking(self, pause_s: float) -> None:
         """Keep `failure` true until cancelled, whatever `ask` raises."""

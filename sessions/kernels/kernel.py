@@ -18,11 +18,11 @@ import structlog
 from kernel_image import protocol
 from sessions.errors import KernelLost, Unavailable
 from sessions.kernels.files import Transfers
-from sessions.kernels.frame_numbers import Numbering
+from sessions.kernels.frame_numbers import FrameNumbers
 from sessions.kernels.messages import RequestBuilder, decode
 from sessions.kernels.outcomes import Cause, Died, died_of, done_of
 from sessions.kernels.outstanding import RequestListener, Requests
-from sessions.kernels.throttle import Allowance
+from sessions.kernels.throttle import Throttle
 from sessions.model import JupyterRequest, KernelId
 from sessions.ports import Clock, Link
 
@@ -81,11 +81,11 @@ class Kernel:
         self._builder = RequestBuilder()
         self._link: Link | None = None
         self._boot_id: str | None = None
-        self._numbering = Numbering()
+        self._frame_numbers = FrameNumbers()
         self._requests = Requests()
         self._unsent: deque[str] = deque(maxlen=_UNSENT)
         self._refusals = 0
-        self._allowance = Allowance(clock)
+        self._throttle = Throttle(clock)
         self._changed = asyncio.Event()
         self._giving_up: asyncio.TimerHandle | None = None
         self._watchers: list[Callable[[Kernel], None]] = []
@@ -188,27 +188,27 @@ class Kernel:
 
     def acknowledge(self) -> None:
         """Let the supervisor forget what is committed or needs no commit."""
-        seq = self._numbering.acknowledge(self._requests.uncommitted_seq())
+        seq = self._frame_numbers.acknowledge(self._requests.uncommitted_seq())
         if seq is not None:
             self._send_control(protocol.ACK, seq=seq)
 
-    def abandon(self, reason: str) -> None:
+    def discard(self, reason: str) -> None:
         """Give the kernel up: whatever is outstanding has died with it. Does nothing the second time."""
         if self.state is KernelState.GONE:
             return
         self._send_control(protocol.SHUTDOWN)
-        self._part(reason)
+        self._close_link(reason)
         self._requests.fail_all(Died(Cause.GONE, None, None, None, ()))
-        self._tell_change()
+        self._notify_change()
 
-    def detach(self, reason: str) -> None:
+    def hand_over(self, reason: str) -> None:
         """Hang up and leave the kernel, and all that it is at, to a later gateway. Nobody is told anything."""
         self._watchers.clear()
         self._requests.forget_all()
         if self.state is not KernelState.GONE:
-            self._part(reason)
+            self._close_link(reason)
 
-    def _part(self, reason: str) -> None:
+    def _close_link(self, reason: str) -> None:
         self.state = KernelState.GONE
         if self._giving_up is not None:
             self._giving_up.cancel()
@@ -227,7 +227,7 @@ class Kernel:
             self.refuse(link, why_not or "no boot id")
             return False
         if self._boot_id not in (None, boot_id):
-            self.abandon("the supervisor has started anew")
+            self.discard("the supervisor has started anew")
             return False
         if self._boot_id is None and self._adopted:
             self._join(hello)
@@ -248,11 +248,11 @@ class Kernel:
             self._giving_up.cancel()
             self._giving_up = None
         # Not what has been taken: that may not be committed yet. What is sent again is not taken again.
-        self._send_control(protocol.WELCOME, acknowledged=self._numbering.acknowledged_seq)
+        self._send_control(protocol.WELCOME, acknowledged=self._frame_numbers.acknowledged_seq)
         self._requests.send_again(sent, link.send_binary)
         while self._unsent:
             link.send_text(self._unsent.popleft())
-        self._tell_change()
+        self._notify_change()
         return True
 
     def _why_not(self, hello: Mapping[str, Any], boot_id: Any) -> str | None:
@@ -265,13 +265,13 @@ class Kernel:
             return "unknown credential"
         if hello.get("protocol") != protocol.PROTOCOL_VERSION:
             if self._adopted:
-                self.abandon("its kernel image is of another version of Cellblock")
+                self.discard("its kernel image is of another version of Cellblock")
             return "unknown protocol version: rebuild the kernel image"
         return "this kernel has been given up" if self._is_gone() else None
 
     def _join(self, hello: Mapping[str, Any]) -> None:
         """Begin in the middle: what the supervisor has forgotten, an earlier gateway has committed."""
-        self._numbering.begin_after(max(0, _count(hello.get("oldest_seq")) - 1))
+        self._frame_numbers.begin_after(max(0, _count(hello.get("oldest_seq")) - 1))
         self._take_generation(hello)
         self._take_state(hello.get("state"))
 
@@ -288,7 +288,7 @@ class Kernel:
         """End a kernel whose supervisor breaks the protocol: it is no longer ours."""
         self.violation = f"The sandbox broke the supervisor protocol: {reason}."
         log.warning("protocol_violation", kernel_id=self.kernel_id, reason=reason)
-        self.abandon("protocol violation")
+        self.discard("protocol violation")
 
     def lost(self, link: Link) -> None:
         """A link has closed. The supervisor may dial again, for a moment."""
@@ -296,20 +296,20 @@ class Kernel:
             self._link = None
             self.files.link_lost()
             loop = asyncio.get_running_loop()
-            self._giving_up = loop.call_later(_RECONNECT_S, self.abandon, "the supervisor did not come back")
-            self._tell_change()
+            self._giving_up = loop.call_later(_RECONNECT_S, self.discard, "the supervisor did not come back")
+            self._notify_change()
 
     # --- frames -------------------------------------------------------------------------------------------------------
 
-    def take_binary(self, data: bytes) -> None:
+    def handle_binary(self, data: bytes) -> None:
         """Take a numbered Jupyter message; none any more once the kernel has been given up."""
         if self.state is KernelState.GONE:
             return
         seq, frame = protocol.split_number(data)
         if seq == 0:
-            self.files.take_frame(frame)
+            self.files.handle_frame(frame)
             return
-        if self._numbering.is_new(seq, len(data)):
+        if self._frame_numbers.is_new(seq, len(data)):
             message = decode(frame)
             self._tap(frame)
             if message is not None:
@@ -324,22 +324,22 @@ class Kernel:
             except Exception:
                 log.exception("message_not_passed_on", kernel_id=self.kernel_id)
 
-    def take_control(self, fields: Mapping[str, Any]) -> None:
+    def handle_control(self, fields: Mapping[str, Any]) -> None:
         """Take a numbered control message; none any more once the kernel has been given up."""
         if self.state is KernelState.GONE:
             return
         seq, op = fields.get("seq"), fields.get("op")
         if isinstance(op, str) and op.startswith("file_"):
-            self.files.take_control(fields)
+            self.files.handle_control(fields)
             return
-        if type(seq) is not int or not self._numbering.is_new(seq, 0):
+        if type(seq) is not int or not self._frame_numbers.is_new(seq, 0):
             return
         self._take_numbered(seq, op, fields)
         self._acknowledge_if_due()
 
     def metered(self, take: Callable[..., None], *args: Any) -> float:
         """Take one frame; returns for how many seconds the next one must not be read."""
-        return self._allowance.metered(take, *args)
+        return self._throttle.metered(take, *args)
 
     def _take_numbered(self, seq: int, op: Any, fields: Mapping[str, Any]) -> None:
         msg_id = fields.get("msg_id")
@@ -359,21 +359,21 @@ class Kernel:
                 if dropped_bytes:
                     if self.tap is not None:
                         self.tap.on_gap(msg_id if isinstance(msg_id, str) else None, dropped_bytes)
-                    self._requests.take_gap(seq, msg_id if isinstance(msg_id, str) else None, dropped_bytes)
+                    self._requests.handle_gap(seq, msg_id if isinstance(msg_id, str) else None, dropped_bytes)
 
     def _acknowledge_if_due(self) -> None:
-        if self._numbering.is_due():
+        if self._frame_numbers.is_due():
             self.acknowledge()
 
     def _take_state(self, state: Any) -> None:
         if state == "idle":
             self.state = KernelState.READY
-            self._tell_change()
+            self._notify_change()
         elif state == "starting" and self.state is KernelState.READY:
             self.state = KernelState.STARTING
-            self._tell_change()
+            self._notify_change()
         elif state == "dead":
-            self.abandon("the kernel does not start")
+            self.discard("the kernel does not start")
 
     def _take_generation(self, fields: Mapping[str, Any]) -> None:
         generation = _count(fields.get("generation"))
@@ -393,7 +393,7 @@ class Kernel:
         died = died_of(fields)
         self._requests.fail(str(fields.get("msg_id")), died)
         self._requests.refuse(_ids(fields.get("never_run")), died.cause)
-        self._tell_change()
+        self._notify_change()
 
     def _send_control(self, op: str, **fields: Any) -> None:
         self._send_text(protocol.encode_control(op, **fields))
@@ -421,7 +421,7 @@ class Kernel:
             raise Unavailable("The sandbox is out of reach: try again in a moment.")
         return self._link
 
-    def _tell_change(self) -> None:
+    def _notify_change(self) -> None:
         self._changed.set()
         for watcher in list(self._watchers):
             watcher(self)

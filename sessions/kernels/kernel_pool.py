@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from sessions.errors import CellblockError, Draining, EngineUnavailable, NoKernelInTime, TooManyRequests
-from sessions.kernels.health import Watch
+from sessions.kernels.health import HealthCheck
 from sessions.kernels.kernel import Kernel, KernelState
 from sessions.kernels.pool_policy import PoolSettings, WarmPool
 from sessions.kernels.sandboxes import Sandboxes
@@ -31,7 +31,7 @@ _ASK_AFTER_PAUSE_S = 0.5
 log = structlog.get_logger()
 
 
-class KernelSupply:
+class KernelPool:
     """Hands out kernels that are ready, each once, and has others made in their place."""
 
     def __init__(
@@ -68,7 +68,7 @@ class KernelSupply:
         self._tasks: set[asyncio.Task[None]] = set()
         self._asked_after: set[KernelId] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._engine = Watch("engine", self._sandboxes.check)
+        self._engine = HealthCheck("engine", self._sandboxes.check)
         self._engine_watch: asyncio.Task[None] | None = None
         self._closing = False
         self.last_failure: str | None = None
@@ -132,29 +132,29 @@ class KernelSupply:
             raise NoKernelInTime from None
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self.give_back(waiter.result())  # it came in the very moment the caller left
+                self.release(waiter.result())  # it came in the very moment the caller left
             raise
         finally:
             if waiter in waiters:
                 waiters.remove(waiter)
             pool.waiting = len(waiters)
 
-    def give_back(self, kernel: Kernel) -> None:
+    def release(self, kernel: Kernel) -> None:
         """Return a claimed kernel that nothing has run on."""
         if kernel.is_ready():
             self._pools[kernel.kernel_name].unclaim(kernel.kernel_id)
             self._serve(kernel.kernel_name)
         else:
-            self.retire(kernel)
+            self.discard(kernel)
 
-    def retire(self, kernel: Kernel) -> None:
+    def discard(self, kernel: Kernel) -> None:
         """A kernel has been used or has died: remove its container, and refill."""
         pool = self._pools[kernel.kernel_name]
         if self._kernels.pop(kernel.kernel_id, None) is None:
             return
         pool.remove(kernel.kernel_id)
         kernel.unwatch()
-        self._sandboxes.hang_up(kernel)
+        self._sandboxes.disconnect(kernel)
         self._spawn(self._remove(kernel, pool))
 
     async def fate(self, kernel: Kernel) -> Fate | None:
@@ -194,7 +194,7 @@ class KernelSupply:
         self.stop_refilling()
         kernels, self._kernels = list(self._kernels.values()), {}
         for kernel in kernels:
-            self._sandboxes.let_go(kernel)
+            self._sandboxes.release(kernel)
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
@@ -210,10 +210,10 @@ class KernelSupply:
         self.stop_refilling()
         for kernel in kept:
             self._kernels.pop(kernel.kernel_id, None)
-            self._pools[kernel.kernel_name].let_go(kernel.kernel_id)
-            self._sandboxes.let_go(kernel)
+            self._pools[kernel.kernel_name].release(kernel.kernel_id)
+            self._sandboxes.release(kernel)
         for kernel in list(self._kernels.values()):
-            self.retire(kernel)
+            self.discard(kernel)
         while self._tasks:
             await asyncio.wait(self._tasks)
         await self._sandboxes.remove_all_but({kernel.kernel_id for kernel in kept})
@@ -258,7 +258,7 @@ class KernelSupply:
         coming = self._room() + sum(len(other.removing) for other in self._pools.values())
         idle = [kernel_id for other in self._pools.values() if other is not pool for kernel_id in other.warm]
         for kernel_id in idle[: max(0, min(wanted, pool.waiting - len(pool.launching)) - coming)]:
-            self.retire(self._kernels[kernel_id])
+            self.discard(self._kernels[kernel_id])
 
     def _launch(self, name: str, pool: WarmPool) -> None:
         kernel = self._sandboxes.make_kernel(name)
@@ -288,7 +288,7 @@ class KernelSupply:
         self.last_failure = str(error) if expected else "An unexpected error; the gateway's log has it."
         log.error("launch_failed", kernel_id=kernel.kernel_id, reason=str(error), exc_info=not expected)
         pool.failed(kernel.kernel_id, self._clock.monotonic())
-        self.retire(kernel)
+        self.discard(kernel)
         if pool.is_failing(self._clock.monotonic()):
             for waiter in self._waiters[kernel.kernel_name]:
                 if not waiter.done():
@@ -315,7 +315,7 @@ class KernelSupply:
             kernel = self._kernels[kernel_id]
             if kernel.is_ready():
                 return kernel
-            self.retire(kernel)
+            self.discard(kernel)
         return None
 
     def _on_change(self, kernel: Kernel) -> None:
@@ -326,7 +326,7 @@ class KernelSupply:
         dead = kernel.state is KernelState.GONE or (kernel.deaths and not kernel.is_ready())
         if kernel.kernel_id in pool.warm and dead:
             log.warning("warm_kernel_died", kernel_id=kernel.kernel_id, reason=kernel.violation)
-            self.retire(kernel)
+            self.discard(kernel)
             self._refill()
 
     def _look_for(self, kernel: Kernel) -> None:
@@ -339,7 +339,7 @@ class KernelSupply:
         try:
             while kernel.state is not KernelState.GONE and not kernel.is_linked():
                 if await self._sandboxes.has_ended(kernel):
-                    kernel.abandon("the sandbox has ended")
+                    kernel.discard("the sandbox has ended")
                 await asyncio.sleep(_ASK_AFTER_PAUSE_S)
         finally:
             self._asked_after.discard(kernel.kernel_id)

@@ -130,7 +130,7 @@ class Requests:
         else:
             request.listener.on_message(seq, message)
 
-    def take_gap(self, seq: int, msg_id: str | None, dropped_bytes: int) -> None:
+    def handle_gap(self, seq: int, msg_id: str | None, dropped_bytes: int) -> None:
         """Output of one request, or of whichever are outstanding, was lost."""
         for request in list(self._outstanding.values()) if msg_id is None else [self._outstanding.get(msg_id)]:
             if request is not None:

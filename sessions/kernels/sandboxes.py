@@ -13,7 +13,7 @@ from uuid import uuid4
 import structlog
 
 from sessions.errors import EngineUnavailable
-from sessions.kernels.handshake import Greeting
+from sessions.kernels.handshake import Handshake
 from sessions.kernels.kernel import Kernel
 from sessions.model import Fate, GatewayId, KernelId, LaunchSpec
 from sessions.ports import Clock, Provisioner, Switchboard
@@ -69,7 +69,7 @@ class Sandboxes:
 
     def listen(self, kernel: Kernel) -> Path:
         """Let its supervisor dial in; returns the directory to mount."""
-        return self._switchboard.open(kernel.kernel_id, lambda link: Greeting(kernel, link))
+        return self._switchboard.open(kernel.kernel_id, lambda link: Handshake(kernel, link))
 
     async def bring_up(self, kernel: Kernel) -> None:
         """Launch the kernel's sandbox and return once it answers.
@@ -98,15 +98,15 @@ class Sandboxes:
             reasons = {module[:_LONGEST_LOGGED]: str(reason)[:_LONGEST_LOGGED] for module, reason in first}
             log.warning("preloads_failed", reasons=reasons, consequence="code that needs them starts more slowly")
 
-    def hang_up(self, kernel: Kernel) -> None:
+    def disconnect(self, kernel: Kernel) -> None:
         """End the conversation; nobody can dial in for this kernel any more."""
-        kernel.abandon("retired")
+        kernel.discard("retired")
         self._switchboard.close(kernel.kernel_id)
 
-    def let_go(self, kernel: Kernel) -> None:
+    def release(self, kernel: Kernel) -> None:
         """End the conversation, and leave the sandbox as it is to a later gateway."""
-        kernel.detach("the gateway is stopping")
-        self._switchboard.let_go(kernel.kernel_id)
+        kernel.hand_over("the gateway is stopping")
+        self._switchboard.release(kernel.kernel_id)
 
     async def remove(self, kernel: Kernel) -> None:
         """Remove what there is of the sandbox. An engine that does not answer is asked again, a few times."""

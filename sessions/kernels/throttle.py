@@ -11,7 +11,7 @@ _SHARE = 0.25
 _BURST_S = 1.0
 
 
-class Allowance:
+class Throttle:
     """The state: what is left of the time, and when it was last added to."""
 
     def __init__(self, clock: Clock) -> None:

@@ -55,7 +55,7 @@ class _Assembly:
     data: bytearray = field(default_factory=bytearray)
 
 
-class Collection:
+class Displays:
     """Results, figures and files of one run."""
 
     def __init__(self, limits: Limits, new_artifact_id: Callable[[], ArtifactId]) -> None:

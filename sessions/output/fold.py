@@ -26,9 +26,9 @@ from sessions.model import (
     Usage,
 )
 from sessions.output import contents
-from sessions.output.displays import Collection
+from sessions.output.displays import Displays
 from sessions.output.event_log import EventLog
-from sessions.output.streams import Output
+from sessions.output.streams import OutputStreams
 from sessions.output.tracebacks import Tracebacks, failing_line
 from sessions.sanitize import cut_utf8, well_formed
 from sessions.settings import Limits
@@ -38,7 +38,7 @@ _MAX_PROMPT_BYTES = 4096
 _STREAMS = {"stdout": EventType.STDOUT, "stderr": EventType.STDERR}
 
 
-class Execution:
+class RunFold:
     """One run, from its first message to its result.
 
     Its state: the output so far, what waits to be taken as the next batch, how the kernel said the run ended, whether
@@ -59,9 +59,9 @@ class Execution:
         self.leaves = False
         self.awaits_input = False
         self._limits = limits
-        self._collection = Collection(limits, new_artifact_id)
+        self._displays = Displays(limits, new_artifact_id)
         self._log = EventLog()
-        self._output = Output(limits.output_bytes)
+        self._output = OutputStreams(limits.output_bytes)
         self._tracebacks = Tracebacks(limits.output_bytes)
         self._execution_count: int | None = None
         self._exception: ExceptionInfo | None = None
@@ -72,7 +72,7 @@ class Execution:
         self._has_ended = False
 
     def __repr__(self) -> str:
-        return f"<Execution {self.run_id}: {self._log!r}>"
+        return f"<RunFold {self.run_id}: {self._log!r}>"
 
     def take(self, message: Message) -> None:
         """Fold one message in."""
@@ -104,13 +104,13 @@ class Execution:
             case "artifact":
                 self._take_file(message.content, message.buffers)
 
-    def take_gap(self, dropped_bytes: int) -> None:
+    def handle_gap(self, dropped_bytes: int) -> None:
         """Output was dropped on the way here."""
         self._output.dropped_bytes += max(0, dropped_bytes)
 
-    def take_skipped(self, skipped: Sequence[Mapping[str, Any]]) -> None:
+    def add_skipped(self, skipped: Sequence[Mapping[str, Any]]) -> None:
         """Files that the supervisor did not send; each has `path`, `bytes` and `why`."""
-        self._collection.skip(skipped)
+        self._displays.skip(skipped)
 
     def notice(self, text: str) -> None:
         """Add a line of our own to the end of stderr."""
@@ -127,7 +127,7 @@ class Execution:
 
     def is_assembling(self) -> bool:
         """Whether a file has come in part: what has been taken of it is in no batch yet."""
-        return self._collection.is_assembling()
+        return self._displays.is_assembling()
 
     def ended_status(self) -> RunStatus:
         """What the kernel's own messages say about the end."""
@@ -141,7 +141,7 @@ class Execution:
         `reason` is the sentence for a status that the code's own traceback does not explain.
         """
         self._start()
-        for text in self._collection.notices():
+        for text in self._displays.notices():
             self.notice(text)
         if dropped_bytes := self._output.dropped_bytes + self._tracebacks.dropped_bytes:
             limit = self._limits.output_bytes
@@ -150,7 +150,7 @@ class Execution:
         if self._log.dropped:
             self.notice(f"{self._log.dropped} changes to what was shown were not kept: there were too many")
             self._log.add(EventType.TRUNCATED, what="events", dropped_bytes=0)
-        for what, dropped_bytes in self._collection.dropped().items():
+        for what, dropped_bytes in self._displays.dropped().items():
             self._log.add(EventType.TRUNCATED, what=what, dropped_bytes=dropped_bytes)
         if self._notices:
             notices = "".join(self._notices)
@@ -199,7 +199,7 @@ class Execution:
             "awaits_input": self.awaits_input,
             "session_created": self.session_created,
             "session_lost": self.session_lost,
-            "collection": self._collection.state(),
+            "collection": self._displays.state(),
         }
 
     def resume(self, events: Iterable[Event], state: Mapping[str, Any]) -> None:
@@ -208,7 +208,7 @@ class Execution:
         for event in events:
             self._log.next_seq = event.seq + 1
             self._replay(event.type, event.fields)
-        self._collection.resume(state.get("collection", {}))
+        self._displays.resume(state.get("collection", {}))
         if (untold := state.get("exception")) is not None:
             self._exception = ExceptionInfo(**{**untold, "traceback": tuple(untold["traceback"])})
             self._is_exception_told = False
@@ -230,11 +230,11 @@ class Execution:
                 self._output.add(type_, fields["text"])
             case EventType.RESULT:
                 self._clear_if_pending()
-                self._collection.replay_shown(fields["data"], fields["display_id"])
+                self._displays.replay_shown(fields["data"], fields["display_id"])
             case EventType.UPDATE:
-                self._collection.replay_update(fields["data"], fields["display_id"])
+                self._displays.replay_update(fields["data"], fields["display_id"])
             case EventType.IMAGE | EventType.FILE:
-                self._collection.replay_artifact(_ref(ArtifactKind(type_.value), fields))
+                self._displays.replay_artifact(_ref(ArtifactKind(type_.value), fields))
             case EventType.CLEAR if fields["wait"]:
                 self._clear_pending = True
             case EventType.CLEAR:
@@ -267,7 +267,7 @@ class Execution:
         self._clear_if_pending()
         self._start()
         display_id = contents.display_id(content)
-        shown, artifacts = self._collection.show(content.get("data"), display_id)
+        shown, artifacts = self._displays.show(content.get("data"), display_id)
         self._log.add_artifacts(artifacts)
         if shown:
             self._log.add(
@@ -280,9 +280,9 @@ class Execution:
 
     def _take_update(self, content: Mapping[str, Any]) -> None:
         display_id = contents.display_id(content)
-        if display_id is None or not self._collection.shows(display_id):
+        if display_id is None or not self._displays.shows(display_id):
             return
-        shown, artifacts = self._collection.update(content.get("data"), display_id)
+        shown, artifacts = self._displays.update(content.get("data"), display_id)
         self._log.add_artifacts(artifacts)
         self._log.add(EventType.UPDATE, data=shown, display_id=display_id)
 
@@ -300,7 +300,7 @@ class Execution:
 
     def _clear(self) -> None:
         self._clear_pending = False
-        self._collection.clear()
+        self._displays.clear()
 
     def _take_error(self, content: Mapping[str, Any]) -> None:
         self._clear_if_pending()
@@ -354,7 +354,7 @@ class Execution:
 
     def _take_file(self, content: Mapping[str, Any], buffers: tuple[bytes, ...]) -> None:
         self._start()
-        artifact = self._collection.add_piece(content, buffers)
+        artifact = self._displays.add_piece(content, buffers)
         if artifact is not None:
             self._log.add_artifacts([artifact])
 
@@ -382,15 +382,15 @@ class Execution:
             session_created=self.session_created,
             session_lost=self.session_lost,
             exception=self._exception if status is not RunStatus.OK else None,
-            results=self._collection.results(),
-            images=self._collection.images(),
-            files=self._collection.files(),
+            results=self._displays.results(),
+            images=self._displays.images(),
+            files=self._displays.files(),
             execution_count=self._execution_count,
             truncated=bool(
                 self._output.dropped_bytes
                 or self._tracebacks.dropped_bytes
                 or self._log.dropped
-                or self._collection.dropped()
+                or self._displays.dropped()
             ),
             usage=usage,
         )

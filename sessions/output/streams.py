@@ -12,7 +12,7 @@ from sessions.model import EventType
 from sessions.sanitize import cut_utf8, well_formed
 
 
-class Output:
+class OutputStreams:
     """Both streams of one run, by the type of their events. `limit_bytes` counts in UTF-8."""
 
     def __init__(self, limit_bytes: int) -> None:

@@ -23,7 +23,7 @@ _GOES_ON = (
 )
 
 
-class LiveRuns:
+class ActiveRuns:
     """Its state: the runs, each until its answer is there, and the ids of those whose end no store has taken.
 
     `_stopped` is done once everything is left to a later gateway.
@@ -36,7 +36,7 @@ class LiveRuns:
         self._stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def __repr__(self) -> str:
-        return f"<LiveRuns {len(self._live)}>"
+        return f"<ActiveRuns {len(self._live)}>"
 
     def __iter__(self) -> Iterator[LiveRun]:
         return iter(list(self._live.values()))
@@ -44,14 +44,14 @@ class LiveRuns:
     def add(self, live: LiveRun) -> LiveRun:
         """Take a run in, until its answer is there."""
         self._live[live.run_id] = live
-        live.answer.add_done_callback(lambda answer: self._let_go(live, answer))
+        live.answer.add_done_callback(lambda answer: self._release(live, answer))
         return live
 
     def knows(self, run_id: RunId) -> bool:
         """Whether it lives here, or has ended here without that being stored."""
         return run_id in self._live or run_id in self._unstored
 
-    def _let_go(self, live: LiveRun, answer: asyncio.Future[Result]) -> None:
+    def _release(self, live: LiveRun, answer: asyncio.Future[Result]) -> None:
         self._live.pop(live.run_id, None)
         if not answer.cancelled() and isinstance(answer.exception(), EndNotStored):
             self._unstored.add(live.run_id)
@@ -81,7 +81,7 @@ class LiveRuns:
         if not self._stopped.done():
             self._stopped.set_result(None)
         for live in self:
-            live.recording.feed.close()
+            live.recorder.feed.close()
 
     async def result(self, run_id: RunId) -> Result:
         """Wait for the end of a run. Raises NotFound, Gone, EndNotStored, and what kept it from being run."""
@@ -130,8 +130,8 @@ class LiveRuns:
         while not self._stopped.done():
             events: Sequence[Event] = ()
             live = self._live.get(run_id)
-            if live is not None and not live.recording.feed.is_closed:
-                with live.recording.feed.following():
+            if live is not None and not live.recorder.feed.is_closed:
+                with live.recorder.feed.following():
                     async for events in self._follow_live(live, position):
                         yield events
                         position = events[-1].seq
@@ -150,7 +150,7 @@ class LiveRuns:
 
     async def _follow_live(self, live: LiveRun, position: int) -> AsyncIterator[Sequence[Event]]:
         """Its events while it lives here."""
-        feed = live.recording.feed
+        feed = live.recorder.feed
         while True:
             events: Sequence[Event] | None = feed.after(position)
             if events is None:

@@ -55,7 +55,7 @@ class KernelSource(Protocol):
         """This kernel has not taken the run."""
         ...
 
-    def tell_news(self, live: LiveRun, generation: int) -> None:
+    def publish_news(self, live: LiveRun, generation: int) -> None:
         """The run is about to be sent to this kernel process, or was: what it has to say of its session."""
         ...
 
@@ -73,7 +73,7 @@ class Attempts:
         until_s = self._clock.monotonic() + source.patience_s
         while True:
             if live.stop is not None and not live.is_resumed:
-                return live.execution.finish(live.stop.status, live.stop.reason, None)
+                return live.fold.finish(live.stop.status, live.stop.reason, None)
             try:
                 return await self._attempt(live, source)
             except NotTaken as error:
@@ -92,7 +92,7 @@ class Attempts:
             except Exception:
                 # A bug of ours, but the run has one final status all the same.
                 log.exception("run_failed", run_id=live.run_id)
-                return live.execution.give_up(_INTERNAL_ERROR)
+                return live.fold.give_up(_INTERNAL_ERROR)
 
     def _is_worth_waiting(self, error: CellblockError, source: KernelSource, until_s: float) -> bool:
         """Whether a kernel may be had later: for a run that waits anyway, always once the database is back."""
@@ -108,14 +108,14 @@ class Attempts:
         kernel = await source.take(live)
         if live.stop is not None:
             raise NotTaken(None)
-        source.tell_news(live, kernel.generation)
+        source.publish_news(live, kernel.generation)
         return await self._conductor.perform(live, kernel)
 
     async def _resume(self, live: LiveRun, source: KernelSource) -> Result:
         """Go on with a run that an earlier gateway has begun."""
         if live.kernel is None or not await self._conductor.find(live, live.kernel):
             return self._conductor.lost(live)
-        source.tell_news(live, live.generation)
+        source.publish_news(live, live.generation)
         began_at = live.run.started_at or live.run.created_at
         elapsed_s = (self._clock.now() - began_at).total_seconds()
         return await self._conductor.resume(live, live.kernel, elapsed_s)

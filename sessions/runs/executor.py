@@ -58,7 +58,7 @@ class Conductor:
     async def perform(self, live: LiveRun, kernel: Kernel) -> Result:
         """Run the code; returns the answer, which is not committed yet. Raises NotTaken."""
         live.kernel, live.msg_id = kernel, make_msg_id(live.run_id, kernel.generation)
-        live.recording.on_commit(kernel.acknowledge)
+        live.recorder.on_commit(kernel.acknowledge)
         # A kernel process that dies from here on takes the session's variables along: its successor will not do.
         metadata = {"cellblock": {"generation": kernel.generation}}
         try:
@@ -67,11 +67,11 @@ class Conductor:
                 if result is not None:
                     return result
             if live.stop is not None:
-                return live.execution.finish(live.stop.status, live.stop.reason, None)
+                return live.fold.finish(live.stop.status, live.stop.reason, None)
             kernel.execute(
                 live.msg_id,
                 live.run.code,
-                live.recording,
+                live.recorder,
                 allow_stdin=live.run.allow_stdin,
                 metadata=metadata,
                 jupyter=live.run.jupyter,
@@ -84,8 +84,8 @@ class Conductor:
     def join(live: LiveRun, kernel: Kernel) -> None:
         """Listen for what comes of a run that an earlier gateway began. To be called before the supervisor dials in."""
         live.kernel = kernel
-        live.recording.on_commit(kernel.acknowledge)
-        kernel.expect(live.run_id, live.recording)
+        live.recorder.on_commit(kernel.acknowledge)
+        kernel.expect(live.run_id, live.recorder)
 
     async def find(self, live: LiveRun, kernel: Kernel) -> bool:
         """Wait for the supervisor of a joined run, and see what it has of it. False when it does not come back.
@@ -95,13 +95,13 @@ class Conductor:
         try:
             await kernel.wait_linked(_LINK_TIMEOUT_S)
         except KernelLost:
-            kernel.abandon("its supervisor did not come back")
-            if not live.recording.ended.done():  # it may have come back, told the end, and gone
+            kernel.discard("its supervisor did not come back")
+            if not live.recorder.ended.done():  # it may have come back, told the end, and gone
                 return False
-        live.msg_id = kernel.msg_id_of(live.recording) or live.msg_id
-        if live.msg_id or live.recording.ended.done():
+        live.msg_id = kernel.msg_id_of(live.recorder) or live.msg_id
+        if live.msg_id or live.recorder.ended.done():
             return True
-        if live.recording.has_begun():
+        if live.recorder.has_begun():
             return False  # the supervisor has started anew, and knows nothing of what it has told before
         raise NotTaken(None)
 
@@ -113,8 +113,8 @@ class Conductor:
 
     def lost(self, live: LiveRun) -> Result:
         """The answer of a run whose sandbox went while no gateway was there."""
-        live.lost_kernel = live.execution.session_lost = True
-        return live.execution.finish(RunStatus.LOST, _OUT_OF_SIGHT, None)
+        live.lost_kernel = live.fold.session_lost = True
+        return live.fold.finish(RunStatus.LOST, _OUT_OF_SIGHT, None)
 
     async def _set_variables(self, live: LiveRun, kernel: Kernel) -> Result | None:
         """Set the run's variables; the answer of a run that ends by that. Raises KernelLost if they were not taken."""
@@ -126,18 +126,18 @@ class Conductor:
         if stop is None:
             return None
         live.lost_kernel = isinstance(end, Died)
-        live.execution.session_lost = live.execution.session_lost or live.lost_kernel
-        return live.execution.finish(stop.status, stop.reason, end.usage)
+        live.fold.session_lost = live.fold.session_lost or live.lost_kernel
+        return live.fold.finish(stop.status, stop.reason, end.usage)
 
     async def _wait_for_end(self, live: LiveRun, kernel: Kernel, timeout_s: float) -> _Ending:
         """The end of the code. The limit is the code's: what it has made is brought over in a time of its own."""
-        recording = live.recording
-        stop = await self._bring_to_end(live, kernel, live.msg_id, recording.code_ended, timeout_s)
-        while not recording.ended.done():
-            await asyncio.wait([recording.ended], timeout=_FILES_PATIENCE_S)
-            if not recording.ended.done() and not recording.is_held_up:
-                kernel.abandon("the run did not end in time")
-        return _Ending(recording.ended.result(), stop)
+        recorder = live.recorder
+        stop = await self._bring_to_end(live, kernel, live.msg_id, recorder.code_ended, timeout_s)
+        while not recorder.ended.done():
+            await asyncio.wait([recorder.ended], timeout=_FILES_PATIENCE_S)
+            if not recorder.ended.done() and not recorder.is_held_up:
+                kernel.discard("the run did not end in time")
+        return _Ending(recorder.ended.result(), stop)
 
     async def _bring_to_end(
         self, live: LiveRun, kernel: Kernel, msg_id: str, ended: asyncio.Future[Any], timeout_s: float
@@ -164,30 +164,30 @@ class Conductor:
             await asyncio.wait([ended], timeout=INTERRUPT_GRACE_S + _KILL_GRACE_S)
             if not ended.done() and kernel.is_linked():
                 # Not even the supervisor answers; what remains is to end the container with everything in it.
-                kernel.abandon("the run did not end in time")
+                kernel.discard("the run did not end in time")
         return stop
 
     async def _conclude(self, live: LiveRun, kernel: Kernel, ending: _Ending) -> Result:
         """The run's one final status, and a sentence for it where the traceback says nothing."""
-        execution, recording, end, stop = live.execution, live.recording, ending.end, ending.stop
+        fold, recorder, end, stop = live.fold, live.recorder, ending.end, ending.stop
         if isinstance(end, Died) and not end.ran:
-            recording.begin_again()
+            recorder.begin_again()
             raise NotTaken(kernel)
-        execution.take_skipped(end.skipped)
+        fold.add_skipped(end.skipped)
         if isinstance(end, Done) and end.oom_kills:
-            execution.notice("a process of this run was killed: the memory limit was reached")
+            fold.notice("a process of this run was killed: the memory limit was reached")
         is_gone = isinstance(end, Died) and end.cause is Cause.GONE
-        if is_gone and (recording.is_complete() or recording.has_files or stop is not None):
-            execution.take_skipped([{"path": "", "bytes": 0, "why": "time"}])
-        live.lost_kernel = isinstance(end, Died) or execution.leaves
-        execution.session_lost = execution.session_lost or live.lost_kernel
-        ended_badly = isinstance(end, Died) or execution.ended_status() is not RunStatus.OK
+        if is_gone and (recorder.is_complete() or recorder.has_files or stop is not None):
+            fold.add_skipped([{"path": "", "bytes": 0, "why": "time"}])
+        live.lost_kernel = isinstance(end, Died) or fold.leaves
+        fold.session_lost = fold.session_lost or live.lost_kernel
+        ended_badly = isinstance(end, Died) or fold.ended_status() is not RunStatus.OK
         if stop is not None and (ended_badly or stop.status is RunStatus.TIMEOUT):
-            return execution.finish(stop.status, stop.reason, end.usage)
-        if isinstance(end, Done) and not recording.has_reply():
-            return execution.finish(RunStatus.ERROR, _NO_REPLY, end.usage)
-        if isinstance(end, Done) or recording.is_complete():
-            return execution.finish(execution.ended_status(), None, end.usage)
+            return fold.finish(stop.status, stop.reason, end.usage)
+        if isinstance(end, Done) and not recorder.has_reply():
+            return fold.finish(RunStatus.ERROR, _NO_REPLY, end.usage)
+        if isinstance(end, Done) or recorder.is_complete():
+            return fold.finish(fold.ended_status(), None, end.usage)
         oom = end.cause is Cause.OOM
         if is_gone and kernel.violation is None:
             fate = await self._fate(kernel)
@@ -195,8 +195,8 @@ class Conductor:
         if oom:
             limit_mib = self._limits.memory_bytes / (1 << 20)
             reason = f"The run needed more memory than its limit of {limit_mib:g} MiB, and its kernel was killed."
-            return execution.finish(RunStatus.OOM, reason, end.usage)
-        return execution.finish(RunStatus.KERNEL_DIED, _death_sentence(kernel, end), end.usage)
+            return fold.finish(RunStatus.OOM, reason, end.usage)
+        return fold.finish(RunStatus.KERNEL_DIED, _death_sentence(kernel, end), end.usage)
 
 
 def _death_sentence(kernel: Kernel, died: Died) -> str:

@@ -16,9 +16,9 @@ from sessions.errors import CellblockError, EndNotStored
 from sessions.kernels.kernel import Kernel
 from sessions.kernels.outstanding import generation_of
 from sessions.model import ArtifactId, Event, Progress, Result, Run, RunId, RunRecord, RunStatus, Session
-from sessions.output.fold import Execution
+from sessions.output.fold import RunFold
 from sessions.ports import Clock, Store
-from sessions.runs.recorder import Recording
+from sessions.runs.recorder import Recorder
 from sessions.settings import Limits
 
 INTERRUPT_GRACE_S = 2.0
@@ -46,8 +46,8 @@ class LiveRun:
     def __init__(self, run: Run, limits: Limits, store: Store, clock: Clock) -> None:
         self.run = run
         self.source_bytes = run.source_bytes()
-        self.execution = Execution(run.run_id, limits, lambda: ArtifactId(str(uuid4())), run.session_id)
-        self.recording = Recording(run.run_id, self.execution, store, clock)
+        self.fold = RunFold(run.run_id, limits, lambda: ArtifactId(str(uuid4())), run.session_id)
+        self.recorder = Recorder(run.run_id, self.fold, store, clock)
         self.kernel: Kernel | None = None
         self.msg_id = ""
         self.is_resumed = False
@@ -67,7 +67,7 @@ class LiveRun:
         """A run that an earlier gateway has left, with its committed events."""
         live = cls(record.run, limits, store, clock)
         live.is_resumed = record.run.kernel_id is not None
-        live.recording.resume(events, record.progress or Progress(0, None, {}))
+        live.recorder.resume(events, record.progress or Progress(0, None, {}))
         return live
 
     @property
@@ -95,7 +95,7 @@ class LiveRun:
         """Commit the end, for as long as that takes, and tell it."""
         self.concluded.set()
         try:
-            stored = await self.recording.finish(result, session)
+            stored = await self.recorder.finish(result, session)
         except Exception:
             # A bug of ours, or a database that refuses even the least; but the code was run.
             log.exception("run_not_ended", run_id=self.run_id)
@@ -108,7 +108,7 @@ class LiveRun:
 
     def fail(self, error: CellblockError) -> None:
         """Tell that there is no answer, and why."""
-        self.recording.feed.close()
+        self.recorder.feed.close()
         if not self.answer.done():
             self.answer.set_exception(error)
 

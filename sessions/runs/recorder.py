@@ -17,7 +17,7 @@ from sessions.errors import StoreUnavailable
 from sessions.kernels.messages import Message
 from sessions.kernels.outcomes import Died, Done
 from sessions.model import Batch, Event, EventType, Progress, Result, RunId, Session
-from sessions.output.fold import Execution
+from sessions.output.fold import RunFold
 from sessions.ports import Clock, Store
 from sessions.runs.feed import Feed
 
@@ -30,7 +30,7 @@ _LONGEST_RETRY_S = 2.0
 log = structlog.get_logger()
 
 
-class Recording:
+class Recorder:
     """`sessions.kernels.outstanding.RequestListener` of one run.
 
     `code_ended` is done when the kernel has said so, or its first file comes, which the supervisor sends only then;
@@ -39,10 +39,10 @@ class Recording:
     earlier gateway's commits go.
     """
 
-    def __init__(self, run_id: RunId, execution: Execution, store: Store, clock: Clock) -> None:
+    def __init__(self, run_id: RunId, fold: RunFold, store: Store, clock: Clock) -> None:
         loop = asyncio.get_running_loop()
         self.run_id = run_id
-        self.execution = execution
+        self.fold = fold
         self.feed = Feed()
         self.code_ended: asyncio.Future[None] = loop.create_future()
         self.ended: asyncio.Future[Done | Died] = loop.create_future()
@@ -75,7 +75,7 @@ class Recording:
 
     def resume(self, events: Sequence[Event], progress: Progress) -> None:
         """Go on from what an earlier gateway has committed; frames that it covers will be passed over."""
-        self.execution.resume(events, progress.state.get("execution", {}))
+        self.fold.resume(events, progress.state.get("execution", {}))
         self._said = set(progress.state.get("said", ()))
         self.has_files = bool(progress.state.get("has_files", False))
         self._covered = progress
@@ -88,9 +88,9 @@ class Recording:
         """Fold a message in; what it adds is written soon."""
         if self._is_covered(seq, is_piece=message.msg_type == "artifact"):
             return
-        if not self.execution.is_assembling():
+        if not self.fold.is_assembling():
             self._file_seq = seq
-        self.execution.take(message)
+        self.fold.take(message)
         if message.msg_type == "execute_reply" or message.content.get("execution_state") == "idle":
             self._said.add(message.msg_type)
         self.has_files = self.has_files or message.msg_type == "artifact"
@@ -100,7 +100,7 @@ class Recording:
     def on_gap(self, seq: int, dropped_bytes: int) -> None:
         """Output was lost on the way."""
         if not self._is_covered(seq, is_piece=False):
-            self.execution.take_gap(dropped_bytes)
+            self.fold.handle_gap(dropped_bytes)
             self._take(seq)
 
     def on_done(self, done: Done) -> None:
@@ -186,7 +186,7 @@ class Recording:
         if self._uncommitted_seq is None:
             self._uncommitted_seq = seq
         self._news.set()
-        if self.execution.has_pending():
+        if self.fold.has_pending():
             self._has_events.set()
         if self._writer is None:
             self._writer = asyncio.ensure_future(self._write())
@@ -219,7 +219,7 @@ class Recording:
             batch = self._take_batch()
             self._writing_seq = self._uncommitted_seq
             # The pieces of a file that is not complete are in no batch yet.
-            self._uncommitted_seq = self._file_seq if self.execution.is_assembling() else None
+            self._uncommitted_seq = self._file_seq if self.fold.is_assembling() else None
             self._is_writing = True
             try:
                 await self._persist(lambda batch=batch: self._store.append(self.run_id, batch))  # type: ignore[misc]
@@ -255,9 +255,9 @@ class Recording:
 
     def _take_batch(self) -> Batch:
         """All that no commit has confirmed: a batch whose writing was broken off is written once more, harmlessly."""
-        fresh = self.execution.drain()
-        state = {"said": sorted(self._said), "has_files": self.has_files, "execution": self.execution.state()}
-        file_seq = self._file_seq if self.execution.is_assembling() else None
+        fresh = self.fold.drain()
+        state = {"said": sorted(self._said), "has_files": self.has_files, "execution": self.fold.state()}
+        file_seq = self._file_seq if self.fold.is_assembling() else None
         self._unwritten = Batch(
             self._unwritten.events + fresh.events,
             self._unwritten.artifacts + fresh.artifacts,

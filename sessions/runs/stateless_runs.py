@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from sessions.errors import CellblockError, StoreUnavailable
 from sessions.kernels.kernel import Kernel
-from sessions.kernels.kernel_pool import CLAIM_TIMEOUT_S, KernelSupply
+from sessions.kernels.kernel_pool import CLAIM_TIMEOUT_S, KernelPool
 from sessions.model import RunStatus
 from sessions.ports import Clock, Store
 from sessions.runs.attempts import NOT_RUN, Attempts, NotRun
@@ -21,26 +21,26 @@ _RETRY_S = 0.5
 _ENDED_SESSION = "The session was ended before this had its turn."
 
 
-class SingleRuns:
+class StatelessRuns:
     """The state: the runs under way, with the task that drives each, and the kernels that have not taken theirs."""
 
     patience_s = 0.0
 
     def __init__(
-        self, store: Store, supply: KernelSupply, attempts: Attempts, kernel_names: Mapping[str, str], clock: Clock
+        self, store: Store, kernel_pool: KernelPool, attempts: Attempts, kernel_names: Mapping[str, str], clock: Clock
     ) -> None:
         """`kernel_names` maps languages to kernelspecs."""
         self._store = store
-        self._supply = supply
+        self._kernel_pool = kernel_pool
         self._attempts = attempts
         self._kernel_names = kernel_names
         self._clock = clock
         self._under_way: dict[asyncio.Task[None], LiveRun] = {}
         self._unwilling: set[Kernel] = set()
-        self._is_suspended = False
+        self._is_handed_over = False
 
     def __repr__(self) -> str:
-        return f"<SingleRuns {len(self._under_way)}>"
+        return f"<StatelessRuns {len(self._under_way)}>"
 
     def begin(self, live: LiveRun, kernel: Kernel | None) -> None:
         """Run it on this kernel, which was claimed for it; without one the sandbox is gone that it was sent to."""
@@ -49,16 +49,16 @@ class SingleRuns:
         self._under_way[task] = live
         task.add_done_callback(lambda ended: self._under_way.pop(ended, None))
 
-    async def suspend(self) -> list[Kernel]:
+    async def hand_over(self) -> list[Kernel]:
         """Leave what is under way to a later gateway; returns the kernels to keep."""
-        self._is_suspended = True
+        self._is_handed_over = True
         left = dict(self._under_way)
         for task in left:
             task.cancel()
         if left:
             await asyncio.wait(left)
         for live in left.values():
-            await live.recording.break_off()
+            await live.recorder.break_off()
         return [live.kernel for live in left.values() if live.kernel is not None and not live.answer.done()]
 
     # --- the kernels of one run after the other: `KernelSource` -------------------------------------------------------
@@ -74,12 +74,12 @@ class SingleRuns:
         before = live.kernel
         if before is not None and before not in self._unwilling:
             return before
-        kernel = await self._supply.claim(self._kernel_names[live.run.language], CLAIM_TIMEOUT_S)
+        kernel = await self._kernel_pool.claim(self._kernel_names[live.run.language], CLAIM_TIMEOUT_S)
         started_at = self._clock.now()
         try:
             await self._store.start_run(live.run_id, kernel.kernel_id, started_at)
         except BaseException:
-            self._supply.retire(kernel)  # whose it is, a later gateway may read otherwise
+            self._kernel_pool.discard(kernel)  # whose it is, a later gateway may read otherwise
             raise
         live.run = replace(live.run, kernel_id=kernel.kernel_id, started_at=started_at)
         live.kernel = kernel
@@ -93,9 +93,9 @@ class SingleRuns:
 
     def _remove(self, kernel: Kernel) -> None:
         self._unwilling.discard(kernel)
-        self._supply.retire(kernel)
+        self._kernel_pool.discard(kernel)
 
-    def tell_news(self, live: LiveRun, generation: int) -> None:
+    def publish_news(self, live: LiveRun, generation: int) -> None:
         """There is no session to tell of."""
 
     # --- one run ------------------------------------------------------------------------------------------------------
@@ -112,14 +112,14 @@ class SingleRuns:
             else:
                 await live.commit(result)
         finally:
-            if not self._is_suspended and live.kernel is not None:
+            if not self._is_handed_over and live.kernel is not None:
                 # Behind the answer's back: removing a container, and starting the next one, is hard work.
                 asyncio.get_running_loop().call_later(_RETIRE_AFTER_S, self._remove, live.kernel)
 
     async def _not_run(self, live: LiveRun, error: CellblockError) -> None:
         """Nothing was run, and the one who asked is told so; whoever follows its events sees an end of them."""
-        if live.recording.feed.followed.is_set():
-            await live.commit(live.execution.finish(RunStatus.KERNEL_DIED, NOT_RUN.format(error), None))
+        if live.recorder.feed.followed.is_set():
+            await live.commit(live.fold.finish(RunStatus.KERNEL_DIED, NOT_RUN.format(error), None))
             return
         live.fail(error)
         while True:

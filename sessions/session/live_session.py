@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import Any
 
 from sessions.errors import KernelLost, StoreUnavailable
-from sessions.jupyter.router import Audience
+from sessions.jupyter.router import ClientRouter
 from sessions.kernels.kernel import Kernel
-from sessions.kernels.kernel_pool import KernelSupply
+from sessions.kernels.kernel_pool import KernelPool
 from sessions.model import JupyterSession, Result, RunId, RunStatus, Session, SessionState, SessionView
 from sessions.ports import Clock, KernelFiles, Store
 from sessions.runs.attempts import NOT_RUN, Attempts, NotRun
@@ -39,15 +39,22 @@ class LiveSession:
     patience_s = 120.0
 
     def __init__(
-        self, record: Session, kernel_name: str, *, store: Store, supply: KernelSupply, attempts: Attempts, clock: Clock
+        self,
+        record: Session,
+        kernel_name: str,
+        *,
+        store: Store,
+        kernel_pool: KernelPool,
+        attempts: Attempts,
+        clock: Clock,
     ) -> None:
         self.current: LiveRun | None = None
         self.is_over = False
         self._kernel_name = kernel_name
-        self.audience = Audience(clock)
-        self.audience.on_reply = self._note_reply
+        self.router = ClientRouter(clock)
+        self.router.on_reply = self._note_reply
         self._kernel = SessionKernel(
-            record, kernel_name, store=store, supply=supply, audience=self.audience, clock=clock
+            record, kernel_name, store=store, kernel_pool=kernel_pool, router=self.router, clock=clock
         )
         self._store = store
         self._attempts = attempts
@@ -86,13 +93,13 @@ class LiveSession:
             state = SessionState.STARTING if self._turn.locked() else SessionState.DEAD
         else:
             state = SessionState.IDLE if self.kernel.is_ready() else SessionState.STARTING
-        heard_at = self.audience.last_activity or self.record.last_used_at
+        heard_at = self.router.last_activity or self.record.last_used_at
         return SessionView(
             self.record,
             state,
             self._kernel_name,
             last_activity=max(heard_at, self.record.last_used_at),
-            connections=self.audience.connections(),
+            connections=self.router.connections(),
         )
 
     def runs(self) -> int:
@@ -167,7 +174,7 @@ class LiveSession:
 
         Raises as `ensure_kernel` does.
         """
-        self.audience.expect_restart()
+        self.router.expect_restart()
         for live in list(self._queue):
             # What a notebook has queued is meant for the kernel that is there now.
             if live is self.current or live.run.jupyter is not None:
@@ -178,7 +185,7 @@ class LiveSession:
                 await self._kernel.restart()
                 await self.renew()
         finally:
-            self.audience.restart_is_over()
+            self.router.restart_is_over()
 
     # --- its runs -----------------------------------------------------------------------------------------------------
 
@@ -187,8 +194,10 @@ class LiveSession:
         if live.is_resumed:
             if self.kernel is None and live.kernel is not None:  # it was given that one a moment before the crash
                 self._kernel.adopt(live.kernel)
-            self._kernel.tell_news(live, self.record.generation)  # before its first event, if none has been committed
-        self.audience.note_run(live.run_id, live.run.jupyter)
+            self._kernel.publish_news(
+                live, self.record.generation
+            )  # before its first event, if none has been committed
+        self.router.note_run(live.run_id, live.run.jupyter)
         self._queue.append(live)
         if self._worker is None:
             self._worker = asyncio.ensure_future(self._work())
@@ -198,7 +207,7 @@ class LiveSession:
         live.request_stop(stop)
         if live is not self.current and live in self._queue and not live.is_resumed:
             self._queue.remove(live)
-            self._spawn(self._commit(live, live.execution.finish(stop.status, stop.reason, None)))
+            self._spawn(self._commit(live, live.fold.finish(stop.status, stop.reason, None)))
 
     def stop(self, reason: str) -> None:
         """It is over: tell what runs and what waits to end."""
@@ -210,10 +219,10 @@ class LiveSession:
         """Return once the last run of a stopped session has ended, and its kernel is given up."""
         while waiting := {task for task in (self._worker, *self._tasks) if task is not None}:
             await asyncio.wait(waiting)
-        self.audience.end()
+        self.router.end()
         self._kernel.give_up()  # whoever is waiting for it now hears that the session is over
 
-    async def suspend(self) -> Kernel | None:
+    async def hand_over(self) -> Kernel | None:
         """Leave everything to a later gateway; returns the kernel to keep."""
         was_over, self.is_over = self.is_over, True
         tasks = {task for task in (self._worker, *self._tasks) if task is not None}
@@ -222,8 +231,8 @@ class LiveSession:
         if tasks:
             await asyncio.wait(tasks)
         for live in self._queue:
-            await live.recording.break_off()
-        kernel = await self._kernel.suspend()
+            await live.recorder.break_off()
+        kernel = await self._kernel.hand_over()
         return kernel if self._queue or not was_over else None
 
     # --- where its runs have their kernels from: `KernelSource` -------------------------------------------------------
@@ -240,9 +249,9 @@ class LiveSession:
     def not_taken(self, kernel: Kernel) -> None:
         """The next process of the same kernel may take it."""
 
-    def tell_news(self, live: LiveRun, generation: int) -> None:
+    def publish_news(self, live: LiveRun, generation: int) -> None:
         """What a run has to say of the session."""
-        self._kernel.tell_news(live, generation or self.record.generation)
+        self._kernel.publish_news(live, generation or self.record.generation)
 
     # --- working ------------------------------------------------------------------------------------------------------
 
@@ -253,13 +262,13 @@ class LiveSession:
                     if self._queue:
                         self.current = self._queue[0]
                         self._kernel.is_at_work = True
-                        self.audience.run_begins()
+                        self.router.run_begins()
                         result = await self._serve(self.current)
                         self._queue.popleft()
                         self._stop_behind(self.current, result)
                         self.current = None
                         self._kernel.is_at_work = False
-                        self.audience.run_is_over()
+                        self.router.run_is_over()
         finally:
             self._worker = None
 
@@ -269,8 +278,8 @@ class LiveSession:
             result = await self._attempts.drive(live, self)
         except NotRun as error:
             # What it was to tell of the session, the next run will.
-            live.execution.session_created = live.execution.session_lost = False
-            result = live.execution.finish(RunStatus.KERNEL_DIED, NOT_RUN.format(error.why), None)
+            live.fold.session_created = live.fold.session_lost = False
+            result = live.fold.finish(RunStatus.KERNEL_DIED, NOT_RUN.format(error.why), None)
         if not live.msg_id and not live.lost_kernel:
             await self._commit(live, result)
             return result
@@ -282,7 +291,7 @@ class LiveSession:
 
     async def _commit(self, live: LiveRun, result: Result, after: Session | None = None) -> None:
         await live.commit(result, after)
-        self.audience.run_ended(live, result if live.answer.exception() is None else None)
+        self.router.run_ended(live, result if live.answer.exception() is None else None)
 
     def _note_reply(self, run_id: RunId) -> None:
         self._behind = (run_id, list(self._queue)[1:])
@@ -299,7 +308,7 @@ class LiveSession:
         for live in behind if replied_id == failed.run_id else list(self._queue):
             other = live.run.jupyter
             if other is not None and other.header.get("session") == jupyter.header.get("session"):
-                self.audience.abort(live.run_id)
+                self.router.abort(live.run_id)
                 self.cancel(live, Stop(RunStatus.CANCELLED, _ABORTED))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

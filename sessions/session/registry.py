@@ -16,7 +16,7 @@ import structlog
 
 from sessions.errors import CellblockError, Conflict, NotFound, TooManyRequests
 from sessions.kernels.kernel import Kernel
-from sessions.kernels.kernel_pool import KernelSupply
+from sessions.kernels.kernel_pool import KernelPool
 from sessions.model import GatewayId, KernelId, Session, SessionId, SessionNews, SessionRequest, TenantId
 from sessions.ports import Clock, Store
 from sessions.runs.attempts import Attempts
@@ -38,7 +38,7 @@ class SessionParts:
     """What every session works with."""
 
     store: Store
-    supply: KernelSupply
+    kernel_pool: KernelPool
     attempts: Attempts
     clock: Clock
 
@@ -204,7 +204,7 @@ class Registry:
             record,
             self._kernel_names[record.language],
             store=parts.store,
-            supply=parts.supply,
+            kernel_pool=parts.kernel_pool,
             attempts=parts.attempts,
             clock=parts.clock,
         )
@@ -229,7 +229,7 @@ class Registry:
         """Begin to end sessions whose time has run out."""
         self._culling = asyncio.ensure_future(self._cull())
 
-    async def suspend(self) -> list[Kernel]:
+    async def hand_over(self) -> list[Kernel]:
         """Leave all sessions to a later gateway; returns the kernels to keep."""
         if self._culling is not None:
             self._culling.cancel()
@@ -240,7 +240,7 @@ class Registry:
         if ending:
             await asyncio.wait(ending)
         sessions = [*self._sessions.values(), *ending.values()]
-        return [kernel for session in sessions if (kernel := await session.suspend()) is not None]
+        return [kernel for session in sessions if (kernel := await session.hand_over()) is not None]
 
     async def _cull(self) -> None:
         tasks: set[asyncio.Task[None]] = set()

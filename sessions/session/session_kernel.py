@@ -14,9 +14,9 @@ from typing import Any
 import structlog
 
 from sessions.errors import Conflict, KernelLost, NotFound, StoreUnavailable, Unavailable
-from sessions.jupyter.router import Audience
+from sessions.jupyter.router import ClientRouter
 from sessions.kernels.kernel import Kernel, KernelState
-from sessions.kernels.kernel_pool import CLAIM_TIMEOUT_S, KernelSupply
+from sessions.kernels.kernel_pool import CLAIM_TIMEOUT_S, KernelPool
 from sessions.model import JupyterSession, Result, Session, SessionNews, Usage
 from sessions.ports import Clock, Store
 from sessions.runs.live_run import LiveRun
@@ -36,18 +36,18 @@ class SessionKernel:
         kernel_name: str,
         *,
         store: Store,
-        supply: KernelSupply,
-        audience: Audience,
+        kernel_pool: KernelPool,
+        router: ClientRouter,
         clock: Clock,
     ) -> None:
         self.record = record
-        self._audience = audience
+        self._router = router
         self.kernel: Kernel | None = None
         self.is_at_work = False
         self.is_over = False
         self._kernel_name = kernel_name
         self._store = store
-        self._supply = supply
+        self._kernel_pool = kernel_pool
         self._clock = clock
         self._writing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -72,7 +72,7 @@ class SessionKernel:
             try:
                 await kernel.wait_ready(_READY_TIMEOUT_S)
             except KernelLost:
-                kernel.abandon("its kernel does not answer")
+                kernel.discard("its kernel does not answer")
                 self._drop(kernel)
             else:
                 return kernel
@@ -88,7 +88,7 @@ class SessionKernel:
                 kernel.restart()
                 await kernel.wait_restarted(before, _READY_TIMEOUT_S)
             except KernelLost:
-                kernel.abandon("it does not restart")
+                kernel.discard("it does not restart")
                 self._drop(kernel)
         kernel = await self.ensure()
         self._change(generation=kernel.generation, news=SessionNews.NONE)
@@ -130,9 +130,9 @@ class SessionKernel:
         self.is_over = True
         kernel, self.kernel = self.kernel, None
         if kernel is not None:
-            self._supply.retire(kernel)
+            self._kernel_pool.discard(kernel)
 
-    async def suspend(self) -> Kernel | None:
+    async def hand_over(self) -> Kernel | None:
         """Leave the kernel to a later gateway."""
         for task in list(self._tasks):
             task.cancel()
@@ -142,13 +142,13 @@ class SessionKernel:
 
     # --- what runs tell of it, and do to it ---------------------------------------------------------------------------
 
-    def tell_news(self, live: LiveRun, generation: int) -> None:
+    def publish_news(self, live: LiveRun, generation: int) -> None:
         """What this run, which is sent to this kernel process, has to say of the session."""
         news = self.record.news
         if news is SessionNews.NONE and generation != self.record.generation:
             news = SessionNews.LOST
-        live.execution.session_created = news is not SessionNews.NONE
-        live.execution.session_lost = news is SessionNews.LOST
+        live.fold.session_created = news is not SessionNews.NONE
+        live.fold.session_lost = news is SessionNews.LOST
 
     def after_run(self, live: LiveRun, result: Result) -> Session:
         """The record as it is once this run's end is committed."""
@@ -181,13 +181,13 @@ class SessionKernel:
         kernel = self.kernel
         if kernel is not None and kernel.state is KernelState.GONE:
             self.kernel = None
-            self._supply.retire(kernel)
+            self._kernel_pool.discard(kernel)
 
     # --- claiming and losing ------------------------------------------------------------------------------------------
 
     async def _claim(self) -> Kernel:
         self._check()
-        kernel = await self._supply.claim(self._kernel_name, CLAIM_TIMEOUT_S)
+        kernel = await self._kernel_pool.claim(self._kernel_name, CLAIM_TIMEOUT_S)
         self._change(kernel_id=kernel.kernel_id, generation=kernel.generation)
         try:
             # Before anything runs there: a gateway that starts later must know whose it is.
@@ -196,15 +196,15 @@ class SessionKernel:
         except BaseException:
             # Not back into the pool: who owns it, a later gateway may read otherwise.
             self._change(kernel_id=None)
-            self._supply.retire(kernel)
+            self._kernel_pool.discard(kernel)
             raise
         self._take(kernel)
-        self._audience.kernel_is_back()
+        self._router.kernel_is_back()
         return kernel
 
     def _take(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        kernel.tap = self._audience
+        kernel.tap = self._router
         kernel.watch(self._on_change)
 
     def _check(self) -> None:
@@ -218,15 +218,15 @@ class SessionKernel:
         """
         if kernel is not self.kernel:
             return
-        self._audience.kernel_changed(kernel)
+        self._router.kernel_changed(kernel)
         if kernel.state is KernelState.GONE and not self.is_at_work:
             self._drop(kernel)
 
     def _drop(self, kernel: Kernel) -> None:
         if kernel is self.kernel:
             self.kernel = None
-            self._supply.retire(kernel)
-            self._audience.kernel_lost()
+            self._kernel_pool.discard(kernel)
+            self._router.kernel_lost()
             self._note_loss()
 
     def _note_loss(self) -> None:

@@ -87,10 +87,10 @@ class Rig:
 
     def differences(self) -> list[str]:
         """What is not as it is when nothing runs."""
-        supply = self.service._supply
+        kernel_pool = self.service._kernel_pool
         counts = {
-            "warm kernels": (supply.warm(), WARM, WARM),
-            "kernels": (len(supply._kernels), WARM, WARM),
+            "warm kernels": (kernel_pool.warm(), WARM, WARM),
+            "kernels": (len(kernel_pool._kernels), WARM, WARM),
             "containers": (len(self.containers()), WARM, WARM),
             "socket directories": (len(list(self.socket_root.iterdir())), WARM, WARM),
             "tasks": (len(asyncio.all_tasks()), 0, self.quiet_tasks or 1000),
@@ -101,7 +101,7 @@ class Rig:
     async def ready(self) -> None:
         """Wait until code can run."""
         async with asyncio.timeout(READY_TIMEOUT_S):
-            while self.service._supply.warm() < WARM:
+            while self.service._kernel_pool.warm() < WARM:
                 await asyncio.sleep(0.05)
 
     async def settle(self) -> None:

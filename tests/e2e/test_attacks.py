@@ -325,7 +325,7 @@ time.sleep(30)
 
 async def test_only_the_credential_stands_between_user_code_and_its_own_kernels_link(rig: Rig) -> None:
     """The control of the tests above: with the credential the very same hello is heard, and ends this one kernel."""
-    kernel = rig.service._supply._kernels[rig.service._supply._pools["python3"].warm[0]]
+    kernel = rig.service._kernel_pool._kernels[rig.service._kernel_pool._pools["python3"].warm[0]]
     stolen = {"kernel_id": kernel.kernel_id, "credential": kernel.credential}
     result = await rig.run(SOCKET + "say(hello(**stolen))\ntime.sleep(30)", variables={"stolen": stolen})
     assert (result.status, result.error) == (RunStatus.KERNEL_DIED, "The sandbox ended before the code did.")

@@ -18,7 +18,7 @@ from workbench import Bench, S
 from gateway.http.jupyter.framing import framing_of
 from kernel_image.protocol import SUBPROTOCOL
 from sessions.jupyter.messages import ClientMessage
-from sessions.jupyter.router import Audience, Seat
+from sessions.jupyter.router import ClientRouter, ClientState
 from sessions.model import ANONYMOUS
 from sessions.settings import Limits
 
@@ -33,11 +33,11 @@ class Wire:
         return f"ws://127.0.0.1:{self.face.port}/api/kernels/{kernel_id}/channels{query}"
 
     @property
-    def audience(self) -> Audience:
-        return self.bench.service._sessions.get(ANONYMOUS, S).audience
+    def router(self) -> ClientRouter:
+        return self.bench.service._sessions.get(ANONYMOUS, S).router
 
-    def seat(self, client: str = "lab") -> Seat:
-        return self.audience._seats[client]
+    def seat(self, client: str = "lab") -> ClientState:
+        return self.router._seats[client]
 
     async def publish(self, msg_type: str, content: Mapping[str, Any]) -> None:
         """Something that the session's kernel says though nobody has asked."""

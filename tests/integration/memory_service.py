@@ -17,7 +17,7 @@ from typing import Any
 from memory_files import MemoryFiles
 
 from sessions.errors import Conflict, Gone, NotFound, TooManyRequests
-from sessions.jupyter.notebook_sessions import JupyterSessions
+from sessions.jupyter.notebook_sessions import NotebookSessions
 from sessions.model import (
     Artifact,
     ArtifactId,
@@ -115,7 +115,7 @@ class MemoryService:
     has_finished: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self.jupyter = JupyterSessions(self, self.session_limits)
+        self.jupyter = NotebookSessions(self, self.session_limits)
 
     # --- runs
 

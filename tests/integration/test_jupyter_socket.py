@@ -75,7 +75,7 @@ async def test_an_id_may_hold_whatever_a_session_may_be_called(wire: Wire) -> No
 
 async def test_more_clients_than_a_kernel_may_have_are_turned_away(wire: Wire) -> None:
     for number in range(MAX_CLIENTS):
-        wire.audience.seat(str(number))
+        wire.router.seat(str(number))
     with pytest.raises(InvalidStatus) as error:
         await connect(wire.url())
     assert error.value.response.status_code == 429
@@ -83,10 +83,10 @@ async def test_more_clients_than_a_kernel_may_have_are_turned_away(wire: Wire) -
 
 async def test_a_client_that_calls_itself_something_endless_is_nobody_in_particular(wire: Wire) -> None:
     async with connect(wire.url("x" * 20_000)) as one, connect(wire.url("x" * 20_000)) as other:
-        assert wire.audience.connections() == 2
+        assert wire.router.connections() == 2
         await one.close()
-        await until(lambda: wire.audience.connections() == 1)
-        assert all(len(seat.client) < 300 for seat in wire.audience._seats.values())
+        await until(lambda: wire.router.connections() == 1)
+        assert all(len(seat.client) < 300 for seat in wire.router._seats.values())
         await other.close()
 
 
@@ -166,7 +166,7 @@ async def test_a_gateway_that_stops_asks_to_connect_again(wire: Wire, lab: Clien
     kernel = await wire.bench.sent("x")
     kernel.print("one")
     await hear_until(lab, "stream")
-    wire.seat().outbox.retell(next(iter(wire.bench.store.runs)))
+    wire.seat().outbox.replay(next(iter(wire.bench.store.runs)))
     await hear_until(lab, "stream")  # and in the middle of telling it again
     async with asyncio.timeout(10):
         await wire.face.streams.close_all()

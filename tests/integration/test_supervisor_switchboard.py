@@ -40,7 +40,7 @@ async def test_a_directory_that_was_let_go_is_the_same_one_when_it_is_opened_aga
     name, earlier = kernel_id(), SupervisorSwitchboard(short_dir / "s")
     directory = earlier.open(name, nobody)
     inode = directory.stat().st_ino
-    earlier.let_go(name)
+    earlier.release(name)
     assert not await dials(directory)
     later = SupervisorSwitchboard(short_dir / "s")
     assert later.open(name, nobody) == directory
@@ -78,7 +78,7 @@ async def test_leftovers_go_but_for_those_that_are_wanted_or_in_use(short_dir: P
     earlier = SupervisorSwitchboard(short_dir / "s")
     directories = [earlier.open(name, nobody) for name in names]
     for name in names:
-        earlier.let_go(name)
+        earlier.release(name)
     later = SupervisorSwitchboard(short_dir / "s")
     later.open(names[0], nobody)
     later.remove_leftovers([names[1], kernel_id()])
@@ -89,7 +89,7 @@ async def test_leftovers_go_but_for_those_that_are_wanted_or_in_use(short_dir: P
 
 async def test_unknown_kernels_are_no_error_and_neither_is_a_missing_root(short_dir: Path) -> None:
     switchboard = SupervisorSwitchboard(short_dir / "never made")
-    switchboard.let_go(kernel_id())
+    switchboard.release(kernel_id())
     switchboard.close(kernel_id())
     switchboard.remove_leftovers([])
 
@@ -100,7 +100,7 @@ async def test_a_supervisor_finds_the_next_gateway_where_the_last_one_was(
     async with supervised(short_dir, switchboard) as kernel:
         msg_id = kernel.send("import time; time.sleep(0.5); print('still here')")
         await kernel.until(lambda: kernel.frames[-1].parent_id == msg_id)
-        switchboard.let_go(kernel.kernel_id)
+        switchboard.release(kernel.kernel_id)
         await kernel.until(lambda: kernel.link is None)
         switchboard.open(kernel.kernel_id, kernel.accept)
         assert (await kernel.end_of(msg_id)).text() == "still here\n"

@@ -11,8 +11,8 @@ from jupyter_talk import message
 
 from kernel_image import protocol
 from sessions.jupyter.messages import ClientMessage
-from sessions.jupyter.outbox import Retelling
-from sessions.jupyter.router import Audience, Seat
+from sessions.jupyter.outbox import Replay
+from sessions.jupyter.router import ClientRouter, ClientState
 from sessions.model import JupyterRequest, RunId
 
 RUN = RunId("run-1")
@@ -28,24 +28,24 @@ class Room:
     """An audience with clients `a` and `b`, the kernel that it hears, and what is sent there."""
 
     def __init__(self) -> None:
-        self.audience = Audience(ManualClock())
-        self.a, self.b = self.audience.seat("a"), self.audience.seat("b")
+        self.router = ClientRouter(ManualClock())
+        self.a, self.b = self.router.seat("a"), self.router.seat("b")
         self.sent: list[bytes] = []
 
     def say(
         self, msg_type: str, parent_id: str, content: Mapping[str, Any] | None = None, channel: str = "iopub"
     ) -> None:
         frame = message_frame(1, msg_type, parent_id, content, channel=channel)
-        self.audience.on_frame(protocol.split_number(frame)[1])
+        self.router.on_frame(protocol.split_number(frame)[1])
 
     def say_parts(self, *parts: bytes, channel: str = "iopub") -> None:
-        self.audience.on_frame(memoryview(protocol.encode_message(channel, parts)))
+        self.router.on_frame(memoryview(protocol.encode_message(channel, parts)))
 
-    def ask(self, seat: Seat, msg_type: str = "kernel_info_request", **header: Any) -> str:
+    def ask(self, seat: ClientState, msg_type: str = "kernel_info_request", **header: Any) -> str:
         """Returns the msg_id under which the kernel gets it; empty when it does not yet."""
         before = len(self.sent)
         asked = message(msg_type, channel="shell", **header)
-        self.audience.ask(seat, asked, self.sent.append)
+        self.router.ask(seat, asked, self.sent.append)
         return self.request_ids()[-1] if len(self.sent) > before else ""
 
     def request_ids(self) -> list[str]:
@@ -59,16 +59,16 @@ class Room:
         self.say("status", msg_id, {"execution_state": "idle"})
 
 
-def told(seat: Seat) -> list[ClientMessage]:
+def told(seat: ClientState) -> list[ClientMessage]:
     """What this client has to be told now, taken."""
     messages = []
     while seat.outbox._items:
         item = seat.outbox._items.popleft()
-        assert not isinstance(item, Retelling)
+        assert not isinstance(item, Replay)
         messages.append(item.message)
     seat.outbox._size_bytes = 0
     return messages
 
 
-def types(seat: Seat) -> list[str]:
+def types(seat: ClientState) -> list[str]:
     return [one.msg_type for one in told(seat)]

@@ -9,7 +9,7 @@ from uuid import uuid4
 from doubles import ManualClock, RecordingLink, hello, message_frame
 
 from kernel_image import protocol
-from sessions.kernels.handshake import Greeting
+from sessions.kernels.handshake import Handshake
 from sessions.kernels.kernel import Kernel
 from sessions.kernels.messages import Message
 from sessions.kernels.outcomes import Died, Done
@@ -52,7 +52,7 @@ class Line:
 
     def dial(self) -> None:
         self.link = RecordingLink()
-        self.greeting = Greeting(self.kernel, self.link)
+        self.greeting = Handshake(self.kernel, self.link)
 
     def greet(self, **fields: Any) -> None:
         self.greeting.on_text(hello(**{"kernel_id": "k1", "credential": CREDENTIAL, **fields}))

@@ -180,7 +180,7 @@ async def test_also_to_a_client_that_is_told_the_run_from_its_events(bench: Benc
 
     await lab.execute("x")
     kernel = await bench.sent("x")
-    lab.attachment._seat.outbox.retell(RunId(bench.stored().run.run_id))
+    lab.attachment._seat.outbox.replay(RunId(bench.stored().run.run_id))
     await until(lambda: bool(lab.retold))
     bench.store.finish_run = refuse  # type: ignore[assignment]
     kernel.died("signal", signal=9)

@@ -152,7 +152,7 @@ async def test_other_requests_go_to_the_kernel_and_unknown_channels_nowhere(benc
 async def test_a_link_that_breaks_under_a_run_holds_up_no_interrupt(bench: Bench, lab: Client) -> None:
     await lab.execute("sleep")
     kernel = await bench.sent("sleep")
-    bench.engine.hang_up(kernel.kernel_id)
+    bench.engine.disconnect(kernel.kernel_id)
     asking = asyncio.ensure_future(lab.ask("kernel_info_request"))
     await asyncio.sleep(0.01)
     bench.engine.dial(kernel.kernel_id)

@@ -13,56 +13,56 @@ from kernel_line import Heard, Line
 
 from kernel_image import protocol
 from sessions.jupyter.messages import ClientMessage
-from sessions.jupyter.router import Seat
+from sessions.jupyter.router import ClientState
 from sessions.model import Result, RunStatus
 
 # --- the life of the kernel -------------------------------------------------------------------------------------------
 
 
-def states(seat: Seat) -> list[str]:
+def states(seat: ClientState) -> list[str]:
     return [json.loads(one.content)["execution_state"] for one in told(seat) if one.msg_type == "status"]
 
 
 def test_a_death_while_nothing_runs_is_told_at_once_and_once(room: Room) -> None:
-    room.audience.kernel_lost()
-    room.audience.kernel_lost()
+    room.router.kernel_lost()
+    room.router.kernel_lost()
     assert states(room.a) == ["restarting"]
-    room.audience.kernel_is_back()
-    room.audience.kernel_is_back()
+    room.router.kernel_is_back()
+    room.router.kernel_is_back()
     assert states(room.a) == ["starting", "idle"]
 
 
 @pytest.mark.parametrize("is_back_first", [False, True])
 def test_a_death_at_work_is_told_behind_the_end_of_the_run(room: Room, *, is_back_first: bool) -> None:
-    room.audience.run_begins()
-    room.audience.kernel_lost()
+    room.router.run_begins()
+    room.router.kernel_lost()
     if is_back_first:
-        room.audience.kernel_is_back()
+        room.router.kernel_is_back()
     assert states(room.a) == []
-    room.audience.run_is_over()
+    room.router.run_is_over()
     if not is_back_first:
         assert states(room.a) == ["restarting"]
-        room.audience.kernel_is_back()
+        room.router.kernel_is_back()
         assert states(room.a) == ["starting", "idle"]
     assert states(room.b) == ["restarting", "starting", "idle"]
 
 
 def test_a_restart_that_somebody_wants_is_no_accident_though_the_run_at_work_takes_a_kernel_along(room: Room) -> None:
-    room.audience.run_begins()
-    room.audience.expect_restart()
+    room.router.run_begins()
+    room.router.expect_restart()
     assert types(room.a) == ["shutdown_reply"]
     for _ in range(2):  # it ignores the interrupt and is killed; then comes the restart itself
-        room.audience.kernel_lost()
-        room.audience.kernel_is_back()
-    room.audience.run_is_over()
-    room.audience.restart_is_over()
+        room.router.kernel_lost()
+        room.router.kernel_is_back()
+    room.router.run_is_over()
+    room.router.restart_is_over()
     assert "restarting" not in states(room.a)
-    room.audience.kernel_lost()
+    room.router.kernel_lost()
     assert states(room.a) == ["restarting"]
 
 
 async def test_the_end_is_told_to_those_who_are_there_and_is_the_last_thing(room: Room) -> None:
-    room.audience.end()
+    room.router.end()
     last = await room.a.outbox.take()
     assert isinstance(last, ClientMessage)
     assert b'"dead"' in last.content
@@ -90,14 +90,14 @@ async def test_a_mistake_of_whoever_listens_in_costs_a_run_nothing(line: Line) -
 
 
 def test_a_run_whose_idle_was_heard_and_whose_reply_was_not_is_answered_at_its_end(room: Room) -> None:
-    room.audience.note_run(RUN, request())
+    room.router.note_run(RUN, request())
     room.say("status", MSG_ID, {"execution_state": "idle"})
     room.say_parts(b'{"msg_type": "execute_reply"}', json.dumps({"msg_id": MSG_ID}).encode(), _OBJECT, b"?")
     assert types(room.a) == ["status"]
     live: Any = SimpleNamespace(run_id=RUN)
-    room.audience.run_ended(live, Result(RUN, RunStatus.TIMEOUT, "", error="too long"))
+    room.router.run_ended(live, Result(RUN, RunStatus.TIMEOUT, "", error="too long"))
     assert types(room.a) == ["error", "execute_reply", "status"]
-    room.audience.run_ended(live, Result(RUN, RunStatus.TIMEOUT, "", error="too long"))
+    room.router.run_ended(live, Result(RUN, RunStatus.TIMEOUT, "", error="too long"))
     assert types(room.a) == []
 
 
@@ -145,10 +145,10 @@ def test_our_own_channels_are_not_clients_business(room: Room) -> None:
 
 
 def test_a_flood_of_messages_to_a_client_that_takes_none_are_bounded_in_time_and_memory(room: Room) -> None:
-    room.audience.note_run(RUN, request())
+    room.router.note_run(RUN, request())
     frame = memoryview(protocol.encode_message("iopub", [_HEADER, b'{"msg_id": "x"}', _OBJECT, b'{"text": "x"}']))
     started_s = time.process_time()
     for _ in range(30_000):
-        room.audience.on_frame(frame)
+        room.router.on_frame(frame)
     assert time.process_time() - started_s < 15
     assert room.a.outbox._size_bytes < 5 << 20

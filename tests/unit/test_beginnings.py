@@ -21,7 +21,7 @@ async def test_a_refused_run_that_was_recorded_all_the_same_is_run_by_no_later_g
     await benches[0].serve("before", session_id=session_id)
     with answers_lost(benches[0].store, "add_run"), pytest.raises(StoreUnavailable):
         await benches[0].begin("x", session_id=session_id)
-    await until(lambda: "0 being withdrawn" in repr(benches[0].service._beginnings))
+    await until(lambda: "0 being withdrawn" in repr(benches[0].service._admission))
     kernels = [benches[0].kernel_of()] if session_id is not None else []
     bench = await crash(benches)
     come_back(bench, *kernels)
@@ -34,7 +34,7 @@ async def test_a_key_is_free_although_its_refused_run_is_on_record_and_cannot_be
     (bench,) = benches
     with late(bench.store, "add_run") as addition, pytest.raises(StoreUnavailable):
         await bench.begin("x", idempotency_key="key")
-    await until(lambda: "0 being withdrawn" in repr(bench.service._beginnings))
+    await until(lambda: "0 being withdrawn" in repr(bench.service._admission))
     await addition.arrives()
     with unavailable(bench.store, "withdraw_run"), pytest.raises(StoreUnavailable, match="nothing was run"):
         await bench.begin("x", idempotency_key="key")

@@ -10,29 +10,29 @@ import pytest
 from test_media import GIF, png
 
 from sessions.model import Artifact, ArtifactId, ArtifactKind
-from sessions.output.displays import Collection
+from sessions.output.displays import Displays
 from sessions.settings import Limits
 
 LIMITS = Limits(output_bytes=100, image_bytes=200, image_count=3, file_bytes=50, file_count=2, image_pixels=1000)
 PNG = png(3, 4)
 
 
-def collection(**limits: int) -> Collection:
+def collection(**limits: int) -> Displays:
     numbers = count(1)
     merged = {name: getattr(LIMITS, name) for name in ("output_bytes", "image_bytes", "image_count", "file_bytes")}
     merged |= {"file_count": LIMITS.file_count, "image_pixels": LIMITS.image_pixels, **limits}
-    return Collection(Limits(**merged), lambda: ArtifactId(f"id-{next(numbers)}"))
+    return Displays(Limits(**merged), lambda: ArtifactId(f"id-{next(numbers)}"))
 
 
 def encoded(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def show(into: Collection, data: Any = None, display_id: str | None = None) -> dict[str, Any]:
+def show(into: Displays, data: Any = None, display_id: str | None = None) -> dict[str, Any]:
     return into.show({"image/png": encoded(PNG)} if data is None else data, display_id)[0]
 
 
-def add(into: Collection, path: object, data: bytes) -> Artifact | None:
+def add(into: Displays, path: object, data: bytes) -> Artifact | None:
     return into.add_piece({"path": path, "bytes": len(data), "offset": 0}, (data,))
 
 

@@ -192,7 +192,7 @@ async def cancelled_while_away(bench: Bench) -> tuple[RunId, Kernel]:
     """A run that was cancelled while the link was broken."""
     run_id = await bench.record("sleep", session_id=S)
     kernel = await bench.sent("sleep")
-    bench.engine.hang_up(kernel.kernel_id)
+    bench.engine.disconnect(kernel.kernel_id)
     await bench.service.cancel(ANONYMOUS, run_id)
     await asyncio.sleep(0.15)  # longer than code may take to heed an interrupt, and its supervisor to say so
     return run_id, kernel
@@ -218,7 +218,7 @@ async def test_a_link_that_breaks_again_and_again_costs_no_session(
     await bench.service.cancel(ANONYMOUS, run_id)
     await until(lambda: kernel.interrupts() == [kernel.msg_id])
     for _ in range(2):
-        bench.engine.hang_up(kernel.kernel_id)
+        bench.engine.disconnect(kernel.kernel_id)
         await asyncio.sleep(0.25)  # longer than its supervisor may take to say that the code has ended
         assert not bench.has_ended(run_id)
         bench.engine.dial(kernel.kernel_id)

@@ -14,30 +14,30 @@ from hypothesis import strategies as st
 from gateway.http.render.answer import run_answer, strict_json
 from sessions.kernels.messages import Message
 from sessions.model import ArtifactId, Event, EventType, RunId, RunStatus, Usage
-from sessions.output.fold import Execution
+from sessions.output.fold import RunFold
 from sessions.settings import Limits
 
 LIMITS = Limits(output_bytes=1000, image_bytes=200, image_count=3, file_bytes=200, file_count=3, image_pixels=100)
 
 
-def execution(limits: Limits = LIMITS) -> Execution:
-    return Execution(RunId("r"), limits, lambda: ArtifactId(str(uuid4())))
+def new_fold(limits: Limits = LIMITS) -> RunFold:
+    return RunFold(RunId("r"), limits, lambda: ArtifactId(str(uuid4())))
 
 
-def take(fold: Execution, msg_type: str, content: Mapping[str, Any], buffers: tuple[bytes, ...] = ()) -> None:
+def take(fold: RunFold, msg_type: str, content: Mapping[str, Any], buffers: tuple[bytes, ...] = ()) -> None:
     fold.take(Message("iopub", msg_type, "p", content, buffers))
 
 
-def stream(fold: Execution, text: str, name: str = "stdout") -> None:
+def stream(fold: RunFold, text: str, name: str = "stdout") -> None:
     take(fold, "stream", {"name": name, "text": text})
 
 
-def events(fold: Execution) -> list[tuple[str, dict[str, Any]]]:
+def events(fold: RunFold) -> list[tuple[str, dict[str, Any]]]:
     return [(event.type.value, dict(event.fields)) for event in fold.drain().events]
 
 
 def test_a_plain_run_has_a_beginning_its_output_and_an_end() -> None:
-    fold = execution()
+    fold = new_fold()
     take(fold, "execute_input", {"code": "print(1)", "execution_count": 3})
     stream(fold, "1\n")
     take(fold, "execute_reply", {"status": "ok", "execution_count": 3})
@@ -53,7 +53,7 @@ def test_a_plain_run_has_a_beginning_its_output_and_an_end() -> None:
 
 
 def test_the_two_streams_are_kept_apart() -> None:
-    fold = execution()
+    fold = new_fold()
     stream(fold, "a")
     stream(fold, "b", "stderr")
     stream(fold, "c")
@@ -63,7 +63,7 @@ def test_the_two_streams_are_kept_apart() -> None:
 
 
 def test_many_small_pieces_become_one_event_and_a_drained_event_never_changes() -> None:
-    fold = execution()
+    fold = new_fold()
     for _ in range(50):
         stream(fold, "x")
     assert events(fold) == [("started", {"execution_count": None}), ("stdout", {"text": "x" * 50})]
@@ -72,7 +72,7 @@ def test_many_small_pieces_become_one_event_and_a_drained_event_never_changes() 
 
 
 def test_output_beyond_the_limit_is_cut_at_a_whole_character_and_said() -> None:
-    fold = execution()
+    fold = new_fold()
     stream(fold, "é" * 499)
     stream(fold, "xyé", "stderr")
     stream(fold, "more")
@@ -84,20 +84,20 @@ def test_output_beyond_the_limit_is_cut_at_a_whole_character_and_said() -> None:
 
 
 def test_output_lost_on_the_way_is_said_too() -> None:
-    fold = execution()
-    fold.take_gap(77)
+    fold = new_fold()
+    fold.handle_gap(77)
     assert fold.finish(RunStatus.OK, None, None).truncated
     assert ("truncated", {"what": "output", "dropped_bytes": 77}) in events(fold)
 
 
-def error(fold: Execution, name: str, value: str, *lines: str, count: int = 1) -> None:
+def error(fold: RunFold, name: str, value: str, *lines: str, count: int = 1) -> None:
     content = {"ename": name, "evalue": value, "traceback": list(lines)}
     take(fold, "error", content)
     take(fold, "execute_reply", {"status": "error", "execution_count": count, **content})
 
 
 def test_an_exception_is_told_without_colours_and_with_its_line() -> None:
-    fold = execution()
+    fold = new_fold()
     take(fold, "execute_input", {"execution_count": 1})
     lines = (
         "\x1b[31mKeyError\x1b[0m",
@@ -117,7 +117,7 @@ def test_an_exception_is_told_without_colours_and_with_its_line() -> None:
 
 
 def test_an_error_that_only_the_reply_tells_is_told() -> None:
-    fold = execution()
+    fold = new_fold()
     take(fold, "execute_reply", {"status": "error", "ename": "E", "evalue": "v", "traceback": ["t"]})
     result = fold.finish(fold.ended_status(), None, None)
     assert (result.status, result.error) == (RunStatus.ERROR, "t")
@@ -125,7 +125,7 @@ def test_an_error_that_only_the_reply_tells_is_told() -> None:
 
 @pytest.mark.parametrize("value", ["", "0", "None"])
 def test_leaving_with_success_is_success(value: str) -> None:
-    fold = execution()
+    fold = new_fold()
     error(fold, "SystemExit", value, "An exception has occurred")
     result = fold.finish(fold.ended_status(), None, None)
     assert (result.status, result.error, result.exception) == (RunStatus.OK, None, None)
@@ -133,7 +133,7 @@ def test_leaving_with_success_is_success(value: str) -> None:
 
 
 def test_leaving_with_a_status_is_an_error() -> None:
-    fold = execution()
+    fold = new_fold()
     error(fold, "SystemExit", "3", "SystemExit: 3")
     result = fold.finish(fold.ended_status(), None, None)
     assert result.status is RunStatus.ERROR
@@ -143,7 +143,7 @@ def test_leaving_with_a_status_is_an_error() -> None:
 
 
 def test_an_error_that_the_code_showed_and_survived_is_no_failure() -> None:
-    fold = execution()
+    fold = new_fold()
     take(fold, "error", {"ename": "E", "evalue": "v", "traceback": ["t"]})
     take(fold, "execute_reply", {"status": "ok"})
     result = fold.finish(fold.ended_status(), None, None)
@@ -153,18 +153,18 @@ def test_an_error_that_the_code_showed_and_survived_is_no_failure() -> None:
 def test_every_failure_has_an_explanation() -> None:
     for status in RunStatus:
         if status.is_final():
-            result = execution().finish(status, None, None)
+            result = new_fold().finish(status, None, None)
             assert (result.error is None) == (status is RunStatus.OK)
 
 
 def test_the_reason_stands_before_the_traceback() -> None:
-    fold = execution()
+    fold = new_fold()
     error(fold, "KeyboardInterrupt", "", "KeyboardInterrupt: ")
     assert fold.finish(RunStatus.TIMEOUT, "Too slow.", None).error == "Too slow.\nKeyboardInterrupt: "
 
 
 def test_results_are_replaced_and_cleared_as_a_notebook_does() -> None:
-    fold = execution()
+    fold = new_fold()
     take(fold, "display_data", {"data": {"text/plain": "one"}, "transient": {"display_id": "d"}})
     take(fold, "execute_result", {"data": {"text/plain": "two"}})
     take(fold, "update_display_data", {"data": {"text/plain": "uno"}, "transient": {"display_id": "d"}})
@@ -178,7 +178,7 @@ def test_results_are_replaced_and_cleared_as_a_notebook_does() -> None:
 
 def test_leaving_clears_what_was_to_be_cleared_by_the_next_output() -> None:
     """The traceback that is shown then is told by the reply alone; whoever replays the events sees it as an output."""
-    fold = execution()
+    fold = new_fold()
     take(fold, "display_data", {"data": {"text/plain": "1"}})
     take(fold, "clear_output", {"wait": True})
     take(fold, "execute_reply", {"status": "error", "ename": "SystemExit", "evalue": "1", "traceback": []})
@@ -186,21 +186,21 @@ def test_leaving_clears_what_was_to_be_cleared_by_the_next_output() -> None:
 
 
 def test_a_clear_that_waits_for_output_that_never_comes_clears_nothing() -> None:
-    fold = execution()
+    fold = new_fold()
     take(fold, "display_data", {"data": {"text/plain": "kept"}})
     take(fold, "clear_output", {"wait": True})
     assert fold.finish(RunStatus.OK, None, None).results == ({"text/plain": "kept"},)
 
 
 def test_what_a_question_mark_shows_is_a_result_without_colours() -> None:
-    fold = execution()
+    fold = new_fold()
     page = {"source": "page", "data": {"text/plain": "\x1b[31mDoc\x1b[0m"}, "start": 0}
     take(fold, "execute_reply", {"status": "ok", "payload": [page, 7, {"source": "set_next_input"}]})
     assert fold.finish(RunStatus.OK, None, None).results == ({"text/plain": "Doc"},)
 
 
 def test_everything_pending_is_drained_once_and_gaplessly() -> None:
-    fold = execution()
+    fold = new_fold()
     assert not fold.has_pending()
     stream(fold, "a")
     assert fold.has_pending()
@@ -213,7 +213,7 @@ def test_everything_pending_is_drained_once_and_gaplessly() -> None:
 
 
 def test_a_file_in_part_is_known_to_be_in_part() -> None:
-    fold = execution()
+    fold = new_fold()
     take(fold, "artifact", {"path": "f", "bytes": 4, "offset": 0}, (b"ab",))
     assert fold.is_assembling()
     assert not fold.drain().artifacts
@@ -223,7 +223,7 @@ def test_a_file_in_part_is_known_to_be_in_part() -> None:
 
 
 def test_all_tracebacks_together_stay_within_the_limit() -> None:
-    fold = execution()
+    fold = new_fold()
     for _ in range(50):
         take(fold, "error", {"ename": "E", "evalue": "v" * 100, "traceback": ["t" * 200]})
     fold.finish(fold.ended_status(), None, None)
@@ -232,7 +232,7 @@ def test_all_tracebacks_together_stay_within_the_limit() -> None:
 
 
 def test_a_flood_of_changes_is_cut_and_a_flood_of_pieces_put_together() -> None:
-    fold = execution(Limits(output_bytes=1 << 20))
+    fold = new_fold(Limits(output_bytes=1 << 20))
     for _ in range(30_000):
         take(fold, "clear_output", {})
     for _ in range(20_000):
@@ -313,7 +313,7 @@ def refuse(constant: str) -> None:
 def test_whatever_comes_makes_events_without_gaps_and_an_answer_within_limits(
     messages: list[tuple[str, dict[str, Any], list[bytes]]], status: RunStatus, skipped: object
 ) -> None:
-    fold = execution()
+    fold = new_fold()
     told: list[Event] = []
     data_bytes = 0
     for msg_type, content, buffers in messages:
@@ -321,7 +321,7 @@ def test_whatever_comes_makes_events_without_gaps_and_an_answer_within_limits(
         batch = fold.drain()
         told += batch.events
         data_bytes += sum(len(artifact.data) for artifact in batch.artifacts)
-    fold.take_skipped([{"path": skipped, "bytes": skipped, "why": skipped}])
+    fold.add_skipped([{"path": skipped, "bytes": skipped, "why": skipped}])
     result = fold.finish(status, None, None)
     told += fold.drain().events
     assert [event.seq for event in told] == list(range(1, len(told) + 1))
@@ -351,6 +351,6 @@ def test_whatever_comes_makes_events_without_gaps_and_an_answer_within_limits(
     ],
 )
 def test_what_a_display_says_of_its_parts_is_kept_where_it_is_short(metadata: Any, kept: dict[str, Any]) -> None:
-    fold = execution()
+    fold = new_fold()
     take(fold, "display_data", {"data": {"text/plain": "1"}, "metadata": metadata})
     assert events(fold)[1][1]["metadata"] == kept

@@ -16,7 +16,7 @@ from test_media import GIF, png
 
 from sessions.kernels.messages import Message
 from sessions.model import ArtifactId, Event, EventType, Result, RunId, RunStatus, SessionId
-from sessions.output.fold import Execution
+from sessions.output.fold import RunFold
 from sessions.settings import Limits
 
 LIMITS = Limits(output_bytes=150, image_bytes=200, image_count=4, file_bytes=60, file_count=2, image_pixels=100)
@@ -27,19 +27,19 @@ Step = Message | int
 """A message, or so many bytes that were lost on the way."""
 
 
-def fold(first_artifact: int = 0) -> Execution:
+def new_fold(first_artifact: int = 0) -> RunFold:
     numbers = itertools.count(first_artifact)
-    return Execution(RunId("r"), LIMITS, lambda: ArtifactId(str(next(numbers))), SessionId("s"))
+    return RunFold(RunId("r"), LIMITS, lambda: ArtifactId(str(next(numbers))), SessionId("s"))
 
 
 def message(msg_type: str, content: dict[str, Any], *buffers: bytes) -> Message:
     return Message("iopub", msg_type, "p", content, buffers)
 
 
-def take(into: Execution, steps: Sequence[Step]) -> None:
+def take(into: RunFold, steps: Sequence[Step]) -> None:
     for step in steps:
         if isinstance(step, int):
-            into.take_gap(step)
+            into.handle_gap(step)
         else:
             into.take(step)
 
@@ -142,9 +142,9 @@ def told(events: Sequence[Event], result: Result) -> Told:
     return Told(joined, replace(result, images=by_name(result.images), files=by_name(result.files)))
 
 
-def gone_on(steps: Sequence[Step], split: int) -> Execution:
+def gone_on(steps: Sequence[Step], split: int) -> RunFold:
     """What another gateway makes of it that takes over after `split` steps, and the events with it."""
-    first = fold()
+    first = new_fold()
     half_file: int | None = None  # as sessions.runs.recorder counts: where a file begins whose end has not come
     for index, step in enumerate(steps[:split]):
         if not first.is_assembling():
@@ -153,7 +153,7 @@ def gone_on(steps: Sequence[Step], split: int) -> Execution:
     events = first.drain().events
     state = json.loads(json.dumps(first.state()))
     stored = [Event(event.seq, event.type, json.loads(json.dumps(event.fields))) for event in events]
-    second = fold(1000)
+    second = new_fold(1000)
     second.resume(stored, state)
     if first.is_assembling():
         pieces = [step for step in steps[half_file:split] if isinstance(step, Message) and step.msg_type == "artifact"]
@@ -163,7 +163,7 @@ def gone_on(steps: Sequence[Step], split: int) -> Execution:
 
 
 def compare(steps: Sequence[Step], split: int, status: RunStatus | None) -> None:
-    whole = fold()
+    whole = new_fold()
     take(whole, steps)
     resumed = gone_on(steps, split)
     take(resumed, steps[split:])
@@ -174,7 +174,7 @@ def compare(steps: Sequence[Step], split: int, status: RunStatus | None) -> None
     assert told([*first, *rest], resumed.result(RunStatus.RUNNING)) == at_work
     before = len(first) + len(rest)
     for one in (whole, resumed):
-        one.take_skipped([{"path": "late.bin", "bytes": 7, "why": "time"}])
+        one.add_skipped([{"path": "late.bin", "bytes": 7, "why": "time"}])
     ended = whole.finish(status or whole.ended_status(), "why" if status else None, None)
     also = resumed.finish(status or resumed.ended_status(), "why" if status else None, None)
     last = [(event.type, dict(event.fields)) for event in whole.drain().events]

@@ -42,12 +42,12 @@ class Supervisor:
             self.answers.pop(0)(fields)
 
     def says(self, op: str, **said: Any) -> Callable[[dict[str, Any]], None]:
-        return lambda fields: self.files.take_control({"op": op, "id": fields["id"], **said})
+        return lambda fields: self.files.handle_control({"op": op, "id": fields["id"], **said})
 
     def sends(self, piece: bytes, *more: bytes, channel: str = "file", **said: Any) -> Callable[[dict[str, Any]], None]:
         def answer(fields: dict[str, Any]) -> None:
             content = json.dumps({"id": fields["id"], **said}).encode()
-            self.files.take_frame(protocol.encode_message(channel, [b"{}", b"{}", b"{}", content, piece, *more]))
+            self.files.handle_frame(protocol.encode_message(channel, [b"{}", b"{}", b"{}", content, piece, *more]))
 
         return answer
 
@@ -207,8 +207,8 @@ async def test_a_refusal_without_a_known_reason_is_unavailable(supervisor: Super
 async def test_answers_that_nobody_waits_for_are_dropped(supervisor: Supervisor, transfer_id: Any) -> None:
     asking = asyncio.ensure_future(supervisor.files.remove("t"))
     await asyncio.sleep(0)
-    supervisor.files.take_control({"op": protocol.FILE_REMOVED, "id": transfer_id})
-    supervisor.files.take_control({"op": protocol.FILE_FAILED, "why": "io", "id": transfer_id})
+    supervisor.files.handle_control({"op": protocol.FILE_REMOVED, "id": transfer_id})
+    supervisor.files.handle_control({"op": protocol.FILE_FAILED, "why": "io", "id": transfer_id})
     supervisor.sends(b"x", offset=0)({"id": transfer_id})
     await asyncio.sleep(0)
     assert not asking.done()
@@ -219,9 +219,9 @@ async def test_answers_that_nobody_waits_for_are_dropped(supervisor: Supervisor,
 
 @pytest.mark.parametrize("frame", [b"", b"x" * 100, b"\xff" * 100])
 def test_frames_that_are_none_are_dropped(supervisor: Supervisor, frame: bytes) -> None:
-    supervisor.files.take_frame(frame)
-    supervisor.files.take_frame(protocol.encode_message("file", [b"{}", b"{}", b"{}", frame, b""]))
-    supervisor.files.take_frame(memoryview(protocol.encode_message("file", [b"", b"", b"", b'{"id": []}', b""])))
+    supervisor.files.handle_frame(frame)
+    supervisor.files.handle_frame(protocol.encode_message("file", [b"{}", b"{}", b"{}", frame, b""]))
+    supervisor.files.handle_frame(memoryview(protocol.encode_message("file", [b"", b"", b"", b'{"id": []}', b""])))
 
 
 async def test_a_silent_supervisor_is_not_waited_for_for_ever(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kernel_image.coalescing import Gathering
+from kernel_image.coalescing import Coalescer
 
 HEAD = [b'{"msg_type": "stream"}', b"{}", b"{}"]
 
@@ -18,7 +18,7 @@ class Out:
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, str, str]] = []
-        self.gathering = Gathering[str](self._put)
+        self.gathering = Coalescer[str](self._put)
 
     def say(self, text: str, name: str = "stdout", request: str = "r") -> None:
         parts = [*HEAD, json.dumps({"name": name, "text": text}).encode()]

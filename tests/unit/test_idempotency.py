@@ -40,7 +40,7 @@ async def test_requests_that_come_at_once_follow_one_run(bench: Bench, session_i
     assert len({result.run_id for result in results}) == len(bench.store.runs) == 1
     assert bench.times_sent("x") == 1
     used = 0 if session_id is None else 1
-    await until(lambda: bench.service._supply.working() == used)  # what was claimed in vain is back
+    await until(lambda: bench.service._kernel_pool.working() == used)  # what was claimed in vain is back
 
 
 async def test_of_requests_that_come_at_once_only_the_first_takes_a_kernel(bench: Bench) -> None:
@@ -48,7 +48,7 @@ async def test_of_requests_that_come_at_once_only_the_first_takes_a_kernel(bench
         beginning = [asyncio.ensure_future(bench.record("x", idempotency_key=KEY)) for _ in range(10)]
         await until(lambda: adding.count > 0 and bench.service.readiness().warm == 1)
         await asyncio.sleep(0.02)
-        assert (adding.count, bench.service._supply.working(), len(bench.engine.specs)) == (1, 1, 2)
+        assert (adding.count, bench.service._kernel_pool.working(), len(bench.engine.specs)) == (1, 1, 2)
     assert len({*await asyncio.gather(*beginning)}) == len(bench.store.runs) == 1
     (await bench.sent("x")).end()
 

@@ -13,7 +13,7 @@ import pytest
 
 from gateway.local_jupyter import envelopes, kernelspec, workspace
 from gateway.local_jupyter.connection import read_connection
-from gateway.local_jupyter.workspace import Place
+from gateway.local_jupyter.workspace import Workspace
 from sessions.errors import Misconfigured, SetUpFailed
 
 HEADER = json.dumps({"msg_id": "1", "msg_type": "stream"}).encode()
@@ -59,7 +59,7 @@ def test_a_plot_of_a_million_numbers_passes() -> None:
 
 
 def test_a_place_is_nobodys_while_its_bridge_lives_and_can_be_taken_over_afterwards(temporary: Path) -> None:
-    own = Place.make()
+    own = Workspace.make()
     assert own.path.parent == temporary
     assert own.path.stat().st_mode & 0o777 == 0o700
     assert list(workspace.take_over_abandoned()) == []
@@ -88,7 +88,7 @@ def test_a_place_is_elsewhere_when_temporary_files_leave_no_room_for_sockets(
     deep = tmp_path / ("d" * 80)
     deep.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(deep))
-    own = Place.make()
+    own = Workspace.make()
     try:
         assert own.path.parent == Path("/tmp")
     finally:

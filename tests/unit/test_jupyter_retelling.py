@@ -12,7 +12,7 @@ import pytest
 from jupyter_talk import content
 
 from gateway.http.jupyter import replay
-from gateway.http.jupyter.replay import retell
+from gateway.http.jupyter.replay import replay_run
 from sessions.errors import Gone, NotFound, StoreUnavailable
 from sessions.jupyter.messages import ClientMessage
 from sessions.model import (
@@ -87,7 +87,7 @@ class Story:
         return EventType.IMAGE, _image(name, content_type, len(data))
 
     async def told(self, client: str = "lab") -> list[ClientMessage]:
-        return [message async for message in retell(self, TENANT, RUN, client)]
+        return [message async for message in replay_run(self, TENANT, RUN, client)]
 
 
 def _image(name: str, content_type: str, size_bytes: int) -> dict[str, Any]:

@@ -158,11 +158,11 @@ async def test_an_overlong_control_message_is_refused(line: Line) -> None:
 
 async def test_a_kernel_given_up_takes_no_more_frames(line: Line) -> None:
     changes: list[KernelState] = []
-    line.ready().kernel.abandon("enough")
+    line.ready().kernel.discard("enough")
     line.kernel.watch(lambda kernel: changes.append(kernel.state))
     line.say("state", state="idle")
     line.publish("p")
-    line.kernel.abandon("again")
+    line.kernel.discard("again")
     assert line.kernel.state is KernelState.GONE
     assert changes == []
 
@@ -190,7 +190,7 @@ async def test_a_flood_gets_a_share_of_the_time_and_a_pause_forgives_it(line: Li
 
 async def test_the_next_frame_of_a_flood_waits(line: Line) -> None:
     line.ready()
-    line.kernel._allowance._left_s = -0.01
+    line.kernel._throttle._left_s = -0.01
     started_s = asyncio.get_running_loop().time()
     waiting = line.greeting.on_text(protocol.encode_control("unknown"))
     assert waiting is not None
@@ -303,8 +303,8 @@ async def test_a_supervisor_that_comes_back_in_time_is_kept(line: Line, monkeypa
 async def test_giving_a_kernel_up_ends_its_supervisor_and_its_requests_once(line: Line) -> None:
     heard = Heard()
     line.ready().execute("x", heard)
-    line.kernel.abandon("enough")
-    line.kernel.abandon("enough")
+    line.kernel.discard("enough")
+    line.kernel.discard("enough")
     assert line.link.sent("shutdown") == [{"op": "shutdown"}]
     assert line.link.closed == "enough"
     assert len(heard.ends) == 1
@@ -385,13 +385,13 @@ async def test_to_detach_tells_nobody_and_ends_nothing(line: Line) -> None:
     heard, changes = Heard(), []
     line.ready().execute("x", heard)
     line.kernel.watch(changes.append)
-    line.kernel.detach("stopping")
+    line.kernel.hand_over("stopping")
     assert line.link.closed == "stopping"
     assert (line.link.sent("shutdown"), heard.ends, changes) == ([], [], [])
     line.greeting.on_closed()
     assert line.kernel.state is KernelState.GONE
-    line.kernel.detach("again")
-    line.kernel.abandon("again")
+    line.kernel.hand_over("again")
+    line.kernel.discard("again")
     assert (heard.ends, changes) == ([], [])
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from sessions.errors import TooManyRequests
-from sessions.jupyter.request_window import MAX_UNANSWERED, MAX_WAITING, MAX_WAITING_BYTES, Lane
+from sessions.jupyter.request_window import MAX_UNANSWERED, MAX_WAITING, MAX_WAITING_BYTES, RequestWindow
 
 
 class Flood:
     def __init__(self) -> None:
-        self.lane = Lane()
+        self.lane = RequestWindow()
         self.gone: list[int] = []
 
     def ask(self, number: int, size_bytes: int = 1) -> None:
@@ -65,4 +65,4 @@ def test_what_waited_for_a_kernel_that_has_gone_is_forgotten_and_the_next_one_is
     assert flood.gone == [*range(64)]
     flood.ask(65, MAX_WAITING_BYTES)
     assert flood.gone == [*range(64), 65]
-    assert repr(flood.lane) == "<Lane 1 unanswered, 0 wait>"
+    assert repr(flood.lane) == "<RequestWindow 1 unanswered, 0 wait>"

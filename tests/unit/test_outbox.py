@@ -11,7 +11,7 @@ from jupyter_talk import content, message
 
 from sessions.jupyter import outbox as outbox_module
 from sessions.jupyter.messages import ClientMessage
-from sessions.jupyter.outbox import Outbox, Retelling
+from sessions.jupyter.outbox import Outbox, Replay
 from sessions.model import RunId
 
 A, B = RunId("a"), RunId("b")
@@ -26,15 +26,15 @@ def reply(msg_id: str) -> ClientMessage:
     return message("complete_reply", msg_id=msg_id, channel="shell")
 
 
-async def taken(outbox: Outbox) -> list[str | Retelling | None]:
+async def taken(outbox: Outbox) -> list[str | Replay | None]:
     """All that there is to take now: texts, or msg_ids of what is none, and runs to tell, which are told at once."""
-    items: list[str | Retelling | None] = []
+    items: list[str | Replay | None] = []
     while True:
         try:
             item = await asyncio.wait_for(outbox.take(), 0.01)
         except TimeoutError:
             return items
-        if isinstance(item, Retelling):
+        if isinstance(item, Replay):
             outbox.told(item.run_id)
         items.append(item if not isinstance(item, ClientMessage) else content(item).get("text", item.msg_id))
         if item is None:
@@ -79,7 +79,7 @@ async def test_a_run_that_is_too_much_is_told_from_its_events_where_it_began() -
     for _ in range(10):
         outbox.put(line("more", "a", 8 * KIB), A)
     outbox.put(line("between"))
-    assert await taken(outbox) == ["before", Retelling(A), Retelling(B), "between"]
+    assert await taken(outbox) == ["before", Replay(A), Replay(B), "between"]
     outbox.put(line("afterwards", "a"), A)
     assert await taken(outbox) == ["afterwards"]
 
@@ -87,11 +87,11 @@ async def test_a_run_that_is_too_much_is_told_from_its_events_where_it_began() -
 async def test_nothing_of_a_run_comes_beside_its_retelling() -> None:
     outbox = Outbox()
     outbox.put(line("raw", "a"), A)
-    outbox.retell(A)
+    outbox.replay(A)
     outbox.put(line("raw", "a"), A)
-    assert isinstance(await outbox.take(), Retelling)
+    assert isinstance(await outbox.take(), Replay)
     outbox.put(line("while it is being told", "a"), A)
-    outbox.retell(A)
+    outbox.replay(A)
     outbox.told(A)
     outbox.put(line("new", "a"), A)
     assert await taken(outbox) == ["new"]
@@ -101,8 +101,8 @@ async def test_runs_of_before_are_told_before_all_else() -> None:
     outbox = Outbox()
     outbox.put(line("other"))
     outbox.put(line("raw", "b"), B)
-    outbox.retell_first([A, B])
-    assert await taken(outbox) == [Retelling(A), Retelling(B), "other"]
+    outbox.replay_first([A, B])
+    assert await taken(outbox) == [Replay(A), Replay(B), "other"]
 
 
 async def test_what_belongs_to_no_run_is_cut_in_the_end_replies_last_and_that_is_marked() -> None:
@@ -188,7 +188,7 @@ async def test_a_run_of_which_something_may_be_missing_is_told_again_as_a_whole(
     outbox.put(line("a2", "a"), A)
     await outbox.take()
     outbox.put_back()
-    assert await taken(outbox) == [Retelling(A), "between"]
+    assert await taken(outbox) == [Replay(A), "between"]
 
 
 async def test_a_run_of_which_all_has_arrived_goes_on_where_it_was() -> None:
@@ -204,11 +204,11 @@ async def test_a_run_of_which_all_has_arrived_goes_on_where_it_was() -> None:
 
 async def test_a_run_that_was_told_and_may_not_have_arrived_is_told_again() -> None:
     outbox = Outbox()
-    outbox.retell(A)
-    assert await taken(outbox) == [Retelling(A)]
+    outbox.replay(A)
+    assert await taken(outbox) == [Replay(A)]
     outbox.put(line("since then", "a"), A)
     outbox.put_back()
-    assert await taken(outbox) == [Retelling(A)]
+    assert await taken(outbox) == [Replay(A)]
     outbox.confirm(outbox.sent)
     outbox.put_back()
     assert await taken(outbox) == []
@@ -216,12 +216,12 @@ async def test_a_run_that_was_told_and_may_not_have_arrived_is_told_again() -> N
 
 async def test_a_run_that_was_being_told_is_told_again() -> None:
     outbox = Outbox()
-    outbox.retell(A)
-    assert await outbox.take() == Retelling(A)
+    outbox.replay(A)
+    assert await outbox.take() == Replay(A)
     outbox.put(line("meanwhile", "a"), A)
     outbox.put(line("other"))
     outbox.put_back()
-    assert await taken(outbox) == [Retelling(A), "other"]
+    assert await taken(outbox) == [Replay(A), "other"]
 
 
 async def test_a_client_that_confirms_nothing_is_told_no_more_than_can_be_told_again() -> None:
@@ -235,7 +235,7 @@ async def test_a_client_that_confirms_nothing_is_told_no_more_than_can_be_told_a
     assert [*first, *second] == [str(number) for number in range(outbox_module._WINDOW + 100)]
     outbox.put_back()
     again = await taken(outbox)
-    assert [text for text in again if text != Retelling(A)][:3] == ["100", "102", "104"]
+    assert [text for text in again if text != Replay(A)][:3] == ["100", "102", "104"]
 
 
 async def test_many_runs_on_their_way_to_a_client_that_vanishes_are_all_told_again() -> None:
@@ -248,7 +248,7 @@ async def test_many_runs_on_their_way_to_a_client_that_vanishes_are_all_told_aga
     again = await taken(outbox)
     outbox.confirm(outbox.sent)
     again += await taken(outbox)
-    assert [one.run_id if isinstance(one, Retelling) else one for one in again] == runs
+    assert [one.run_id if isinstance(one, Replay) else one for one in again] == runs
 
 
 async def test_what_is_on_its_way_is_bounded_in_bytes_and_so_is_what_comes_back_of_it() -> None:

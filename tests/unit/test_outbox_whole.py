@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jupyter_talk import content, message
 
 from sessions.jupyter.messages import ClientMessage
-from sessions.jupyter.outbox import Outbox, Retelling
+from sessions.jupyter.outbox import Outbox, Replay
 from sessions.model import RunId
 
 KIB = 1024
@@ -48,7 +48,7 @@ class Reader:
             item = await asyncio.wait_for(self.outbox.take(), 0.001)
         except TimeoutError:
             return
-        if isinstance(item, Retelling):
+        if isinstance(item, Replay):
             self._telling = item.run_id
         elif isinstance(item, ClientMessage):
             run_id = RunId(item.parent_id) if item.parent_id else None

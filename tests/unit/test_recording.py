@@ -18,8 +18,8 @@ import sessions.runs.recorder
 from sessions.kernels.messages import Message
 from sessions.kernels.outcomes import Cause, Died, Done
 from sessions.model import ANONYMOUS, ArtifactId, Batch, EventType, GatewayId, Progress, Result, Run, RunId, RunStatus
-from sessions.output.fold import Execution
-from sessions.runs.recorder import Recording
+from sessions.output.fold import RunFold
+from sessions.runs.recorder import Recorder
 from sessions.settings import Limits
 from sessions.testing.memory_store import MemoryStore
 
@@ -32,9 +32,9 @@ class Taped:
 
     def __init__(self, store: MemoryStore | None = None) -> None:
         self.store = store or MemoryStore()
-        execution = Execution(RUN_ID, Limits(), lambda: ArtifactId(str(uuid4())))
-        self.recording = Recording(RUN_ID, execution, self.store, ManualClock())
-        self.recording.on_commit(lambda: self.acknowledgeable.append(self.recording.uncommitted_seq))
+        fold = RunFold(RUN_ID, Limits(), lambda: ArtifactId(str(uuid4())))
+        self.recorder = Recorder(RUN_ID, fold, self.store, ManualClock())
+        self.recorder.on_commit(lambda: self.acknowledgeable.append(self.recorder.uncommitted_seq))
         self.acknowledgeable: list[int | None] = []
         self.seq = 0
 
@@ -45,7 +45,7 @@ class Taped:
 
     def say(self, msg_type: str, content: dict[str, Any], *buffers: bytes) -> int:
         self.seq += 1
-        self.recording.on_message(self.seq, Message("iopub", msg_type, "p", content, buffers))
+        self.recorder.on_message(self.seq, Message("iopub", msg_type, "p", content, buffers))
         return self.seq
 
     def print(self, text: str) -> int:
@@ -56,7 +56,7 @@ class Taped:
         return "".join(str(event.fields["text"]) for event in events if event.type is EventType.STDOUT)
 
     async def finish(self) -> None:
-        await self.recording.finish(self.recording.execution.finish(RunStatus.OK, None, None))
+        await self.recorder.finish(self.recorder.fold.finish(RunStatus.OK, None, None))
 
 
 @pytest.fixture
@@ -72,9 +72,9 @@ async def taped(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Taped]:
 
 async def test_output_is_stored_while_the_run_goes_on(taped: Taped) -> None:
     seq = taped.print("one")
-    assert taped.recording.uncommitted_seq == seq
+    assert taped.recorder.uncommitted_seq == seq
     await until(lambda: taped.stored_text() == "one")
-    await until(lambda: taped.recording.uncommitted_seq is None)
+    await until(lambda: taped.recorder.uncommitted_seq is None)
     taped.print(" two")
     await until(lambda: taped.stored_text() == "one two")
     assert taped.store.runs[RUN_ID].finished_at is None
@@ -96,14 +96,14 @@ async def test_every_kind_of_event_holds_its_frame_until_it_is_committed(
 ) -> None:
     seq = taped.say(msg_type, content)
     taped.say("status", {"execution_state": "busy"})
-    assert taped.recording.uncommitted_seq == seq
+    assert taped.recorder.uncommitted_seq == seq
     await until(lambda: taped.acknowledgeable == [None])
     assert taped.store.runs[RUN_ID].events
 
 
 async def test_a_message_without_an_event_holds_its_frame_until_the_progress_past_it_is_committed(taped: Taped) -> None:
     seq = taped.say("status", {"execution_state": "idle"})
-    assert taped.recording.uncommitted_seq == seq
+    assert taped.recorder.uncommitted_seq == seq
     await until(lambda: taped.acknowledgeable == [None])
     stored = taped.store.runs[RUN_ID]
     assert stored.events == {}
@@ -128,7 +128,7 @@ async def test_a_file_that_is_not_kept_holds_nothing_up_once_it_is_complete(tape
     first = taped.say("artifact", {"path": "f.png", "bytes": len(huge), "offset": 0}, huge[:50])
     await until(lambda: taped.acknowledgeable == [first])
     taped.say("artifact", {"path": "f.png", "bytes": len(huge), "offset": 50}, huge[50:])
-    await until(lambda: taped.recording.uncommitted_seq is None)
+    await until(lambda: taped.recorder.uncommitted_seq is None)
     await taped.finish()
     assert taped.store.runs[RUN_ID].artifacts == {}
 
@@ -140,10 +140,10 @@ async def test_while_the_store_is_away_nothing_is_acknowledged_and_nothing_lost(
     taped.print(" two")
     await asyncio.sleep(0.05)
     assert taped.acknowledgeable == []
-    assert taped.recording.uncommitted_seq == first
+    assert taped.recorder.uncommitted_seq == first
     taped.store.is_reachable = True
     await until(lambda: taped.stored_text() == "one two")
-    await until(lambda: taped.recording.uncommitted_seq is None)
+    await until(lambda: taped.recorder.uncommitted_seq is None)
 
 
 async def test_what_comes_while_a_batch_is_being_written_stays_uncommitted(taped: Taped) -> None:
@@ -159,19 +159,19 @@ async def test_what_comes_while_a_batch_is_being_written_stays_uncommitted(taped
 
 async def test_the_end_itself_is_uncommitted_until_the_answer_is_stored(taped: Taped) -> None:
     taped.print("one")
-    await until(lambda: taped.recording.uncommitted_seq is None)
-    taped.recording.on_done(DONE)
-    assert taped.recording.uncommitted_seq == taped.seq + 1
+    await until(lambda: taped.recorder.uncommitted_seq is None)
+    taped.recorder.on_done(DONE)
+    assert taped.recorder.uncommitted_seq == taped.seq + 1
     await asyncio.sleep(0.05)
-    assert taped.recording.uncommitted_seq == taped.seq + 1
+    assert taped.recorder.uncommitted_seq == taped.seq + 1
     await taped.finish()
-    assert taped.recording.uncommitted_seq is None
+    assert taped.recorder.uncommitted_seq is None
     assert taped.acknowledgeable == [None, None]
 
 
 async def test_the_end_is_stored_with_what_was_not_yet_written(taped: Taped) -> None:
     taped.print("all of it")
-    taped.recording.on_done(DONE)
+    taped.recorder.on_done(DONE)
     await taped.finish()
     stored = taped.store.runs[RUN_ID]
     assert taped.stored_text() == "all of it"
@@ -184,7 +184,7 @@ async def test_a_batch_that_was_broken_off_is_written_with_the_end(taped: Taped)
     taped.store.is_reachable = False
     taped.print("one")
     await asyncio.sleep(0.03)
-    taped.recording.on_died(Died(Cause.GONE, None, None, None, ()))
+    taped.recorder.on_died(Died(Cause.GONE, None, None, None, ()))
     finishing = asyncio.ensure_future(taped.finish())
     await asyncio.sleep(0.03)
     assert not finishing.done()
@@ -192,18 +192,18 @@ async def test_a_batch_that_was_broken_off_is_written_with_the_end(taped: Taped)
     await finishing
     assert taped.stored_text() == "one"
     assert sorted(taped.store.runs[RUN_ID].events) == [1, 2, 3]
-    assert taped.recording.uncommitted_seq is None
+    assert taped.recorder.uncommitted_seq is None
 
 
 async def test_a_run_ends_once(taped: Taped) -> None:
-    taped.recording.on_done(DONE)
-    taped.recording.on_died(Died(Cause.EXITED, 0, None, None, ()))
-    assert taped.recording.ended.result() == DONE
+    taped.recorder.on_done(DONE)
+    taped.recorder.on_died(Died(Cause.EXITED, 0, None, None, ()))
+    assert taped.recorder.ended.result() == DONE
 
 
 async def test_after_the_end_no_task_is_left(taped: Taped) -> None:
     taped.print("x")
-    taped.recording.on_done(DONE)
+    taped.recorder.on_done(DONE)
     await taped.finish()
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}
@@ -211,9 +211,9 @@ async def test_after_the_end_no_task_is_left(taped: Taped) -> None:
 
 async def test_once_the_run_has_ended_only_its_end_is_written(taped: Taped) -> None:
     seq = taped.print("last words")
-    taped.recording.on_done(DONE)
+    taped.recorder.on_done(DONE)
     await asyncio.sleep(0.05)
-    assert (taped.recording.uncommitted_seq, taped.acknowledgeable) == (seq, [])
+    assert (taped.recorder.uncommitted_seq, taped.acknowledgeable) == (seq, [])
     await taped.finish()
     assert taped.acknowledgeable == [None]
     assert taped.stored_text() == "last words"
@@ -229,7 +229,7 @@ async def test_without_a_follower_output_gathers_and_with_one_it_is_written_at_o
     taped.print("one")
     await asyncio.sleep(0.05)
     assert taped.stored_text() == ""
-    with taped.recording.feed.following():  # in the middle of the pause
+    with taped.recorder.feed.following():  # in the middle of the pause
         await until(lambda: taped.stored_text() == "one")
         taped.print(" two")
         await until(lambda: taped.stored_text() == "one two")
@@ -239,7 +239,7 @@ async def test_without_a_follower_output_gathers_and_with_one_it_is_written_at_o
 
 
 async def test_a_follower_sees_no_event_that_the_store_has_not(taped: Taped) -> None:
-    feed = taped.recording.feed
+    feed = taped.recorder.feed
     with feed.following():
         taped.store.is_reachable = False
         taped.print("one")
@@ -249,7 +249,7 @@ async def test_a_follower_sees_no_event_that_the_store_has_not(taped: Taped) -> 
         await until(lambda: feed.last_seq == 2)
         assert feed.after(0) == [*taped.store.runs[RUN_ID].events.values()]
         taped.print(" two")
-        taped.recording.on_done(DONE)
+        taped.recorder.on_done(DONE)
         await taped.finish()
         assert feed.is_closed
         assert feed.after(0) == [*taped.store.runs[RUN_ID].events.values()]
@@ -286,7 +286,7 @@ async def test_the_end_waits_for_a_batch_that_is_on_its_way(slow: Taped) -> None
     slow.print("one")
     await until(lambda: store.writes == ["append begins"])
     slow.print(" two")
-    slow.recording.on_done(DONE)
+    slow.recorder.on_done(DONE)
     finishing = asyncio.ensure_future(slow.finish())
     await asyncio.sleep(0.03)
     assert store.writes == ["append begins"]
@@ -303,11 +303,11 @@ async def test_what_comes_while_a_batch_is_on_its_way_is_not_acknowledged_with_i
     first = slow.print("one")
     await until(lambda: store.writes == ["append begins"])
     second = slow.print(" two")
-    assert slow.recording.uncommitted_seq == first
+    assert slow.recorder.uncommitted_seq == first
     store.gate.set()
     await until(lambda: bool(slow.acknowledgeable))
     assert slow.acknowledgeable[0] == second
-    slow.recording.on_done(DONE)
+    slow.recorder.on_done(DONE)
     await slow.finish()
 
 
@@ -315,11 +315,11 @@ async def test_a_recording_that_is_broken_off_writes_nothing_more_and_leaves_no_
     taped.store.is_reachable = False
     taped.print("one")
     await asyncio.sleep(0.03)
-    await taped.recording.break_off()
+    await taped.recorder.break_off()
     taped.store.is_reachable = True
     await asyncio.sleep(0.03)
     assert (taped.stored_text(), taped.acknowledgeable) == ("", [])
-    assert taped.recording.feed.is_closed
+    assert taped.recorder.feed.is_closed
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
@@ -328,10 +328,10 @@ async def test_a_recording_that_is_broken_off_writes_nothing_more_and_leaves_no_
 
 async def gone_on(taped: Taped) -> Taped:
     """Another gateway's recording of the same run, from what is stored."""
-    await taped.recording.break_off()
+    await taped.recorder.break_off()
     later = Taped(taped.store)
     stored = taped.store.runs[RUN_ID]
-    later.recording.resume([*stored.events.values()], stored.progress or Progress(0, None, {}))
+    later.recorder.resume([*stored.events.values()], stored.progress or Progress(0, None, {}))
     return later
 
 
@@ -340,10 +340,10 @@ async def test_frames_that_are_committed_are_passed_over_and_those_that_are_not_
     await until(lambda: taped.stored_text() == "one")
     taped.print(" two")  # taken, and lost with the gateway
     later = await gone_on(taped)
-    assert later.recording.feed.last_seq == 2
+    assert later.recorder.feed.last_seq == 2
     for text in ("one", " two", " three"):
         later.print(text)
-    later.recording.on_done(DONE)
+    later.recorder.on_done(DONE)
     await later.finish()
     assert later.stored_text() == "one two three"
     assert later.store.runs[RUN_ID].result.output == "one two three"  # type: ignore[union-attr]
@@ -368,7 +368,7 @@ async def test_the_pieces_of_a_half_file_are_taken_again_and_what_is_between_the
     assert (progress.taken_seq, progress.file_seq) == (4, 2)
     later = await gone_on(taped)
     say_all(later, 5)
-    await until(lambda: later.recording.uncommitted_seq is None)
+    await until(lambda: later.recorder.uncommitted_seq is None)
     assert later.stored_text() == "before between"
     assert [artifact.data for artifact in later.store.runs[RUN_ID].artifacts.values()] == [b"abcdef"]
 
@@ -380,7 +380,7 @@ async def test_a_file_that_was_whole_is_not_taken_again(taped: Taped) -> None:
     await until(lambda: taped.acknowledgeable == [None])
     later = await gone_on(taped)
     later.say("artifact", content, b"ab")
-    later.recording.on_done(DONE)
+    later.recorder.on_done(DONE)
     await later.finish()
     assert len(later.store.runs[RUN_ID].artifacts) == 1
 
@@ -394,26 +394,26 @@ async def test_what_the_kernel_has_said_of_its_end_is_known_to_the_next_gateway(
     taped.say(*said)
     await until(lambda: taped.acknowledgeable == [None])
     later = await gone_on(taped)
-    assert later.recording.has_reply() is (said[0] == "execute_reply")
-    assert not later.recording.code_ended.done()
+    assert later.recorder.has_reply() is (said[0] == "execute_reply")
+    assert not later.recorder.code_ended.done()
     later.seq = taped.seq
     for other in (("execute_reply", {"status": "ok"}), ("status", {"execution_state": "idle"})):
         if other != said:
             later.say(*other)
-    assert later.recording.is_complete()
-    assert later.recording.code_ended.done()
-    later.recording.on_done(DONE)
+    assert later.recorder.is_complete()
+    assert later.recorder.code_ended.done()
+    later.recorder.on_done(DONE)
     await later.finish()
 
 
 async def test_a_gap_that_is_committed_is_not_counted_twice(taped: Taped) -> None:
     taped.seq += 1
-    taped.recording.on_gap(taped.seq, 7)
+    taped.recorder.on_gap(taped.seq, 7)
     await until(lambda: taped.acknowledgeable == [None])
     later = await gone_on(taped)
-    later.recording.on_gap(1, 7)
-    later.recording.on_gap(2, 9)
-    later.recording.on_done(DONE)
+    later.recorder.on_gap(1, 7)
+    later.recorder.on_gap(2, 9)
+    later.recorder.on_done(DONE)
     await later.finish()
     truncated = [event for event in later.store.runs[RUN_ID].events.values() if event.type is EventType.TRUNCATED]
     assert [event.fields["dropped_bytes"] for event in truncated] == [16]
@@ -423,12 +423,12 @@ async def test_a_run_that_begins_again_on_another_kernel_takes_frames_from_the_f
     taped: Taped,
 ) -> None:
     taped.seq += 1
-    taped.recording.on_gap(taped.seq, 7)
-    taped.recording.on_died(Died(Cause.REJECTED, None, None, None, (), ran=False))
+    taped.recorder.on_gap(taped.seq, 7)
+    taped.recorder.on_died(Died(Cause.REJECTED, None, None, None, (), ran=False))
     await asyncio.sleep(0.03)
-    taped.recording.begin_again()
-    assert not taped.recording.ended.done()
-    assert taped.recording.uncommitted_seq is None
+    taped.recorder.begin_again()
+    assert not taped.recorder.ended.done()
+    assert taped.recorder.uncommitted_seq is None
     taped.seq = 0
     taped.print("one")
     await until(lambda: taped.stored_text() == "one")
@@ -465,7 +465,7 @@ async def record(steps: list[str], stops: list[tuple[int, int, bool]]) -> Record
         tape.seq = max(0, acknowledged_seq - back)
     while tape.seq < len(steps):
         say(tape, steps)
-    tape.recording.on_done(DONE)
+    tape.recorder.on_done(DONE)
     await tape.finish()
     stored = tape.store.runs[RUN_ID]
     assert sorted(stored.events) == [*range(1, len(stored.events) + 1)]

@@ -275,7 +275,7 @@ async def test_of_a_sandbox_that_is_gone_the_engine_knows_why(
     running = bench.begin()
     kernel = await bench.sent()
     bench.engine.fates[kernel.kernel_id] = Fate(137, oom)
-    bench.engine.hang_up(kernel.kernel_id)
+    bench.engine.disconnect(kernel.kernel_id)
     assert (await running).status is status
 
 
@@ -285,7 +285,7 @@ async def test_an_error_of_our_own_still_gives_the_run_its_one_end(
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("sessions.output.fold.Execution.take_skipped", broken)
+    monkeypatch.setattr("sessions.output.fold.RunFold.add_skipped", broken)
     running = bench.begin()
     (await bench.sent()).end("1\n")
     result = await running
@@ -338,10 +338,10 @@ async def test_a_run_that_the_database_takes_in_too_late_is_withdrawn(monkeypatc
     bench = await Bench(store).start()
     with pytest.raises(StoreUnavailable):
         await bench.begin(idempotency_key="k")
-    await until(lambda: "1 being withdrawn" in repr(bench.service._beginnings))
+    await until(lambda: "1 being withdrawn" in repr(bench.service._admission))
     await store.go_on()  # after the first withdrawal
     await until(lambda: not store.runs)
-    await until(lambda: "0 being withdrawn" in repr(bench.service._beginnings))
+    await until(lambda: "0 being withdrawn" in repr(bench.service._admission))
     await store.go_on()  # so late that nobody looks any more
     running = bench.begin(idempotency_key="k")
     (await bench.sent()).end()
@@ -419,7 +419,7 @@ async def test_while_draining_a_sandbox_that_ends_is_still_asked_after(
     draining = asyncio.ensure_future(bench.service.drain(5.0))
     await asyncio.sleep(0)
     bench.engine.fates[kernel.kernel_id] = Fate(137, oom=True)
-    bench.engine.hang_up(kernel.kernel_id)
+    bench.engine.disconnect(kernel.kernel_id)
     assert (await running).status is RunStatus.OOM
     await draining
 

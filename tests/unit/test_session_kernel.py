@@ -118,15 +118,15 @@ async def test_a_loss_and_the_next_kernel_are_written_one_after_the_other(bench:
     await bench.serve("x = 1", session_id=S)
     await until(lambda: bench.service.readiness().warm == 1)
     old = bench.kernel_of()
-    bench.engine.hang_up(old.kernel_id)
-    recording = asyncio.ensure_future(bench.record("work", session_id=S))  # waits for it to come back
+    bench.engine.disconnect(old.kernel_id)
+    recorder = asyncio.ensure_future(bench.record("work", session_id=S))  # waits for it to come back
     await asyncio.sleep(0.02)
     with held(bench.store, "update_session") as writing:
         bench.engine.fates[old.kernel_id] = Fate(137, oom=False)
         await until(lambda: writing.count == 1)
         await asyncio.sleep(0.02)
-        assert (writing.count, recording.done()) == (1, False)
-    run_id = await recording
+        assert (writing.count, recorder.done()) == (1, False)
+    run_id = await recorder
     kernel = await bench.sent("work")
     assert kernel.kernel_id == bench.session().kernel_id == bench.stored(run_id).run.kernel_id
     kernel.end()

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernel_image import output_ring
-from kernel_image.output_ring import RING_BYTES, Tail
+from kernel_image.output_ring import RING_BYTES, OutputRing
 
 
 @pytest.fixture
@@ -22,22 +22,22 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def ring(path: Path) -> Iterator[Tail]:
-    ring = Tail(path, "stdout")
+def ring(path: Path) -> Iterator[OutputRing]:
+    ring = OutputRing(path, "stdout")
     yield ring
     ring.close()
 
 
-def test_another_mapping_of_the_file_sees_what_was_written(path: Path, ring: Tail) -> None:
+def test_another_mapping_of_the_file_sees_what_was_written(path: Path, ring: OutputRing) -> None:
     ring.write(b"hello")
-    reader = Tail(path, "stdout")
+    reader = OutputRing(path, "stdout")
     assert reader.after(0) == (b"hello", 0)
     assert reader.after(3) == (b"lo", 0)
     reader.close()
 
 
-def test_the_two_streams_do_not_mix(path: Path, ring: Tail) -> None:
-    other = Tail(path, "stderr")
+def test_the_two_streams_do_not_mix(path: Path, ring: OutputRing) -> None:
+    other = OutputRing(path, "stderr")
     ring.write(b"o" * (RING_BYTES + 9))
     other.write(b"e")
     assert other.after(0) == (b"e", 0)
@@ -45,13 +45,13 @@ def test_the_two_streams_do_not_mix(path: Path, ring: Tail) -> None:
     other.close()
 
 
-def test_what_has_fallen_out_of_the_ring_is_counted(ring: Tail) -> None:
+def test_what_has_fallen_out_of_the_ring_is_counted(ring: OutputRing) -> None:
     ring.write(b"a" * 1000)
     ring.write(b"b" * RING_BYTES)
     assert ring.after(400) == (b"b" * RING_BYTES, 600)
 
 
-def test_nothing_is_missing_when_all_has_been_seen(ring: Tail) -> None:
+def test_nothing_is_missing_when_all_has_been_seen(ring: OutputRing) -> None:
     ring.write(b"abc")
     assert ring.after(3) == (b"", 0)
     assert ring.after(1000) == (b"", 0)
@@ -66,7 +66,7 @@ sizes = st.one_of(
 @given(st.lists(sizes, max_size=6), st.data())
 def test_after_any_writes_exactly_the_missing_end_is_there(path: Path, writes: list[int], data: st.DataObject) -> None:
     output_ring.create(path)
-    ring = Tail(path, "stderr")
+    ring = OutputRing(path, "stderr")
     written = b""
     for number, size_bytes in enumerate(writes):
         piece = (bytes(range(number, number + 97)) * (size_bytes // 97 + 1))[:size_bytes]
@@ -80,7 +80,7 @@ def test_after_any_writes_exactly_the_missing_end_is_there(path: Path, writes: l
 
 
 @pytest.mark.parametrize("total", [2**64 - 1, 2**63, RING_BYTES + 1])
-def test_a_count_that_the_writer_made_up_gives_no_more_than_the_ring(path: Path, ring: Tail, total: int) -> None:
+def test_a_count_that_the_writer_made_up_gives_no_more_than_the_ring(path: Path, ring: OutputRing, total: int) -> None:
     with path.open("r+b") as file:
         file.write(struct.pack("<Q", total))
     data, gone_bytes = ring.after(0)
@@ -91,7 +91,7 @@ def test_a_count_that_the_writer_made_up_gives_no_more_than_the_ring(path: Path,
 def test_a_file_cut_short_is_refused_and_not_read(path: Path) -> None:
     os.truncate(path, 10)
     with pytest.raises((OSError, ValueError)):
-        Tail(path, "stdout")
+        OutputRing(path, "stdout")
 
 
 def test_a_pipe_in_the_place_of_the_file_is_replaced(tmp_path: Path) -> None:

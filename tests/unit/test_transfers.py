@@ -48,11 +48,11 @@ class Sandbox:
         self.said.append(frame)
         if isinstance(frame, str):
             assert len(frame) < 1 << 20, "the gateway takes no longer control message"
-            self.files.take_control(json.loads(frame))
+            self.files.handle_control(json.loads(frame))
         else:
             number, rest = protocol.split_number(frame)
             assert number == 0
-            self.files.take_frame(rest)
+            self.files.handle_frame(rest)
 
     def lose_link(self) -> None:
         self.supervisor.close_all()

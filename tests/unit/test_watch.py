@@ -7,7 +7,7 @@ import asyncio
 from doubles import until
 
 from sessions.errors import StoreUnavailable
-from sessions.kernels.health import Watch
+from sessions.kernels.health import HealthCheck
 
 
 async def test_a_watch_tells_why_nothing_answers_and_never_ends() -> None:
@@ -17,7 +17,7 @@ async def test_a_watch_tells_why_nothing_answers_and_never_ends() -> None:
         if error is not None:
             raise error
 
-    watch = Watch("database", ask)
+    watch = HealthCheck("database", ask)
     asking = asyncio.ensure_future(watch.keep_asking(0.001))
     error = StoreUnavailable()
     await until(lambda: watch.failure == str(StoreUnavailable()))

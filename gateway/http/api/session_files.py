@@ -90,7 +90,7 @@ class SessionFileHandler(BaseHandler):
         except (CellblockError, TimeoutError):
             if not self._headers_written:
                 raise
-            self.hang_up()
+            self.disconnect()
 
     # --- up -----------------------------------------------------------------------------------------------------------
 

@@ -69,7 +69,7 @@ class StreamingHandler(BaseHandler):
         if self._streaming.done() and not self._streaming.cancelled():
             self._judge(run_id, self._streaming.exception())
         if self.request.version == "HTTP/1.0":
-            self.hang_up()  # nothing else tells such a client where the answer ends
+            self.disconnect()  # nothing else tells such a client where the answer ends
 
     def end_stream(self) -> None:
         """End the answer after what has been sent."""
@@ -102,7 +102,7 @@ class StreamingHandler(BaseHandler):
         if not isinstance(error, StreamClosedError):
             if not isinstance(error, TimeoutError):
                 _log.warning("stream broken off", request_id=self.request_id, run_id=run_id, exc_info=error)
-            self.hang_up()
+            self.disconnect()
 
 
 def accepts(headers: HTTPHeaders, media_type: str) -> bool:

@@ -36,7 +36,7 @@ class BufferedBodies:
         self._bytes += size_bytes
         return True
 
-    def give_back(self, size_bytes: int) -> None:
+    def release(self, size_bytes: int) -> None:
         """These are gone."""
         self._bytes -= size_bytes
 
@@ -78,7 +78,7 @@ class IncomingBody:
 
     def forget(self) -> None:
         """Give the memory back."""
-        self._among.give_back(len(self._kept))
+        self._among.release(len(self._kept))
         self._kept.clear()
 
 

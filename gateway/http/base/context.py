@@ -12,8 +12,8 @@ from gateway.auth import Doorkeeper, SiteRules
 from gateway.http.base.bodies import BufferedBodies
 from gateway.http.base.notebook_turns import NotebookTurns
 from gateway.http.base.streams import Streams
-from sessions.jupyter.client import Attachment
-from sessions.jupyter.notebook_sessions import JupyterSessions
+from sessions.jupyter.client import ClientConnection
+from sessions.jupyter.notebook_sessions import NotebookSessions
 from sessions.model import (
     Artifact,
     ArtifactId,
@@ -139,7 +139,7 @@ class RunService(Protocol):
         ...
 
     @property
-    def jupyter(self) -> JupyterSessions:
+    def jupyter(self) -> NotebookSessions:
         """What Jupyter's REST API makes of them."""
         ...
 
@@ -165,7 +165,7 @@ class RunService(Protocol):
         """Its ended runs, oldest first, but no more than so many of the newest."""
         ...
 
-    async def attach(self, tenant: TenantId, session_id: SessionId, client: str | None) -> Attachment:
+    async def attach(self, tenant: TenantId, session_id: SessionId, client: str | None) -> ClientConnection:
         """Let a Jupyter client at its kernel, which comes back as the same `client`. Raises TooManyRequests."""
         ...
 

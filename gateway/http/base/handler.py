@@ -243,7 +243,7 @@ class BaseHandler(RequestHandler):
         except StreamClosedError:
             pass  # the client is gone; its run is recorded all the same
         except TimeoutError:
-            self.hang_up()
+            self.disconnect()
         finally:
             self._leave()
 
@@ -255,7 +255,7 @@ class BaseHandler(RequestHandler):
         self.write(data)
         await asyncio.wait_for(self.flush(), SEND_TIMEOUT_S)
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         """Close the connection in the middle of an answer, which tells the client that it is not whole."""
         self.request.connection.close()  # type: ignore[union-attr]
 

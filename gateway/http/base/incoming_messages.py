@@ -82,6 +82,6 @@ class IncomingMessages(WebSocketProtocol13):
         if more > 0 and not self._among.take(more):
             return False
         if more < 0:
-            self._among.give_back(-more)
+            self._among.release(-more)
         self._counted_bytes = size_bytes
         return True

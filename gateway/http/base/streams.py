@@ -30,7 +30,7 @@ class Stream(Protocol):
         """End it as politely as its protocol allows."""
         ...
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         """Close its connection."""
         ...
 
@@ -92,7 +92,7 @@ class Streams:
             stream.end_stream()
         await self._wait_for_none(_GOODBYE_S)
         for stream in list(self._open):
-            stream.hang_up()
+            stream.disconnect()
 
     async def _wait_for_none(self, patience_s: float) -> None:
         with suppress(TimeoutError):

@@ -95,7 +95,7 @@ class SocketHandler(BaseHandler, WebSocketHandler):
         try:
             yield
         finally:
-            self.context.bodies.give_back(len(message))
+            self.context.bodies.release(len(message))
 
     # --- talking ------------------------------------------------------------------------------------------------------
 
@@ -108,7 +108,7 @@ class SocketHandler(BaseHandler, WebSocketHandler):
             try:
                 await asyncio.wait_for(self.write_message(strict_json(message)), handler.SEND_TIMEOUT_S)
             except TimeoutError:
-                self.hang_up()
+                self.disconnect()
                 raise WebSocketClosedError from None
 
     # --- closing ------------------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ class SocketHandler(BaseHandler, WebSocketHandler):
         """Say that this gateway goes away: a client may connect anew, to the next one."""
         self.close(_SERVICE_RESTART, "This gateway is shutting down: connect again.")
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         """Close the connection without the closing handshake."""
         stream = getattr(self.ws_connection, "stream", None)
         if stream is not None:

@@ -21,13 +21,13 @@ from gateway.http.base import handler
 from gateway.http.base.websocket import SocketHandler
 from gateway.http.jupyter.framing import Framing, framing_of
 from gateway.http.jupyter.handler import JupyterHandler
-from gateway.http.jupyter.replay import retell
+from gateway.http.jupyter.replay import replay_run
 from kernel_image.protocol import SUBPROTOCOL
 from sessions.errors import CellblockError, InvalidRequest
-from sessions.jupyter.client import Attachment
+from sessions.jupyter.client import ClientConnection
 from sessions.jupyter.messages import ClientMessage
-from sessions.jupyter.outbox import Retelling
-from sessions.kernels.throttle import Allowance
+from sessions.jupyter.outbox import Replay
+from sessions.kernels.throttle import Throttle
 
 MAX_GARBAGE = 64
 """So many messages of one connection may be none; the next one closes it."""
@@ -49,12 +49,12 @@ class JupyterChannels(JupyterHandler, SocketHandler):
     ends_early: ClassVar[bool] = True
 
     def __init__(self, application: Application, request: HTTPServerRequest, **kwargs: Any) -> None:
-        self._attachment: Attachment | None = None
+        self._attachment: ClientConnection | None = None
         self._framing: Framing = framing_of(None)
         self._telling: asyncio.Task[None] | None = None
         self._is_pinging = False
         self._garbage = 0
-        self._allowance = Allowance(SystemClock())
+        self._throttle = Throttle(SystemClock())
         super().__init__(application, request, **kwargs)
 
     # --- coming and going ---------------------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ class JupyterChannels(JupyterHandler, SocketHandler):
         taken: list[ClientMessage] = []
         try:
             with self.holding(message):
-                pause_s = self._allowance.metered(lambda: taken.append(self._framing.decode(message)))
+                pause_s = self._throttle.metered(lambda: taken.append(self._framing.decode(message)))
                 await self._attachment.take(taken[0])
         except InvalidRequest as error:
             self._refuse(error)
@@ -126,12 +126,12 @@ class JupyterChannels(JupyterHandler, SocketHandler):
 
     # --- telling the client -------------------------------------------------------------------------------------------
 
-    async def _tell(self, attachment: Attachment) -> None:
+    async def _tell(self, attachment: ClientConnection) -> None:
         """Send what there is to be told, until there is no kernel any more."""
         try:
             while (item := await attachment.next()) is not None:
-                if isinstance(item, Retelling):
-                    await self._retell(attachment, item)
+                if isinstance(item, Replay):
+                    await self._replay(attachment, item)
                 else:
                     await self._send(item)
                 self._ping(attachment)
@@ -140,14 +140,14 @@ class JupyterChannels(JupyterHandler, SocketHandler):
             pass  # the client is gone
         except Exception:  # noqa: BLE001 - a bug of ours; the client comes back, and is told then
             _log.exception("jupyter_client_not_told", request_id=self.request_id)
-            self.hang_up()
+            self.disconnect()
 
-    async def _retell(self, attachment: Attachment, retelling: Retelling) -> None:
-        telling = retell(self.context.service, self.tenant, retelling.run_id, attachment.client)
+    async def _replay(self, attachment: ClientConnection, replay: Replay) -> None:
+        telling = replay_run(self.context.service, self.tenant, replay.run_id, attachment.client)
         async with aclosing(telling) as messages:  # type: ignore[type-var]
             async for message in messages:
                 await self._send(message)
-        attachment.told(retelling.run_id)
+        attachment.told(replay.run_id)
 
     async def _send(self, message: ClientMessage) -> None:
         data = self._framing.encode(message)
@@ -156,10 +156,10 @@ class JupyterChannels(JupyterHandler, SocketHandler):
                 async with asyncio.timeout(handler.SEND_TIMEOUT_S):  # `wait_for` may swallow a cancellation
                     await self.write_message(data, binary=isinstance(data, bytes))
             except TimeoutError:
-                self.hang_up()
+                self.disconnect()
                 raise WebSocketClosedError from None
 
-    def _ping(self, attachment: Attachment) -> None:
+    def _ping(self, attachment: ClientConnection) -> None:
         """Ask whether all this has arrived, unless that has been asked already."""
         if not self._is_pinging:
             with suppress(WebSocketClosedError):

@@ -40,14 +40,14 @@ class RunReader(Protocol):
         ...
 
 
-async def retell(service: RunReader, tenant: TenantId, run_id: RunId, client: str) -> AsyncIterator[ClientMessage]:
+async def replay_run(service: RunReader, tenant: TenantId, run_id: RunId, client: str) -> AsyncIterator[ClientMessage]:
     """All that the run has shown, and what comes of it from now on, to its end; the reply, where this client asked.
 
     When the database goes away in between, it begins anew. Nothing is told of a run that was removed meanwhile.
     """
     while True:
         try:
-            async for message in _retell(service, tenant, run_id, client):
+            async for message in _replay(service, tenant, run_id, client):
                 yield message
         except StoreUnavailable:
             await asyncio.sleep(_RETRY_S)
@@ -57,7 +57,7 @@ async def retell(service: RunReader, tenant: TenantId, run_id: RunId, client: st
             return
 
 
-async def _retell(service: RunReader, tenant: TenantId, run_id: RunId, client: str) -> AsyncIterator[ClientMessage]:
+async def _replay(service: RunReader, tenant: TenantId, run_id: RunId, client: str) -> AsyncIterator[ClientMessage]:
     record = await service.get_run(tenant, run_id)
     jupyter = record.run.jupyter
     is_asker = jupyter is not None and jupyter.client == client

@@ -210,13 +210,13 @@ def output_content(shown: Shown, images: Mapping[str, bytes]) -> dict[str, Any]:
     """The fields of an output but for its type, with the bytes of its image where they are there, by artifact id."""
     content: dict[str, Any] = well_formed_json(dict(shown.content))
     if "data" in content:
-        content["data"] = {mime: _part(mime, value) for mime, value in content["data"].items()}
+        content["data"] = {mime: _close_link(mime, value) for mime, value in content["data"].items()}
         if shown.image is not None and shown.image.artifact_id in images:
             content["data"][shown.image.content_type] = _image(shown.image, images[shown.image.artifact_id])
     return content
 
 
-def _part(mime: str, value: Any) -> Any:
+def _close_link(mime: str, value: Any) -> Any:
     """A part of a MIME bundle as the format wants it: text, but for JSON types."""
     if isinstance(value, str) or mime == "application/json" or mime.endswith("+json"):
         return value

@@ -65,7 +65,7 @@ class ContainerEvents:
         with self._changed:
             self._changed.notify_all()
             if self._stream is not None:
-                _hang_up(self._stream)
+                _disconnect(self._stream)
         if self._thread is not None:
             self._thread.join(_CLOSE_TIMEOUT_S)
 
@@ -77,7 +77,7 @@ class ContainerEvents:
                 with self._changed:
                     self._stream = stream
                     if self._closed.is_set():
-                        _hang_up(stream)
+                        _disconnect(stream)
                 for event in stream:
                     failures = 0
                     since = _engine_time(event["timeNano"] / 1e9)
@@ -107,7 +107,7 @@ def _engine_time(seconds: float) -> str:
     return f"{seconds:.9f}"
 
 
-def _hang_up(stream: CancellableStream[Any]) -> None:
+def _disconnect(stream: CancellableStream[Any]) -> None:
     # docker-py reaches for the socket below the response, which may be gone already.
     with suppress(*SILENCE, AttributeError):
         stream.close()
