@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sessions.errors import ProtocolViolation
-from sessions.json_bounds import has_too_many_values, is_deeper
 from sessions.kernels.messages import decode_object
+from sessions.sanitize import has_too_many_values, is_deeper
 
 _MAX_DEPTH = 100
 _MAX_VALUES = 4_000_000

@@ -17,8 +17,8 @@ from jupyter_client.session import msg_header
 
 from kernel_image.protocol import MESSAGE_CHANNELS, decode_message, encode_message
 from sessions.errors import ProtocolViolation
-from sessions.json_bounds import has_too_many_values
 from sessions.kernels.messages import decode_object
+from sessions.sanitize import has_too_many_values
 
 _EMPTY = b"{}"
 _MAX_HEADER_BYTES = 32 << 10

@@ -19,8 +19,8 @@ from jupyter_client.session import Session
 
 from kernel_image.protocol import ARTIFACT_CHANNEL, FrameError, decode_message, encode_message
 from sessions.errors import ProtocolViolation
-from sessions.json_bounds import has_too_many_values, is_deeper
 from sessions.model import JupyterRequest
+from sessions.sanitize import has_too_many_values, is_deeper
 
 ACCEPTED: Mapping[str, frozenset[str]] = {
     "iopub": frozenset(

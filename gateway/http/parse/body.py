@@ -15,7 +15,7 @@ from tornado.httputil import HTTPFile, HTTPHeaders, HTTPInputError, parse_body_a
 
 from gateway.field_errors import complaint, near, shown
 from sessions.errors import InvalidJSON, InvalidRequest, UnsupportedMediaType
-from sessions.json_bounds import has_too_many_values, is_deeper
+from sessions.sanitize import has_too_many_values, is_deeper
 
 MAX_DEPTH = 100
 """Nesting that is still taken; the next one to walk through it may be recursive."""
