@@ -1,40 +1,41 @@
-# make setup  puts everything into .venv          make serve  sets up what is missing and serves on 127.0.0.1:8000
-# make check  formats, lints, types, layers       make test   runs every test; as root on Debian it brings
-#                                                           Docker and Chromium along
-# make crash-test ROUNDS=500  kills a working gateway at random moments and counts what was lost: nothing
-# make clean  removes what the others made here
 .DELETE_ON_ERROR:
-.PHONY: setup serve check test crash-test clean
+.PHONY: help setup serve check test test-fast crash-test clean
+.DEFAULT_GOAL := help
 
 BIN := .venv/bin
 # Tests wait for containers more than they compute.
 WORKERS ?= auto
 
-setup:
+help: ## List these targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+serve: ## Set up what is missing, as root on Debian a Docker engine too, and serve on 127.0.0.1:8000
 	@bash scripts/setup.sh
+	@exec bash scripts/serve.sh
 
-serve: setup
-	@exec $(BIN)/cellblock serve
+setup: ## Put Cellblock and all that its checks and tests need into .venv
+	@bash scripts/setup.sh dev clients
 
-check: setup
+check: ## Check format, lint, types and import layers
+	@bash scripts/setup.sh dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 # Status 3: no engine or browser, and none to be had. The tests then say what they skip, or fail where CI is set.
-test: setup
+test: setup ## Run every test; as root on Debian it brings Docker and Chromium along
 	@bash scripts/browser.sh || [ $$? -eq 3 ]
 	@$(BIN)/python scripts/docker_engine.py start || [ $$? -eq 3 ]
 	@if $(BIN)/python scripts/docker_engine.py answers; then $(BIN)/cellblock build; fi
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 ROUNDS ?= 200
-crash-test: setup
+crash-test: setup ## Kill a working gateway at ROUNDS=200 random moments and count what was lost: nothing
 	@$(BIN)/python scripts/docker_engine.py start
 	@$(BIN)/cellblock build
 	@cd tests/crash && ../../$(BIN)/python random_kills.py --rounds $(ROUNDS)
 
-clean:
+clean: ## Remove what the others made here
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

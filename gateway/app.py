@@ -42,6 +42,7 @@ from sessions.ports import Provisioner
 from sessions.provisioners.docker.engine import DockerEngine
 from sessions.provisioners.docker.provisioner import DockerProvisioner
 from sessions.provisioners.image.build import ensure_kernel_image
+from sessions.provisioners.process.environment import ensure_environment
 from sessions.provisioners.process.provisioner import ProcessProvisioner
 from sessions.service import Service
 from sessions.settings import BuildSettings
@@ -182,10 +183,21 @@ async def _choose_engine(config: Config, gateway_id: GatewayId, data_dir: DataDi
                 "No Docker engine answers, and without one nothing is isolated, so that Cellblock listens on loopback "
                 "only: start Docker, or set `server.host` to 127.0.0.1."
             )
-        return ChosenEngine(ProcessProvisioner(gateway_id, data_dir.kernels))
+        return ChosenEngine(await _process_engine(config.build.settings(), gateway_id, data_dir, console))
     kernel_image = config.engine.kernel_image or await build_image(config.build.settings(), console)
     settings = replace(config.engine.settings(), name="docker", kernel_image=kernel_image)
     return ChosenEngine(DockerProvisioner(gateway_id, settings), kernel_image)
+
+
+async def _process_engine(
+    build: BuildSettings, gateway_id: GatewayId, data_dir: DataDir, console: Console
+) -> ProcessProvisioner:
+    """The process engine, whose kernels have the packages of `build.dependencies`. Raises SetUpFailed."""
+    if not build.dependencies:
+        return ProcessProvisioner(gateway_id, data_dir.kernels)
+    with showing_progress(console, "Python packages") as progress:
+        python = await ensure_environment(build, data_dir.environments, progress)
+    return ProcessProvisioner(gateway_id, data_dir.kernels, python)
 
 
 async def _docker_answers() -> bool:

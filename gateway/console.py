@@ -17,8 +17,8 @@ _NO_ISOLATION = (
     "This is the [bold]process[/bold] engine: it isolates nothing. Whatever runs here can read and change every file "
     "that you can, and use your network. It is for trying things out on this machine, with code that you trust.\n\n"
     "The real thing runs every piece of code in a Docker container of its own: install and start Docker "
-    "(on Debian or Ubuntu: [bold]apt install docker.io[/bold]), then start Cellblock again; "
-    "[bold]cellblock doctor[/bold] says what is missing."
+    "(on Debian or Ubuntu: [bold]apt install docker.io[/bold]; [bold]make serve[/bold] as root does both), then start "
+    "Cellblock again; [bold]cellblock doctor[/bold] says what is missing."
 )
 
 _MARKS = {Level.OK: "[green]ok[/green]", Level.WARN: "[yellow]warn[/yellow]", Level.FAIL: "[bold red]FAIL[/bold red]"}

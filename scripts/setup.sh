@@ -1,11 +1,17 @@
 #!/usr/bin/env bash
-# Puts Cellblock and its development tools into .venv. Does nothing else, and nothing at all when that is done already.
+# Puts Cellblock into .venv, and the extras that are named: `setup.sh [dev] [clients]`. Does nothing that is done already.
 # On Debian and Ubuntu, as root, it installs the one package that venv needs there; elsewhere it says what is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-stamp=.venv/installed
-if [[ -f $stamp && ! pyproject.toml -nt $stamp && ! constraints.txt -nt $stamp && ! scripts/setup.sh -nt $stamp ]]; then
+missing=()
+for set in runtime "$@"; do
+    stamp=.venv/installed-$set
+    if [[ ! -f $stamp || pyproject.toml -nt $stamp || constraints.txt -nt $stamp || scripts/setup.sh -nt $stamp ]]; then
+        missing+=("$set")
+    fi
+done
+if ((${#missing[@]} == 0)); then
     exit 0
 fi
 
@@ -33,10 +39,13 @@ if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
     fi
 fi
 
-echo "Installing Cellblock and its tools into .venv with $("$python" --version)"
+echo "Installing Cellblock (${missing[*]}) into .venv with $("$python" --version)"
 if ! .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
     "$python" -m venv --clear .venv
 fi
-.venv/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
-touch "$stamp"
+extras=$(IFS=,; echo "$*")
+.venv/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".${extras:+[$extras]}"
+for set in "${missing[@]}"; do
+    touch ".venv/installed-$set"
+done
 echo "Installed: .venv/bin/cellblock"

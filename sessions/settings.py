@@ -49,11 +49,15 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class BuildSettings:
-    """How the kernel image is made. `base` is an image name or `debian`; empty strings mean "find out"."""
+    """How the kernel image is made. `base` is an image name or `debian`; empty strings mean "find out".
+
+    `constraints` is a file of versions for pip, `none` for the newest ones, or empty for the versions of this release.
+    """
 
     base: str = "python:3.13-slim"
     dependencies: tuple[str, ...] = ()
     preload: tuple[str, ...] = ()
+    constraints: str = ""
     proxy: str = ""
     ca_bundle: str = ""
     network: str = "host"

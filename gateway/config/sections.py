@@ -101,6 +101,7 @@ class BuildSection(Section, frozen=True):
     base: str = _BUILD.base
     dependencies: tuple[str, ...] = DEFAULT_DEPENDENCIES
     preload: tuple[str, ...] = DEFAULT_PRELOAD
+    constraints: str = _BUILD.constraints
     proxy: str = _BUILD.proxy
     ca_bundle: str = _BUILD.ca_bundle
     network: str = _BUILD.network

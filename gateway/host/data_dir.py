@@ -23,6 +23,7 @@ _KEY_NAME = "secret"
 _SECRET_BYTES = 32
 _SOCKETS_NAME = "s"
 _KERNELS_NAME = "k"
+_ENVIRONMENTS_NAME = "python"
 _KERNEL_DIR_BYTES = 13
 """Length of the directory names that `SupervisorSwitchboard` makes."""
 
@@ -75,6 +76,11 @@ class DataDir:
     def kernels(self) -> Path:
         """What the process engine's kernels own."""
         return self.path / _KERNELS_NAME
+
+    @property
+    def environments(self) -> Path:
+        """Where the Python environment of the process engine's kernels is."""
+        return self.path / _ENVIRONMENTS_NAME
 
     def gateway_id(self) -> GatewayId:
         """The id that this directory's containers and runs carry; made once."""

@@ -41,6 +41,7 @@ def environment(data_dir: Path, **variables: str) -> dict[str, str]:
         "PYTHONPATH": str(REPOSITORY),
         "CELLBLOCK_SERVER_DATA_DIR": str(data_dir),
         "CELLBLOCK_ENGINE_NAME": "process",
+        "CELLBLOCK_BUILD_DEPENDENCIES": "[]",  # kernels run in the tests' own environment
         "CELLBLOCK_POOL_SIZE": "1",
         **variables,
     }

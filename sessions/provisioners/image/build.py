@@ -1,6 +1,7 @@
 """The kernel image: what goes into it, the tag that follows from that, and its build.
 
-The base below it is base.py's; Dockerfile.kernel holds the steps.
+The base image is made in base.py; the steps of the build are in `Dockerfile.kernel`, which is at the top of the
+repository, and linked to here so that it is part of the installed package.
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ from sessions.settings import BuildSettings
 
 REPOSITORY = "cellblock-kernel"
 
-_PROJECT = Path(__file__).resolve().parents[3]
-_OWN_REQUIREMENTS = ("ipykernel>=7.4", "jupyter_client>=8.9", "pyzmq", "tornado>=6.5.8", "tzdata")
+OWN_REQUIREMENTS = ("ipykernel>=7.4,<7.5", "jupyter_client>=8.9,<9", "pyzmq", "tornado>=6.5.8,<6.7", "tzdata")
+"""What the supervisor and the kernels need. The upper bounds are those of pyproject.toml."""
+
+NO_CONSTRAINTS = "none"
+
+_HERE = Path(__file__).parent
 _CA_VARIABLES = ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 _REGISTRY_TIMEOUT_S = 20.0
 _PROXY_ARGUMENTS = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
@@ -90,11 +95,11 @@ def image_content(settings: BuildSettings) -> Mapping[str, bytes]:
     for name in settings.preload:
         if not all(part.isidentifier() for part in name.split(".")):
             raise Misconfigured(f"`build.preload` holds {name!r}, which is not the name of a Python module.")
-    requirements = (*settings.dependencies, *_OWN_REQUIREMENTS)
     content = {
-        "Dockerfile": _project_file("Dockerfile.kernel"),
-        "inputs/fonts.py": _project_file("scripts/kernel_fonts.py"),
-        "inputs/requirements.txt": "".join(f"{line}\n" for line in requirements).encode(),
+        "Dockerfile": (_HERE / "Dockerfile").read_bytes(),
+        "inputs/fonts.py": (_HERE / "kernel_fonts.py").read_bytes(),
+        "inputs/requirements.txt": requirements(settings),
+        "inputs/constraints.txt": constraints(settings),
         "inputs/preload.txt": "".join(f"{line}\n" for line in settings.preload).encode(),
     }
     content.update(_kernel_sources())
@@ -133,12 +138,21 @@ def _kernel_sources() -> Iterator[tuple[str, bytes]]:
             yield f"kernel_image/{path.relative_to(root).as_posix()}", path.read_bytes()
 
 
-def _project_file(name: str) -> bytes:
+def requirements(settings: BuildSettings) -> bytes:
+    """A requirements file for pip: what the configuration asks for, then what the supervisor needs."""
+    return "".join(f"{line}\n" for line in (*settings.dependencies, *OWN_REQUIREMENTS)).encode()
+
+
+def constraints(settings: BuildSettings) -> bytes:
+    """A constraints file for pip: ours, the operator's, or an empty one. Raises SetUpFailed."""
+    if settings.constraints == NO_CONSTRAINTS:
+        return b""
+    path = Path(settings.constraints).expanduser() if settings.constraints else _HERE / "constraints.txt"
     try:
-        return (_PROJECT / name).read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise SetUpFailed(
-            f"{name} is missing: run Cellblock from a checkout of its repository to build the image."
+            f"The file that `build.constraints` names cannot be read ({error.strerror}): correct or empty it."
         ) from error
 
 

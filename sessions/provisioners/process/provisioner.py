@@ -59,7 +59,8 @@ class ProcessProvisioner:
 
     name = "process"
 
-    def __init__(self, gateway_id: GatewayId, root: Path) -> None:
+    def __init__(self, gateway_id: GatewayId, root: Path, python: Path = Path(sys.executable)) -> None:
+        """`python` is the interpreter of supervisors and kernels; `kernel_image` and ipykernel are importable there."""
         longest = root / ("0" * _SHORT_ID_LENGTH) / _LONGEST_SOCKET
         excess = len(os.fsencode(longest)) - UNIX_PATH_MAX_BYTES
         if excess > 0:
@@ -69,6 +70,7 @@ class ProcessProvisioner:
             )
         self._gateway_id = gateway_id
         self._root = root
+        self._python = str(python)
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="process-engine")
         self._removing = threading.Lock()
         self._children: dict[KernelId, int] = {}
@@ -128,7 +130,7 @@ class ProcessProvisioner:
             (directory / name).mkdir(mode=0o700)
         record = ProcessRecord(spec.kernel_id, spec.gateway_id, spec.session_id)
         _write_record(directory, record)
-        pid = _start(spec, directory)
+        pid = _start(self._python, spec, directory)
         self._children[spec.kernel_id] = pid
         _write_record(
             directory,
@@ -197,7 +199,7 @@ class ProcessProvisioner:
         return self._root / kernel_id.replace("-", "")[:_SHORT_ID_LENGTH]
 
 
-def _start(spec: LaunchSpec, directory: Path) -> int:
+def _start(python: str, spec: LaunchSpec, directory: Path) -> int:
     """Start the supervisor; returns its process id. Descriptors of this process are not inherited (PEP 446)."""
     settings = supervisor_settings(
         spec,
@@ -216,8 +218,8 @@ def _start(spec: LaunchSpec, directory: Path) -> int:
         SETTINGS_VARIABLE: settings.to_json(),
     }
     return os.posix_spawn(
-        sys.executable,
-        [sys.executable, "-I", "-m", "kernel_image.supervisor"],
+        python,
+        [python, "-I", "-m", "kernel_image.supervisor"],
         environment,
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

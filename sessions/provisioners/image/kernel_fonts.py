@@ -1,4 +1,3 @@
-# ruff: noqa: INP001 - a script, copied into the image's build on its own
 """Runs while the kernel image is built: matplotlib's settings file and font cache, so that Chinese labels just work.
 
 Not part of Cellblock at run time. Does nothing but say so where matplotlib or the font is missing.
