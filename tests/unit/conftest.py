@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from audience_room import Room
 from kernel_line import Line
+from router_room import Room
 from workbench import Bench, Benches
 
 _SOON_S = 0.05

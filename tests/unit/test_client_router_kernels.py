@@ -8,8 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from audience_room import MSG_ID, RUN, Room, request, told, types
 from kernel_line import Heard, Line
+from router_room import MSG_ID, RUN, Room, request, told, types
 
 from kernel_image import protocol
 from sessions.jupyter.messages import ClientMessage

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from audience_room import HEADER, MSG_ID, RUN, Room, request, told, types
 from jupyter_talk import message
+from router_room import HEADER, MSG_ID, RUN, Room, request, told, types
 
 from kernel_image import protocol
 from sessions.errors import TooManyRequests
