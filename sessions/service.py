@@ -139,7 +139,7 @@ class Service:
         )
         self._admission = Admission(parts)
         self._recovery = Recovery(parts)
-        self._attachments = JupyterClients(parts, self.begin)
+        self._jupyter_clients = JupyterClients(parts, self.begin)
         self.jupyter = NotebookSessions(self, session_limits)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._draining = False
@@ -372,7 +372,7 @@ class Service:
         """Let a Jupyter client at its kernel, which comes back as the same `client`. Raises TooManyRequests."""
         if self._draining:
             raise Draining
-        return await self._attachments.attach(self._sessions.get(tenant, session_id), client)
+        return await self._jupyter_clients.attach(self._sessions.get(tenant, session_id), client)
 
     async def session_files(self, tenant: TenantId, session_id: SessionId) -> KernelFiles:
         """The files below its working directory. Raises Unavailable when its sandbox is out of reach."""

@@ -174,7 +174,7 @@ class LiveSession:
 
         Raises as `ensure_kernel` does.
         """
-        self.router.expect_restart()
+        self.router.restart_requested()
         for live in list(self._queue):
             # What a notebook has queued is meant for the kernel that is there now.
             if live is self.current or live.run.jupyter is not None:
@@ -185,7 +185,7 @@ class LiveSession:
                 await self._kernel.restart()
                 await self.renew()
         finally:
-            self.router.restart_is_over()
+            self.router.restart_finished()
 
     # --- its runs -----------------------------------------------------------------------------------------------------
 
@@ -197,7 +197,7 @@ class LiveSession:
             self._kernel.publish_news(
                 live, self.record.generation
             )  # before its first event, if none has been committed
-        self.router.note_run(live.run_id, live.run.jupyter)
+        self.router.run_queued(live.run_id, live.run.jupyter)
         self._queue.append(live)
         if self._worker is None:
             self._worker = asyncio.ensure_future(self._work())
@@ -219,7 +219,7 @@ class LiveSession:
         """Return once the last run of a stopped session has ended, and its kernel is given up."""
         while waiting := {task for task in (self._worker, *self._tasks) if task is not None}:
             await asyncio.wait(waiting)
-        self.router.end()
+        self.router.session_ended()
         self._kernel.give_up()  # whoever is waiting for it now hears that the session is over
 
     async def hand_over(self) -> Kernel | None:
@@ -262,13 +262,13 @@ class LiveSession:
                     if self._queue:
                         self.current = self._queue[0]
                         self._kernel.is_at_work = True
-                        self.router.run_begins()
+                        self.router.run_started()
                         result = await self._serve(self.current)
                         self._queue.popleft()
                         self._stop_behind(self.current, result)
                         self.current = None
                         self._kernel.is_at_work = False
-                        self.router.run_is_over()
+                        self.router.kernel_idle()
         finally:
             self._worker = None
 
@@ -308,7 +308,7 @@ class LiveSession:
         for live in behind if replied_id == failed.run_id else list(self._queue):
             other = live.run.jupyter
             if other is not None and other.header.get("session") == jupyter.header.get("session"):
-                self.router.abort(live.run_id)
+                self.router.run_aborted(live.run_id)
                 self.cancel(live, Stop(RunStatus.CANCELLED, _ABORTED))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

@@ -199,7 +199,7 @@ class SessionKernel:
             self._kernel_pool.discard(kernel)
             raise
         self._take(kernel)
-        self._router.kernel_is_back()
+        self._router.kernel_ready()
         return kernel
 
     def _take(self, kernel: Kernel) -> None:

@@ -36,8 +36,8 @@ class Wire:
     def router(self) -> ClientRouter:
         return self.bench.service._sessions.get(ANONYMOUS, S).router
 
-    def seat(self, client: str = "lab") -> ClientState:
-        return self.router._seats[client]
+    def client_state(self, client: str = "lab") -> ClientState:
+        return self.router._states[client]
 
     async def publish(self, msg_type: str, content: Mapping[str, Any]) -> None:
         """Something that the session's kernel says though nobody has asked."""

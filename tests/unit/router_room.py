@@ -29,7 +29,7 @@ class Room:
 
     def __init__(self) -> None:
         self.router = ClientRouter(ManualClock())
-        self.a, self.b = self.router.seat("a"), self.router.seat("b")
+        self.a, self.b = self.router.connect("a"), self.router.connect("b")
         self.sent: list[bytes] = []
 
     def say(
@@ -41,11 +41,11 @@ class Room:
     def say_parts(self, *parts: bytes, channel: str = "iopub") -> None:
         self.router.on_frame(memoryview(protocol.encode_message(channel, parts)))
 
-    def ask(self, seat: ClientState, msg_type: str = "kernel_info_request", **header: Any) -> str:
+    def ask(self, state: ClientState, msg_type: str = "kernel_info_request", **header: Any) -> str:
         """Returns the msg_id under which the kernel gets it; empty when it does not yet."""
         before = len(self.sent)
         asked = message(msg_type, channel="shell", **header)
-        self.router.ask(seat, asked, self.sent.append)
+        self.router.send_request(state, asked, self.sent.append)
         return self.request_ids()[-1] if len(self.sent) > before else ""
 
     def request_ids(self) -> list[str]:
@@ -59,16 +59,16 @@ class Room:
         self.say("status", msg_id, {"execution_state": "idle"})
 
 
-def told(seat: ClientState) -> list[ClientMessage]:
+def told(state: ClientState) -> list[ClientMessage]:
     """What this client has to be told now, taken."""
     messages = []
-    while seat.outbox._items:
-        item = seat.outbox._items.popleft()
+    while state.outbox._items:
+        item = state.outbox._items.popleft()
         assert not isinstance(item, Replay)
         messages.append(item.message)
-    seat.outbox._size_bytes = 0
+    state.outbox._size_bytes = 0
     return messages
 
 
-def types(seat: ClientState) -> list[str]:
-    return [one.msg_type for one in told(seat)]
+def types(state: ClientState) -> list[str]:
+    return [one.msg_type for one in told(state)]

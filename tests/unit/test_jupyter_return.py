@@ -82,7 +82,7 @@ async def test_a_question_that_a_run_waits_in_is_asked_again_and_one_that_was_an
     lab.leave()
     back = await Client.attach(bench, confirms=False)
     other = await Client.attach(bench, "other")
-    other.attachment._seat.outbox.replay(run_ids(bench)[0])
+    other.connection._state.outbox.replay(run_ids(bench)[0])
     assert await back.hears("input_request", "input()") == {"prompt": "? ", "password": True}
     await back.ask("input_reply", {"value": "42"}, channel="stdin")
     back.leave()
