@@ -299,22 +299,22 @@ class Service:
         """Make a session. Raises Conflict when there is one with its id, TooManyRequests, Unavailable."""
         await self._check(asked.language, asked.variables)
         session: LiveSession = await asyncio.shield(self._track(self._sessions.create(asked)))
-        return session.view()
+        return self._jupyter_clients.view(session)
 
     def list_sessions(self, tenant: TenantId) -> list[SessionView]:
         """A tenant's sessions, oldest first."""
-        return [session.view() for session in self._sessions.of_tenant(tenant)]
+        return [self._jupyter_clients.view(session) for session in self._sessions.of_tenant(tenant)]
 
     def get_session(self, tenant: TenantId, session_id: SessionId) -> SessionView:
         """One of them. Raises NotFound, as all that follow do."""
-        return self._sessions.get(tenant, session_id).view()
+        return self._jupyter_clients.view(self._sessions.get(tenant, session_id))
 
     def session_of_kernel(self, tenant: TenantId, kernel_id: str) -> SessionView:
         """The session of this public kernel id, or of this `session_id`."""
         session = self._sessions.find_kernel(tenant, kernel_id)
         if session is None:
             raise NotFound("There is no kernel by that id.")
-        return session.view()
+        return self._jupyter_clients.view(session)
 
     async def name_for_jupyter(
         self, tenant: TenantId, session_id: SessionId, jupyter: JupyterSession, above: int
@@ -322,7 +322,7 @@ class Service:
         """Record what Jupyter's REST API calls it. Raises Conflict when it has another name there."""
         session = self._sessions.get(tenant, session_id)
         await session.name_for_jupyter(jupyter, above)
-        return session.view()
+        return self._jupyter_clients.view(session)
 
     async def renew_session(
         self, tenant: TenantId, session_id: SessionId, *, idle_timeout_s: float | None, max_lifetime_s: float | None
@@ -330,7 +330,7 @@ class Service:
         """Start its idle time anew, and change the time-outs that are given."""
         session = self._sessions.get(tenant, session_id)
         await session.renew(idle_timeout_s, max_lifetime_s)
-        return session.view()
+        return self._jupyter_clients.view(session)
 
     async def delete_session(self, tenant: TenantId, session_id: SessionId) -> None:
         """End it; what runs in it is cancelled."""
@@ -346,7 +346,7 @@ class Service:
         """Give it a fresh kernel; files stay. What runs is cancelled, what waits goes on afterwards."""
         session = self._sessions.get(tenant, session_id)
         await asyncio.shield(self._track(session.restart()))
-        return session.view()
+        return self._jupyter_clients.view(session)
 
     async def session_runs(self, tenant: TenantId, session_id: SessionId, newest: int) -> list[RunSummary]:
         """Its ended runs, oldest first, but no more than so many of the newest."""

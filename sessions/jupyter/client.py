@@ -18,7 +18,7 @@ from sessions.errors import CellblockError, InvalidRequest, NotFound, StoreUnava
 from sessions.jupyter import messages
 from sessions.jupyter.messages import ClientMessage
 from sessions.jupyter.outbox import Replay
-from sessions.jupyter.router import ClientState
+from sessions.jupyter.router import ClientRouter, ClientState
 from sessions.kernels.messages import decode_object, for_kernel
 from sessions.model import (
     JupyterRequest,
@@ -28,6 +28,7 @@ from sessions.model import (
     RunRequest,
     RunStatus,
     Session,
+    SessionView,
 )
 from sessions.session.live_session import LiveSession
 from sessions.wiring import Parts
@@ -52,6 +53,7 @@ class ClientConnection:
         self._parts = parts
         self._begin = begin
         self._session = session
+        self._router = session.observers.find(ClientRouter)
         self._state = state
         self._connection_number = state.connection_number
         self._is_closed = False
@@ -102,7 +104,7 @@ class ClientConnection:
     def disconnect(self) -> None:
         """The connection has ended. Whatever the client has requested goes on."""
         self._is_closed = True
-        self._session.router.disconnect(self._state, self._connection_number, comes_back=self._has_name)
+        self._router.disconnect(self._state, self._connection_number, comes_back=self._has_name)
 
     # --- from the client -----------------------------------------------------------------------------------------
 
@@ -177,7 +179,7 @@ class ClientConnection:
         try:
             if kernel is None or not kernel.is_ready():
                 kernel = await self._session.answering_kernel()
-            self._session.router.send_request(self._state, message, kernel.pass_on)
+            self._router.send_request(self._state, message, kernel.pass_on)
         except CellblockError as error:
             self._state.outbox.put(messages.note(f"{message.msg_type} was dropped: {error}", message.header))
 
@@ -186,11 +188,18 @@ class ClientConnection:
 
 
 class JupyterClients:
-    """Connects Jupyter clients to sessions."""
+    """Connects Jupyter clients to sessions, each of which has a `ClientRouter` from the beginning."""
 
     def __init__(self, parts: Parts, begin: Begin) -> None:
         self._parts = parts
         self._begin = begin
+        parts.sessions.observe_each(lambda session: ClientRouter(parts.clock, session.note_reply))
+
+    def view(self, session: LiveSession) -> SessionView:
+        """The session as it is now, with when its kernel last said something and how many clients are connected."""
+        view, router = session.view(), session.observers.find(ClientRouter)
+        last_activity = max(view.last_activity, router.last_activity or view.last_activity)
+        return replace(view, last_activity=last_activity, connections=router.connections())
 
     async def attach(self, session: LiveSession, client: str | None) -> ClientConnection:
         """Connect a client, or reconnect the one of this name. Raises TooManyRequests, NotFound.
@@ -201,7 +210,7 @@ class JupyterClients:
             client = None
         if session.is_over:
             raise NotFound("There is no kernel by that id.")
-        router = session.router
+        router = session.observers.find(ClientRouter)
         is_new = client is None or not router.knows(client)
         state = router.connect(client or uuid4().hex)
         connection = ClientConnection(self._parts, self._begin, session, state, has_name=client is not None)

@@ -19,7 +19,7 @@ from sessions.jupyter import messages
 from sessions.jupyter.messages import ClientMessage
 from sessions.jupyter.outbox import Outbox
 from sessions.jupyter.request_window import RequestWindow
-from sessions.kernels.kernel import Kernel, KernelState
+from sessions.kernels.kernel import Kernel
 from sessions.kernels.messages import for_kernel
 from sessions.model import JupyterRequest, Result, RunId
 from sessions.ports import Clock
@@ -81,22 +81,22 @@ class ClientRouter:
     """Routes messages between a session's kernels, one after the other, and its Jupyter clients.
 
     The state: each client's `ClientState`; the requests that the kernel has not answered, and the last ones that it
-    has; the session's last runs; whether the kernel is down, how many restarts are wanted, whether a run is at work,
-    and whether clients are still to be sent `restarting` once it is not. `last_activity` is when the kernel last said
-    something. `on_reply` is called just before a client is sent the kernel's reply to one of its runs.
+    has; the session's last runs; whether the kernel is down, how many restarts are wanted, and whether clients are
+    still to be sent `restarting`, once no run is at work. `last_activity` is when the kernel last said
+    something.
     """
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, clock: Clock, on_reply: Callable[[RunId], None]) -> None:
+        """`on_reply` is called just before a client is sent the kernel's reply to one of its runs."""
         self.last_activity: datetime | None = None
-        self.on_reply: Callable[[RunId], None] = lambda _: None
+        self._clock = clock
+        self._on_reply = on_reply
         self._states: dict[str, ClientState] = {}
         self._pending: dict[str, _Request] = {}
         self._answered: OrderedDict[str, _Request] = OrderedDict()
         self._runs: OrderedDict[RunId, _Run] = OrderedDict()
         self._is_down = False
         self._restarts_wanted = 0
-        self._is_at_work = False
         self._owes_restarting = False
 
     def __repr__(self) -> str:
@@ -185,7 +185,7 @@ class ClientRouter:
             message = replace(message, parent_header=run.header)
             if message.msg_type == "execute_reply" and not run.has_reply:
                 run.has_reply = True
-                self.on_reply(run_id)
+                self._on_reply(run_id)
             run.has_idle = run.has_idle or _is_idle(message)
         elif request is not None:
             state = request.state
@@ -227,7 +227,7 @@ class ClientRouter:
         for state in self._states.values():
             state.outbox.put(message, run_id)
 
-    # --- from the session ---------------------------------------------------------------------------------------------
+    # --- from the session: `sessions.session.observer.SessionObserver` ------------------------------------------------
 
     def run_queued(self, run_id: RunId, request: JupyterRequest | None) -> None:
         """The session has a new run; `request` is the client's, if a client asked for it."""
@@ -239,10 +239,6 @@ class ClientRouter:
         """This run will not be run, because one before it has failed."""
         if (run := self._runs.get(run_id)) is not None:
             run.is_aborted = True
-
-    def run_started(self) -> None:
-        """A run is at work: if its kernel dies, clients are sent the run's end first."""
-        self._is_at_work = True
 
     def run_ended(self, live: LiveRun, result: Result | None) -> None:
         """A run has ended: send what the kernel has not said of that. `result` is None if it could not be stored."""
@@ -265,7 +261,6 @@ class ClientRouter:
 
     def kernel_idle(self) -> None:
         """No run is at work: publish a death that was held back until the run's end was sent."""
-        self._is_at_work = False
         if self._owes_restarting:
             self._owes_restarting = False
             self._publish_status("restarting")
@@ -281,15 +276,12 @@ class ClientRouter:
         """The restart is done, or has failed."""
         self._restarts_wanted -= 1
 
-    def kernel_changed(self, kernel: Kernel) -> None:
-        """The kernel's state, or its link, has changed."""
-        if kernel.state is not KernelState.READY:
-            self.kernel_lost()
-        elif self._is_down:
-            self.kernel_ready()
+    def kernel_attached(self, kernel: Kernel) -> None:
+        """The session has this kernel now: get its messages."""
+        kernel.tap = self
 
-    def kernel_lost(self) -> None:
-        """The kernel process has ended, and another will follow. Does nothing the second time."""
+    def kernel_lost(self, *, at_work: bool) -> None:
+        """The kernel process has ended, and another will follow. A run `at_work` ends first, for its clients too."""
         if self._is_down:
             return
         self._is_down = True
@@ -299,13 +291,13 @@ class ClientRouter:
                 window.clear()
         if self._restarts_wanted:
             return
-        if self._is_at_work:
+        if at_work:
             self._owes_restarting = True
         else:
             self._publish_status("restarting")
 
     def kernel_ready(self) -> None:
-        """A kernel answers again."""
+        """A kernel answers; publish that, if it was down."""
         was_down, self._is_down = self._is_down, False
         if was_down and not self._owes_restarting:
             self._publish_ready()

@@ -12,20 +12,25 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from sessions.errors import KernelLost, StoreUnavailable
-from sessions.jupyter.router import ClientRouter
+import structlog
+
+from sessions.errors import EndNotStored, KernelLost, StoreUnavailable
 from sessions.kernels.kernel import Kernel
 from sessions.kernels.kernel_pool import KernelPool
 from sessions.model import JupyterSession, Result, RunId, RunStatus, Session, SessionState, SessionView
 from sessions.ports import Clock, KernelFiles, Store
 from sessions.runs.attempts import NOT_RUN, Attempts, NotRun
 from sessions.runs.live_run import INTERRUPT_GRACE_S, LiveRun, Stop
+from sessions.session.observer import Observers
 from sessions.session.session_kernel import SessionKernel
 
 _RESTARTED = "The session was restarted while this {}."
 _ABORTED = "This was not run, because what the same Jupyter client had asked for before it failed."
+_NOT_ENDED = "An error inside the gateway lost the end of the run {}. Do not run it again: the code may have run."
 _RENEWAL_PAUSE_S = 30.0
 _ANSWER_TIMEOUT_S = 10.0
+
+log = structlog.get_logger()
 
 
 class LiveSession:
@@ -51,10 +56,9 @@ class LiveSession:
         self.current: LiveRun | None = None
         self.is_over = False
         self._kernel_name = kernel_name
-        self.router = ClientRouter(clock)
-        self.router.on_reply = self._note_reply
+        self.observers = Observers()
         self._kernel = SessionKernel(
-            record, kernel_name, store=store, kernel_pool=kernel_pool, router=self.router, clock=clock
+            record, kernel_name, store=store, kernel_pool=kernel_pool, observers=self.observers, clock=clock
         )
         self._store = store
         self._attempts = attempts
@@ -93,14 +97,7 @@ class LiveSession:
             state = SessionState.STARTING if self._turn.locked() else SessionState.DEAD
         else:
             state = SessionState.IDLE if self.kernel.is_ready() else SessionState.STARTING
-        heard_at = self.router.last_activity or self.record.last_used_at
-        return SessionView(
-            self.record,
-            state,
-            self._kernel_name,
-            last_activity=max(heard_at, self.record.last_used_at),
-            connections=self.router.connections(),
-        )
+        return SessionView(self.record, state, self._kernel_name, last_activity=self.record.last_used_at)
 
     def runs(self) -> int:
         """How many runs are at work or wait."""
@@ -174,7 +171,7 @@ class LiveSession:
 
         Raises as `ensure_kernel` does.
         """
-        self.router.restart_requested()
+        self.observers.notify(lambda one: one.restart_requested())
         for live in list(self._queue):
             # What a notebook has queued is meant for the kernel that is there now.
             if live is self.current or live.run.jupyter is not None:
@@ -185,7 +182,7 @@ class LiveSession:
                 await self._kernel.restart()
                 await self.renew()
         finally:
-            self.router.restart_finished()
+            self.observers.notify(lambda one: one.restart_finished())
 
     # --- its runs -----------------------------------------------------------------------------------------------------
 
@@ -197,7 +194,7 @@ class LiveSession:
             self._kernel.publish_news(
                 live, self.record.generation
             )  # before its first event, if none has been committed
-        self.router.run_queued(live.run_id, live.run.jupyter)
+        self.observers.notify(lambda one: one.run_queued(live.run_id, live.run.jupyter))
         self._queue.append(live)
         if self._worker is None:
             self._worker = asyncio.ensure_future(self._work())
@@ -219,7 +216,7 @@ class LiveSession:
         """Return once the last run of a stopped session has ended, and its kernel is given up."""
         while waiting := {task for task in (self._worker, *self._tasks) if task is not None}:
             await asyncio.wait(waiting)
-        self.router.session_ended()
+        self.observers.notify(lambda one: one.session_ended())
         self._kernel.give_up()  # whoever is waiting for it now hears that the session is over
 
     async def hand_over(self) -> Kernel | None:
@@ -262,15 +259,25 @@ class LiveSession:
                     if self._queue:
                         self.current = self._queue[0]
                         self._kernel.is_at_work = True
-                        self.router.run_started()
-                        result = await self._serve(self.current)
-                        self._queue.popleft()
-                        self._stop_behind(self.current, result)
+                        await self._work_on(self.current)
                         self.current = None
                         self._kernel.is_at_work = False
-                        self.router.kernel_idle()
+                        self.observers.notify(lambda one: one.kernel_idle())
         finally:
             self._worker = None
+
+    async def _work_on(self, live: LiveRun) -> None:
+        """Run the first of the queue, and remove it from there whatever happens, so that nothing runs twice."""
+        result: Result | None = None
+        try:
+            result = await self._serve(live)
+        except Exception:
+            # A bug of ours; but the code may have run.
+            log.exception("run_not_ended", run_id=live.run_id)
+            live.fail(EndNotStored(_NOT_ENDED.format(live.run_id)))
+        self._queue.popleft()
+        if result is not None:
+            self._abort_behind(live, result)
 
     async def _serve(self, live: LiveRun) -> Result:
         """Have it run, and commit its end with what it has changed of the session."""
@@ -291,12 +298,14 @@ class LiveSession:
 
     async def _commit(self, live: LiveRun, result: Result, after: Session | None = None) -> None:
         await live.commit(result, after)
-        self.router.run_ended(live, result if live.answer.exception() is None else None)
+        stored = result if live.answer.exception() is None else None
+        self.observers.notify(lambda one: one.run_ended(live, stored))
 
-    def _note_reply(self, run_id: RunId) -> None:
+    def note_reply(self, run_id: RunId) -> None:
+        """A client is about to be sent the kernel's reply to this run: what it asks for from now on knows that."""
         self._behind = (run_id, list(self._queue)[1:])
 
-    def _stop_behind(self, failed: LiveRun, result: Result) -> None:
+    def _abort_behind(self, failed: LiveRun, result: Result) -> None:
         """Where a cell has failed, what the same notebook has queued behind it does not run, as in any Jupyter."""
         jupyter = failed.run.jupyter
         if jupyter is None or result.status is RunStatus.OK or not jupyter.stops_others:
@@ -308,8 +317,11 @@ class LiveSession:
         for live in behind if replied_id == failed.run_id else list(self._queue):
             other = live.run.jupyter
             if other is not None and other.header.get("session") == jupyter.header.get("session"):
-                self.router.run_aborted(live.run_id)
-                self.cancel(live, Stop(RunStatus.CANCELLED, _ABORTED))
+                self._abort(live)
+
+    def _abort(self, live: LiveRun) -> None:
+        self.observers.notify(lambda one: one.run_aborted(live.run_id))
+        self.cancel(live, Stop(RunStatus.CANCELLED, _ABORTED))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)

@@ -6,7 +6,7 @@ What goes on inside one is live_session.py's. Times that have run out are looked
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from uuid import uuid4
@@ -22,6 +22,7 @@ from sessions.ports import Clock, Store
 from sessions.runs.attempts import Attempts
 from sessions.runs.variables import set_variables
 from sessions.session.live_session import LiveSession
+from sessions.session.observer import SessionObserver
 from sessions.settings import SessionLimits
 
 _CULL_PAUSE_S = 1.0
@@ -55,6 +56,7 @@ class Registry:
         self._limits = limits
         self._kernel_names = kernel_names
         self._sessions: dict[Key, LiveSession] = {}
+        self._observers: list[Callable[[LiveSession], SessionObserver]] = []
         self._turns: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
         self._ending: dict[asyncio.Task[None], LiveSession] = {}
         self._culled: set[LiveSession] = set()
@@ -62,6 +64,10 @@ class Registry:
 
     def __repr__(self) -> str:
         return f"<Registry {len(self._sessions)} sessions>"
+
+    def observe_each(self, make_observer: Callable[[LiveSession], SessionObserver]) -> None:
+        """Have each session that is made from now on observed by what `make_observer` returns."""
+        self._observers.append(make_observer)
 
     @asynccontextmanager
     async def turn(self, tenant: TenantId, session_id: SessionId) -> AsyncIterator[None]:
@@ -200,7 +206,7 @@ class Registry:
 
     def _live(self, record: Session) -> LiveSession:
         parts = self._parts
-        return LiveSession(
+        session = LiveSession(
             record,
             self._kernel_names[record.language],
             store=parts.store,
@@ -208,6 +214,9 @@ class Registry:
             attempts=parts.attempts,
             clock=parts.clock,
         )
+        for make_observer in self._observers:
+            session.observers.add(make_observer(session))
+        return session
 
     # --- life of the registry -----------------------------------------------------------------------------------------
 

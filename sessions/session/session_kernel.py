@@ -14,12 +14,12 @@ from typing import Any
 import structlog
 
 from sessions.errors import Conflict, KernelLost, NotFound, StoreUnavailable, Unavailable
-from sessions.jupyter.router import ClientRouter
 from sessions.kernels.kernel import Kernel, KernelState
 from sessions.kernels.kernel_pool import CLAIM_TIMEOUT_S, KernelPool
 from sessions.model import JupyterSession, Result, Session, SessionNews, Usage
 from sessions.ports import Clock, Store
 from sessions.runs.live_run import LiveRun
+from sessions.session.observer import Observers
 
 _READY_TIMEOUT_S = 60.0
 _ATTEMPTS = 3
@@ -37,11 +37,11 @@ class SessionKernel:
         *,
         store: Store,
         kernel_pool: KernelPool,
-        router: ClientRouter,
+        observers: Observers,
         clock: Clock,
     ) -> None:
         self.record = record
-        self._router = router
+        self._observers = observers
         self.kernel: Kernel | None = None
         self.is_at_work = False
         self.is_over = False
@@ -199,12 +199,12 @@ class SessionKernel:
             self._kernel_pool.discard(kernel)
             raise
         self._take(kernel)
-        self._router.kernel_ready()
+        self._observers.notify(lambda one: one.kernel_ready())
         return kernel
 
     def _take(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        kernel.tap = self._router
+        self._observers.notify(lambda one: one.kernel_attached(kernel))
         kernel.watch(self._on_change)
 
     def _check(self) -> None:
@@ -218,7 +218,10 @@ class SessionKernel:
         """
         if kernel is not self.kernel:
             return
-        self._router.kernel_changed(kernel)
+        if kernel.state is KernelState.READY:
+            self._observers.notify(lambda one: one.kernel_ready())
+        else:
+            self._notify_lost()
         if kernel.state is KernelState.GONE and not self.is_at_work:
             self._drop(kernel)
 
@@ -226,8 +229,11 @@ class SessionKernel:
         if kernel is self.kernel:
             self.kernel = None
             self._kernel_pool.discard(kernel)
-            self._router.kernel_lost()
+            self._notify_lost()
             self._note_loss()
+
+    def _notify_lost(self) -> None:
+        self._observers.notify(lambda one: one.kernel_lost(at_work=self.is_at_work))
 
     def _note_loss(self) -> None:
         news = SessionNews.LOST if self.record.news is SessionNews.NONE else self.record.news

@@ -34,7 +34,7 @@ class Wire:
 
     @property
     def router(self) -> ClientRouter:
-        return self.bench.service._sessions.get(ANONYMOUS, S).router
+        return self.bench.service._sessions.get(ANONYMOUS, S).observers.find(ClientRouter)
 
     def client_state(self, client: str = "lab") -> ClientState:
         return self.router._states[client]

@@ -28,9 +28,13 @@ class Room:
     """An audience with clients `a` and `b`, the kernel that it hears, and what is sent there."""
 
     def __init__(self) -> None:
-        self.router = ClientRouter(ManualClock())
+        self.replies: list[tuple[RunId, int]] = []
+        self.router = ClientRouter(ManualClock(), self.note_reply)
         self.a, self.b = self.router.connect("a"), self.router.connect("b")
         self.sent: list[bytes] = []
+
+    def note_reply(self, run_id: RunId) -> None:
+        self.replies.append((run_id, len(self.a.outbox._items)))
 
     def say(
         self, msg_type: str, parent_id: str, content: Mapping[str, Any] | None = None, channel: str = "iopub"

@@ -84,7 +84,7 @@ def test_a_flood_of_one_client_waits_and_the_others_do_not(room: Room) -> None:
 def test_what_waits_for_a_kernel_that_died_does_not_choke_the_next_one(room: Room) -> None:
     for _ in range(200):
         room.ask(room.a)
-    room.router.kernel_lost()
+    room.router.kernel_lost(at_work=False)
     room.router.kernel_ready()
     assert len(room.sent) == 64
     assert room.ask(room.a) != ""
@@ -110,8 +110,7 @@ def test_a_question_goes_to_whoever_asked_for_the_run(room: Room) -> None:
 
 
 def test_the_kernels_reply_is_announced_once_before_it_is_told(room: Room) -> None:
-    replies: list[tuple[RunId, int]] = []
-    room.router.on_reply = lambda run_id: replies.append((run_id, len(room.a.outbox._items)))
+    replies = room.replies
     room.router.run_queued(RUN, request())
     for _ in range(2):
         room.say("execute_reply", MSG_ID, {}, "shell")

@@ -24,8 +24,8 @@ def states(state: ClientState) -> list[str]:
 
 
 def test_a_death_while_nothing_runs_is_told_at_once_and_once(room: Room) -> None:
-    room.router.kernel_lost()
-    room.router.kernel_lost()
+    room.router.kernel_lost(at_work=False)
+    room.router.kernel_lost(at_work=False)
     assert states(room.a) == ["restarting"]
     room.router.kernel_ready()
     room.router.kernel_ready()
@@ -34,8 +34,7 @@ def test_a_death_while_nothing_runs_is_told_at_once_and_once(room: Room) -> None
 
 @pytest.mark.parametrize("is_back_first", [False, True])
 def test_a_death_at_work_is_told_behind_the_end_of_the_run(room: Room, *, is_back_first: bool) -> None:
-    room.router.run_started()
-    room.router.kernel_lost()
+    room.router.kernel_lost(at_work=True)
     if is_back_first:
         room.router.kernel_ready()
     assert states(room.a) == []
@@ -48,16 +47,15 @@ def test_a_death_at_work_is_told_behind_the_end_of_the_run(room: Room, *, is_bac
 
 
 def test_a_restart_that_somebody_wants_is_no_accident_though_the_run_at_work_takes_a_kernel_along(room: Room) -> None:
-    room.router.run_started()
     room.router.restart_requested()
     assert types(room.a) == ["shutdown_reply"]
     for _ in range(2):  # it ignores the interrupt and is killed; then comes the restart itself
-        room.router.kernel_lost()
+        room.router.kernel_lost(at_work=True)
         room.router.kernel_ready()
     room.router.kernel_idle()
     room.router.restart_finished()
     assert "restarting" not in states(room.a)
-    room.router.kernel_lost()
+    room.router.kernel_lost(at_work=False)
     assert states(room.a) == ["restarting"]
 
 
