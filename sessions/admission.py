@@ -81,7 +81,7 @@ class Admission:
             )
         if request.session_id is None:
             return await self._begin_alone(request)
-        async with self._parts.sessions.turn(request.tenant, request.session_id):
+        async with self._parts.sessions.lock(request.tenant, request.session_id):
             return await self._begin_in_session(request, request.session_id)
 
     async def stop(self) -> None:
