@@ -8,7 +8,7 @@ executor.py; how a run is waited for in active_runs.py.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
@@ -16,12 +16,8 @@ from uuid import uuid4
 import structlog
 
 from sessions.admission import Admission
-from sessions.errors import (
-    Conflict,
-    Draining,
-    Gone,
-    NotFound,
-)
+from sessions.concurrency import BackgroundTasks
+from sessions.errors import Conflict, Draining, Gone, NotFound
 from sessions.jupyter.client import ClientConnection, JupyterClients
 from sessions.jupyter.notebook_sessions import NotebookSessions
 from sessions.kernels.health import HealthCheck
@@ -55,10 +51,9 @@ from sessions.runs.attempts import Attempts
 from sessions.runs.executor import Conductor
 from sessions.runs.live_run import INTERRUPT_GRACE_S, Stop
 from sessions.runs.stateless_runs import StatelessRuns
-from sessions.session.live_session import LiveSession
-from sessions.session.registry import Registry, SessionParts
+from sessions.session.registry import Registry
 from sessions.settings import Limits, SessionLimits
-from sessions.wiring import Parts
+from sessions.wiring import Wiring
 
 _HEALTH_PAUSE_S = 2.0
 _LAST_BEGINNINGS_S = 5.0
@@ -106,7 +101,6 @@ class Service:
         self._store = store
         self._provisioner = provisioner
         self._limits = limits
-        self._languages = dict(languages)
         self._kernel_pool = KernelPool(
             provisioner=provisioner,
             switchboard=switchboard,
@@ -120,28 +114,26 @@ class Service:
         )
         conductor = Conductor(limits, self._kernel_pool.fate)
         attempts = Attempts(conductor, clock)
-        self._sessions = Registry(
-            SessionParts(store, self._kernel_pool, attempts, clock), gateway_id, session_limits, self._languages
-        )
         self._runs = ActiveRuns(store)
-        self._stateless = StatelessRuns(store, self._kernel_pool, attempts, self._languages, clock)
-        parts = Parts(
+        self._stateless_runs = StatelessRuns(store, self._kernel_pool, attempts, languages, clock)
+        wiring = Wiring(
             gateway_id=gateway_id,
-            kernel_names=self._languages,
+            kernel_names=languages,
             limits=limits,
             store=store,
             clock=clock,
             kernel_pool=self._kernel_pool,
             conductor=conductor,
-            sessions=self._sessions,
-            runs=self._runs,
-            single=self._stateless,
+            attempts=attempts,
+            active_runs=self._runs,
+            stateless_runs=self._stateless_runs,
         )
-        self._admission = Admission(parts)
-        self._recovery = Recovery(parts)
-        self._jupyter_clients = JupyterClients(parts, self.begin)
+        self._sessions = Registry(wiring, session_limits)
+        self._admission = Admission(wiring, self._sessions)
+        self._recovery = Recovery(wiring, self._sessions)
+        self._jupyter_clients = JupyterClients(wiring, self._sessions, self.begin)
         self.jupyter = NotebookSessions(self, session_limits)
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = BackgroundTasks("service")
         self._draining = False
         self._has_recovered = False
         self._store_watch = HealthCheck("database", store.ping)
@@ -175,14 +167,10 @@ class Service:
         if self._health is not None:
             self._health.cancel()
         self._kernel_pool.stop_refilling()
-        if self._tasks:  # what is just beginning ends by itself, or soon gives up
-            await asyncio.wait(self._tasks, timeout=_LAST_BEGINNINGS_S)
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:  # they clear up behind themselves, which may take the database a while
-            await asyncio.wait(self._tasks, timeout=_LAST_BEGINNINGS_S)
+        await self._tasks.wait(_LAST_BEGINNINGS_S)  # most requests end by themselves, or soon fail
+        await self._tasks.cancel(_LAST_BEGINNINGS_S)  # to undo what they have done may take the database a while
         await self._admission.stop()
-        kept = [*await self._sessions.hand_over(), *await self._stateless.hand_over()]
+        kept = [*await self._sessions.hand_over(), *await self._stateless_runs.hand_over()]
         self._runs.stop()
         if not self._has_recovered:
             # What an earlier gateway has left has not been joined with what is recorded: all of it may be wanted.
@@ -218,7 +206,7 @@ class Service:
         run then. A caller that is cancelled does not stop the run.
         """
         await self._check(request.language, request.variables)
-        return await asyncio.shield(self._track(self._admission.begin(request)))
+        return await self._tasks.shielded(self._admission.begin(request))
 
     async def result(self, run_id: RunId) -> Result:
         """Wait for the end of a run. Raises NotFound; Gone when retention has removed it; EndNotStored.
@@ -298,7 +286,7 @@ class Service:
     async def create_session(self, asked: SessionRequest) -> SessionView:
         """Make a session. Raises Conflict when there is one with its id, TooManyRequests, Unavailable."""
         await self._check(asked.language, asked.variables)
-        session: LiveSession = await asyncio.shield(self._track(self._sessions.create(asked)))
+        session = await self._tasks.shielded(self._sessions.create(asked))
         return self._jupyter_clients.view(session)
 
     def list_sessions(self, tenant: TenantId) -> list[SessionView]:
@@ -334,9 +322,8 @@ class Service:
 
     async def delete_session(self, tenant: TenantId, session_id: SessionId) -> None:
         """End it; what runs in it is cancelled."""
-        await asyncio.shield(
-            self._track(self._sessions.delete(tenant, session_id, "The session was deleted before this had ended."))
-        )
+        reason = "The session was deleted before this had ended."
+        await self._tasks.shielded(self._sessions.delete(tenant, session_id, reason))
 
     async def interrupt_session(self, tenant: TenantId, session_id: SessionId) -> None:
         """Interrupt what runs in it, as Ctrl-C would."""
@@ -345,7 +332,7 @@ class Service:
     async def restart_session(self, tenant: TenantId, session_id: SessionId) -> SessionView:
         """Give it a fresh kernel; files stay. What runs is cancelled, what waits goes on afterwards."""
         session = self._sessions.get(tenant, session_id)
-        await asyncio.shield(self._track(session.restart()))
+        await self._tasks.shielded(session.restart())
         return self._jupyter_clients.view(session)
 
     async def session_runs(self, tenant: TenantId, session_id: SessionId, newest: int) -> list[RunSummary]:
@@ -384,13 +371,6 @@ class Service:
         self._admission.check(language, variables)
         if self._store_watch.failure is not None:
             await self._store.ping()  # rather than to take a kernel first, which would be of no use to anybody then
-
-    def _track(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Begin `work`, which is among the tasks until it ends."""
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
 
 def _new_artifact_id() -> ArtifactId:

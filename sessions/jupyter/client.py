@@ -31,7 +31,8 @@ from sessions.model import (
     SessionView,
 )
 from sessions.session.live_session import LiveSession
-from sessions.wiring import Parts
+from sessions.session.registry import Registry
+from sessions.wiring import Wiring
 
 _RECENT = timedelta(minutes=2)
 _MOST_RECENT = 20
@@ -49,8 +50,18 @@ class ClientConnection:
     The state: the client's `ClientState`, the number of this connection among the client's, and whether it is closed.
     """
 
-    def __init__(self, parts: Parts, begin: Begin, session: LiveSession, state: ClientState, *, has_name: bool) -> None:
-        self._parts = parts
+    def __init__(
+        self,
+        wiring: Wiring,
+        sessions: Registry,
+        begin: Begin,
+        session: LiveSession,
+        state: ClientState,
+        *,
+        has_name: bool,
+    ) -> None:
+        self._wiring = wiring
+        self._sessions = sessions
         self._begin = begin
         self._session = session
         self._router = session.observers.find(ClientRouter)
@@ -150,7 +161,7 @@ class ClientConnection:
             code=code,
             language=record.language,
             variables={},
-            timeout_s=self._parts.limits.max_timeout_s,
+            timeout_s=self._wiring.limits.max_timeout_s,
             session_id=record.session_id,
             allow_stdin=bool(allow_stdin),
             jupyter=jupyter,
@@ -172,7 +183,7 @@ class ClientConnection:
             await self._session.restart()
         else:
             reason = "The session's kernel was shut down before this had ended."
-            await self._parts.sessions.delete(record.tenant, record.session_id, reason)
+            await self._sessions.delete(record.tenant, record.session_id, reason)
 
     async def _pass_on(self, message: ClientMessage) -> None:
         kernel = self._session.kernel
@@ -190,10 +201,12 @@ class ClientConnection:
 class JupyterClients:
     """Connects Jupyter clients to sessions, each of which has a `ClientRouter` from the beginning."""
 
-    def __init__(self, parts: Parts, begin: Begin) -> None:
-        self._parts = parts
+    def __init__(self, wiring: Wiring, sessions: Registry, begin: Begin) -> None:
+        """`begin` admits a run; see `Service.begin`."""
+        self._wiring = wiring
+        self._sessions = sessions
         self._begin = begin
-        parts.sessions.observe_each(lambda session: ClientRouter(parts.clock, session.note_reply))
+        sessions.observe_each(lambda session: ClientRouter(wiring.clock, session.note_reply))
 
     def view(self, session: LiveSession) -> SessionView:
         """The session as it is now, with when its kernel last said something and how many clients are connected."""
@@ -213,7 +226,9 @@ class JupyterClients:
         router = session.observers.find(ClientRouter)
         is_new = client is None or not router.knows(client)
         state = router.connect(client or uuid4().hex)
-        connection = ClientConnection(self._parts, self._begin, session, state, has_name=client is not None)
+        connection = ClientConnection(
+            self._wiring, self._sessions, self._begin, session, state, has_name=client is not None
+        )
         try:
             if client is not None and is_new:
                 await self._replay(session.record, state)
@@ -225,7 +240,7 @@ class JupyterClients:
     async def _replay(self, session: Session, state: ClientState) -> None:
         missed = [
             live.run_id
-            for live in self._parts.runs
+            for live in self._wiring.active_runs
             if (live.run.tenant, live.run.session_id) == (session.tenant, session.session_id)
             and live.run.jupyter is not None
             and live.run.jupyter.client == state.client
@@ -243,12 +258,12 @@ class JupyterClients:
 
     async def _recent(self, session: Session, client: str) -> list[RunId]:
         """This client's runs that ended in the last two minutes, oldest first."""
-        since = self._parts.clock.now() - _RECENT
+        since = self._wiring.clock.now() - _RECENT
         query = RunQuery(session.tenant, _MOST_RECENT, session_id=session.session_id, created_from=session.created_at)
         recent = []
-        for summary in await self._parts.store.list_runs(query):
+        for summary in await self._wiring.store.list_runs(query):
             if summary.finished_at is not None and summary.finished_at > since:
-                record = await self._parts.store.get_run(summary.run_id)
+                record = await self._wiring.store.get_run(summary.run_id)
                 jupyter = None if record is None else record.run.jupyter
                 if jupyter is not None and jupyter.client == client:
                     recent.append(summary.run_id)

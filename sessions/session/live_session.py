@@ -15,13 +15,13 @@ import structlog
 from sessions.concurrency import BackgroundTasks
 from sessions.errors import EndNotStored, KernelLost, StoreUnavailable
 from sessions.kernels.kernel import Kernel
-from sessions.kernels.kernel_pool import KernelPool
 from sessions.model import JupyterSession, Result, RunId, RunStatus, Session, SessionState, SessionView
-from sessions.ports import Clock, KernelFiles, Store
-from sessions.runs.attempts import NOT_RUN, Attempts, NotRun
+from sessions.ports import KernelFiles
+from sessions.runs.attempts import NOT_RUN, NotRun
 from sessions.runs.live_run import INTERRUPT_GRACE_S, LiveRun, Stop
 from sessions.session.observer import Observers
 from sessions.session.session_kernel import SessionKernel
+from sessions.wiring import Wiring
 
 _RESTARTED = "The session was restarted while this {}."
 _ABORTED = "This was not run, because what the same Jupyter client had asked for before it failed."
@@ -42,25 +42,14 @@ class LiveSession:
 
     patience_s = 120.0
 
-    def __init__(
-        self,
-        record: Session,
-        kernel_name: str,
-        *,
-        store: Store,
-        kernel_pool: KernelPool,
-        attempts: Attempts,
-        clock: Clock,
-    ) -> None:
+    def __init__(self, record: Session, kernel_name: str, wiring: Wiring) -> None:
         self._kernel_name = kernel_name
         self.observers = Observers()
-        self._kernel = SessionKernel(
-            record, kernel_name, store=store, kernel_pool=kernel_pool, observers=self.observers, clock=clock
-        )
-        self._store = store
-        self._attempts = attempts
-        self._clock = clock
-        now_s, now = clock.monotonic(), clock.now()
+        self._kernel = SessionKernel(record, kernel_name, wiring, self.observers)
+        self._store = wiring.store
+        self._attempts = wiring.attempts
+        self._clock = wiring.clock
+        now_s, now = self._clock.monotonic(), self._clock.now()
         # What is left of its times is measured by a clock that nobody sets.
         self._born_s = now_s - max(0.0, (now - record.created_at).total_seconds())
         self._used_s = now_s - max(0.0, (now - record.last_used_at).total_seconds())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from uuid import uuid4
 
 import structlog
@@ -16,14 +16,12 @@ import structlog
 from sessions.concurrency import BackgroundTasks, KeyedLock
 from sessions.errors import CellblockError, Conflict, NotFound, TooManyRequests
 from sessions.kernels.kernel import Kernel
-from sessions.kernels.kernel_pool import KernelPool
-from sessions.model import GatewayId, KernelId, Session, SessionId, SessionNews, SessionRequest, TenantId
-from sessions.ports import Clock, Store
-from sessions.runs.attempts import Attempts
+from sessions.model import KernelId, Session, SessionId, SessionNews, SessionRequest, TenantId
 from sessions.runs.variables import set_variables
 from sessions.session.live_session import LiveSession
 from sessions.session.observer import SessionObserver
 from sessions.settings import SessionLimits
+from sessions.wiring import Wiring
 
 _CULL_PAUSE_S = 1.0
 _END_PATIENCE_S = 15.0
@@ -34,27 +32,12 @@ Key = tuple[TenantId, SessionId]
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class SessionParts:
-    """What every session works with."""
-
-    store: Store
-    kernel_pool: KernelPool
-    attempts: Attempts
-    clock: Clock
-
-
 class Registry:
     """The mutable state: the live sessions, a lock for each, those that are ending, and the tasks that end them."""
 
-    def __init__(
-        self, parts: SessionParts, gateway_id: GatewayId, limits: SessionLimits, kernel_names: Mapping[str, str]
-    ) -> None:
-        """`kernel_names` maps languages to kernelspecs."""
-        self._parts = parts
-        self._gateway_id = gateway_id
+    def __init__(self, wiring: Wiring, limits: SessionLimits) -> None:
+        self._wiring = wiring
         self._limits = limits
-        self._kernel_names = kernel_names
         self._sessions: dict[Key, LiveSession] = {}
         self._observers: list[Callable[[LiveSession], SessionObserver]] = []
         self._locks: KeyedLock[Key] = KeyedLock()
@@ -151,11 +134,11 @@ class Registry:
                 f"There are {self._limits.max_per_tenant} sessions already, which is as many as one tenant may have: "
                 "delete one, or let one expire."
             )
-        now = self._parts.clock.now()
+        now = self._wiring.clock.now()
         record = Session(
             tenant=asked.tenant,
             session_id=session_id or asked.session_id or SessionId(uuid4().hex),
-            gateway_id=self._gateway_id,
+            gateway_id=self._wiring.gateway_id,
             language=asked.language,
             idle_timeout_s=asked.idle_timeout_s,
             max_lifetime_s=asked.max_lifetime_s,
@@ -175,24 +158,24 @@ class Registry:
             session.stop("The session could not be made.")
             del self._sessions[record.tenant, record.session_id]
             with suppress(CellblockError):
-                await self._parts.store.remove_session(record)
+                await self._wiring.store.remove_session(record)
             raise
         return session
 
     async def _add(self, record: Session) -> None:
-        existing = await self._parts.store.add_session(record)
+        existing = await self._wiring.store.add_session(record)
         if existing is None:
             return
-        if existing.gateway_id != self._gateway_id:
+        if existing.gateway_id != self._wiring.gateway_id:
             raise Conflict("This session belongs to another gateway on the same database: ask that one.")
         # One of ours that has ended; that could not be recorded.
-        await self._parts.store.remove_session(existing)
-        await self._parts.store.add_session(record)
+        await self._wiring.store.remove_session(existing)
+        await self._wiring.store.add_session(record)
 
     async def _end(self, session: LiveSession, reason: str) -> asyncio.Task[None]:
         """End a session, whose id is free then. The task returned is done once its last run has ended."""
         record = session.record
-        await self._parts.store.remove_session(record)
+        await self._wiring.store.remove_session(record)
         session.stop(reason)
         self._sessions.pop((record.tenant, record.session_id), None)
         log.info("session_ended", session_id=record.session_id, reason=reason)
@@ -206,15 +189,7 @@ class Registry:
             self._ending.discard(session)
 
     def _live(self, record: Session) -> LiveSession:
-        parts = self._parts
-        session = LiveSession(
-            record,
-            self._kernel_names[record.language],
-            store=parts.store,
-            kernel_pool=parts.kernel_pool,
-            attempts=parts.attempts,
-            clock=parts.clock,
-        )
+        session = LiveSession(record, self._wiring.kernel_names[record.language], self._wiring)
         for make_observer in self._observers:
             session.observers.add(make_observer(session))
         return session
@@ -224,7 +199,7 @@ class Registry:
     def restore(self, records: list[Session], kernels: Mapping[KernelId, Kernel]) -> None:
         """Take over the sessions of an earlier gateway; `kernels` are those that are still there."""
         for record in records:
-            if record.language not in self._kernel_names:
+            if record.language not in self._wiring.kernel_names:
                 log.warning(
                     "session_dropped", session_id=record.session_id, reason="its language is configured no more"
                 )

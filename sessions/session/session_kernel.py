@@ -15,11 +15,11 @@ import structlog
 from sessions.concurrency import BackgroundTasks
 from sessions.errors import Conflict, KernelLost, NotFound, StoreUnavailable, Unavailable
 from sessions.kernels.kernel import Kernel, KernelState
-from sessions.kernels.kernel_pool import CLAIM_TIMEOUT_S, KernelPool
+from sessions.kernels.kernel_pool import CLAIM_TIMEOUT_S
 from sessions.model import JupyterSession, Result, Session, SessionNews, Usage
-from sessions.ports import Clock, Store
 from sessions.runs.live_run import LiveRun
 from sessions.session.observer import Observers
+from sessions.wiring import Wiring
 
 _READY_TIMEOUT_S = 60.0
 _ATTEMPTS = 3
@@ -30,25 +30,16 @@ log = structlog.get_logger()
 class SessionKernel:
     """The mutable state: `record`; the `kernel`; the `run` at work on it; and `is_over`, once the session has ended."""
 
-    def __init__(
-        self,
-        record: Session,
-        kernel_name: str,
-        *,
-        store: Store,
-        kernel_pool: KernelPool,
-        observers: Observers,
-        clock: Clock,
-    ) -> None:
+    def __init__(self, record: Session, kernel_name: str, wiring: Wiring, observers: Observers) -> None:
         self.record = record
-        self._observers = observers
         self.kernel: Kernel | None = None
         self.run: LiveRun | None = None
         self.is_over = False
         self._kernel_name = kernel_name
-        self._store = store
-        self._kernel_pool = kernel_pool
-        self._clock = clock
+        self._observers = observers
+        self._store = wiring.store
+        self._kernel_pool = wiring.kernel_pool
+        self._clock = wiring.clock
         self._writing = asyncio.Lock()
         self._tasks = BackgroundTasks("session_kernel")
 
