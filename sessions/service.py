@@ -1,8 +1,8 @@
-"""The one use case that every face calls: run this code, in a kernel of its own or a session's, and lose nothing of it.
+"""The one use case that every face calls: run code, in a session or in a kernel of its own, and lose nothing of it.
 
-A run is a short pipeline: record it, have a kernel take it, fold what comes of it, commit the end, answer. What is
-specific to sessions is in registry.py, to runs outside of them in stateless_runs.py; how code is run on a kernel is in
-executor.py; how a run is waited for in active_runs.py.
+A run is a short pipeline: admit and record it (admission.py), run it on a kernel (runs/executor.py), fold the kernel's
+messages (output/fold.py), commit the end, answer (runs/active_runs.py). Runs outside of sessions are driven by
+runs/stateless_runs.py, runs in sessions by session/live_session.py.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ class Readiness:
 
 
 class Service:
-    """Runs and sessions; `jupyter` is what Jupyter's REST API makes of these.
+    """Runs and sessions. `jupyter` has the sessions of Jupyter's REST API.
 
-    Its own state: what callers have begun, whether the store answers, whether it is to end.
+    Its own mutable state: the tasks that callers wait for, whether the store answers, and whether it is draining.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Service:
     ) -> None:
         """`languages` maps what clients call a language to a kernelspec name; the first one's kernels are kept warm.
 
-        `credential_of` gives a kernel's secret, the same in every life of this gateway.
+        `credential_of` gives a kernel's secret, the same in every gateway on this data directory.
         """
         names = list(dict.fromkeys(languages.values()))
         self._store = store
@@ -142,7 +142,7 @@ class Service:
     # --- life ---------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Take over what an earlier gateway on the same data has left, then begin to warm up."""
+        """Take over what an earlier gateway on the same data left, then start to warm kernels up."""
         await self._recovery.recover()
         self._has_recovered = True
         self._kernel_pool.start()
@@ -150,7 +150,7 @@ class Service:
         self._health = asyncio.ensure_future(self._store_watch.keep_asking(_HEALTH_PAUSE_S))
 
     async def drain(self, timeout_s: float) -> None:
-        """Take no more runs, and wait for those under way, but not for longer than this."""
+        """Admit no more runs, and wait for those under way, for `timeout_s` at most."""
         self._draining = True
         self._kernel_pool.stop_refilling()
         unfinished: set[asyncio.Future[Any]] = {*(live.answer for live in self._runs), *self._tasks}
@@ -159,9 +159,9 @@ class Service:
             await asyncio.wait(unfinished, timeout=timeout_s)
 
     async def close(self) -> None:
-        """Leave sessions, and runs that have not ended, to a later gateway; remove all other containers.
+        """Hand over sessions, and runs that have not ended, to the next gateway; remove all other containers.
 
-        Their supervisors wait for it, and end by themselves when none comes. The store is not closed.
+        The supervisors wait for that gateway, and end by themselves when none comes. The store is not closed.
         """
         self._draining = True
         if self._health is not None:
@@ -173,7 +173,7 @@ class Service:
         kept = [*await self._sessions.hand_over(), *await self._stateless_runs.hand_over()]
         self._runs.stop()
         if not self._has_recovered:
-            # What an earlier gateway has left has not been joined with what is recorded: all of it may be wanted.
+            # Which kernels of the earlier gateway are needed is not known: all are kept.
             await self._kernel_pool.leave()
             return
         if kept:
@@ -190,20 +190,20 @@ class Service:
         return Readiness(not reasons, tuple(reasons), self._kernel_pool.warm(), self._provisioner.name)
 
     def limits_seen(self) -> Mapping[str, Any]:
-        """The limits that a connected container really has, as its supervisor reads them; empty when none is there."""
+        """The limits that a connected container really has, as its supervisor reads them; empty without one."""
         return self._kernel_pool.limits_seen()
 
     # --- runs ---------------------------------------------------------------------------------------------------------
 
     async def run(self, request: RunRequest) -> Result:
-        """Run code and return its answer, which is committed then. Raises as `begin` and `result` do."""
+        """Run code and return its answer once that is committed. Raises as `begin` and `result` do."""
         return await self.result(await self.begin(request))
 
     async def begin(self, request: RunRequest) -> RunId:
-        """Take a run on; it is recorded then. Under an `idempotency_key` that is known: the run that has it.
+        """Admit a run, record it, and return its id; or that of the run that has the same `idempotency_key` already.
 
-        Raises InvalidRequest, UnsupportedLanguage, Conflict, TooManyRequests, and Unavailable in its kinds; nothing was
-        run then. A caller that is cancelled does not stop the run.
+        Raises InvalidRequest, UnsupportedLanguage, Conflict, TooManyRequests, and the kinds of Unavailable: nothing was
+        run then. The run goes on if the caller is cancelled.
         """
         await self._check(request.language, request.variables)
         return await self._tasks.shielded(self._admission.begin(request))
@@ -211,7 +211,7 @@ class Service:
     async def result(self, run_id: RunId) -> Result:
         """Wait for the end of a run. Raises NotFound; Gone when retention has removed it; EndNotStored.
 
-        Also what kept it from being run, which is always one of the kinds of Unavailable.
+        If it could not be run, raises why, which is one of the kinds of Unavailable.
         """
         return await self._runs.result(run_id)
 
@@ -223,7 +223,7 @@ class Service:
         return self._runs.follow(run_id, after)
 
     async def get_run(self, tenant: TenantId, run_id: RunId) -> RunRecord:
-        """A run. While it lives, `result` is what has come of it so far. Raises NotFound, Gone."""
+        """A run. Until it ends, `result` is what it has made so far. Raises NotFound, Gone."""
         record = await self._store.get_run(run_id)
         if record is None or record.run.tenant != tenant:
             raise NotFound("There is no run by that id.")
@@ -243,7 +243,7 @@ class Service:
         return await self._store.list_runs(query)
 
     async def cancel(self, tenant: TenantId, run_id: RunId) -> None:
-        """Have a run end as `cancelled`; one that has ended stays as it is. Raises NotFound, Conflict."""
+        """End a run as `cancelled`; one that has ended stays as it is. Raises NotFound, Conflict."""
         live = await self._runs.own(tenant, run_id)
         if live is None:
             return
@@ -262,7 +262,7 @@ class Service:
         live.interrupt(INTERRUPT_GRACE_S)
 
     async def answer_input(self, tenant: TenantId, run_id: RunId, value: str) -> None:
-        """Answer the `input()` that a run waits in. Raises NotFound, Conflict when it does not wait in one."""
+        """Answer the `input()` in which a run waits. Raises NotFound, Conflict when it does not wait in one."""
         live = await self._runs.own(tenant, run_id)
         if live is None or live.kernel is None or not live.fold.awaits_input:
             raise Conflict("This run does not wait for input.")
@@ -307,7 +307,7 @@ class Service:
     async def name_for_jupyter(
         self, tenant: TenantId, session_id: SessionId, jupyter: JupyterSession, above: int
     ) -> SessionView:
-        """Record what Jupyter's REST API calls it. Raises Conflict when it has another name there."""
+        """Record its Jupyter session. Raises Conflict when it has another one."""
         session = self._sessions.get(tenant, session_id)
         await session.name_for_jupyter(jupyter, above)
         return self._jupyter_clients.view(session)
@@ -315,28 +315,28 @@ class Service:
     async def renew_session(
         self, tenant: TenantId, session_id: SessionId, *, idle_timeout_s: float | None, max_lifetime_s: float | None
     ) -> SessionView:
-        """Start its idle time anew, and change the time-outs that are given."""
+        """Restart its idle time, and change the time-outs that are given."""
         session = self._sessions.get(tenant, session_id)
         await session.renew(idle_timeout_s, max_lifetime_s)
         return self._jupyter_clients.view(session)
 
     async def delete_session(self, tenant: TenantId, session_id: SessionId) -> None:
-        """End it; what runs in it is cancelled."""
+        """End it; its runs are cancelled."""
         reason = "The session was deleted before this had ended."
         await self._tasks.shielded(self._sessions.delete(tenant, session_id, reason))
 
     async def interrupt_session(self, tenant: TenantId, session_id: SessionId) -> None:
-        """Interrupt what runs in it, as Ctrl-C would."""
+        """Interrupt its run at work, as Ctrl-C would."""
         self._sessions.get(tenant, session_id).interrupt()
 
     async def restart_session(self, tenant: TenantId, session_id: SessionId) -> SessionView:
-        """Give it a fresh kernel; files stay. What runs is cancelled, what waits goes on afterwards."""
+        """Start a fresh kernel process; files stay. The run at work is cancelled; those that wait run afterwards."""
         session = self._sessions.get(tenant, session_id)
         await self._tasks.shielded(session.restart())
         return self._jupyter_clients.view(session)
 
     async def session_runs(self, tenant: TenantId, session_id: SessionId, newest: int) -> list[RunSummary]:
-        """Its ended runs, oldest first, but no more than so many of the newest."""
+        """The `newest` of its ended runs, oldest first."""
         created_at = self._sessions.get(tenant, session_id).record.created_at
         ended: list[RunSummary] = []
         before: int | None = None
@@ -356,7 +356,7 @@ class Service:
         return await self.get_run(tenant, run_id), await self._runs.events(run_id)
 
     async def attach(self, tenant: TenantId, session_id: SessionId, client: str | None) -> ClientConnection:
-        """Let a Jupyter client at its kernel, which comes back as the same `client`. Raises TooManyRequests."""
+        """Connect a Jupyter client; a name in `client` lets it reconnect as the same. Raises TooManyRequests."""
         if self._draining:
             raise Draining
         return await self._jupyter_clients.attach(self._sessions.get(tenant, session_id), client)
@@ -370,7 +370,7 @@ class Service:
             raise Draining
         self._admission.check(language, variables)
         if self._store_watch.failure is not None:
-            await self._store.ping()  # rather than to take a kernel first, which would be of no use to anybody then
+            await self._store.ping()  # raises before a kernel is claimed in vain
 
 
 def _new_artifact_id() -> ArtifactId:

@@ -122,7 +122,7 @@ class NotebookSessions:
     async def open(
         self, tenant: TenantId, path: str, name: str | None, jupyter_type: str, choice: KernelChoice
     ) -> SessionView:
-        """The Jupyter session of this path, whatever its kernel; else a new one, with the kernel of the choice or a new one.
+        """The Jupyter session of this path, whatever its kernel; else a new one, with the kernel chosen or a new.
 
         Raises Conflict when that kernel has another Jupyter session, and what `start_kernel` does.
         """
