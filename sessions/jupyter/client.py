@@ -245,10 +245,9 @@ class JupyterClients:
             and live.run.jupyter is not None
             and live.run.jupyter.client == state.client
         ]
+        # Before anything is awaited, so that no message that comes meanwhile is sent first.
         for run_id in missed:
-            state.outbox.replay(
-                run_id
-            )  # before anything is awaited: a message that comes meanwhile must not come first
+            state.outbox.replay(run_id)
         try:
             recent = await self._recent(session, state.client)
         except StoreUnavailable as error:

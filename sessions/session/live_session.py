@@ -50,13 +50,13 @@ class LiveSession:
         self._attempts = wiring.attempts
         self._clock = wiring.clock
         now_s, now = self._clock.monotonic(), self._clock.now()
-        # What is left of its times is measured by a clock that nobody sets.
+        # By the monotonic clock from here on: nobody sets that.
         self._born_s = now_s - max(0.0, (now - record.created_at).total_seconds())
         self._used_s = now_s - max(0.0, (now - record.last_used_at).total_seconds())
         self._touched_s = now_s
         self._queue: deque[LiveRun] = deque()
         self._behind: tuple[RunId | None, list[LiveRun]] = (None, [])
-        self._turn = asyncio.Lock()
+        self._kernel_lock = asyncio.Lock()
         self._is_working = False
         self._tasks = BackgroundTasks("session")
 
@@ -90,7 +90,7 @@ class LiveSession:
         if self.current is not None:
             state = SessionState.BUSY
         elif self.kernel is None:
-            state = SessionState.STARTING if self._turn.locked() else SessionState.DEAD
+            state = SessionState.STARTING if self._kernel_lock.locked() else SessionState.DEAD
         else:
             state = SessionState.IDLE if self.kernel.is_ready() else SessionState.STARTING
         return SessionView(self.record, state, self._kernel_name, last_activity=self.record.last_used_at)
@@ -116,7 +116,7 @@ class LiveSession:
 
     async def ensure_kernel(self) -> Kernel:
         """A kernel that answers, once the run at work has ended. Raises as `SessionKernel.ensure` does."""
-        async with self._turn:
+        async with self._kernel_lock:
             return await self._kernel.ensure()
 
     async def answering_kernel(self) -> Kernel:
@@ -175,7 +175,7 @@ class LiveSession:
                 did = "ran" if live is self.current else "waited"
                 self.cancel(live, Stop(RunStatus.CANCELLED, _RESTARTED.format(did)))
         try:
-            async with self._turn:
+            async with self._kernel_lock:
                 await self._kernel.restart()
                 await self.renew()
         finally:
@@ -246,7 +246,7 @@ class LiveSession:
     async def _work(self) -> None:
         try:
             while self._queue:
-                async with self._turn:
+                async with self._kernel_lock:
                     if self._queue:
                         self._kernel.run = self._queue[0]
                         await self._work_on(self._kernel.run)

@@ -1,4 +1,4 @@
-"""An audience with two clients, the kernel that they hear, and what is sent there."""
+"""A client router with two clients, the kernel whose messages it routes, and what is sent to that."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def request(client: str = "a", **header: Any) -> JupyterRequest:
 
 
 class Room:
-    """An audience with clients `a` and `b`, the kernel that it hears, and what is sent there."""
+    """A router with clients `a` and `b`, the kernel whose messages it routes, and what is sent to that."""
 
     def __init__(self) -> None:
         self.replies: list[tuple[RunId, int]] = []

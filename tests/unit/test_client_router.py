@@ -10,7 +10,7 @@ from router_room import HEADER, MSG_ID, RUN, Room, request, told, types
 
 from kernel_image import protocol
 from sessions.errors import TooManyRequests
-from sessions.jupyter import router as audience_module
+from sessions.jupyter import router as router_module
 from sessions.jupyter.router import MAX_CLIENTS, ClientState
 from sessions.model import JupyterRequest, RunId
 
@@ -54,7 +54,7 @@ def test_a_kernel_gets_of_a_header_what_it_can_hash_and_read(room: Room) -> None
 def test_a_request_that_takes_long_is_answered_however_many_others_come_and_go(
     room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audience_module, "_REMEMBERED", 10)
+    monkeypatch.setattr(router_module, "_REMEMBERED", 10)
     slow = room.ask(room.a, msg_id="slow")
     for _ in range(200):
         room.answer(room.ask(room.b))
@@ -148,9 +148,9 @@ def test_only_the_header_of_a_run_is_kept_when_it_is_over(room: Room) -> None:
     large = "x" * 100_000
     room.router.run_queued(RUN, JupyterRequest(HEADER, {"large": large}, {"large": large}, "a"))
     assert large not in repr(room.router._runs)
-    for number in range(audience_module._REMEMBERED + 10):
+    for number in range(router_module._REMEMBERED + 10):
         room.router.run_queued(RunId(str(number)), request())
-    assert len(room.router._runs) == audience_module._REMEMBERED
+    assert len(room.router._runs) == router_module._REMEMBERED
 
 
 def test_missing_output_is_marked_under_the_run_that_misses_it(room: Room) -> None:
