@@ -16,7 +16,6 @@ from uuid import uuid4
 from sessions.concurrency import BackgroundTasks, KeyedLock, retry
 from sessions.errors import Conflict, Gone, InvalidRequest, StoreUnavailable, TooManyRequests, UnsupportedLanguage
 from sessions.kernels.kernel import Kernel
-from sessions.kernels.kernel_pool import CLAIM_TIMEOUT_S
 from sessions.model import Run, RunId, RunRecord, RunRequest, SessionId, TenantId
 from sessions.runs.live_run import LiveRun
 from sessions.runs.variables import can_set
@@ -30,9 +29,6 @@ _MOST_CELLS = 1000
 """How many cells may wait in one session: a notebook requests all its cells at once."""
 
 _WITHDRAWALS = 2
-_LAST_WITHDRAWALS_S = 2.0
-_BETWEEN_WITHDRAWALS_S = 10.0
-_RETRY_S = 0.5
 
 
 class Admission:
@@ -89,12 +85,12 @@ class Admission:
         withdrawing = list(self._withdrawing)
         await self._tasks.cancel()
         with suppress(StoreUnavailable, TimeoutError):
-            async with asyncio.timeout(_LAST_WITHDRAWALS_S):
+            async with asyncio.timeout(self._wiring.timeouts.last_withdrawals_s):
                 for run_id in withdrawing:
                     await self._wiring.store.withdraw_run(run_id)
 
     async def _begin_stateless(self, request: RunRequest) -> RunId:
-        kernel = await self._wiring.kernel_pool.claim(self._wiring.kernel_names[request.language], CLAIM_TIMEOUT_S)
+        kernel = await self._wiring.kernel_pool.claim(self._wiring.kernel_names[request.language])
         try:
             recorded = await self._record(self._make_run(request, kernel))
         except BaseException:
@@ -131,9 +127,8 @@ class Admission:
             existing = await self._wiring.store.add_run(run)
             if existing is not None:
                 return existing
-            return self._wiring.active_runs.add(
-                LiveRun(run, self._wiring.limits, self._wiring.store, self._wiring.clock)
-            )
+            wiring = self._wiring
+            return wiring.active_runs.add(LiveRun(run, wiring.limits, wiring.store, wiring.clock, wiring.timeouts))
         except BaseException:
             # It may be on record all the same, or still come to be.
             self._withdrawing.add(run.run_id)
@@ -152,12 +147,12 @@ class Admission:
 
     async def _withdraw(self, run_id: RunId) -> None:
         """Remove it from the store; twice, since the write that adds it may still be on its way."""
+        store, timeouts = self._wiring.store, self._wiring.timeouts
         try:
             for _ in range(_WITHDRAWALS):
-                await retry(
-                    lambda: self._wiring.store.withdraw_run(run_id), on=StoreUnavailable, pauses=repeat(_RETRY_S)
-                )
-                await asyncio.sleep(_BETWEEN_WITHDRAWALS_S)
+                pauses = repeat(timeouts.withdrawal_retry_s)
+                await retry(lambda: store.withdraw_run(run_id), on=StoreUnavailable, pauses=pauses)
+                await asyncio.sleep(timeouts.withdrawal_pause_s)
         finally:
             self._withdrawing.discard(run_id)
 

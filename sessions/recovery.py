@@ -43,7 +43,14 @@ class Recovery:
         self._sessions.restore(sessions, kernels)
         for record in records:
             events = await wiring.active_runs.events(record.run.run_id)
-            live = LiveRun.resumed(record, events, wiring.limits, wiring.store, wiring.clock)
+            live = LiveRun.resumed(
+                record,
+                events,
+                limits=wiring.limits,
+                store=wiring.store,
+                clock=wiring.clock,
+                timeouts=wiring.timeouts,
+            )
             self._place(wiring.active_runs.add(live), kernels)
         used = {session.kernel_id for session in sessions} | {live.run.kernel_id for live in wiring.active_runs}
         for kernel in kernels.values():

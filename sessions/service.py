@@ -49,14 +49,12 @@ from sessions.recovery import Recovery
 from sessions.runs.active_runs import ActiveRuns
 from sessions.runs.attempts import Attempts
 from sessions.runs.executor import Conductor
-from sessions.runs.live_run import INTERRUPT_GRACE_S, Stop
+from sessions.runs.live_run import Stop
 from sessions.runs.stateless_runs import StatelessRuns
 from sessions.session.registry import Registry
-from sessions.settings import Limits, SessionLimits
+from sessions.settings import Limits, SessionLimits, Timeouts
 from sessions.wiring import Wiring
 
-_HEALTH_PAUSE_S = 2.0
-_LAST_BEGINNINGS_S = 5.0
 _RUNS_PER_PAGE = 500
 
 log = structlog.get_logger()
@@ -92,6 +90,7 @@ class Service:
         preload: tuple[str, ...],
         credential_of: Callable[[KernelId], str],
         clock: Clock,
+        timeouts: Timeouts = Timeouts(),
     ) -> None:
         """`languages` maps what clients call a language to a kernelspec name; the first one's kernels are kept warm.
 
@@ -101,6 +100,7 @@ class Service:
         self._store = store
         self._provisioner = provisioner
         self._limits = limits
+        self._timeouts = timeouts
         self._kernel_pool = KernelPool(
             provisioner=provisioner,
             switchboard=switchboard,
@@ -111,15 +111,24 @@ class Service:
             preload=preload,
             credential_of=credential_of,
             clock=clock,
+            timeouts=timeouts,
         )
-        conductor = Conductor(limits, self._kernel_pool.fate)
-        attempts = Attempts(conductor, clock)
-        self._runs = ActiveRuns(store)
-        self._stateless_runs = StatelessRuns(store, self._kernel_pool, attempts, languages, clock)
+        conductor = Conductor(limits, self._kernel_pool.fate, timeouts)
+        attempts = Attempts(conductor, clock, timeouts.attempt_pause_s)
+        self._runs = ActiveRuns(store, timeouts)
+        self._stateless_runs = StatelessRuns(
+            store=store,
+            kernel_pool=self._kernel_pool,
+            attempts=attempts,
+            kernel_names=languages,
+            clock=clock,
+            timeouts=timeouts,
+        )
         wiring = Wiring(
             gateway_id=gateway_id,
             kernel_names=languages,
             limits=limits,
+            timeouts=timeouts,
             store=store,
             clock=clock,
             kernel_pool=self._kernel_pool,
@@ -147,7 +156,7 @@ class Service:
         self._has_recovered = True
         self._kernel_pool.start()
         self._sessions.start()
-        self._health = asyncio.ensure_future(self._store_watch.keep_asking(_HEALTH_PAUSE_S))
+        self._health = asyncio.ensure_future(self._store_watch.keep_asking(self._timeouts.store_check_pause_s))
 
     async def drain(self, timeout_s: float) -> None:
         """Admit no more runs, and wait for those under way, for `timeout_s` at most."""
@@ -167,8 +176,10 @@ class Service:
         if self._health is not None:
             self._health.cancel()
         self._kernel_pool.stop_refilling()
-        await self._tasks.wait(_LAST_BEGINNINGS_S)  # most requests end by themselves, or soon fail
-        await self._tasks.cancel(_LAST_BEGINNINGS_S)  # to undo what they have done may take the database a while
+        await self._tasks.wait(self._timeouts.stop_grace_s)  # most requests end by themselves, or soon fail
+        await self._tasks.cancel(
+            self._timeouts.stop_grace_s
+        )  # to undo what they have done may take the database a while
         await self._admission.stop()
         kept = [*await self._sessions.hand_over(), *await self._stateless_runs.hand_over()]
         self._runs.stop()
@@ -259,7 +270,7 @@ class Service:
         live = await self._runs.own(tenant, run_id)
         if live is None or live.kernel is None or live.concluded.is_set():
             raise Conflict("This run is not running: there is nothing to interrupt.")
-        live.interrupt(INTERRUPT_GRACE_S)
+        live.interrupt()
 
     async def answer_input(self, tenant: TenantId, run_id: RunId, value: str) -> None:
         """Answer the `input()` in which a run waits. Raises NotFound, Conflict when it does not wait in one."""

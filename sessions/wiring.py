@@ -12,7 +12,7 @@ from sessions.runs.active_runs import ActiveRuns
 from sessions.runs.attempts import Attempts
 from sessions.runs.executor import Conductor
 from sessions.runs.stateless_runs import StatelessRuns
-from sessions.settings import Limits
+from sessions.settings import Limits, Timeouts
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,7 @@ class Wiring:
     gateway_id: GatewayId
     kernel_names: Mapping[str, str]
     limits: Limits
+    timeouts: Timeouts
     store: Store
     clock: Clock
     kernel_pool: KernelPool

@@ -18,7 +18,7 @@ from sessions.kernels.kernel import Kernel
 from sessions.model import JupyterSession, Result, RunId, RunStatus, Session, SessionState, SessionView
 from sessions.ports import KernelFiles
 from sessions.runs.attempts import NOT_RUN, NotRun
-from sessions.runs.live_run import INTERRUPT_GRACE_S, LiveRun, Stop
+from sessions.runs.live_run import LiveRun, Stop
 from sessions.session.observer import Observers
 from sessions.session.session_kernel import SessionKernel
 from sessions.wiring import Wiring
@@ -26,8 +26,6 @@ from sessions.wiring import Wiring
 _RESTARTED = "The session was restarted while this {}."
 _ABORTED = "This was not run, because what the same Jupyter client had asked for before it failed."
 _NOT_ENDED = "An error inside the gateway lost the end of the run {}. Do not run it again: the code may have run."
-_RENEWAL_PAUSE_S = 30.0
-_ANSWER_TIMEOUT_S = 10.0
 
 log = structlog.get_logger()
 
@@ -40,8 +38,6 @@ class LiveSession:
     and `_behind`: the runs that waited behind the last one whose reply a Jupyter client was sent.
     """
 
-    patience_s = 120.0
-
     def __init__(self, record: Session, kernel_name: str, wiring: Wiring) -> None:
         self._kernel_name = kernel_name
         self.observers = Observers()
@@ -49,6 +45,8 @@ class LiveSession:
         self._store = wiring.store
         self._attempts = wiring.attempts
         self._clock = wiring.clock
+        self._timeouts = wiring.timeouts
+        self.patience_s = wiring.timeouts.queued_patience_s
         now_s, now = self._clock.monotonic(), self._clock.now()
         # By the monotonic clock from here on: nobody sets that.
         self._born_s = now_s - max(0.0, (now - record.created_at).total_seconds())
@@ -124,7 +122,7 @@ class LiveSession:
         kernel = self.kernel
         if kernel is not None and self.current is not None:
             with suppress(KernelLost):
-                await kernel.wait_ready(_ANSWER_TIMEOUT_S)
+                await kernel.wait_ready(self._timeouts.restarting_timeout_s)
                 return kernel
         return await self.ensure_kernel()
 
@@ -144,7 +142,7 @@ class LiveSession:
     def touch(self) -> None:
         """It is being used now; record that every half a minute."""
         self._used_s = self._clock.monotonic()
-        if self._used_s - self._touched_s >= _RENEWAL_PAUSE_S:
+        if self._used_s - self._touched_s >= self._timeouts.renewal_pause_s:
             self._touched_s = self._used_s
             self._tasks.spawn(self._try_to_renew())
 
@@ -160,7 +158,7 @@ class LiveSession:
     def interrupt(self) -> None:
         """Interrupt the run at work, as Ctrl-C would; a kernel that ignores it is killed."""
         if self.current is not None:
-            self.current.interrupt(INTERRUPT_GRACE_S)
+            self.current.interrupt()
 
     async def restart(self) -> None:
         """Start a fresh kernel process; files stay. The run at work is cancelled; those that wait run afterwards.

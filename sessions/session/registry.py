@@ -23,8 +23,6 @@ from sessions.session.observer import SessionObserver
 from sessions.settings import SessionLimits
 from sessions.wiring import Wiring
 
-_CULL_PAUSE_S = 1.0
-_END_PATIENCE_S = 15.0
 _TAKEN_OVER = 1000
 
 Key = tuple[TenantId, SessionId]
@@ -116,7 +114,8 @@ class Registry:
             session = await self._make(asked, SessionNews.NONE, session_id)
             try:
                 if asked.variables:
-                    await set_variables(await session.ensure_kernel(), asked.variables)
+                    timeout_s = self._wiring.timeouts.variables_timeout_s
+                    await set_variables(await session.ensure_kernel(), asked.variables, timeout_s)
             except CellblockError:
                 await self._end(session, "Its variables could not be set.")
                 raise
@@ -126,7 +125,7 @@ class Registry:
         """End a session; returns when its last run has ended, or after a while. Raises NotFound, StoreUnavailable."""
         async with self.lock(tenant, session_id):
             ending = await self._end(self.get(tenant, session_id), reason)
-        await asyncio.wait([ending], timeout=_END_PATIENCE_S)
+        await asyncio.wait([ending], timeout=self._wiring.timeouts.end_timeout_s)
 
     async def _make(self, asked: SessionRequest, news: SessionNews, session_id: SessionId | None = None) -> LiveSession:
         if len(self.of_tenant(asked.tenant)) >= self._limits.max_per_tenant:
@@ -227,7 +226,7 @@ class Registry:
                 if (reason := session.has_expired()) is not None and session not in self._culled:
                     self._culled.add(session)
                     self._tasks.spawn(self._cull_one(session, reason))
-            await asyncio.sleep(_CULL_PAUSE_S)
+            await asyncio.sleep(self._wiring.timeouts.cull_pause_s)
 
     async def _cull_one(self, session: LiveSession, reason: str) -> None:
         record = session.record

@@ -15,13 +15,11 @@ import structlog
 from sessions.concurrency import BackgroundTasks
 from sessions.errors import Conflict, KernelLost, NotFound, StoreUnavailable, Unavailable
 from sessions.kernels.kernel import Kernel, KernelState
-from sessions.kernels.kernel_pool import CLAIM_TIMEOUT_S
 from sessions.model import JupyterSession, Result, Session, SessionNews, Usage
 from sessions.runs.live_run import LiveRun
 from sessions.session.observer import Observers
 from sessions.wiring import Wiring
 
-_READY_TIMEOUT_S = 60.0
 _ATTEMPTS = 3
 
 log = structlog.get_logger()
@@ -40,6 +38,7 @@ class SessionKernel:
         self._store = wiring.store
         self._kernel_pool = wiring.kernel_pool
         self._clock = wiring.clock
+        self._ready_timeout_s = wiring.timeouts.ready_timeout_s
         self._writing = asyncio.Lock()
         self._tasks = BackgroundTasks("session_kernel")
 
@@ -61,7 +60,7 @@ class SessionKernel:
         for _ in range(_ATTEMPTS):
             kernel = self.kernel or await self._claim()
             try:
-                await kernel.wait_ready(_READY_TIMEOUT_S)
+                await kernel.wait_ready(self._ready_timeout_s)
             except KernelLost:
                 kernel.discard("its kernel does not answer")
                 self._drop(kernel)
@@ -74,10 +73,10 @@ class SessionKernel:
         kernel = self.kernel
         if kernel is not None:
             try:
-                await kernel.wait_linked(_READY_TIMEOUT_S)
+                await kernel.wait_linked(self._ready_timeout_s)
                 before = kernel.generation
                 kernel.restart()
-                await kernel.wait_restarted(before, _READY_TIMEOUT_S)
+                await kernel.wait_restarted(before, self._ready_timeout_s)
             except KernelLost:
                 kernel.discard("it does not restart")
                 self._drop(kernel)
@@ -174,7 +173,7 @@ class SessionKernel:
 
     async def _claim(self) -> Kernel:
         self._check()
-        kernel = await self._kernel_pool.claim(self._kernel_name, CLAIM_TIMEOUT_S)
+        kernel = await self._kernel_pool.claim(self._kernel_name)
         self._change(kernel_id=kernel.kernel_id, generation=kernel.generation)
         try:
             # Before anything runs there: the next gateway must know whose it is.

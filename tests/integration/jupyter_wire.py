@@ -20,7 +20,7 @@ from kernel_image.protocol import SUBPROTOCOL
 from sessions.jupyter.messages import ClientMessage
 from sessions.jupyter.router import ClientRouter, ClientState
 from sessions.model import ANONYMOUS
-from sessions.settings import Limits
+from sessions.settings import Limits, Timeouts
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Wire:
 
 @asynccontextmanager
 async def wired() -> AsyncIterator[Wire]:
-    bench = await Bench().start()
+    bench = await Bench(timeouts=Timeouts()).start()
     try:
         await bench.create()
         async with serving(service=bench.service, limits=Limits(request_bytes=1 << 20)) as face:

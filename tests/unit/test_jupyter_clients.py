@@ -13,8 +13,6 @@ from workbench import Bench, S, unavailable
 from kernel_image import protocol
 from sessions.model import ANONYMOUS, RunId, RunStatus
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 
 @pytest.fixture
 async def lab(bench: Bench) -> Client:

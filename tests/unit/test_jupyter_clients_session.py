@@ -15,8 +15,6 @@ from kernel_image import protocol
 from sessions.errors import Draining, NotFound
 from sessions.model import ANONYMOUS, RunStatus, SessionId, TenantId
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 
 @pytest.fixture
 async def lab(bench: Bench) -> Client:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
 from doubles import until
 from jupyter_talk import Client
 from workbench import Bench, Benches, S, come_back, crash, ended, held, unavailable
 
 from sessions.model import ANONYMOUS, RunId, RunStatus
-
-pytestmark = pytest.mark.usefixtures("hurried")
 
 
 def run_ids(bench: Bench) -> list[RunId]:

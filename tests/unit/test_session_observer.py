@@ -17,8 +17,6 @@ from sessions.model import ANONYMOUS, RunStatus
 from sessions.session.live_session import LiveSession
 from sessions.session.observer import SessionObserver
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 CALLS = sorted(name for name in vars(SessionObserver) if not name.startswith("_"))
 
 
