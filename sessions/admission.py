@@ -1,6 +1,7 @@
-"""Taking runs on: checked, told apart from those that were taken on before, given to a session or a kernel, recorded.
+"""Admits runs: checks a request, finds the run that has its `Idempotency-Key` already, claims a kernel, records it.
 
-A run that is recorded is run, or withdrawn from the record; whether the record was written may be unknown for a while.
+A run that is recorded is run, or withdrawn from the store. While the store is out of reach, whether a run is recorded
+may be unknown. How runs are run is not decided here.
 """
 
 from __future__ import annotations
@@ -8,115 +9,109 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import repeat
 from typing import Any
 from uuid import uuid4
-from weakref import WeakValueDictionary
 
-import structlog
-
+from sessions.concurrency import BackgroundTasks, KeyedLock, retry
 from sessions.errors import Conflict, Gone, InvalidRequest, StoreUnavailable, TooManyRequests, UnsupportedLanguage
 from sessions.kernels.kernel import Kernel
-from sessions.kernels.kernel_pool import CLAIM_TIMEOUT_S
 from sessions.model import Run, RunId, RunRecord, RunRequest, SessionId, TenantId
 from sessions.runs.live_run import LiveRun
 from sessions.runs.variables import can_set
-from sessions.wiring import Parts
+from sessions.session.registry import Registry
+from sessions.wiring import Wiring
 
 _MAX_SOURCE_BYTES = 64 << 20
-"""When one tenant's runs hold more code and variables than this, they may not begin another."""
+"""A tenant whose runs hold more code and variables than this may not begin another."""
 
 _MOST_CELLS = 1000
-"""A notebook asks for all its cells at once, so that many may wait in one session."""
+"""How many cells may wait in one session: a notebook requests all its cells at once."""
 
 _WITHDRAWALS = 2
-_LAST_WITHDRAWALS_S = 2.0
-_BETWEEN_WITHDRAWALS_S = 10.0
-_RETRY_S = 0.5
-
-log = structlog.get_logger()
 
 
 class Admission:
-    """The state: the runs that are being recorded, the tasks that withdraw those of which that is unknown, and turns.
+    """The mutable state: runs that are being recorded, runs that are being withdrawn, a lock per `Idempotency-Key`.
 
-    A turn is taken by those who ask with the same `Idempotency-Key`.
+    The runs that are withdrawn were refused, and may be on record all the same.
     """
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, wiring: Wiring, sessions: Registry) -> None:
+        self._wiring = wiring
+        self._sessions = sessions
         self._recording: set[RunId] = set()
-        self._turns: WeakValueDictionary[tuple[TenantId, str], asyncio.Lock] = WeakValueDictionary()
-        self._withdrawing: dict[asyncio.Task[None], RunId] = {}
+        self._withdrawing: set[RunId] = set()
+        self._tasks = BackgroundTasks("admission")
+        self._locks: KeyedLock[tuple[TenantId, str]] = KeyedLock()
 
     def __repr__(self) -> str:
         return f"<Admission {len(self._recording)} being recorded, {len(self._withdrawing)} being withdrawn>"
 
     def check(self, language: str, variables: Mapping[str, Any]) -> None:
         """Raise UnsupportedLanguage, InvalidRequest."""
-        if language not in self._parts.kernel_names:
-            known = ", ".join(sorted(self._parts.kernel_names))
+        if language not in self._wiring.kernel_names:
+            known = ", ".join(sorted(self._wiring.kernel_names))
             raise UnsupportedLanguage(f"The language {language!r} is not configured here; there is: {known}.")
-        if variables and not can_set(self._parts.kernel_names[language]):
+        if variables and not can_set(self._wiring.kernel_names[language]):
             raise InvalidRequest(f"`variables` cannot be set in the language {language!r}: write them as code.")
 
     async def begin(self, request: RunRequest) -> RunId:
-        """Take a run on. Under an `idempotency_key` that is known: the run that has it.
+        """Admit a run, and return its id; or that of the run that has the same `idempotency_key` already.
 
         Raises Conflict, Gone, TooManyRequests, and Unavailable in its kinds; nothing was run then.
         """
         if request.idempotency_key is None:
             return await self._begin(request)
-        # One after the other, so that only the first takes a kernel; between gateways `add_run` sees to it.
-        turn = self._turns.setdefault((request.tenant, request.idempotency_key), asyncio.Lock())
-        async with turn:
-            existing = await self._parts.store.find_run(request.tenant, request.idempotency_key)
+        # One at a time, so that only the first claims a kernel; between gateways `add_run` decides.
+        async with self._locks.hold((request.tenant, request.idempotency_key)):
+            existing = await self._wiring.store.find_run(request.tenant, request.idempotency_key)
             if existing is not None and not await self._withdraw_ghost(existing):
                 return _same_request(existing, request)
             return await self._begin(request)
 
     async def _begin(self, request: RunRequest) -> RunId:
-        if self._parts.runs.source_bytes(request.tenant) > _MAX_SOURCE_BYTES:
+        if self._wiring.active_runs.source_bytes(request.tenant) > _MAX_SOURCE_BYTES:
             raise TooManyRequests(
                 "Too much code and data waits to be run: try again once some of your runs have ended."
             )
         if request.session_id is None:
-            return await self._begin_alone(request)
-        async with self._parts.sessions.turn(request.tenant, request.session_id):
+            return await self._begin_stateless(request)
+        async with self._sessions.lock(request.tenant, request.session_id):
             return await self._begin_in_session(request, request.session_id)
 
     async def stop(self) -> None:
-        """Remove once more what was refused and may be on record all the same: a later gateway would run it."""
-        withdrawing = dict(self._withdrawing)
-        for task in withdrawing:
-            task.cancel()
-        if withdrawing:
-            await asyncio.wait(withdrawing)
+        """Withdraw once more the runs that were refused and may be on record: the next gateway would run them."""
+        withdrawing = list(self._withdrawing)
+        await self._tasks.cancel()
         with suppress(StoreUnavailable, TimeoutError):
-            async with asyncio.timeout(_LAST_WITHDRAWALS_S):
-                for run_id in withdrawing.values():
-                    await self._parts.store.withdraw_run(run_id)
+            async with asyncio.timeout(self._wiring.timeouts.last_withdrawals_s):
+                for run_id in withdrawing:
+                    await self._wiring.store.withdraw_run(run_id)
 
-    async def _begin_alone(self, request: RunRequest) -> RunId:
-        kernel = await self._parts.kernel_pool.claim(self._parts.kernel_names[request.language], CLAIM_TIMEOUT_S)
+    async def _begin_stateless(self, request: RunRequest) -> RunId:
+        kernel = await self._wiring.kernel_pool.claim(self._wiring.kernel_names[request.language])
         try:
             recorded = await self._record(self._make_run(request, kernel))
         except BaseException:
-            # Not back into the pool: a later gateway may find it on record as this run's.
-            self._parts.kernel_pool.discard(kernel)
+            # Not back into the pool: it may be on record as this run's.
+            self._wiring.kernel_pool.discard(kernel)
             raise
         if isinstance(recorded, RunRecord):
-            self._parts.kernel_pool.release(kernel)
+            self._wiring.kernel_pool.release(kernel)
             return _same_request(recorded, request)
-        self._parts.single.begin(recorded, kernel)
+        self._wiring.stateless_runs.begin(recorded, kernel)
         return recorded.run_id
 
     async def _begin_in_session(self, request: RunRequest, session_id: SessionId) -> RunId:
-        sessions, is_cell = self._parts.sessions, request.jupyter is not None
+        is_cell = request.jupyter is not None
         if is_cell:
-            session = sessions.get(request.tenant, session_id)  # a kernel that is shut down does not come back so
+            session = self._sessions.get(
+                request.tenant, session_id
+            )  # a cell does not bring back a kernel that is shut down
         else:
-            session = await sessions.get_or_create(request.tenant, session_id, request.language)
-        if session.runs() > (_MOST_CELLS if is_cell else self._parts.limits.queue):
+            session = await self._sessions.get_or_create(request.tenant, session_id, request.language)
+        if session.runs() > (_MOST_CELLS if is_cell else self._wiring.limits.queue):
             raise TooManyRequests("This session's queue is full: try again once some of its runs have ended.")
         kernel = None if session.runs() else await session.ensure_kernel()
         recorded = await self._record(self._make_run(request, kernel))
@@ -126,46 +121,47 @@ class Admission:
         return recorded.run_id
 
     async def _record(self, run: Run) -> LiveRun | RunRecord:
-        """Record a run, which lives from then on; or the one that has its key."""
+        """Record a run and make it live; or return the run that has its key."""
         self._recording.add(run.run_id)
         try:
-            existing = await self._parts.store.add_run(run)
+            existing = await self._wiring.store.add_run(run)
             if existing is not None:
                 return existing
-            return self._parts.runs.add(LiveRun(run, self._parts.limits, self._parts.store, self._parts.clock))
+            wiring = self._wiring
+            return wiring.active_runs.add(LiveRun(run, wiring.limits, wiring.store, wiring.clock, wiring.timeouts))
         except BaseException:
-            # It may be on record all the same, or come to be so, when the database has caught up.
-            self._begin_to_withdraw(run.run_id)
+            # It may be on record all the same, or still come to be.
+            self._withdrawing.add(run.run_id)
+            self._tasks.spawn(self._withdraw(run.run_id))
             raise
         finally:
             self._recording.discard(run.run_id)
 
     async def _withdraw_ghost(self, record: RunRecord) -> bool:
-        """Whether this is a run that was refused, and came to be recorded all the same: its key is free now."""
-        is_ours = record.run.gateway_id == self._parts.gateway_id and record.finished_at is None
-        if not is_ours or record.run.run_id in self._recording or self._parts.runs.knows(record.run.run_id):
+        """Whether this run was refused, and came to be recorded all the same. It is withdrawn: its key is free."""
+        is_ours = record.run.gateway_id == self._wiring.gateway_id and record.finished_at is None
+        if not is_ours or record.run.run_id in self._recording or self._wiring.active_runs.knows(record.run.run_id):
             return False
-        await self._parts.store.withdraw_run(record.run.run_id)
+        await self._wiring.store.withdraw_run(record.run.run_id)
         return True
 
     async def _withdraw(self, run_id: RunId) -> None:
-        """Remove it from the record; twice, since what has added it may still be on its way."""
-        for _ in range(_WITHDRAWALS):
-            while True:
-                try:
-                    await self._parts.store.withdraw_run(run_id)
-                except StoreUnavailable:
-                    await asyncio.sleep(_RETRY_S)
-                else:
-                    break
-            await asyncio.sleep(_BETWEEN_WITHDRAWALS_S)
+        """Remove it from the store; twice, since the write that adds it may still be on its way."""
+        store, timeouts = self._wiring.store, self._wiring.timeouts
+        try:
+            for _ in range(_WITHDRAWALS):
+                pauses = repeat(timeouts.withdrawal_retry_s)
+                await retry(lambda: store.withdraw_run(run_id), on=StoreUnavailable, pauses=pauses)
+                await asyncio.sleep(timeouts.withdrawal_pause_s)
+        finally:
+            self._withdrawing.discard(run_id)
 
     def _make_run(self, request: RunRequest, kernel: Kernel | None) -> Run:
-        now = self._parts.clock.now()
+        now = self._wiring.clock.now()
         return Run(
             run_id=RunId(str(uuid4())),
             tenant=request.tenant,
-            gateway_id=self._parts.gateway_id,
+            gateway_id=self._wiring.gateway_id,
             language=request.language,
             code=request.code,
             variables=request.variables,
@@ -180,14 +176,9 @@ class Admission:
             jupyter=request.jupyter,
         )
 
-    def _begin_to_withdraw(self, run_id: RunId) -> None:
-        task = asyncio.ensure_future(self._withdraw(run_id))
-        self._withdrawing[task] = run_id
-        task.add_done_callback(lambda done: self._withdrawing.pop(done, None))
-
 
 def _same_request(existing: RunRecord, request: RunRequest) -> RunId:
-    """The run that has the key already. Raises Conflict when it was asked something else, Gone when it was removed."""
+    """The run that has the key already. Raises Conflict when its request was another, Gone when it was removed."""
     if existing.run.request_sha256 != request.sha256():
         raise Conflict("This Idempotency-Key was used with another request: use a new key for a new request.")
     if existing.expired_at is not None:

@@ -46,6 +46,13 @@ class BackgroundTasks:
         task.add_done_callback(self._on_done)
         return task
 
+    async def shielded(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Await `work`, which goes on if the caller is cancelled. What it raises is the caller's, and is not logged."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
+
     async def wait(self, timeout_s: float | None = None) -> None:
         """Return once all tasks have ended, those that they spawn included, or after `timeout_s`."""
         with suppress(TimeoutError):

@@ -1,14 +1,14 @@
-"""The one use case that every face calls: run this code, in a kernel of its own or a session's, and lose nothing of it.
+"""The one use case that every face calls: run code, in a session or in a kernel of its own, and lose nothing of it.
 
-A run is a short pipeline: record it, have a kernel take it, fold what comes of it, commit the end, answer. What is
-specific to sessions is in registry.py, to runs outside of them in stateless_runs.py; how code is run on a kernel is in
-executor.py; how a run is waited for in active_runs.py.
+A run is a short pipeline: admit and record it (admission.py), run it on a kernel (runs/executor.py), fold the kernel's
+messages (output/fold.py), commit the end, answer (runs/active_runs.py). Runs outside of sessions are driven by
+runs/stateless_runs.py, runs in sessions by session/live_session.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
@@ -16,12 +16,8 @@ from uuid import uuid4
 import structlog
 
 from sessions.admission import Admission
-from sessions.errors import (
-    Conflict,
-    Draining,
-    Gone,
-    NotFound,
-)
+from sessions.concurrency import BackgroundTasks
+from sessions.errors import Conflict, Draining, Gone, NotFound
 from sessions.jupyter.client import ClientConnection, JupyterClients
 from sessions.jupyter.notebook_sessions import NotebookSessions
 from sessions.kernels.health import HealthCheck
@@ -53,15 +49,12 @@ from sessions.recovery import Recovery
 from sessions.runs.active_runs import ActiveRuns
 from sessions.runs.attempts import Attempts
 from sessions.runs.executor import Conductor
-from sessions.runs.live_run import INTERRUPT_GRACE_S, Stop
+from sessions.runs.live_run import Stop
 from sessions.runs.stateless_runs import StatelessRuns
-from sessions.session.live_session import LiveSession
-from sessions.session.registry import Registry, SessionParts
-from sessions.settings import Limits, SessionLimits
-from sessions.wiring import Parts
+from sessions.session.registry import Registry
+from sessions.settings import Limits, SessionLimits, Timeouts
+from sessions.wiring import Wiring
 
-_HEALTH_PAUSE_S = 2.0
-_LAST_BEGINNINGS_S = 5.0
 _RUNS_PER_PAGE = 500
 
 log = structlog.get_logger()
@@ -78,9 +71,9 @@ class Readiness:
 
 
 class Service:
-    """Runs and sessions; `jupyter` is what Jupyter's REST API makes of these.
+    """Runs and sessions. `jupyter` has the sessions of Jupyter's REST API.
 
-    Its own state: what callers have begun, whether the store answers, whether it is to end.
+    Its own mutable state: the tasks that callers wait for, whether the store answers, and whether it is draining.
     """
 
     def __init__(
@@ -97,16 +90,17 @@ class Service:
         preload: tuple[str, ...],
         credential_of: Callable[[KernelId], str],
         clock: Clock,
+        timeouts: Timeouts = Timeouts(),
     ) -> None:
         """`languages` maps what clients call a language to a kernelspec name; the first one's kernels are kept warm.
 
-        `credential_of` gives a kernel's secret, the same in every life of this gateway.
+        `credential_of` gives a kernel's secret, the same in every gateway on this data directory.
         """
         names = list(dict.fromkeys(languages.values()))
         self._store = store
         self._provisioner = provisioner
         self._limits = limits
-        self._languages = dict(languages)
+        self._timeouts = timeouts
         self._kernel_pool = KernelPool(
             provisioner=provisioner,
             switchboard=switchboard,
@@ -117,31 +111,38 @@ class Service:
             preload=preload,
             credential_of=credential_of,
             clock=clock,
+            timeouts=timeouts,
         )
-        conductor = Conductor(limits, self._kernel_pool.fate)
-        attempts = Attempts(conductor, clock)
-        self._sessions = Registry(
-            SessionParts(store, self._kernel_pool, attempts, clock), gateway_id, session_limits, self._languages
+        conductor = Conductor(limits, self._kernel_pool.fate, timeouts)
+        attempts = Attempts(conductor, clock, timeouts.attempt_pause_s)
+        self._runs = ActiveRuns(store, timeouts)
+        self._stateless_runs = StatelessRuns(
+            store=store,
+            kernel_pool=self._kernel_pool,
+            attempts=attempts,
+            kernel_names=languages,
+            clock=clock,
+            timeouts=timeouts,
         )
-        self._runs = ActiveRuns(store)
-        self._stateless = StatelessRuns(store, self._kernel_pool, attempts, self._languages, clock)
-        parts = Parts(
+        wiring = Wiring(
             gateway_id=gateway_id,
-            kernel_names=self._languages,
+            kernel_names=languages,
             limits=limits,
+            timeouts=timeouts,
             store=store,
             clock=clock,
             kernel_pool=self._kernel_pool,
             conductor=conductor,
-            sessions=self._sessions,
-            runs=self._runs,
-            single=self._stateless,
+            attempts=attempts,
+            active_runs=self._runs,
+            stateless_runs=self._stateless_runs,
         )
-        self._admission = Admission(parts)
-        self._recovery = Recovery(parts)
-        self._attachments = JupyterClients(parts, self.begin)
+        self._sessions = Registry(wiring, session_limits)
+        self._admission = Admission(wiring, self._sessions)
+        self._recovery = Recovery(wiring, self._sessions)
+        self._jupyter_clients = JupyterClients(wiring, self._sessions, self.begin)
         self.jupyter = NotebookSessions(self, session_limits)
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = BackgroundTasks("service")
         self._draining = False
         self._has_recovered = False
         self._store_watch = HealthCheck("database", store.ping)
@@ -150,15 +151,15 @@ class Service:
     # --- life ---------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Take over what an earlier gateway on the same data has left, then begin to warm up."""
+        """Take over what an earlier gateway on the same data left, then start to warm kernels up."""
         await self._recovery.recover()
         self._has_recovered = True
         self._kernel_pool.start()
         self._sessions.start()
-        self._health = asyncio.ensure_future(self._store_watch.keep_asking(_HEALTH_PAUSE_S))
+        self._health = asyncio.ensure_future(self._store_watch.keep_asking(self._timeouts.store_check_pause_s))
 
     async def drain(self, timeout_s: float) -> None:
-        """Take no more runs, and wait for those under way, but not for longer than this."""
+        """Admit no more runs, and wait for those under way, for `timeout_s` at most."""
         self._draining = True
         self._kernel_pool.stop_refilling()
         unfinished: set[asyncio.Future[Any]] = {*(live.answer for live in self._runs), *self._tasks}
@@ -167,25 +168,23 @@ class Service:
             await asyncio.wait(unfinished, timeout=timeout_s)
 
     async def close(self) -> None:
-        """Leave sessions, and runs that have not ended, to a later gateway; remove all other containers.
+        """Hand over sessions, and runs that have not ended, to the next gateway; remove all other containers.
 
-        Their supervisors wait for it, and end by themselves when none comes. The store is not closed.
+        The supervisors wait for that gateway, and end by themselves when none comes. The store is not closed.
         """
         self._draining = True
         if self._health is not None:
             self._health.cancel()
         self._kernel_pool.stop_refilling()
-        if self._tasks:  # what is just beginning ends by itself, or soon gives up
-            await asyncio.wait(self._tasks, timeout=_LAST_BEGINNINGS_S)
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:  # they clear up behind themselves, which may take the database a while
-            await asyncio.wait(self._tasks, timeout=_LAST_BEGINNINGS_S)
+        await self._tasks.wait(self._timeouts.stop_grace_s)  # most requests end by themselves, or soon fail
+        await self._tasks.cancel(
+            self._timeouts.stop_grace_s
+        )  # to undo what they have done may take the database a while
         await self._admission.stop()
-        kept = [*await self._sessions.hand_over(), *await self._stateless.hand_over()]
+        kept = [*await self._sessions.hand_over(), *await self._stateless_runs.hand_over()]
         self._runs.stop()
         if not self._has_recovered:
-            # What an earlier gateway has left has not been joined with what is recorded: all of it may be wanted.
+            # Which kernels of the earlier gateway are needed is not known: all are kept.
             await self._kernel_pool.leave()
             return
         if kept:
@@ -202,28 +201,28 @@ class Service:
         return Readiness(not reasons, tuple(reasons), self._kernel_pool.warm(), self._provisioner.name)
 
     def limits_seen(self) -> Mapping[str, Any]:
-        """The limits that a connected container really has, as its supervisor reads them; empty when none is there."""
+        """The limits that a connected container really has, as its supervisor reads them; empty without one."""
         return self._kernel_pool.limits_seen()
 
     # --- runs ---------------------------------------------------------------------------------------------------------
 
     async def run(self, request: RunRequest) -> Result:
-        """Run code and return its answer, which is committed then. Raises as `begin` and `result` do."""
+        """Run code and return its answer once that is committed. Raises as `begin` and `result` do."""
         return await self.result(await self.begin(request))
 
     async def begin(self, request: RunRequest) -> RunId:
-        """Take a run on; it is recorded then. Under an `idempotency_key` that is known: the run that has it.
+        """Admit a run, record it, and return its id; or that of the run that has the same `idempotency_key` already.
 
-        Raises InvalidRequest, UnsupportedLanguage, Conflict, TooManyRequests, and Unavailable in its kinds; nothing was
-        run then. A caller that is cancelled does not stop the run.
+        Raises InvalidRequest, UnsupportedLanguage, Conflict, TooManyRequests, and the kinds of Unavailable: nothing was
+        run then. The run goes on if the caller is cancelled.
         """
         await self._check(request.language, request.variables)
-        return await asyncio.shield(self._track(self._admission.begin(request)))
+        return await self._tasks.shielded(self._admission.begin(request))
 
     async def result(self, run_id: RunId) -> Result:
         """Wait for the end of a run. Raises NotFound; Gone when retention has removed it; EndNotStored.
 
-        Also what kept it from being run, which is always one of the kinds of Unavailable.
+        If it could not be run, raises why, which is one of the kinds of Unavailable.
         """
         return await self._runs.result(run_id)
 
@@ -235,7 +234,7 @@ class Service:
         return self._runs.follow(run_id, after)
 
     async def get_run(self, tenant: TenantId, run_id: RunId) -> RunRecord:
-        """A run. While it lives, `result` is what has come of it so far. Raises NotFound, Gone."""
+        """A run. Until it ends, `result` is what it has made so far. Raises NotFound, Gone."""
         record = await self._store.get_run(run_id)
         if record is None or record.run.tenant != tenant:
             raise NotFound("There is no run by that id.")
@@ -255,7 +254,7 @@ class Service:
         return await self._store.list_runs(query)
 
     async def cancel(self, tenant: TenantId, run_id: RunId) -> None:
-        """Have a run end as `cancelled`; one that has ended stays as it is. Raises NotFound, Conflict."""
+        """End a run as `cancelled`; one that has ended stays as it is. Raises NotFound, Conflict."""
         live = await self._runs.own(tenant, run_id)
         if live is None:
             return
@@ -271,10 +270,10 @@ class Service:
         live = await self._runs.own(tenant, run_id)
         if live is None or live.kernel is None or live.concluded.is_set():
             raise Conflict("This run is not running: there is nothing to interrupt.")
-        live.interrupt(INTERRUPT_GRACE_S)
+        live.interrupt()
 
     async def answer_input(self, tenant: TenantId, run_id: RunId, value: str) -> None:
-        """Answer the `input()` that a run waits in. Raises NotFound, Conflict when it does not wait in one."""
+        """Answer the `input()` in which a run waits. Raises NotFound, Conflict when it does not wait in one."""
         live = await self._runs.own(tenant, run_id)
         if live is None or live.kernel is None or not live.fold.awaits_input:
             raise Conflict("This run does not wait for input.")
@@ -298,58 +297,57 @@ class Service:
     async def create_session(self, asked: SessionRequest) -> SessionView:
         """Make a session. Raises Conflict when there is one with its id, TooManyRequests, Unavailable."""
         await self._check(asked.language, asked.variables)
-        session: LiveSession = await asyncio.shield(self._track(self._sessions.create(asked)))
-        return session.view()
+        session = await self._tasks.shielded(self._sessions.create(asked))
+        return self._jupyter_clients.view(session)
 
     def list_sessions(self, tenant: TenantId) -> list[SessionView]:
         """A tenant's sessions, oldest first."""
-        return [session.view() for session in self._sessions.of_tenant(tenant)]
+        return [self._jupyter_clients.view(session) for session in self._sessions.of_tenant(tenant)]
 
     def get_session(self, tenant: TenantId, session_id: SessionId) -> SessionView:
         """One of them. Raises NotFound, as all that follow do."""
-        return self._sessions.get(tenant, session_id).view()
+        return self._jupyter_clients.view(self._sessions.get(tenant, session_id))
 
     def session_of_kernel(self, tenant: TenantId, kernel_id: str) -> SessionView:
         """The session of this public kernel id, or of this `session_id`."""
         session = self._sessions.find_kernel(tenant, kernel_id)
         if session is None:
             raise NotFound("There is no kernel by that id.")
-        return session.view()
+        return self._jupyter_clients.view(session)
 
     async def name_for_jupyter(
         self, tenant: TenantId, session_id: SessionId, jupyter: JupyterSession, above: int
     ) -> SessionView:
-        """Record what Jupyter's REST API calls it. Raises Conflict when it has another name there."""
+        """Record its Jupyter session. Raises Conflict when it has another one."""
         session = self._sessions.get(tenant, session_id)
         await session.name_for_jupyter(jupyter, above)
-        return session.view()
+        return self._jupyter_clients.view(session)
 
     async def renew_session(
         self, tenant: TenantId, session_id: SessionId, *, idle_timeout_s: float | None, max_lifetime_s: float | None
     ) -> SessionView:
-        """Start its idle time anew, and change the time-outs that are given."""
+        """Restart its idle time, and change the time-outs that are given."""
         session = self._sessions.get(tenant, session_id)
         await session.renew(idle_timeout_s, max_lifetime_s)
-        return session.view()
+        return self._jupyter_clients.view(session)
 
     async def delete_session(self, tenant: TenantId, session_id: SessionId) -> None:
-        """End it; what runs in it is cancelled."""
-        await asyncio.shield(
-            self._track(self._sessions.delete(tenant, session_id, "The session was deleted before this had ended."))
-        )
+        """End it; its runs are cancelled."""
+        reason = "The session was deleted before this had ended."
+        await self._tasks.shielded(self._sessions.delete(tenant, session_id, reason))
 
     async def interrupt_session(self, tenant: TenantId, session_id: SessionId) -> None:
-        """Interrupt what runs in it, as Ctrl-C would."""
+        """Interrupt its run at work, as Ctrl-C would."""
         self._sessions.get(tenant, session_id).interrupt()
 
     async def restart_session(self, tenant: TenantId, session_id: SessionId) -> SessionView:
-        """Give it a fresh kernel; files stay. What runs is cancelled, what waits goes on afterwards."""
+        """Start a fresh kernel process; files stay. The run at work is cancelled; those that wait run afterwards."""
         session = self._sessions.get(tenant, session_id)
-        await asyncio.shield(self._track(session.restart()))
-        return session.view()
+        await self._tasks.shielded(session.restart())
+        return self._jupyter_clients.view(session)
 
     async def session_runs(self, tenant: TenantId, session_id: SessionId, newest: int) -> list[RunSummary]:
-        """Its ended runs, oldest first, but no more than so many of the newest."""
+        """The `newest` of its ended runs, oldest first."""
         created_at = self._sessions.get(tenant, session_id).record.created_at
         ended: list[RunSummary] = []
         before: int | None = None
@@ -369,10 +367,10 @@ class Service:
         return await self.get_run(tenant, run_id), await self._runs.events(run_id)
 
     async def attach(self, tenant: TenantId, session_id: SessionId, client: str | None) -> ClientConnection:
-        """Let a Jupyter client at its kernel, which comes back as the same `client`. Raises TooManyRequests."""
+        """Connect a Jupyter client; a name in `client` lets it reconnect as the same. Raises TooManyRequests."""
         if self._draining:
             raise Draining
-        return await self._attachments.attach(self._sessions.get(tenant, session_id), client)
+        return await self._jupyter_clients.attach(self._sessions.get(tenant, session_id), client)
 
     async def session_files(self, tenant: TenantId, session_id: SessionId) -> KernelFiles:
         """The files below its working directory. Raises Unavailable when its sandbox is out of reach."""
@@ -383,14 +381,7 @@ class Service:
             raise Draining
         self._admission.check(language, variables)
         if self._store_watch.failure is not None:
-            await self._store.ping()  # rather than to take a kernel first, which would be of no use to anybody then
-
-    def _track(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Begin `work`, which is among the tasks until it ends."""
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+            await self._store.ping()  # raises before a kernel is claimed in vain
 
 
 def _new_artifact_id() -> ArtifactId:

@@ -1,4 +1,4 @@
-"""What runs are taken on with, and taken over with: the pieces that the service puts together, once."""
+"""The engine's parts that sessions, admission and recovery share. The service builds them, once."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from sessions.kernels.kernel_pool import KernelPool
 from sessions.model import GatewayId
 from sessions.ports import Clock, Store
 from sessions.runs.active_runs import ActiveRuns
+from sessions.runs.attempts import Attempts
 from sessions.runs.executor import Conductor
 from sessions.runs.stateless_runs import StatelessRuns
-from sessions.session.registry import Registry
-from sessions.settings import Limits
+from sessions.settings import Limits, Timeouts
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """One of each. `kernel_names` maps languages to kernelspecs."""
+class Wiring:
+    """One of each part. `kernel_names` maps what clients call a language to a kernelspec name."""
 
     gateway_id: GatewayId
     kernel_names: Mapping[str, str]
     limits: Limits
+    timeouts: Timeouts
     store: Store
     clock: Clock
     kernel_pool: KernelPool
     conductor: Conductor
-    sessions: Registry
-    runs: ActiveRuns
-    single: StatelessRuns
+    attempts: Attempts
+    active_runs: ActiveRuns
+    stateless_runs: StatelessRuns

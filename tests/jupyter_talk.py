@@ -62,9 +62,9 @@ class Screen:
 class Client:
     """One connection, which hears all the time while it is there. `messages` is all that it was told."""
 
-    def __init__(self, bench: Bench, attachment: ClientConnection, tenant: TenantId, *, confirms: bool) -> None:
+    def __init__(self, bench: Bench, connection: ClientConnection, tenant: TenantId, *, confirms: bool) -> None:
         self.bench = bench
-        self.attachment = attachment
+        self.connection = connection
         self.messages: list[ClientMessage] = []
         self.screen = Screen()
         self.retold: list[RunId] = []
@@ -72,7 +72,7 @@ class Client:
         self._tenant = tenant
         self._confirms = confirms
         self._hearing = asyncio.ensure_future(self._hear())
-        attachment.on_replaced(self._hearing.cancel)
+        connection.on_replaced(self._hearing.cancel)
 
     @classmethod
     async def attach(
@@ -87,18 +87,18 @@ class Client:
         return cls(bench, await bench.service.attach(tenant, session_id, client), tenant, confirms=confirms)
 
     async def _hear(self) -> None:
-        while (item := await self.attachment.next()) is not None:
+        while (item := await self.connection.next_item()) is not None:
             if isinstance(item, Replay):
                 self.retold.append(item.run_id)
-                telling = replay_run(self.bench.service, self._tenant, item.run_id, self.attachment.client)
+                telling = replay_run(self.bench.service, self._tenant, item.run_id, self.connection.client)
                 async with aclosing(telling) as messages:  # type: ignore[type-var]
                     async for one in messages:
                         self._take(one)
-                self.attachment.told(item.run_id)
+                self.connection.replay_sent(item.run_id)
             else:
                 self._take(item)
             if self._confirms:
-                self.attachment.confirm(self.attachment.sent)
+                self.connection.confirm(self.connection.sent)
         self.is_over = True
 
     def _take(self, message: ClientMessage) -> None:
@@ -111,12 +111,12 @@ class Client:
 
     def leave(self) -> None:
         self._hearing.cancel()
-        self.attachment.leave()
+        self.connection.disconnect()
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
     async def ask(self, msg_type: str, fields: Mapping[str, Any] | None = None, **given: Any) -> None:
-        await self.attachment.take(message(msg_type, fields, **{"channel": "shell", **given}))
+        await self.connection.handle_message(message(msg_type, fields, **{"channel": "shell", **given}))
 
     async def execute(self, code: str, **fields: Any) -> None:
         """Ask for code, under a msg_id that is the code."""

@@ -23,6 +23,7 @@ from sessions.kernels.files import Transfers
 from sessions.kernels.messages import RequestBuilder
 from sessions.model import KernelId
 from sessions.ports import Link, LinkListener
+from sessions.settings import Timeouts
 
 PATIENCE_S = 30.0
 _LEFT_OUT = ("PYTEST_CURRENT_TEST", "PYTHONPATH")
@@ -104,7 +105,7 @@ class Supervised:
         self._builder = RequestBuilder()
         self._log = root / "log"
         directory = switchboard.open(self.kernel_id, self.accept)
-        self.transfers = Transfers(self._send_text, self.send_frame)
+        self.transfers = Transfers(self._send_text, self.send_frame, Timeouts().file_answer_timeout_s)
         self._settings = protocol.SupervisorSettings(
             kernel_id=self.kernel_id,
             credential="the credential",

@@ -27,11 +27,31 @@ from sessions.model import (
     TenantId,
 )
 from sessions.service import Service
-from sessions.settings import Limits, SessionLimits
+from sessions.settings import Limits, SessionLimits, Timeouts
 from sessions.testing.memory_store import MemoryStore, StoredRun
 
 GATEWAY = GatewayId("g")
 S = SessionId("s")
+
+_SOON_S = 0.05
+HURRIED = Timeouts(
+    attempt_pause_s=0.01,
+    batch_pause_s=0.01,
+    commit_timeout_s=_SOON_S,
+    cull_pause_s=0.01,
+    elsewhere_poll_s=0.01,
+    end_timeout_s=1.0,
+    files_timeout_s=_SOON_S,
+    first_backoff_s=0.01,
+    first_write_retry_s=0.01,
+    interrupt_grace_s=_SOON_S,
+    kill_grace_s=_SOON_S,
+    stop_grace_s=_SOON_S,
+    unlinked_poll_s=0.01,
+    withdrawal_pause_s=0.01,
+    withdrawal_retry_s=0.01,
+)
+"""What waits for minutes in earnest waits for an instant here."""
 
 
 class Kernel:
@@ -139,6 +159,7 @@ class Bench:
                 "session_limits": SessionLimits(),
                 "credential_of": lambda kernel_id: f"secret of {kernel_id}",
                 "clock": self.clock,
+                "timeouts": HURRIED,
                 **changes,
             }
         )

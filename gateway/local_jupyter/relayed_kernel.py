@@ -17,6 +17,7 @@ from sessions.kernels.outcomes import Died, died_of
 from sessions.kernels.outstanding import RequestListener
 from sessions.model import KernelId
 from sessions.ports import Clock, Link
+from sessions.settings import Timeouts
 
 
 class RelayListener(Protocol):
@@ -37,7 +38,7 @@ class RelayedKernel(Kernel):
     def __init__(
         self, kernel_id: KernelId, kernel_name: str, credential: str, clock: Clock, listener: RelayListener
     ) -> None:
-        super().__init__(kernel_id, kernel_name, credential, clock)
+        super().__init__(kernel_id, kernel_name, credential, clock, Timeouts())
         self._listener = listener
 
     def run(self, msg_id: str, parts: Sequence[bytes], listener: RequestListener) -> None:
@@ -82,7 +83,7 @@ class RelayHandshake(Handshake):
     """A connection whose next message also waits until there is room for it at the other end."""
 
     def __init__(self, kernel: Kernel, link: Link, room: Callable[[], asyncio.Task[None] | None]) -> None:
-        super().__init__(kernel, link)
+        super().__init__(kernel, link, Timeouts().hello_timeout_s)
         self._room = room
 
     def on_binary(self, data: bytes) -> Awaitable[None] | None:  # type: ignore[override]

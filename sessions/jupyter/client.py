@@ -1,6 +1,6 @@
-"""A Jupyter client at a session's kernel: what it asks becomes runs, or goes to the kernel as it is.
+"""A Jupyter client's connection to a session: its cells become runs, its other requests go to the kernel unchanged.
 
-What it is told, and in which order, is router.py's and outbox.py's; the wire is the gateway's.
+Which messages it is sent, and in which order, is router.py's and outbox.py's; the wire is the gateway's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sessions.errors import CellblockError, InvalidRequest, NotFound, StoreUnava
 from sessions.jupyter import messages
 from sessions.jupyter.messages import ClientMessage
 from sessions.jupyter.outbox import Replay
-from sessions.jupyter.router import ClientState, ending
+from sessions.jupyter.router import ClientRouter, ClientState
 from sessions.kernels.messages import decode_object, for_kernel
 from sessions.model import (
     JupyterRequest,
@@ -28,9 +28,11 @@ from sessions.model import (
     RunRequest,
     RunStatus,
     Session,
+    SessionView,
 )
 from sessions.session.live_session import LiveSession
-from sessions.wiring import Parts
+from sessions.session.registry import Registry
+from sessions.wiring import Wiring
 
 _RECENT = timedelta(minutes=2)
 _MOST_RECENT = 20
@@ -43,68 +45,82 @@ log = structlog.get_logger()
 
 
 class ClientConnection:
-    """One connection of one client. The state: its seat, the visit that it is there for, and whether it has left."""
+    """One connection of one client.
 
-    def __init__(self, parts: Parts, begin: Begin, session: LiveSession, seat: ClientState, *, has_name: bool) -> None:
-        self._parts = parts
+    The state: the client's `ClientState`, the number of this connection among the client's, and whether it is closed.
+    """
+
+    def __init__(
+        self,
+        wiring: Wiring,
+        sessions: Registry,
+        begin: Begin,
+        session: LiveSession,
+        state: ClientState,
+        *,
+        has_name: bool,
+    ) -> None:
+        self._wiring = wiring
+        self._sessions = sessions
         self._begin = begin
         self._session = session
-        self._seat = seat
-        self._visit = seat.visit
-        self._has_left = False
+        self._router = session.observers.find(ClientRouter)
+        self._state = state
+        self._connection_number = state.connection_number
+        self._is_closed = False
         self._has_name = has_name
 
     def __repr__(self) -> str:
-        return f"<ClientConnection {self._session.record.session_id} {self._seat!r}>"
+        return f"<ClientConnection {self._session.record.session_id} {self._state!r}>"
 
-    # --- what the client is told --------------------------------------------------------------------------------------
+    # --- to the client ------------------------------------------------------------------------------------------------
 
-    def on_replaced(self, tell: Callable[[], None]) -> None:
-        """Call `tell` when this connection has to end because the same client has another one; it may have already."""
-        if self._is_there():
-            self._seat.on_replaced = tell
+    def on_replaced(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once a newer connection of the same client replaces this one; at once, if one has already."""
+        if self._is_current():
+            self._state.on_replaced = callback
         else:
-            tell()
+            callback()
 
-    def _is_there(self) -> bool:
-        return not self._has_left and self._seat.visit == self._visit
+    def _is_current(self) -> bool:
+        return not self._is_closed and self._state.connection_number == self._connection_number
 
-    async def next(self) -> ClientMessage | Replay | None:
-        """The next thing to tell the client, once there is one; None when there is no kernel any more, nor will be.
+    async def next_item(self) -> ClientMessage | Replay | None:
+        """The next message or replay to send, once there is one; None when the session has ended.
 
-        None, too, when this connection is over: what there is to be told waits for the next one.
+        None, too, when this connection is closed or replaced: what is left waits for the client's next connection.
         """
-        return await self._seat.outbox.take() if self._is_there() else None
+        return await self._state.outbox.get() if self._is_current() else None
 
     @property
     def client(self) -> str:
-        """Who this is."""
-        return self._seat.client
+        """The client's name; a random one, if it gave none."""
+        return self._state.client
 
-    def told(self, run_id: RunId) -> None:
-        """A retelling has been sent to its end."""
-        if self._is_there():
-            self._seat.outbox.told(run_id)
+    def replay_sent(self, run_id: RunId) -> None:
+        """The replay of this run has been sent to its end."""
+        if self._is_current():
+            self._state.outbox.replay_sent(run_id)
 
     @property
     def sent(self) -> int:
-        """The number of what was sent last, for `confirm`."""
-        return self._seat.outbox.sent
+        """The number of the last item that was sent, for `confirm`."""
+        return self._state.outbox.sent
 
     def confirm(self, number: int) -> None:
         """The client has received everything up to this number."""
-        if self._is_there():
-            self._seat.outbox.confirm(number)
+        if self._is_current():
+            self._state.outbox.confirm(number)
 
-    def leave(self) -> None:
-        """The connection has ended. What the client has asked for goes on."""
-        self._has_left = True
-        self._session.router.leave(self._seat, self._visit, comes_back=self._has_name)
+    def disconnect(self) -> None:
+        """The connection has ended. Whatever the client has requested goes on."""
+        self._is_closed = True
+        self._router.disconnect(self._state, self._connection_number, comes_back=self._has_name)
 
-    # --- what the client asks -----------------------------------------------------------------------------------------
+    # --- from the client -----------------------------------------------------------------------------------------
 
-    async def take(self, message: ClientMessage) -> None:
-        """Do what a message asks. Raises Unavailable in its kinds, NotFound when the session is over."""
+    async def handle_message(self, message: ClientMessage) -> None:
+        """Act on a message of the client. Raises Unavailable in its kinds, NotFound when the session is over."""
         self._session.touch()
         match (message.channel, message.msg_type):
             case ("shell" | "control", "execute_request"):
@@ -124,10 +140,10 @@ class ClientConnection:
             request = self._run_request(message)
             await self._begin(request)
         except CellblockError as error:
-            # As if it had been run and had failed: whoever waits for the reply hears why.
+            # As if it had run and failed: the reply says why.
             refused = Result(RunId(""), RunStatus.CANCELLED, "", error=f"Nothing was run: {error}")
-            for answer in ending(message.header, refused):
-                self._seat.outbox.put(answer)
+            for answer in messages.run_ending(message.header, refused):
+                self._state.outbox.put(answer)
 
     def _run_request(self, message: ClientMessage) -> RunRequest:
         """Raises InvalidRequest."""
@@ -139,13 +155,13 @@ class ClientConnection:
             raise InvalidRequest("An execute_request has too much in it beside its code.")
         record = self._session.record
         allow_stdin = content.get("allow_stdin", True)
-        jupyter = JupyterRequest(message.header, metadata, {**content, "allow_stdin": allow_stdin}, self._seat.client)
+        jupyter = JupyterRequest(message.header, metadata, {**content, "allow_stdin": allow_stdin}, self._state.client)
         return RunRequest(
             tenant=record.tenant,
             code=code,
             language=record.language,
             variables={},
-            timeout_s=self._parts.limits.max_timeout_s,
+            timeout_s=self._wiring.limits.max_timeout_s,
             session_id=record.session_id,
             allow_stdin=bool(allow_stdin),
             jupyter=jupyter,
@@ -159,7 +175,7 @@ class ClientConnection:
             live.fold.awaits_input = False
 
     async def _shut_down(self, message: ClientMessage) -> None:
-        """A kernel that is shut down is a session that is deleted; or it restarts."""
+        """Delete the session whose kernel is shut down; or restart it, if the client says so."""
         record = self._session.record
         restart = _object(message.content).get("restart") is True
         self._reply(message, "shutdown_reply", {"status": "ok", "restart": restart})
@@ -167,74 +183,86 @@ class ClientConnection:
             await self._session.restart()
         else:
             reason = "The session's kernel was shut down before this had ended."
-            await self._parts.sessions.delete(record.tenant, record.session_id, reason)
+            await self._sessions.delete(record.tenant, record.session_id, reason)
 
     async def _pass_on(self, message: ClientMessage) -> None:
         kernel = self._session.kernel
         try:
             if kernel is None or not kernel.is_ready():
                 kernel = await self._session.answering_kernel()
-            self._session.router.ask(self._seat, message, kernel.pass_on)
+            self._router.send_request(self._state, message, kernel.pass_on)
         except CellblockError as error:
-            self._seat.outbox.put(messages.note(f"{message.msg_type} was dropped: {error}", message.header))
+            self._state.outbox.put(messages.note(f"{message.msg_type} was dropped: {error}", message.header))
 
     def _reply(self, message: ClientMessage, msg_type: str, content: dict[str, Any]) -> None:
-        self._seat.outbox.put(messages.make(msg_type, content, message.header, message.channel))
+        self._state.outbox.put(messages.make(msg_type, content, message.header, message.channel))
 
 
 class JupyterClients:
-    """Lets Jupyter clients in."""
+    """Connects Jupyter clients to sessions, each of which has a `ClientRouter` from the beginning."""
 
-    def __init__(self, parts: Parts, begin: Begin) -> None:
-        self._parts = parts
+    def __init__(self, wiring: Wiring, sessions: Registry, begin: Begin) -> None:
+        """`begin` admits a run; see `Service.begin`."""
+        self._wiring = wiring
+        self._sessions = sessions
         self._begin = begin
+        sessions.observe_each(lambda session: ClientRouter(wiring.clock, session.note_reply))
+
+    def view(self, session: LiveSession) -> SessionView:
+        """The session as it is now, with when its kernel last said something and how many clients are connected."""
+        view, router = session.view(), session.observers.find(ClientRouter)
+        last_activity = max(view.last_activity, router.last_activity or view.last_activity)
+        return replace(view, last_activity=last_activity, connections=router.connections())
 
     async def attach(self, session: LiveSession, client: str | None) -> ClientConnection:
-        """A client comes, or comes back as the `client` that it was. Raises TooManyRequests, NotFound.
+        """Connect a client, or reconnect the one of this name. Raises TooManyRequests, NotFound.
 
-        One that this gateway does not know may have been an earlier gateway's: it is told again what it asked there.
+        A name that this gateway does not know may be from an earlier gateway: its recent runs are replayed.
         """
         if client is not None and not 0 < len(client) <= _MAX_CLIENT_CHARACTERS:
             client = None
         if session.is_over:
             raise NotFound("There is no kernel by that id.")
-        router = session.router
+        router = session.observers.find(ClientRouter)
         is_new = client is None or not router.knows(client)
-        seat = router.seat(client or uuid4().hex)
-        attachment = ClientConnection(self._parts, self._begin, session, seat, has_name=client is not None)
+        state = router.connect(client or uuid4().hex)
+        connection = ClientConnection(
+            self._wiring, self._sessions, self._begin, session, state, has_name=client is not None
+        )
         try:
             if client is not None and is_new:
-                await self._replay(session.record, seat)
+                await self._replay(session.record, state)
         except BaseException:
-            attachment.leave()
+            connection.disconnect()
             raise
-        return attachment
+        return connection
 
-    async def _replay(self, session: Session, seat: ClientState) -> None:
+    async def _replay(self, session: Session, state: ClientState) -> None:
         missed = [
             live.run_id
-            for live in self._parts.runs
+            for live in self._wiring.active_runs
             if (live.run.tenant, live.run.session_id) == (session.tenant, session.session_id)
             and live.run.jupyter is not None
-            and live.run.jupyter.client == seat.client
+            and live.run.jupyter.client == state.client
         ]
+        # Before anything is awaited, so that no message that comes meanwhile is sent first.
         for run_id in missed:
-            seat.outbox.replay(run_id)  # at once: of what is said meanwhile, nothing may come first
+            state.outbox.replay(run_id)
         try:
-            recent = await self._recent(session, seat.client)
+            recent = await self._recent(session, state.client)
         except StoreUnavailable as error:
-            log.warning("recent_runs_not_told", session_id=session.session_id, reason=str(error))
+            log.warning("recent_runs_not_replayed", session_id=session.session_id, reason=str(error))
             return
-        seat.outbox.replay_first([run_id for run_id in recent if run_id not in missed])
+        state.outbox.replay_first([run_id for run_id in recent if run_id not in missed])
 
     async def _recent(self, session: Session, client: str) -> list[RunId]:
-        """The runs of this client that ended a moment ago, oldest first."""
-        since = self._parts.clock.now() - _RECENT
+        """This client's runs that ended in the last two minutes, oldest first."""
+        since = self._wiring.clock.now() - _RECENT
         query = RunQuery(session.tenant, _MOST_RECENT, session_id=session.session_id, created_from=session.created_at)
         recent = []
-        for summary in await self._parts.store.list_runs(query):
+        for summary in await self._wiring.store.list_runs(query):
             if summary.finished_at is not None and summary.finished_at > since:
-                record = await self._parts.store.get_run(summary.run_id)
+                record = await self._wiring.store.get_run(summary.run_id)
                 jupyter = None if record is None else record.run.jupyter
                 if jupyter is not None and jupyter.client == client:
                     recent.append(summary.run_id)

@@ -1,7 +1,7 @@
-"""Jupyter messages as they go to and from clients: whole, on whichever channel, and those of the gateway's own.
+"""Jupyter messages to and from clients, on any channel, and those that the gateway makes itself. Pure.
 
-What a kernel says goes on as it is, but for its parent: a request goes to the kernel under a msg_id of ours, and what
-comes of it names the client's own header again. Pure. https://jupyter-client.readthedocs.io/en/stable/messaging.html
+A kernel's message is passed on unchanged but for its parent header: requests are sent to the kernel under a msg_id of
+ours, and the answers name the client's own header again. https://jupyter-client.readthedocs.io/en/stable/messaging.html
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from jupyter_client.session import msg_header
 from kernel_image.protocol import MESSAGE_CHANNELS, decode_message, encode_message
 from sessions.errors import ProtocolViolation
 from sessions.kernels.messages import decode_object
+from sessions.model import Result, RunStatus
 from sessions.sanitize import has_too_many_values
 
 _EMPTY = b"{}"
@@ -41,7 +42,7 @@ class ClientMessage:
 
     @property
     def msg_type(self) -> str:
-        """What kind of message it is."""
+        """Its type, such as `execute_request`."""
         return str(self.header["msg_type"])
 
     @property
@@ -56,20 +57,20 @@ class ClientMessage:
 
     @property
     def size_bytes(self) -> int:
-        """About how much it takes."""
+        """About how much memory it takes."""
         return 1024 + len(self.metadata) + len(self.content) + sum(map(len, self.buffers))
 
     def frame(self, header: Mapping[str, Any] | None = None) -> bytes:
-        """In the framing of `v1.kernel.websocket.jupyter.org`; under another header where one is given."""
+        """Its bytes in the framing of `v1.kernel.websocket.jupyter.org`; `header` replaces its own, if given."""
         parts = (json.dumps(dict(part)).encode() for part in (header or self.header, self.parent_header))
         return encode_message(self.channel, [*parts, self.metadata, self.content, *self.buffers])
 
 
-def heard(frame: memoryview) -> ClientMessage | None:
-    """What a kernel has said, with all that clients insist on; None where it is no Jupyter message.
+def parse_kernel_frame(frame: memoryview) -> ClientMessage | None:
+    """The message in a frame from a kernel, with the header fields that clients insist on; None if it is no message.
 
-    Its metadata and content have been decoded once: what is no JSON goes no further, and what is too costly becomes a
-    note that it was cut.
+    Its metadata and content are decoded once: what is no JSON is dropped, and what is too costly to decode is replaced
+    by a note that it was cut.
     """
     channel, parts = decode_message(frame)
     if channel not in MESSAGE_CHANNELS:
@@ -89,12 +90,12 @@ def heard(frame: memoryview) -> ClientMessage | None:
 
 
 def _well_formed(part: bytes) -> bytes:
-    """Ipykernel writes file names that are no UTF-8 as the bytes that they are."""
+    """Valid UTF-8: ipykernel writes file names in other encodings as raw bytes."""
     return part if part.isascii() else part.decode("utf-8", "replace").encode()
 
 
 def _decode_header(part: bytes) -> dict[str, Any]:
-    """Raises ProtocolViolation, ValueError. It is kept for every client, as it is after decoding: so it is bounded."""
+    """A header of bounded size, since every client's outbox keeps it. Raises ProtocolViolation, ValueError."""
     if len(part) > _MAX_HEADER_BYTES:
         raise ValueError(len(part))
     header = decode_object(part.decode())
@@ -103,7 +104,7 @@ def _decode_header(part: bytes) -> dict[str, Any]:
 
 
 def _is_too_costly(part: bytes) -> bool:
-    """Whether decoding would take too long. Raises ValueError and RecursionError for what is no JSON object."""
+    """Whether decoding would take too long. Raises ValueError, RecursionError if it is no JSON object."""
     text = part.decode()
     if has_too_many_values(text, max_values=_MAX_VALUES, max_containers=_MAX_CONTAINERS):
         return True
@@ -118,7 +119,7 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def _complete(header: Mapping[str, Any]) -> dict[str, Any]:
-    """Clients refuse headers without these; the supervisor's own messages lack some."""
+    """Add the fields that clients insist on; the supervisor's own messages lack some of them."""
     given = {name: value for name, value in header.items() if isinstance(value, str) or name not in _REQUIRED}
     return {**_header(str(header["msg_type"])), **given}
 
@@ -134,15 +135,52 @@ def _header(msg_type: str) -> dict[str, Any]:
 def make(
     msg_type: str, content: Mapping[str, Any], parent_header: Mapping[str, Any], channel: str = "iopub"
 ) -> ClientMessage:
-    """A message of the gateway's own."""
+    """A message that the gateway makes itself."""
     return ClientMessage(channel, _header(msg_type), parent_header, content=json.dumps(dict(content)).encode())
 
 
 def status(state: str, parent_header: Mapping[str, Any]) -> ClientMessage:
-    """That the kernel is `busy`, `idle`, `restarting` or `dead`."""
+    """The kernel is `busy`, `idle`, `starting`, `restarting` or `dead`."""
     return make("status", {"execution_state": state}, parent_header)
 
 
 def note(text: str, parent_header: Mapping[str, Any]) -> ClientMessage:
-    """A line of our own in the output of whatever `parent_header` asked for."""
+    """A line of ours on stderr, in the output of the request `parent_header`."""
     return make("stream", {"name": "stderr", "text": f"[cellblock] {text}\n"}, parent_header)
+
+
+def run_ending(
+    parent_header: Mapping[str, Any],
+    result: Result | None,
+    *,
+    is_aborted: bool = False,
+    has_error: bool = False,
+) -> list[ClientMessage]:
+    """The messages that end a run, where its kernel has not sent them. `has_error`: the error has been sent already."""
+    count = result.execution_count if result is not None else None
+    if result is not None and result.status is RunStatus.OK:
+        content: dict[str, Any] = {"status": "ok", "execution_count": count, "user_expressions": {}, "payload": []}
+        answers = []
+    elif is_aborted:
+        content = {"status": "aborted"}
+        answers = [status("busy", parent_header)]
+    else:
+        name, value, traceback = _error_of(result)
+        error = {"ename": name, "evalue": value, "traceback": traceback}
+        content = {"status": "error", "execution_count": count, "user_expressions": {}, "payload": [], **error}
+        answers = [] if has_error else [make("error", error, parent_header)]
+    return [
+        *answers,
+        make("execute_reply", content, parent_header, "shell"),
+        status("idle", parent_header),
+    ]
+
+
+def _error_of(result: Result | None) -> tuple[str, str, list[str]]:
+    if result is None:
+        return "EndNotStored", "The run has ended, but that could not be stored.", []
+    if result.exception is not None:
+        return result.exception.name, result.exception.value, list(result.exception.traceback)
+    name = "".join(word.capitalize() for word in result.status.value.split("_"))
+    value = result.error or f"The run ended as {result.status.value}."
+    return name, value, [f"{name}: {value}"]

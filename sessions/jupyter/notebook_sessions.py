@@ -1,19 +1,18 @@
-"""What Jupyter's REST API calls sessions: names for kernels, of which each kernel has one at most.
+"""What Jupyter's REST API calls sessions: the path of a notebook, and the kernel that it has. A kernel has at most one.
 
-They are kept with our own sessions, which are its kernels. It knows neither how kernels are made nor where all this is
-written.
+Jupyter's kernels are our sessions, and its sessions are stored with them. How kernels are made, and where records are
+written, is not decided here.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from uuid import uuid4
-from weakref import WeakValueDictionary
 
+from sessions.concurrency import KeyedLock
 from sessions.errors import InvalidRequest, NotFound, UnsupportedLanguage
 from sessions.model import (
     JupyterSession,
@@ -30,7 +29,7 @@ _BAD_KERNEL_ID = "A kernel's id is five words of ASCII letters, digits and _, wi
 
 
 class Kernels(Protocol):
-    """What it needs of `sessions.service.Service`."""
+    """The part of `sessions.service.Service` that is needed here."""
 
     def list_sessions(self, tenant: TenantId) -> list[SessionView]:
         """A tenant's sessions, oldest first."""
@@ -59,7 +58,7 @@ class Kernels(Protocol):
 class KernelChoice:
     """Which kernel a client wants: the one with this id, or else one of this language.
 
-    `language` is None where the client's name for it means nothing here, which matters only once a kernel is made.
+    `language` is None if the client named one that is not configured, which matters only if a kernel is made.
     """
 
     kernel_id: str | None
@@ -67,30 +66,30 @@ class KernelChoice:
 
 
 class NotebookSessions:
-    """The state: whose turn it is to open a path, or to change a session, of those who ask for the same one."""
+    """The mutable state is a lock for each path that is being opened, and for each Jupyter session that is changed."""
 
     def __init__(self, kernels: Kernels, limits: SessionLimits) -> None:
         self._kernels = kernels
         self._limits = limits
-        self._turns: WeakValueDictionary[tuple[str, ...], asyncio.Lock] = WeakValueDictionary()
+        self._locks: KeyedLock[tuple[str, ...]] = KeyedLock()
 
     def __repr__(self) -> str:
-        return f"<NotebookSessions {len(self._turns)} turns>"
+        return f"<NotebookSessions {self._locks!r}>"
 
     def of_tenant(self, tenant: TenantId) -> list[SessionView]:
-        """A tenant's kernels that have one, oldest first."""
+        """A tenant's kernels that have a Jupyter session, oldest first."""
         found: dict[JupyterSessionId, SessionView] = {}
         for view in self._kernels.list_sessions(tenant):
             if (jupyter := view.session.jupyter) is None:
                 continue
-            # After a move, the kernel that was left has it too, until it is gone.
+            # After a move to another kernel, the old one has it too, until it is gone.
             known = found.get(jupyter.id)
             if known is None or known.session.jupyter_version < view.session.jupyter_version:
                 found[jupyter.id] = view
         return list(found.values())
 
     def get(self, tenant: TenantId, jupyter_id: str) -> SessionView:
-        """The kernel that has this one. Raises NotFound."""
+        """The kernel that has this Jupyter session. Raises NotFound."""
         for view in self.of_tenant(tenant):
             if view.session.jupyter is not None and view.session.jupyter.id == jupyter_id:
                 return view
@@ -99,7 +98,7 @@ class NotebookSessions:
     async def start_kernel(
         self, tenant: TenantId, choice: KernelChoice, jupyter: JupyterSession | None = None, version: int = 0
     ) -> SessionView:
-        """Make a kernel, under the id that was chosen or a new one.
+        """Make a kernel, with the id of the choice or a new one.
 
         Raises UnsupportedLanguage, InvalidRequest, and what `Kernels.create_session` does.
         """
@@ -123,11 +122,11 @@ class NotebookSessions:
     async def open(
         self, tenant: TenantId, path: str, name: str | None, jupyter_type: str, choice: KernelChoice
     ) -> SessionView:
-        """The session of this path, whatever its kernel is; where there is none, one for a kernel that is there or new.
+        """The Jupyter session of this path, whatever its kernel; else a new one, with the kernel chosen or a new.
 
-        Raises Conflict when that kernel has another, and what `start_kernel` does.
+        Raises Conflict when that kernel has another Jupyter session, and what `start_kernel` does.
         """
-        async with self._turn(tenant, "path", path):
+        async with self._locks.hold((tenant, "path", path)):
             for view in self.of_tenant(tenant):
                 if view.session.jupyter is not None and view.session.jupyter.path == path:
                     return view
@@ -141,12 +140,12 @@ class NotebookSessions:
     async def change(
         self, tenant: TenantId, jupyter_id: str, changes: Mapping[str, Any], choice: KernelChoice | None
     ) -> SessionView:
-        """Change its path, name or type; with a `choice` move it to that kernel, and end the one that it had.
+        """Change its path, name or type; with a `choice`, move it to that kernel and end the one that it had.
 
         Raises NotFound, InvalidRequest when the kernel is unknown, Conflict when it has another, and what
         `start_kernel` does.
         """
-        async with self._turn(tenant, "id", jupyter_id):
+        async with self._locks.hold((tenant, "id", jupyter_id)):
             before = self.get(tenant, jupyter_id)
             known, version = before.session.jupyter, before.session.jupyter_version
             if known is None:
@@ -166,7 +165,7 @@ class NotebookSessions:
 
     async def delete(self, tenant: TenantId, jupyter_id: str) -> None:
         """End it with its kernel. Raises NotFound, StoreUnavailable."""
-        async with self._turn(tenant, "id", jupyter_id):
+        async with self._locks.hold((tenant, "id", jupyter_id)):
             await self._kernels.delete_session(tenant, self.get(tenant, jupyter_id).session.session_id)
 
     def _chosen(self, tenant: TenantId, choice: KernelChoice) -> SessionView:
@@ -174,10 +173,3 @@ class NotebookSessions:
             return self._kernels.session_of_kernel(tenant, choice.kernel_id or "")
         except NotFound as error:
             raise InvalidRequest(f"No such kernel: {choice.kernel_id}") from error
-
-    @asynccontextmanager
-    async def _turn(self, *whose: str) -> AsyncIterator[None]:
-        """One after the other, in the order in which they came."""
-        turn = self._turns.setdefault(whose, asyncio.Lock())
-        async with turn:
-            yield

@@ -1,7 +1,7 @@
-"""What one Jupyter client has still to be told, in order and in bounded memory, also while it is away. Pure.
+"""The messages that one Jupyter client is still to be sent, in order, in bounded memory, also while it is away. Pure.
 
-A run whose messages may not all have arrived, or are too many to be kept, is told again from its events as a whole:
-its messages give way to one `Replay`. So a slow client and one that comes back lose nothing, and see nothing twice.
+If a run's messages may not all have arrived, or are too many to keep, one `Replay` takes their place: the gateway then
+sends the run again, from its stored events. A slow client, and one that comes back, lose nothing and see nothing twice.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from sessions.model import RunId
 LIMIT_BYTES = 4 << 20
 
 _WINDOW = 256
-"""So much may be on its way at once: for what is not confirmed is kept, and is sent again to whoever comes back."""
+"""How many items may be unconfirmed at once. They are kept, and sent again when the client comes back."""
 
-_MOST_RETOLD = 1000
+_MAX_REPLAYED_RUNS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Tell this run from its events: what it has shown until now, instead of all that was said of it before."""
+    """Send this run from its stored events, in place of the messages that were queued for it."""
 
     run_id: RunId
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
-    """A message, and the run that it is about, if it is about one."""
+class _Queued:
+    """A message, and the run that it belongs to, if any."""
 
     message: ClientMessage
     run_id: RunId | None
@@ -38,7 +38,7 @@ class _Said:
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """Something that was taken out, and that the client may not have received."""
+    """An item that was sent, and that the client may not have received."""
 
     number: int
     run_id: RunId | None
@@ -46,20 +46,20 @@ class _Sent:
 
 
 class Outbox:
-    """The state: what is to be sent, the runs that are told from their events, and what was sent and is not confirmed.
+    """The state: the items to send, the runs that are replayed, and the items that were sent but not confirmed.
 
-    `sent` is the number of what was taken out last. One run at a time is being told. What is to be sent is looked
-    through when it takes more than `_full_bytes`: above the limit for as long as one message alone takes that much.
+    `sent` is the number of the last item that was sent. One replay is sent at a time. The items are reduced when they
+    take more than `_full_bytes`, which is above the limit for as long as one message alone takes that much.
     """
 
     def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
         self.sent = 0
         self._limit_bytes = limit_bytes
         self._full_bytes = limit_bytes
-        self._items: deque[_Said | Replay] = deque()
+        self._items: deque[_Queued | Replay] = deque()
         self._size_bytes = 0
-        self._retold: set[RunId] = set()
-        self._telling: RunId | None = None
+        self._replayed: set[RunId] = set()
+        self._replaying: RunId | None = None
         self._unconfirmed: deque[_Sent] = deque()
         self._unconfirmed_bytes = 0
         self._changed = asyncio.Event()
@@ -71,78 +71,82 @@ class Outbox:
     # --- filling ------------------------------------------------------------------------------------------------------
 
     def put(self, message: ClientMessage, run_id: RunId | None = None) -> None:
-        """Add a message; none of a run that is to be told, or is being told, from its events."""
-        if run_id is not None and run_id in self._retold:
+        """Add a message, unless it belongs to a run whose replay is queued or being sent."""
+        if run_id is not None and run_id in self._replayed:
             return
-        self._append(_Said(message, run_id))
+        self._append(_Queued(message, run_id))
         if self._size_bytes > self._full_bytes:
             self._shrink()
 
     def replay(self, run_id: RunId) -> None:
-        """Have a run told from its events, once everything before that has been sent."""
-        if run_id not in self._retold:
+        """Add a replay of this run, behind everything that is queued, and remove the run's messages."""
+        if run_id not in self._replayed:
             self._rebuild([*self._without({run_id}), Replay(run_id)])
 
     def replay_first(self, runs: list[RunId]) -> None:
-        """The same, before all else."""
-        fresh = [Replay(run_id) for run_id in runs if run_id not in self._retold]
-        self._rebuild([*fresh, *self._without(set(runs) - self._retold)])
+        """Add replays of these runs before everything that is queued."""
+        fresh = [Replay(run_id) for run_id in runs if run_id not in self._replayed]
+        self._rebuild([*fresh, *self._without(set(runs) - self._replayed)])
 
-    def _append(self, item: _Said | Replay) -> None:
+    def _append(self, item: _Queued | Replay) -> None:
         self._items.append(item)
         if isinstance(item, Replay):
-            self._retold.add(item.run_id)
+            self._replayed.add(item.run_id)
         else:
             self._size_bytes += item.message.size_bytes
         self._changed.set()
 
-    def _rebuild(self, items: list[_Said | Replay]) -> None:
+    def _rebuild(self, items: list[_Queued | Replay]) -> None:
         self._items.clear()
         self._size_bytes = 0
         for item in items:
             self._append(item)
 
-    def _without(self, runs: set[RunId]) -> list[_Said | Replay]:
+    def _without(self, runs: set[RunId]) -> list[_Queued | Replay]:
         return [item for item in self._items if item.run_id not in runs]
 
     def _shrink(self) -> None:
-        """Too much has gathered: runs are told from their events; of all else, what does not fit is cut, and marked."""
-        items: list[_Said | Replay] = []
+        """Too much is queued: put replays for runs, cut of all else what does not fit, and say so."""
+        items: list[_Queued | Replay] = []
         runs: dict[RunId, Replay] = {}
-        others: list[_Said] = []
+        others: list[_Queued] = []
         for item in self._items:
-            if isinstance(item, _Said) and item.run_id is None:
+            if isinstance(item, _Queued) and item.run_id is None:
                 others.append(item)
                 items.append(item)
             elif item.run_id is not None and item.run_id not in runs:
                 runs[item.run_id] = Replay(item.run_id)
                 items.append(runs[item.run_id])
-        cut: list[_Said | Replay] = [*self._excess(others), *list(runs.values())[:-_MOST_RETOLD]]
+        cut: list[_Queued | Replay] = [*self._excess(others), *list(runs.values())[:-_MAX_REPLAYED_RUNS]]
         if cut:
-            mark = _Said(note(f"{len(cut)} messages or runs were cut: this client did not take them in time", {}), None)
+            mark = _Queued(
+                note(f"{len(cut)} messages or runs were cut: this client did not take them in time", {}), None
+            )
             gone = {id(item) for item in cut}
             items = [mark, *(item for item in items if id(item) not in gone)]
-            self._retold -= {item.run_id for item in cut if isinstance(item, Replay)}
+            self._replayed -= {item.run_id for item in cut if isinstance(item, Replay)}
         self._rebuild(items)
         self._full_bytes = max(self._limit_bytes, self._size_bytes + self._limit_bytes // 2)
 
-    def _excess(self, others: list[_Said]) -> list[_Said]:
-        """What is to be cut: the oldest of what everybody is told, then of the answers.
+    def _excess(self, others: list[_Queued]) -> list[_Queued]:
+        """The messages to cut: the oldest of iopub, then the oldest replies.
 
-        One message that would never fit stays all the same: a client that takes everything is to have it, too.
+        One message that is too large for the limit by itself stays: a client that keeps up is to have it, too.
         """
         half_bytes = self._limit_bytes // 2
-        spared = max(others, key=lambda said: said.message.size_bytes, default=None)
+        spared = max(others, key=lambda queued: queued.message.size_bytes, default=None)
         if spared is not None and spared.message.size_bytes <= half_bytes:
             spared = None
-        rest = sorted((said for said in others if said is not spared), key=lambda said: said.message.channel != "iopub")
-        excess_bytes = sum(said.message.size_bytes for said in rest) - half_bytes
+        rest = sorted(
+            (queued for queued in others if queued is not spared), key=lambda queued: queued.message.channel != "iopub"
+        )
+        excess_bytes = sum(queued.message.size_bytes for queued in rest) - half_bytes
         cut = []
-        for said in rest:
+        for queued in rest:
             if excess_bytes <= 0:
                 break
-            excess_bytes -= said.message.size_bytes
-            cut.append(said)
+            excess_bytes -= queued.message.size_bytes
+            cut.append(queued)
         return cut
 
     # --- emptying -----------------------------------------------------------------------------------------------------
@@ -152,10 +156,10 @@ class Outbox:
         self._is_closed = True
         self._changed.set()
 
-    async def take(self) -> ClientMessage | Replay | None:
-        """The next thing to send, once there is one; None at the end. It counts as sent, and is not confirmed.
+    async def get(self) -> ClientMessage | Replay | None:
+        """The next item to send, once there is one; None at the end. It counts as sent and unconfirmed.
 
-        Waits while too much is on its way, until some of that is confirmed.
+        Waits while too much is unconfirmed.
         """
         while not self._items or self._is_window_full():
             if self._is_closed and not self._items:
@@ -164,20 +168,20 @@ class Outbox:
             await self._changed.wait()
         item = self._items.popleft()
         if isinstance(item, Replay):
-            self._telling = item.run_id
+            self._replaying = item.run_id
             return item
         self._size_bytes -= item.message.size_bytes
         if self._size_bytes <= self._limit_bytes // 2:
             self._full_bytes = self._limit_bytes
-        # JupyterLab connects anew because it has heard `restarting`: told once more, it would do so for ever.
+        # JupyterLab reconnects when it gets `restarting`: sent again, that would never end.
         is_kept = item.run_id is None and item.message.msg_type != "status"
         self._note_sent(item.run_id, item.message if is_kept else None)
         return item.message
 
-    def told(self, run_id: RunId) -> None:
-        """A retelling has been sent to its end: what is said of this run from now on, is new."""
-        self._telling = None
-        self._retold.discard(run_id)
+    def replay_sent(self, run_id: RunId) -> None:
+        """A replay has been sent to its end: from now on this run's messages are new, and are queued again."""
+        self._replaying = None
+        self._replayed.discard(run_id)
         self._note_sent(run_id, None)
 
     def confirm(self, number: int) -> None:
@@ -199,16 +203,16 @@ class Outbox:
         self._unconfirmed.append(_Sent(self.sent, run_id, message))
         self._unconfirmed_bytes += message.size_bytes if message is not None else 0
 
-    def put_back(self) -> None:
-        """The client has gone: what it may not have received is to be sent again, before all else."""
-        if self._telling is not None:
-            self._note_sent(self._telling, None)
-            self._telling = None
+    def requeue_unconfirmed(self) -> None:
+        """The client has disconnected: queue again what it may not have received, before everything else."""
+        if self._replaying is not None:
+            self._note_sent(self._replaying, None)
+            self._replaying = None
         uncertain = {sent.run_id for sent in self._unconfirmed if sent.run_id is not None}
-        again: list[_Said | Replay] = []
+        again: list[_Queued | Replay] = []
         for sent in self._unconfirmed:
             if sent.message is not None:
-                again.append(_Said(sent.message, None))
+                again.append(_Queued(sent.message, None))
             elif sent.run_id is not None and Replay(sent.run_id) not in again:
                 again.append(Replay(sent.run_id))
         rest = self._without(uncertain)

@@ -1,6 +1,6 @@
-"""One client's requests on one channel: so many are with the kernel at once, the others wait here. Pure.
+"""One client's requests on one channel: so many may be unanswered at once, and the others wait here. Pure.
 
-Whoever floods a kernel with requests so waits for its own answers, and nobody else does.
+A client that floods a kernel with requests so waits for its own answers, and delays no other client.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ class RequestWindow:
     def __repr__(self) -> str:
         return f"<RequestWindow {len(self._unanswered)} unanswered, {len(self._waiting)} wait>"
 
-    def add(self, msg_id: str, size_bytes: int, go: Callable[[], None]) -> None:
-        """Have a request go when its turn has come. Raises TooManyRequests."""
+    def add(self, msg_id: str, size_bytes: int, send: Callable[[], None]) -> None:
+        """Call `send` now, or once fewer are unanswered, in order. Raises TooManyRequests."""
         if self._waiting and (
             len(self._waiting) >= MAX_WAITING or self._waiting_bytes + size_bytes > MAX_WAITING_BYTES
         ):
             raise TooManyRequests("Too many requests of this client wait for the kernel.")
-        self._waiting.append((msg_id, size_bytes, go))
+        self._waiting.append((msg_id, size_bytes, send))
         self._waiting_bytes += size_bytes
-        self._go_on()
+        self._send_next()
 
     def answered(self, msg_id: str) -> None:
-        """A request has been dealt with."""
+        """The kernel has answered this request."""
         self._unanswered.discard(msg_id)
-        self._go_on()
+        self._send_next()
 
-    def forget(self) -> None:
-        """The kernel has gone: nothing that is with it will be answered, and what waits was meant for it."""
+    def clear(self) -> None:
+        """The kernel has gone: it answers nothing more, and what waits was meant for it."""
         self._unanswered.clear()
         self._waiting.clear()
         self._waiting_bytes = 0
 
-    def _go_on(self) -> None:
+    def _send_next(self) -> None:
         while self._waiting and len(self._unanswered) < MAX_UNANSWERED:
-            msg_id, size_bytes, go = self._waiting.popleft()
+            msg_id, size_bytes, send = self._waiting.popleft()
             self._waiting_bytes -= size_bytes
             self._unanswered.add(msg_id)
-            go()
+            send()

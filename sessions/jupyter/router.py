@@ -1,7 +1,8 @@
-"""The Jupyter clients of one session's kernel: who is told what of all that the kernel says, and who has asked what.
+"""The Jupyter clients of one session's kernel: which client gets which of its messages, and who sent which request.
 
-Replies go to whoever asked, by the msg_id of what they answer; iopub goes to everybody. A client that is away, and
-says who it is, finds what it has missed when it comes back. How messages get here and out is decided elsewhere.
+Replies go to the client that asked, found by the msg_id of the request; iopub goes to every client. A client that
+names itself finds what it missed when it comes back. The order of messages to one client is outbox.py's; the wire is
+the gateway's.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from sessions.jupyter import messages
 from sessions.jupyter.messages import ClientMessage
 from sessions.jupyter.outbox import Outbox
 from sessions.jupyter.request_window import RequestWindow
-from sessions.kernels.kernel import Kernel, KernelState
+from sessions.kernels.kernel import Kernel
 from sessions.kernels.messages import for_kernel
-from sessions.model import JupyterRequest, Result, RunId, RunStatus
+from sessions.model import JupyterRequest, Result, RunId
 from sessions.ports import Clock
 from sessions.runs.live_run import LiveRun
 
 MAX_CLIENTS = 32
-"""Connected to one kernel."""
+"""How many clients may be connected to one kernel."""
 
 _MAX_AWAY = 8
 _REMEMBERED = 2048
@@ -34,29 +35,30 @@ _COMM = "comm_"
 
 
 class ClientState:
-    """One client's place: what it is to be told, and what it has asked. It stays for a while when the client leaves.
+    """One client: its outbox and its unanswered requests. A client that disconnects and may return keeps it.
 
-    The state: the outbox, whether somebody is there (`on_replaced` is called when that has to go), the requests, and
-    `visit`, by which a connection knows whether the client that is there is still its own.
+    The state: the outbox; whether a connection is open (`on_replaced` is called when another takes its place); the
+    requests by channel; and `connection_number`, which counts the client's connections, so that one that was replaced
+    does not act for the next.
     """
 
     def __init__(self, client: str) -> None:
         self.client = client
         self.outbox = Outbox()
-        self.visit = 0
-        self.is_taken = False
+        self.connection_number = 0
+        self.is_connected = False
         self.on_replaced: Callable[[], None] = _nothing
-        self.lanes = {"shell": RequestWindow(), "control": RequestWindow()}
+        self.windows = {"shell": RequestWindow(), "control": RequestWindow()}
 
     def __repr__(self) -> str:
-        return f"<ClientState {'taken' if self.is_taken else 'away'} {self.outbox!r} {self.lanes}>"
+        return f"<ClientState {'connected' if self.is_connected else 'away'} {self.outbox!r} {self.windows}>"
 
 
 @dataclass(slots=True)
 class _Run:
-    """A run of the session. Of one that a client has asked for: whose it is, and what of its end has been told.
+    """A run of the session. If a client asked for it: which client, and what of its end that client has been sent.
 
-    All the rest of what was asked may be large, and is not kept.
+    The rest of the request may be large, and is not kept.
     """
 
     client: str | None = None
@@ -67,250 +69,246 @@ class _Run:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """A request under way: whose it is, by which header that knows it, and in which lane it went."""
+class _Request:
+    """A request that was sent to the kernel: whose it is, the client's own header, and the window that it counts in."""
 
-    seat: ClientState
+    state: ClientState
     header: Mapping[str, Any]
-    lane: RequestWindow
+    window: RequestWindow
 
 
 class ClientRouter:
-    """`sessions.kernels.kernel.KernelTap` of a session's kernels, one after the other.
+    """Routes messages between a session's kernels, one after the other, and its Jupyter clients.
 
-    The state: the seats by client; the requests under way, and the last that were; the session's last runs. And whether
-    the kernel is down, how many want that, whether code is at work, and whether a death is to be told when it is not.
-    `on_reply` is called when a client is about to be told the kernel's reply to a run of its own.
+    The state: each client's `ClientState`; the requests that the kernel has not answered, and the last ones that it
+    has; the session's last runs; whether the kernel is down, how many restarts are wanted, and whether clients are
+    still to be sent `restarting`, once no run is at work. `last_activity` is when the kernel last said
+    something.
     """
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, clock: Clock, on_reply: Callable[[RunId], None]) -> None:
+        """`on_reply` is called just before a client is sent the kernel's reply to one of its runs."""
         self.last_activity: datetime | None = None
-        self.on_reply: Callable[[RunId], None] = lambda _: None
-        self._seats: dict[str, ClientState] = {}
-        self._asked: dict[str, _Asked] = {}
-        self._answered: OrderedDict[str, _Asked] = OrderedDict()
+        self._clock = clock
+        self._on_reply = on_reply
+        self._states: dict[str, ClientState] = {}
+        self._pending: dict[str, _Request] = {}
+        self._answered: OrderedDict[str, _Request] = OrderedDict()
         self._runs: OrderedDict[RunId, _Run] = OrderedDict()
         self._is_down = False
         self._restarts_wanted = 0
-        self._is_at_work = False
         self._owes_restarting = False
 
     def __repr__(self) -> str:
-        return f"<ClientRouter {self._seats}, {len(self._asked)} asked, {len(self._runs)} runs>"
+        return f"<ClientRouter {self._states}, {len(self._pending)} pending, {len(self._runs)} runs>"
 
-    # --- coming and going ---------------------------------------------------------------------------------------------
+    # --- connections --------------------------------------------------------------------------------------------------
 
     def connections(self) -> int:
-        """How many clients are there."""
-        return sum(seat.is_taken for seat in self._seats.values())
+        """How many clients are connected."""
+        return sum(state.is_connected for state in self._states.values())
 
     def knows(self, client: str) -> bool:
-        """Whether this client has a seat."""
-        return client in self._seats
+        """Whether this client is connected, or was and may return."""
+        return client in self._states
 
-    def seat(self, client: str) -> ClientState:
-        """The place of a client; whoever sits there as the same client has to go. Raises TooManyRequests."""
-        seat = self._seats.get(client) or ClientState(client)
-        if not seat.is_taken and self.connections() >= MAX_CLIENTS:
+    def connect(self, client: str) -> ClientState:
+        """The state of a client that connects; its older connection is replaced. Raises TooManyRequests."""
+        state = self._states.get(client) or ClientState(client)
+        if not state.is_connected and self.connections() >= MAX_CLIENTS:
             raise TooManyRequests(f"This kernel has {MAX_CLIENTS} clients already, which is as many as it may have.")
-        if seat.is_taken:
-            self._vacate(seat)
-            seat.on_replaced()
-        seat.is_taken, seat.on_replaced = True, _nothing
-        seat.visit += 1
-        self._seats.pop(client, None)
-        self._seats[client] = seat
-        return seat
+        if state.is_connected:
+            self._mark_away(state)
+            state.on_replaced()
+        state.is_connected, state.on_replaced = True, _nothing
+        state.connection_number += 1
+        self._states.pop(client, None)
+        self._states[client] = state
+        return state
 
-    def leave(self, seat: ClientState, visit: int, *, comes_back: bool) -> None:
-        """A connection has ended: its client has gone, unless it has another. The last few that may return are kept."""
-        if seat.visit != visit or self._seats.get(seat.client) is not seat:
+    def disconnect(self, state: ClientState, connection_number: int, *, comes_back: bool) -> None:
+        """A connection has ended. Does nothing if the client has a newer one.
+
+        Of the clients that may return, the last few to leave are kept.
+        """
+        if state.connection_number != connection_number or self._states.get(state.client) is not state:
             return
-        self._vacate(seat)
+        self._mark_away(state)
         if not comes_back:
-            self._remove(seat)
-        away = [one for one in self._seats.values() if not one.is_taken]
+            self._remove(state)
+        away = [one for one in self._states.values() if not one.is_connected]
         for one in away[:-_MAX_AWAY]:
             self._remove(one)
 
-    def _remove(self, seat: ClientState) -> None:
-        del self._seats[seat.client]
-        for requests in (self._asked, self._answered):
-            for msg_id in [msg_id for msg_id, asked in requests.items() if asked.seat is seat]:
+    def _remove(self, state: ClientState) -> None:
+        del self._states[state.client]
+        for requests in (self._pending, self._answered):
+            for msg_id in [msg_id for msg_id, request in requests.items() if request.state is state]:
                 del requests[msg_id]
 
     @staticmethod
-    def _vacate(seat: ClientState) -> None:
-        seat.is_taken = False
-        seat.outbox.put_back()
+    def _mark_away(state: ClientState) -> None:
+        state.is_connected = False
+        state.outbox.requeue_unconfirmed()
 
-    def end(self) -> None:
-        """There is no kernel any more, nor will there be one."""
-        self._publish_status("dead")
-        for seat in self._seats.values():
-            seat.outbox.close()
+    # --- to the kernel ------------------------------------------------------------------------------------------------
 
-    # --- asking -------------------------------------------------------------------------------------------------------
-
-    def note_run(self, run_id: RunId, request: JupyterRequest | None) -> None:
-        """This is a run of the session; a client has asked for it by this request, if one has."""
-        self._runs[run_id] = _Run() if request is None else _Run(request.client, request.header)
-        while len(self._runs) > _REMEMBERED:
-            self._runs.popitem(last=False)
-
-    def ask(self, seat: ClientState, message: ClientMessage, send: Callable[[bytes], None]) -> None:
-        """Pass a request on, under a msg_id of our own; when as many are unanswered as may be, later, in order.
+    def send_request(self, state: ClientState, message: ClientMessage, send: Callable[[bytes], None]) -> None:
+        """Send a request to the kernel, under a msg_id of our own; later, when too many of the client's are unanswered.
 
         Raises TooManyRequests when too many wait.
         """
-        lane = seat.lanes[message.channel]
+        window = state.windows[message.channel]
         msg_id = uuid4().hex
 
-        def go() -> None:
-            self._asked[msg_id] = _Asked(seat, message.header, lane)
+        def send_now() -> None:
+            self._pending[msg_id] = _Request(state, message.header, window)
             send(replace(message, parent_header={}).frame({**for_kernel(message.header), "msg_id": msg_id}))
 
-        lane.add(msg_id, message.size_bytes, go)
+        window.add(msg_id, message.size_bytes, send_now)
 
-    # --- hearing the kernel -------------------------------------------------------------------------------------------
+    # --- from the kernel: `sessions.kernels.kernel.KernelTap` ---------------------------------------------------------
 
     def on_frame(self, frame: memoryview) -> None:
-        """Pass on what the kernel says."""
-        if not self._seats:
+        """Put a message of the kernel into the outboxes of the clients that it concerns."""
+        if not self._states:
             return
-        message = messages.heard(frame)
+        message = messages.parse_kernel_frame(frame)
         if message is None:
             return
         self.last_activity = self._clock.now()
         run_id, run = self._run_of(message.parent_id)
-        asked = self._asked.get(message.parent_id) or self._answered.get(message.parent_id)
-        seat = None
+        request = self._pending.get(message.parent_id) or self._answered.get(message.parent_id)
+        state = None
         if run_id is not None and run is not None and run.client is not None and run.header is not None:
-            seat = self._seats.get(run.client)
+            state = self._states.get(run.client)
             message = replace(message, parent_header=run.header)
             if message.msg_type == "execute_reply" and not run.has_reply:
                 run.has_reply = True
-                self.on_reply(run_id)
+                self._on_reply(run_id)
             run.has_idle = run.has_idle or _is_idle(message)
-        elif asked is not None:
-            seat = asked.seat
+        elif request is not None:
+            state = request.state
             if _is_idle(message):
-                self._note_answered(message.parent_id, asked)
-            message = replace(message, parent_header=asked.header)
+                self._note_answered(message.parent_id, request)
+            message = replace(message, parent_header=request.header)
         if message.msg_type.startswith(_COMM):
-            run_id = None  # no event tells of it: where its run is told again, it is not
+            run_id = None  # comm messages are no events: a replay of the run does not have them
         if message.channel == "iopub":
             self._publish(message, run_id)
-        elif seat is not None:
-            seat.outbox.put(message, run_id)
+        elif state is not None:
+            state.outbox.put(message, run_id)
 
     def _run_of(self, msg_id: str) -> tuple[RunId | None, _Run | None]:
-        """The run that was sent under this msg_id (see outstanding.py), if it is one of the session's.
+        """The session's run that was sent under this msg_id (see outstanding.py).
 
-        A kernel may name whatever it likes: what names no run of ours is about none.
+        A kernel may name whatever it likes: a msg_id that is no run's of this session belongs to none.
         """
         run_id, separator, _ = msg_id.partition(".")
         run = self._runs.get(RunId(run_id)) if separator else None
         return (RunId(run_id), run) if run is not None else (None, None)
 
-    def _note_answered(self, msg_id: str, asked: _Asked) -> None:
-        """It is remembered for a while: a kernel may have more to say to it."""
-        if self._asked.pop(msg_id, None) is not None:
-            self._answered[msg_id] = asked
+    def _note_answered(self, msg_id: str, request: _Request) -> None:
+        """The kernel has answered. The request is remembered for a while, as more messages may name it."""
+        if self._pending.pop(msg_id, None) is not None:
+            self._answered[msg_id] = request
             if len(self._answered) > _REMEMBERED:
                 self._answered.popitem(last=False)
-            asked.lane.answered(msg_id)
+            request.window.answered(msg_id)
 
     def on_gap(self, msg_id: str | None, dropped_bytes: int) -> None:
-        """Say that output is missing."""
+        """Publish a note that output is missing."""
         run_id, run = self._run_of(msg_id or "")
         header = run.header if run is not None else None
         text = f"output was cut: {dropped_bytes} bytes were dropped on the way"
         self._publish(messages.note(text, header or {}), run_id)
 
     def _publish(self, message: ClientMessage, run_id: RunId | None) -> None:
-        for seat in self._seats.values():
-            seat.outbox.put(message, run_id)
+        for state in self._states.values():
+            state.outbox.put(message, run_id)
 
-    # --- what the session tells ---------------------------------------------------------------------------------------
+    # --- from the session: `sessions.session.observer.SessionObserver` ------------------------------------------------
 
-    def abort(self, run_id: RunId) -> None:
+    def run_queued(self, run_id: RunId, request: JupyterRequest | None) -> None:
+        """The session has a new run; `request` is the client's, if a client asked for it."""
+        self._runs[run_id] = _Run() if request is None else _Run(request.client, request.header)
+        while len(self._runs) > _REMEMBERED:
+            self._runs.popitem(last=False)
+
+    def run_aborted(self, run_id: RunId) -> None:
         """This run will not be run, because one before it has failed."""
         if (run := self._runs.get(run_id)) is not None:
             run.is_aborted = True
 
-    def run_begins(self) -> None:
-        """Code is at work: if its kernel dies, its end is told first."""
-        self._is_at_work = True
-
     def run_ended(self, live: LiveRun, result: Result | None) -> None:
-        """A run has ended; `result` is None where that could not be stored. What the kernel has not told is told."""
+        """A run has ended: send what the kernel has not said of that. `result` is None if it could not be stored."""
         run = self._runs.get(live.run_id)
         if run is None or run.client is None or run.header is None:
             return
         if run.has_reply and run.has_idle:
             return
-        asker = self._seats.get(run.client)
+        asker = self._states.get(run.client)
         answers = [messages.status("idle", run.header)]
         if not run.has_reply:
-            answers = ending(run.header, result, is_aborted=run.is_aborted)
+            answers = messages.run_ending(run.header, result, is_aborted=run.is_aborted)
         run.has_reply = run.has_idle = True
-        run_id = live.run_id if result is not None else None  # an end that is not stored, no retelling tells
+        run_id = live.run_id if result is not None else None  # no replay has an end that is not stored
         for message in answers:
             if message.channel == "iopub":
                 self._publish(message, run_id)
             elif asker is not None:
                 asker.outbox.put(message, run_id)
 
-    def run_is_over(self) -> None:
-        """Nothing is at work: a death that came meanwhile can be told."""
-        self._is_at_work = False
+    def kernel_idle(self) -> None:
+        """No run is at work: publish a death that was held back until the run's end was sent."""
         if self._owes_restarting:
             self._owes_restarting = False
             self._publish_status("restarting")
             if not self._is_down:
-                self._publish_is_back()
+                self._publish_ready()
 
-    def expect_restart(self) -> None:
-        """Somebody wants a fresh kernel: that the one there is ends is no accident."""
+    def restart_requested(self) -> None:
+        """Somebody wants a fresh kernel: the end of this one is no accident."""
         self._restarts_wanted += 1
         self._publish(messages.make("shutdown_reply", {"status": "ok", "restart": True}, {}), None)
 
-    def restart_is_over(self) -> None:
-        """There is one, or it has failed."""
+    def restart_finished(self) -> None:
+        """The restart is done, or has failed."""
         self._restarts_wanted -= 1
 
-    def kernel_changed(self, kernel: Kernel) -> None:
-        """The state of the kernel, or its link, is another one now."""
-        if kernel.state is not KernelState.READY:
-            self.kernel_lost()
-        elif self._is_down:
-            self.kernel_is_back()
+    def kernel_attached(self, kernel: Kernel) -> None:
+        """The session has this kernel now: get its messages."""
+        kernel.tap = self
 
-    def kernel_lost(self) -> None:
-        """The kernel process has ended; there will be another one. Does nothing the second time."""
+    def kernel_lost(self, *, at_work: bool) -> None:
+        """The kernel process has ended, and another will follow. A run `at_work` ends first, for its clients too."""
         if self._is_down:
             return
         self._is_down = True
-        self._asked.clear()
-        for seat in self._seats.values():
-            for lane in seat.lanes.values():
-                lane.forget()
+        self._pending.clear()
+        for state in self._states.values():
+            for window in state.windows.values():
+                window.clear()
         if self._restarts_wanted:
             return
-        if self._is_at_work:
+        if at_work:
             self._owes_restarting = True
         else:
             self._publish_status("restarting")
 
-    def kernel_is_back(self) -> None:
-        """A kernel answers again."""
+    def kernel_ready(self) -> None:
+        """A kernel answers; publish that, if it was down."""
         was_down, self._is_down = self._is_down, False
         if was_down and not self._owes_restarting:
-            self._publish_is_back()
+            self._publish_ready()
 
-    def _publish_is_back(self) -> None:
+    def session_ended(self) -> None:
+        """There is no kernel any more, nor will there be one."""
+        self._publish_status("dead")
+        for state in self._states.values():
+            state.outbox.close()
+
+    def _publish_ready(self) -> None:
         self._publish_status("starting")
         self._publish_status("idle")
 
@@ -324,40 +322,3 @@ def _nothing() -> None:
 
 def _is_idle(message: ClientMessage) -> bool:
     return message.msg_type == "status" and len(message.content) < _STATUS_BYTES and b'"idle"' in message.content
-
-
-def ending(
-    parent_header: Mapping[str, Any],
-    result: Result | None,
-    *,
-    is_aborted: bool = False,
-    has_error: bool = False,
-) -> list[ClientMessage]:
-    """How the end of a run is told where its kernel has not told it. Where it `has_error`, that has been told."""
-    count = result.execution_count if result is not None else None
-    if result is not None and result.status is RunStatus.OK:
-        content: dict[str, Any] = {"status": "ok", "execution_count": count, "user_expressions": {}, "payload": []}
-        answers = []
-    elif is_aborted:
-        content = {"status": "aborted"}
-        answers = [messages.status("busy", parent_header)]
-    else:
-        name, value, traceback = _error_of(result)
-        error = {"ename": name, "evalue": value, "traceback": traceback}
-        content = {"status": "error", "execution_count": count, "user_expressions": {}, "payload": [], **error}
-        answers = [] if has_error else [messages.make("error", error, parent_header)]
-    return [
-        *answers,
-        messages.make("execute_reply", content, parent_header, "shell"),
-        messages.status("idle", parent_header),
-    ]
-
-
-def _error_of(result: Result | None) -> tuple[str, str, list[str]]:
-    if result is None:
-        return "EndNotStored", "The run has ended, but that could not be stored.", []
-    if result.exception is not None:
-        return result.exception.name, result.exception.value, list(result.exception.traceback)
-    name = "".join(word.capitalize() for word in result.status.value.split("_"))
-    value = result.error or f"The run ended as {result.status.value}."
-    return name, value, [f"{name}: {value}"]

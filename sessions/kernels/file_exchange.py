@@ -31,7 +31,6 @@ BAD_PATH = (
     f"{protocol.MAX_PATH_CHARACTERS} characters, and no part of it begins with `.cellblock-`."
 )
 
-_ANSWER_TIMEOUT_S = 30.0
 _MAX_AT_ONCE = 8
 _MAX_FRAME_BYTES = protocol.FILE_PIECE_BYTES + (64 << 10)
 _PIECE_PARTS = 5
@@ -86,10 +85,13 @@ class FileExchange:
     Its state: the ids of the transfers under way, the questions without an answer, and how many links have been lost.
     """
 
-    def __init__(self, send_text: Callable[[str], None], send_binary: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, send_text: Callable[[str], None], send_binary: Callable[[bytes], None], answer_timeout_s: float
+    ) -> None:
         self.send_text = send_text
         self.send_binary = send_binary
         self.lost_links = 0
+        self._answer_timeout_s = answer_timeout_s
         self._under_way: set[str] = set()
         self._questions: dict[str, _Question] = {}
         self._last_id = 0
@@ -123,7 +125,7 @@ class FileExchange:
         question = self._questions[transfer_id] = _Question(kind, asyncio.get_running_loop().create_future())
         try:
             send()
-            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+            async with asyncio.timeout(self._answer_timeout_s):
                 result = await question.future
         except TimeoutError:
             raise Unavailable("The sandbox did not answer in time; try again.") from None

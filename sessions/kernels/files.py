@@ -27,11 +27,14 @@ _LATEST = datetime.max.replace(tzinfo=UTC)
 class Transfers:
     """`sessions.ports.KernelFiles` over the link of the moment to one supervisor.
 
-    `send_text` and `send_binary` send a frame on that link; without one they raise Unavailable or do nothing.
+    `send_text` and `send_binary` send a frame on that link; without one they raise Unavailable or do nothing. An answer
+    must come within `answer_timeout_s`.
     """
 
-    def __init__(self, send_text: Callable[[str], None], send_binary: Callable[[bytes], None]) -> None:
-        self._exchange = FileExchange(send_text, send_binary)
+    def __init__(
+        self, send_text: Callable[[str], None], send_binary: Callable[[bytes], None], answer_timeout_s: float
+    ) -> None:
+        self._exchange = FileExchange(send_text, send_binary, answer_timeout_s)
 
     def __repr__(self) -> str:
         return f"<Transfers {self._exchange!r}>"

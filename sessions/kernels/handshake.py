@@ -12,7 +12,6 @@ from sessions.kernels.kernel import Kernel
 from sessions.kernels.messages import decode_object
 from sessions.ports import Link
 
-_HELLO_TIMEOUT_S = 10.0
 _MAX_CONTROL_CHARACTERS = 1 << 20
 _MAX_HELLO_CHARACTERS = 64 << 10
 
@@ -20,12 +19,12 @@ _MAX_HELLO_CHARACTERS = 64 << 10
 class Handshake:
     """`sessions.ports.LinkListener`. Its state: whether it has been welcomed, and the deadline of the hello."""
 
-    def __init__(self, kernel: Kernel, link: Link) -> None:
+    def __init__(self, kernel: Kernel, link: Link, hello_timeout_s: float) -> None:
         self._kernel = kernel
         self._link = link
         self._welcome = False
         self._deadline: asyncio.TimerHandle | None = asyncio.get_running_loop().call_later(
-            _HELLO_TIMEOUT_S, kernel.refuse, link, "no hello in time"
+            hello_timeout_s, kernel.refuse, link, "no hello in time"
         )
 
     def on_binary(self, data: bytes) -> asyncio.Task[None] | None:

@@ -25,9 +25,9 @@ from sessions.kernels.outstanding import RequestListener, Requests
 from sessions.kernels.throttle import Throttle
 from sessions.model import JupyterRequest, KernelId
 from sessions.ports import Clock, Link
+from sessions.settings import Timeouts
 
 _MAX_REFUSALS = 16
-_RECONNECT_S = 10.0
 _LARGEST_COUNT = 1 << 53
 _LARGEST_GENERATION = (1 << 31) - 1
 _UNSENT = 8
@@ -64,7 +64,14 @@ class Kernel:
     """
 
     def __init__(
-        self, kernel_id: KernelId, kernel_name: str, credential: str, clock: Clock, *, adopted: bool = False
+        self,
+        kernel_id: KernelId,
+        kernel_name: str,
+        credential: str,
+        clock: Clock,
+        timeouts: Timeouts,
+        *,
+        adopted: bool = False,
     ) -> None:
         self.kernel_id = kernel_id
         self.kernel_name = kernel_name
@@ -75,8 +82,9 @@ class Kernel:
         self.violation: str | None = None
         self.deaths = 0
         self.credential = credential
-        self.files = Transfers(self._ask_for_file, self._send_piece)
+        self.files = Transfers(self._ask_for_file, self._send_piece, timeouts.file_answer_timeout_s)
         self.tap: KernelTap | None = None
+        self._timeouts = timeouts
         self._adopted = adopted
         self._builder = RequestBuilder()
         self._link: Link | None = None
@@ -296,7 +304,9 @@ class Kernel:
             self._link = None
             self.files.link_lost()
             loop = asyncio.get_running_loop()
-            self._giving_up = loop.call_later(_RECONNECT_S, self.discard, "the supervisor did not come back")
+            self._giving_up = loop.call_later(
+                self._timeouts.reconnect_timeout_s, self.discard, "the supervisor did not come back"
+            )
             self._notify_change()
 
     # --- frames -------------------------------------------------------------------------------------------------------

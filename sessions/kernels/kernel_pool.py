@@ -20,13 +20,7 @@ from sessions.kernels.pool_policy import PoolSettings, WarmPool
 from sessions.kernels.sandboxes import Sandboxes
 from sessions.model import Fate, GatewayId, KernelId
 from sessions.ports import Clock, Provisioner, Switchboard
-from sessions.settings import Limits
-
-CLAIM_TIMEOUT_S = 30.0
-"""How long a run may wait for a kernel."""
-
-_CHECK_PAUSE_S = 10.0
-_ASK_AFTER_PAUSE_S = 0.5
+from sessions.settings import Limits, Timeouts
 
 log = structlog.get_logger()
 
@@ -46,6 +40,7 @@ class KernelPool:
         preload: tuple[str, ...],
         credential_of: Callable[[KernelId], str],
         clock: Clock,
+        timeouts: Timeouts,
     ) -> None:
         """`kernel_names` says how many kernels of each kernelspec to keep warm."""
         self._sandboxes = Sandboxes(
@@ -56,12 +51,15 @@ class KernelPool:
             preload=preload,
             credential_of=credential_of,
             clock=clock,
+            timeouts=timeouts,
         )
         self._queue = limits.queue
         self._clock = clock
+        self._timeouts = timeouts
         self._max = pool.max
         self._pools = {
-            name: WarmPool(PoolSettings(size, pool.max, pool.refill_pause_s)) for name, size in kernel_names.items()
+            name: WarmPool(PoolSettings(size, pool.max, pool.refill_pause_s), timeouts)
+            for name, size in kernel_names.items()
         }
         self._waiters: dict[str, deque[asyncio.Future[Kernel]]] = {name: deque() for name in kernel_names}
         self._kernels: dict[KernelId, Kernel] = {}
@@ -102,8 +100,8 @@ class KernelPool:
 
     # --- claims -------------------------------------------------------------------------------------------------------
 
-    async def claim(self, kernel_name: str, timeout_s: float) -> Kernel:
-        """A kernel that is ready and that nobody has used.
+    async def claim(self, kernel_name: str, timeout_s: float | None = None) -> Kernel:
+        """A kernel that is ready and that nobody has used, within `timeout_s` or the time that runs wait for one.
 
         Raises TooManyRequests when the queue is full, NoKernelInTime, EngineUnavailable, Draining. Nothing is claimed
         then.
@@ -124,7 +122,7 @@ class KernelPool:
         pool.waiting = len(waiters)
         self._refill()
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(self._timeouts.claim_timeout_s if timeout_s is None else timeout_s):
                 return await waiter
         except TimeoutError:
             if waiter.done() and not waiter.cancelled():
@@ -158,7 +156,7 @@ class KernelPool:
         self._spawn(self._remove(kernel, pool))
 
     async def fate(self, kernel: Kernel) -> Fate | None:
-        """How the engine says this kernel's sandbox ended; None when it does not say so within 2 s, or not at all."""
+        """How the engine says this kernel's sandbox ended; None when it does not say so in time, or not at all."""
         return await self._sandboxes.fate(kernel)
 
     # --- life ---------------------------------------------------------------------------------------------------------
@@ -186,7 +184,7 @@ class KernelPool:
     def start(self) -> None:
         """Begin to warm up."""
         if not any(pool.settings.size for pool in self._pools.values()):
-            self._engine_watch = asyncio.ensure_future(self._engine.keep_asking(_CHECK_PAUSE_S))
+            self._engine_watch = asyncio.ensure_future(self._engine.keep_asking(self._timeouts.engine_check_pause_s))
         self._refill()
 
     async def leave(self) -> None:
@@ -340,7 +338,7 @@ class KernelPool:
             while kernel.state is not KernelState.GONE and not kernel.is_linked():
                 if await self._sandboxes.has_ended(kernel):
                     kernel.discard("the sandbox has ended")
-                await asyncio.sleep(_ASK_AFTER_PAUSE_S)
+                await asyncio.sleep(self._timeouts.unlinked_poll_s)
         finally:
             self._asked_after.discard(kernel.kernel_id)
 

@@ -10,10 +10,9 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from sessions.model import KernelId
+from sessions.settings import Timeouts
 
 _IDLE_LAUNCHES = 2
-_FIRST_BACKOFF_S = 0.5
-_LONGEST_BACKOFF_S = 30.0
 _MAX_DOUBLINGS = 10
 _SHARE_OF_PAUSE_WHEN_EMPTY = 0.2
 
@@ -39,6 +38,7 @@ class WarmPool:
     """
 
     settings: PoolSettings
+    timeouts: Timeouts
     warm: deque[KernelId] = field(default_factory=deque)
     launching: set[KernelId] = field(default_factory=set)
     working: set[KernelId] = field(default_factory=set)
@@ -107,7 +107,8 @@ class WarmPool:
         self.launching.discard(kernel_id)
         self.failures += 1
         doublings = min(self.failures - 1, _MAX_DOUBLINGS)  # a night of failures would overflow
-        self.retry_at_s = now_s + min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2**doublings)
+        backoff_s = self.timeouts.first_backoff_s * 2**doublings
+        self.retry_at_s = now_s + min(self.timeouts.longest_backoff_s, backoff_s)
 
     def remove(self, kernel_id: KernelId) -> None:
         """A kernel is used, or has died, and its container is being removed."""

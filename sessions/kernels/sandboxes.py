@@ -17,11 +17,8 @@ from sessions.kernels.handshake import Handshake
 from sessions.kernels.kernel import Kernel
 from sessions.model import Fate, GatewayId, KernelId, LaunchSpec
 from sessions.ports import Clock, Provisioner, Switchboard
-from sessions.settings import Limits
+from sessions.settings import Limits, Timeouts
 
-_READY_TIMEOUT_S = 60.0
-_FATE_TIMEOUT_S = 2.0
-_FATE_POLL_S = 0.05
 _REMOVE_ATTEMPTS = 5
 _MOST_LOGGED = 8
 _LONGEST_LOGGED = 200
@@ -46,6 +43,7 @@ class Sandboxes:
         preload: tuple[str, ...],
         credential_of: Callable[[KernelId], str],
         clock: Clock,
+        timeouts: Timeouts,
     ) -> None:
         """`credential_of` gives the same secret for the same kernel in every life of this gateway."""
         self._provisioner = provisioner
@@ -55,21 +53,27 @@ class Sandboxes:
         self._preload = preload
         self._credential_of = credential_of
         self._clock = clock
+        self._timeouts = timeouts
         self.hurries = False
         self._told_failed_preloads = False
 
     def make_kernel(self, kernel_name: str) -> Kernel:
         """A kernel that has no sandbox yet."""
         kernel_id = KernelId(str(uuid4()))
-        return Kernel(kernel_id, kernel_name, self._credential_of(kernel_id), self._clock)
+        return self._kernel(kernel_id, kernel_name)
 
     def adopt(self, kernel_id: KernelId, kernel_name: str) -> Kernel:
         """A kernel whose sandbox an earlier gateway has launched; its supervisor keeps dialling."""
-        return Kernel(kernel_id, kernel_name, self._credential_of(kernel_id), self._clock, adopted=True)
+        return self._kernel(kernel_id, kernel_name, adopted=True)
+
+    def _kernel(self, kernel_id: KernelId, kernel_name: str, *, adopted: bool = False) -> Kernel:
+        credential = self._credential_of(kernel_id)
+        return Kernel(kernel_id, kernel_name, credential, self._clock, self._timeouts, adopted=adopted)
 
     def listen(self, kernel: Kernel) -> Path:
         """Let its supervisor dial in; returns the directory to mount."""
-        return self._switchboard.open(kernel.kernel_id, lambda link: Handshake(kernel, link))
+        hello_timeout_s = self._timeouts.hello_timeout_s
+        return self._switchboard.open(kernel.kernel_id, lambda link: Handshake(kernel, link, hello_timeout_s))
 
     async def bring_up(self, kernel: Kernel) -> None:
         """Launch the kernel's sandbox and return once it answers.
@@ -87,7 +91,7 @@ class Sandboxes:
             preload=self._preload,
         )
         await self._provisioner.launch(spec)
-        await kernel.wait_ready(_READY_TIMEOUT_S)
+        await kernel.wait_ready(self._timeouts.ready_timeout_s)
         self._tell_failed_preloads(kernel)
 
     def _tell_failed_preloads(self, kernel: Kernel) -> None:
@@ -119,14 +123,14 @@ class Sandboxes:
                 await asyncio.sleep(0 if self.hurries else 2**attempt)
 
     async def fate(self, kernel: Kernel) -> Fate | None:
-        """How the engine says this kernel's sandbox ended; None when it does not say so within 2 s, or not at all."""
+        """How the engine says this kernel's sandbox ended; None when it does not say so in time, or not at all."""
         try:
-            async with asyncio.timeout(_FATE_TIMEOUT_S):
+            async with asyncio.timeout(self._timeouts.fate_timeout_s):
                 while True:
                     fate = await self._provisioner.fate(kernel.kernel_id)
                     if fate is not None:
                         return fate
-                    await asyncio.sleep(_FATE_POLL_S)
+                    await asyncio.sleep(self._timeouts.fate_poll_s)
         except (TimeoutError, EngineUnavailable):
             return None
 

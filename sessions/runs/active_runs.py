@@ -10,12 +10,10 @@ from sessions.errors import Conflict, EndNotStored, Gone, NotFound
 from sessions.model import Event, EventType, Result, RunId, TenantId
 from sessions.ports import Store
 from sessions.runs.live_run import LiveRun
+from sessions.settings import Timeouts
 
-_COMMIT_PATIENCE_S = 30.0
 _EVENTS_PER_PAGE = 50
 """Of at most 32 Ki characters each: a reader that has fallen behind costs a few MiB."""
-
-_ELSEWHERE_POLL_S = 0.5
 
 _GOES_ON = (
     "This gateway is stopping. The run {} goes on in its sandbox, and the next gateway has its answer at GET /runs/{}. "
@@ -29,8 +27,9 @@ class ActiveRuns:
     `_stopped` is done once everything is left to a later gateway.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, timeouts: Timeouts) -> None:
         self._store = store
+        self._timeouts = timeouts
         self._live: dict[RunId, LiveRun] = {}
         self._unstored: set[RunId] = set()
         self._stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -93,7 +92,7 @@ class ActiveRuns:
                 raise Gone
             if record.result is not None:
                 return record.result
-            await asyncio.sleep(_ELSEWHERE_POLL_S)
+            await asyncio.sleep(self._timeouts.elsewhere_poll_s)
         concluded = asyncio.ensure_future(live.concluded.wait())
         try:
             waits: set[asyncio.Future[Any]] = {live.answer, concluded, self._stopped}
@@ -102,7 +101,8 @@ class ActiveRuns:
             concluded.cancel()
         if not live.answer.done():
             either: set[asyncio.Future[Any]] = {live.answer, self._stopped}
-            await asyncio.wait(either, timeout=_COMMIT_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+            timeout_s = self._timeouts.commit_timeout_s
+            await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if live.answer.done():
             return live.answer.result()
         if self._stopped.done():
@@ -143,7 +143,7 @@ class ActiveRuns:
                 elif is_over:
                     return
                 elif not (is_over := await self._has_ended(run_id)):
-                    await asyncio.sleep(_ELSEWHERE_POLL_S)
+                    await asyncio.sleep(self._timeouts.elsewhere_poll_s)
                 continue
             if events and events[-1].type is EventType.END:
                 return

@@ -25,7 +25,6 @@ from sessions.runs.executor import Conductor, NotTaken
 from sessions.runs.live_run import LiveRun
 
 _ATTEMPTS = 3
-_PAUSE_S = 0.5
 
 _INTERNAL_ERROR = "An error inside the gateway lost this run's answer; the code may have run. The gateway's log has it."
 NOT_RUN = "No kernel took this code, and it was not run: {}"
@@ -63,9 +62,10 @@ class KernelSource(Protocol):
 class Attempts:
     """Drives runs to their ends, which are not committed yet."""
 
-    def __init__(self, conductor: Conductor, clock: Clock) -> None:
+    def __init__(self, conductor: Conductor, clock: Clock, pause_s: float) -> None:
         self._conductor = conductor
         self._clock = clock
+        self._pause_s = pause_s
 
     async def drive(self, live: LiveRun, source: KernelSource) -> Result:
         """The answer of a run, which has one final status whatever happens. Raises NotRun."""
@@ -88,7 +88,7 @@ class Attempts:
             except CellblockError as error:
                 if live.stop is None and not self._is_worth_waiting(error, source, until_s):
                     raise NotRun(error) from error
-                await asyncio.sleep(_PAUSE_S)
+                await asyncio.sleep(self._pause_s)
             except Exception:
                 # A bug of ours, but the run has one final status all the same.
                 log.exception("run_failed", run_id=live.run_id)

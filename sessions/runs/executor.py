@@ -17,14 +17,9 @@ from sessions.kernels.kernel import Kernel
 from sessions.kernels.outcomes import Cause, Died, Done
 from sessions.kernels.outstanding import make_msg_id
 from sessions.model import Fate, Result, RunStatus
-from sessions.runs.live_run import INTERRUPT_GRACE_S, LiveRun, Stop
+from sessions.runs.live_run import LiveRun, Stop
 from sessions.runs.variables import send_variables
-from sessions.settings import Limits
-
-_LINK_TIMEOUT_S = 60.0
-_KILL_GRACE_S = 5.0
-_FILES_PATIENCE_S = 120.0
-_LEAST_TIME_S = 5.0
+from sessions.settings import Limits, Timeouts
 
 _NO_REPLY = "The kernel's reply to this run could not be read, so whether the code raised is unknown."
 _OUT_OF_SIGHT = (
@@ -51,8 +46,9 @@ class _Ending:
 class Conductor:
     """Runs code on kernels. `fate` asks the engine about a sandbox that is gone."""
 
-    def __init__(self, limits: Limits, fate: Callable[[Kernel], Awaitable[Fate | None]]) -> None:
+    def __init__(self, limits: Limits, fate: Callable[[Kernel], Awaitable[Fate | None]], timeouts: Timeouts) -> None:
         self._limits = limits
+        self._timeouts = timeouts
         self._fate = fate
 
     async def perform(self, live: LiveRun, kernel: Kernel) -> Result:
@@ -93,7 +89,7 @@ class Conductor:
         Raises NotTaken when the code was never sent; then it can be performed, on this kernel too.
         """
         try:
-            await kernel.wait_linked(_LINK_TIMEOUT_S)
+            await kernel.wait_linked(self._timeouts.link_timeout_s)
         except KernelLost:
             kernel.discard("its supervisor did not come back")
             if not live.recorder.ended.done():  # it may have come back, told the end, and gone
@@ -108,7 +104,7 @@ class Conductor:
     async def resume(self, live: LiveRun, kernel: Kernel, elapsed_s: float) -> Result:
         """Go on with a run that was found, and that began `elapsed_s` ago. Raises NotTaken."""
         # It may have passed its limit while nobody could tell it; what it has said since then comes first.
-        timeout_s = min(live.run.timeout_s, max(_LEAST_TIME_S, live.run.timeout_s - elapsed_s))
+        timeout_s = min(live.run.timeout_s, max(self._timeouts.resumed_min_s, live.run.timeout_s - elapsed_s))
         return await self._conclude(live, kernel, await self._wait_for_end(live, kernel, timeout_s))
 
     def lost(self, live: LiveRun) -> Result:
@@ -134,7 +130,7 @@ class Conductor:
         recorder = live.recorder
         stop = await self._bring_to_end(live, kernel, live.msg_id, recorder.code_ended, timeout_s)
         while not recorder.ended.done():
-            await asyncio.wait([recorder.ended], timeout=_FILES_PATIENCE_S)
+            await asyncio.wait([recorder.ended], timeout=self._timeouts.files_timeout_s)
             if not recorder.ended.done() and not recorder.is_held_up:
                 kernel.discard("the run did not end in time")
         return _Ending(recorder.ended.result(), stop)
@@ -156,12 +152,13 @@ class Conductor:
             return None
         limit = f"The run passed its time limit of {live.run.timeout_s:g} s and was stopped."
         stop = live.stop if done else Stop(RunStatus.TIMEOUT, limit)
-        kernel.interrupt(msg_id, INTERRUPT_GRACE_S)
+        grace_s = self._timeouts.interrupt_grace_s
+        kernel.interrupt(msg_id, grace_s)
         while not ended.done():
             # While the supervisor is away, the interrupt waits for it, and so does what came of it.
             with suppress(KernelLost):
-                await kernel.wait_linked(_LINK_TIMEOUT_S)
-            await asyncio.wait([ended], timeout=INTERRUPT_GRACE_S + _KILL_GRACE_S)
+                await kernel.wait_linked(self._timeouts.link_timeout_s)
+            await asyncio.wait([ended], timeout=grace_s + self._timeouts.kill_grace_s)
             if not ended.done() and kernel.is_linked():
                 # Not even the supervisor answers; what remains is to end the container with everything in it.
                 kernel.discard("the run did not end in time")

@@ -19,10 +19,7 @@ from sessions.model import ArtifactId, Event, Progress, Result, Run, RunId, RunR
 from sessions.output.fold import RunFold
 from sessions.ports import Clock, Store
 from sessions.runs.recorder import Recorder
-from sessions.settings import Limits
-
-INTERRUPT_GRACE_S = 2.0
-"""How long code may take to heed an interrupt before its kernel is killed."""
+from sessions.settings import Limits, Timeouts
 
 log = structlog.get_logger()
 
@@ -43,11 +40,12 @@ class LiveRun:
     `is_resumed`: an earlier gateway may have sent it. `lost_kernel`: the kernel process went with it.
     """
 
-    def __init__(self, run: Run, limits: Limits, store: Store, clock: Clock) -> None:
+    def __init__(self, run: Run, limits: Limits, store: Store, clock: Clock, timeouts: Timeouts) -> None:
         self.run = run
         self.source_bytes = run.source_bytes()
         self.fold = RunFold(run.run_id, limits, lambda: ArtifactId(str(uuid4())), run.session_id)
-        self.recorder = Recorder(run.run_id, self.fold, store, clock)
+        self.recorder = Recorder(run.run_id, self.fold, store, clock, timeouts)
+        self._timeouts = timeouts
         self.kernel: Kernel | None = None
         self.msg_id = ""
         self.is_resumed = False
@@ -63,9 +61,18 @@ class LiveRun:
         return f"<LiveRun {self.run_id} {state}{', to stop' if self.stop else ''}>"
 
     @classmethod
-    def resumed(cls, record: RunRecord, events: Sequence[Event], limits: Limits, store: Store, clock: Clock) -> LiveRun:
+    def resumed(
+        cls,
+        record: RunRecord,
+        events: Sequence[Event],
+        *,
+        limits: Limits,
+        store: Store,
+        clock: Clock,
+        timeouts: Timeouts,
+    ) -> LiveRun:
         """A run that an earlier gateway has left, with its committed events."""
-        live = cls(record.run, limits, store, clock)
+        live = cls(record.run, limits, store, clock, timeouts)
         live.is_resumed = record.run.kernel_id is not None
         live.recorder.resume(events, record.progress or Progress(0, None, {}))
         return live
@@ -80,10 +87,10 @@ class LiveRun:
         """Which kernel process it was sent to."""
         return generation_of(self.msg_id)
 
-    def interrupt(self, grace_s: float) -> None:
-        """Interrupt it, as Ctrl-C would; a kernel that ignores that is killed after `grace_s`."""
+    def interrupt(self) -> None:
+        """Interrupt it, as Ctrl-C would; a kernel that ignores that is killed."""
         if self.kernel is not None:
-            self.kernel.interrupt(self.msg_id, grace_s)
+            self.kernel.interrupt(self.msg_id, self._timeouts.interrupt_grace_s)
 
     def request_stop(self, stop: Stop) -> None:
         """Have it end; the first who asks says why."""

@@ -20,12 +20,10 @@ from sessions.model import Batch, Event, EventType, Progress, Result, RunId, Ses
 from sessions.output.fold import RunFold
 from sessions.ports import Clock, Store
 from sessions.runs.feed import Feed
+from sessions.settings import Timeouts
 
-_BATCH_PAUSE_S = 0.25
 _FIRST_FOLLOWED_PAUSE_S = 0.001
 _FOLLOWED_PAUSE_S = 0.02
-_FIRST_RETRY_S = 0.1
-_LONGEST_RETRY_S = 2.0
 
 log = structlog.get_logger()
 
@@ -39,7 +37,7 @@ class Recorder:
     earlier gateway's commits go.
     """
 
-    def __init__(self, run_id: RunId, fold: RunFold, store: Store, clock: Clock) -> None:
+    def __init__(self, run_id: RunId, fold: RunFold, store: Store, clock: Clock, timeouts: Timeouts) -> None:
         loop = asyncio.get_running_loop()
         self.run_id = run_id
         self.fold = fold
@@ -51,6 +49,7 @@ class Recorder:
         self._said: set[str] = set()
         self._store = store
         self._clock = clock
+        self._timeouts = timeouts
         self._taken_seq = 0
         self._file_seq = 0
         self._covered = Progress(0, None, {})
@@ -241,7 +240,7 @@ class Recorder:
     async def _pause(self) -> None:
         """Let output gather, unless somebody watches and there is something to see: then that goes out at once."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(_BATCH_PAUSE_S):
+            async with asyncio.timeout(self._timeouts.batch_pause_s):
                 await self.feed.followed.wait()
                 await self._has_events.wait()
 
@@ -267,7 +266,7 @@ class Recorder:
 
     async def _persist(self, write: Callable[[], Awaitable[None]]) -> None:
         """Write, and while the database is out of reach, try again."""
-        pause_s = _FIRST_RETRY_S
+        pause_s = self._timeouts.first_write_retry_s
         while True:
             try:
                 await write()
@@ -275,7 +274,7 @@ class Recorder:
                 log.warning("run_not_written", run_id=self.run_id, reason=str(error))
                 self.is_held_up = True
                 await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, _LONGEST_RETRY_S)
+                pause_s = min(pause_s * 2, self._timeouts.longest_write_retry_s)
             else:
                 self.is_held_up = False
                 return

@@ -8,15 +8,13 @@ from dataclasses import replace
 
 from sessions.errors import CellblockError, StoreUnavailable
 from sessions.kernels.kernel import Kernel
-from sessions.kernels.kernel_pool import CLAIM_TIMEOUT_S, KernelPool
+from sessions.kernels.kernel_pool import KernelPool
 from sessions.model import RunStatus
 from sessions.ports import Clock, Store
 from sessions.runs.attempts import NOT_RUN, Attempts, NotRun
 from sessions.runs.executor import NotTaken
 from sessions.runs.live_run import LiveRun, Stop
-
-_RETIRE_AFTER_S = 0.01
-_RETRY_S = 0.5
+from sessions.settings import Timeouts
 
 _ENDED_SESSION = "The session was ended before this had its turn."
 
@@ -27,7 +25,14 @@ class StatelessRuns:
     patience_s = 0.0
 
     def __init__(
-        self, store: Store, kernel_pool: KernelPool, attempts: Attempts, kernel_names: Mapping[str, str], clock: Clock
+        self,
+        *,
+        store: Store,
+        kernel_pool: KernelPool,
+        attempts: Attempts,
+        kernel_names: Mapping[str, str],
+        clock: Clock,
+        timeouts: Timeouts,
     ) -> None:
         """`kernel_names` maps languages to kernelspecs."""
         self._store = store
@@ -35,6 +40,7 @@ class StatelessRuns:
         self._attempts = attempts
         self._kernel_names = kernel_names
         self._clock = clock
+        self._timeouts = timeouts
         self._under_way: dict[asyncio.Task[None], LiveRun] = {}
         self._unwilling: set[Kernel] = set()
         self._is_handed_over = False
@@ -74,7 +80,7 @@ class StatelessRuns:
         before = live.kernel
         if before is not None and before not in self._unwilling:
             return before
-        kernel = await self._kernel_pool.claim(self._kernel_names[live.run.language], CLAIM_TIMEOUT_S)
+        kernel = await self._kernel_pool.claim(self._kernel_names[live.run.language])
         started_at = self._clock.now()
         try:
             await self._store.start_run(live.run_id, kernel.kernel_id, started_at)
@@ -114,7 +120,7 @@ class StatelessRuns:
         finally:
             if not self._is_handed_over and live.kernel is not None:
                 # Behind the answer's back: removing a container, and starting the next one, is hard work.
-                asyncio.get_running_loop().call_later(_RETIRE_AFTER_S, self._remove, live.kernel)
+                asyncio.get_running_loop().call_later(self._timeouts.removal_delay_s, self._remove, live.kernel)
 
     async def _not_run(self, live: LiveRun, error: CellblockError) -> None:
         """Nothing was run, and the one who asked is told so; whoever follows its events sees an end of them."""
@@ -126,6 +132,6 @@ class StatelessRuns:
             try:
                 await self._store.withdraw_run(live.run_id)
             except StoreUnavailable:
-                await asyncio.sleep(_RETRY_S)
+                await asyncio.sleep(self._timeouts.withdrawal_retry_s)
             else:
                 return

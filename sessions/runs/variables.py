@@ -11,7 +11,6 @@ from sessions.errors import KernelLost, Unavailable
 from sessions.kernels.kernel import Kernel
 from sessions.kernels.outcomes import Died, Done
 
-_TIMEOUT_S = 60.0
 _NOT_SET = "The variables could not be set: the kernel ended, or did not answer."
 
 # By kernelspec.
@@ -37,13 +36,13 @@ def send_variables(kernel: Kernel, variables: Mapping[str, Any]) -> tuple[str, a
     return msg_id, ended.end
 
 
-async def set_variables(kernel: Kernel, variables: Mapping[str, Any]) -> None:
-    """Set them, and return once that is done. Raises Unavailable when the kernel has not taken them, or ended."""
+async def set_variables(kernel: Kernel, variables: Mapping[str, Any], timeout_s: float) -> None:
+    """Set them, and return once that is done. Raises Unavailable when the kernel has not done so in time, or ended."""
     try:
         _, ended = send_variables(kernel, variables)
     except KernelLost as error:
         raise Unavailable(_NOT_SET) from error
-    done, _ = await asyncio.wait([ended], timeout=_TIMEOUT_S)
+    done, _ = await asyncio.wait([ended], timeout=timeout_s)
     if not done or isinstance(ended.result(), Died):
         raise Unavailable(_NOT_SET)
 

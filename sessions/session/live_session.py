@@ -1,74 +1,62 @@
-"""One session: the runs that wait in it, in order, and for how long it is kept.
+"""One session: its queue of runs, of which one at a time is at work, and how long it is kept.
 
-Which sessions there are is registry.py's; what becomes of its kernel, and what is said of that, session_kernel.py's.
+Which sessions there are is registry.py's; its kernel and its record are session_kernel.py's.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
-from sessions.errors import KernelLost, StoreUnavailable
-from sessions.jupyter.router import ClientRouter
+import structlog
+
+from sessions.concurrency import BackgroundTasks
+from sessions.errors import EndNotStored, KernelLost, StoreUnavailable
 from sessions.kernels.kernel import Kernel
-from sessions.kernels.kernel_pool import KernelPool
 from sessions.model import JupyterSession, Result, RunId, RunStatus, Session, SessionState, SessionView
-from sessions.ports import Clock, KernelFiles, Store
-from sessions.runs.attempts import NOT_RUN, Attempts, NotRun
-from sessions.runs.live_run import INTERRUPT_GRACE_S, LiveRun, Stop
+from sessions.ports import KernelFiles
+from sessions.runs.attempts import NOT_RUN, NotRun
+from sessions.runs.live_run import LiveRun, Stop
+from sessions.session.observer import Observers
 from sessions.session.session_kernel import SessionKernel
+from sessions.wiring import Wiring
 
 _RESTARTED = "The session was restarted while this {}."
 _ABORTED = "This was not run, because what the same Jupyter client had asked for before it failed."
-_RENEWAL_PAUSE_S = 30.0
-_ANSWER_TIMEOUT_S = 10.0
+_NOT_ENDED = "An error inside the gateway lost the end of the run {}. Do not run it again: the code may have run."
+
+log = structlog.get_logger()
 
 
 class LiveSession:
     """A session of this gateway.
 
-    The state: its kernel and record; the waiting runs, of which the first is `current` while it is at work; when it was
-    last used, by the monotonic clock; whose turn it is with the kernel; and whether it is over. `audience` are the
-    Jupyter clients of its kernel, `_behind` what waited behind the last run whose reply one of them was told.
+    The mutable state: its `SessionKernel`, which has the record, the run at work, and whether the session is over; the
+    queue, whose first run is the one at work; when it was last used, by the monotonic clock; the lock of the kernel;
+    and `_behind`: the runs that waited behind the last one whose reply a Jupyter client was sent.
     """
 
-    patience_s = 120.0
-
-    def __init__(
-        self,
-        record: Session,
-        kernel_name: str,
-        *,
-        store: Store,
-        kernel_pool: KernelPool,
-        attempts: Attempts,
-        clock: Clock,
-    ) -> None:
-        self.current: LiveRun | None = None
-        self.is_over = False
+    def __init__(self, record: Session, kernel_name: str, wiring: Wiring) -> None:
         self._kernel_name = kernel_name
-        self.router = ClientRouter(clock)
-        self.router.on_reply = self._note_reply
-        self._kernel = SessionKernel(
-            record, kernel_name, store=store, kernel_pool=kernel_pool, router=self.router, clock=clock
-        )
-        self._store = store
-        self._attempts = attempts
-        self._clock = clock
-        now_s, now = clock.monotonic(), clock.now()
-        # What is left of its times is measured by a clock that nobody sets.
+        self.observers = Observers()
+        self._kernel = SessionKernel(record, kernel_name, wiring, self.observers)
+        self._store = wiring.store
+        self._attempts = wiring.attempts
+        self._clock = wiring.clock
+        self._timeouts = wiring.timeouts
+        self.patience_s = wiring.timeouts.queued_patience_s
+        now_s, now = self._clock.monotonic(), self._clock.now()
+        # By the monotonic clock from here on: nobody sets that.
         self._born_s = now_s - max(0.0, (now - record.created_at).total_seconds())
         self._used_s = now_s - max(0.0, (now - record.last_used_at).total_seconds())
         self._touched_s = now_s
         self._queue: deque[LiveRun] = deque()
         self._behind: tuple[RunId | None, list[LiveRun]] = (None, [])
-        self._turn = asyncio.Lock()
-        self._worker: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._kernel_lock = asyncio.Lock()
+        self._is_working = False
+        self._tasks = BackgroundTasks("session")
 
     def __repr__(self) -> str:
         return f"<LiveSession {self.record.session_id} {self.view().state}, {len(self._queue)} runs>"
@@ -77,37 +65,40 @@ class LiveSession:
 
     @property
     def record(self) -> Session:
-        """What is recorded of it, or about to be."""
+        """Its record, as it is stored or about to be."""
         return self._kernel.record
 
     @property
+    def is_over(self) -> bool:
+        """Whether it has ended; its last run may still be about to."""
+        return self._kernel.is_over
+
+    @property
+    def current(self) -> LiveRun | None:
+        """The run at work."""
+        return self._kernel.run
+
+    @property
     def kernel(self) -> Kernel | None:
-        """Its kernel of the moment."""
+        """Its kernel, if it has one now."""
         return self._kernel.kernel
 
     def view(self) -> SessionView:
-        """As it is now."""
+        """The session as it is now. What Jupyter clients make of it, `JupyterClients.view` adds."""
         if self.current is not None:
             state = SessionState.BUSY
         elif self.kernel is None:
-            state = SessionState.STARTING if self._turn.locked() else SessionState.DEAD
+            state = SessionState.STARTING if self._kernel_lock.locked() else SessionState.DEAD
         else:
             state = SessionState.IDLE if self.kernel.is_ready() else SessionState.STARTING
-        heard_at = self.router.last_activity or self.record.last_used_at
-        return SessionView(
-            self.record,
-            state,
-            self._kernel_name,
-            last_activity=max(heard_at, self.record.last_used_at),
-            connections=self.router.connections(),
-        )
+        return SessionView(self.record, state, self._kernel_name, last_activity=self.record.last_used_at)
 
     def runs(self) -> int:
-        """How many runs are at work or wait."""
+        """How many runs wait, including the one at work."""
         return len(self._queue)
 
     def has_expired(self) -> str | None:
-        """Why it should end now, as a sentence; None when it should not. A session at work is not idle."""
+        """Why it should end now, as a sentence; None when it should not. A session with runs is not idle."""
         now_s = self._clock.monotonic()
         if now_s - self._born_s >= self.record.max_lifetime_s:
             return f"The session reached its max_lifetime of {self.record.max_lifetime_s:g} s."
@@ -118,20 +109,20 @@ class LiveSession:
     # --- its kernel ---------------------------------------------------------------------------------------------------
 
     def adopt(self, kernel: Kernel | None) -> None:
-        """Take over the kernel that an earlier gateway gave this session, or learn that it is gone."""
+        """Have the kernel that an earlier gateway gave this session; None if that is gone."""
         self._kernel.adopt(kernel)
 
     async def ensure_kernel(self) -> Kernel:
-        """A kernel that answers, once what runs has ended. Raises as `SessionKernel.ensure` does."""
-        async with self._turn:
+        """A kernel that answers, once the run at work has ended. Raises as `SessionKernel.ensure` does."""
+        async with self._kernel_lock:
             return await self._kernel.ensure()
 
     async def answering_kernel(self) -> Kernel:
-        """The kernel that a run is at work on, once it answers; else one that does. Raises as `ensure_kernel` does."""
+        """A kernel that answers, if possible without waiting for the run at work. Raises as `ensure_kernel` does."""
         kernel = self.kernel
         if kernel is not None and self.current is not None:
             with suppress(KernelLost):
-                await kernel.wait_ready(_ANSWER_TIMEOUT_S)
+                await kernel.wait_ready(self._timeouts.restarting_timeout_s)
                 return kernel
         return await self.ensure_kernel()
 
@@ -144,16 +135,16 @@ class LiveSession:
         return kernel.files
 
     async def renew(self, idle_timeout_s: float | None = None, max_lifetime_s: float | None = None) -> None:
-        """It is being used now; change the time-outs that are given. Raises StoreUnavailable."""
+        """Record that it is being used now, and the time-outs that are given. Raises StoreUnavailable."""
         await self._kernel.renew(idle_timeout_s, max_lifetime_s)
         self._used_s = self._clock.monotonic()
 
     def touch(self) -> None:
-        """It is being used now, which is recorded now and then."""
+        """It is being used now; record that every half a minute."""
         self._used_s = self._clock.monotonic()
-        if self._used_s - self._touched_s >= _RENEWAL_PAUSE_S:
+        if self._used_s - self._touched_s >= self._timeouts.renewal_pause_s:
             self._touched_s = self._used_s
-            self._spawn(self._try_to_renew())
+            self._tasks.spawn(self._try_to_renew())
 
     async def _try_to_renew(self) -> None:
         with suppress(StoreUnavailable):
@@ -165,80 +156,75 @@ class LiveSession:
         self._used_s = self._clock.monotonic()
 
     def interrupt(self) -> None:
-        """Interrupt what runs, as Ctrl-C would; a kernel that ignores it is killed."""
+        """Interrupt the run at work, as Ctrl-C would; a kernel that ignores it is killed."""
         if self.current is not None:
-            self.current.interrupt(INTERRUPT_GRACE_S)
+            self.current.interrupt()
 
     async def restart(self) -> None:
-        """Give it a fresh kernel process; files stay. What runs ends as cancelled, what waits goes on afterwards.
+        """Start a fresh kernel process; files stay. The run at work is cancelled; those that wait run afterwards.
+
+        Cells of notebooks that wait are cancelled, too: they were meant for the process that is there now.
 
         Raises as `ensure_kernel` does.
         """
-        self.router.expect_restart()
+        self.observers.notify(lambda one: one.restart_requested())
         for live in list(self._queue):
-            # What a notebook has queued is meant for the kernel that is there now.
             if live is self.current or live.run.jupyter is not None:
                 did = "ran" if live is self.current else "waited"
                 self.cancel(live, Stop(RunStatus.CANCELLED, _RESTARTED.format(did)))
         try:
-            async with self._turn:
+            async with self._kernel_lock:
                 await self._kernel.restart()
                 await self.renew()
         finally:
-            self.router.restart_is_over()
+            self.observers.notify(lambda one: one.restart_finished())
 
     # --- its runs -----------------------------------------------------------------------------------------------------
 
     def enqueue(self, live: LiveRun) -> None:
         """Run it once those before it have ended."""
         if live.is_resumed:
-            if self.kernel is None and live.kernel is not None:  # it was given that one a moment before the crash
+            if self.kernel is None and live.kernel is not None:  # claimed for it just before the crash
                 self._kernel.adopt(live.kernel)
-            self._kernel.publish_news(
-                live, self.record.generation
-            )  # before its first event, if none has been committed
-        self.router.note_run(live.run_id, live.run.jupyter)
+            # Before its first event, if none has been committed.
+            self._kernel.publish_news(live, self.record.generation)
+        self.observers.notify(lambda one: one.run_queued(live.run_id, live.run.jupyter))
         self._queue.append(live)
-        if self._worker is None:
-            self._worker = asyncio.ensure_future(self._work())
+        if not self._is_working:
+            self._is_working = True
+            self._tasks.spawn(self._work())
 
     def cancel(self, live: LiveRun, stop: Stop) -> None:
-        """Have a run end: at once where it only waits, and no earlier gateway can have sent it."""
+        """Have a run end: at once if it only waits, and no earlier gateway can have sent it."""
         live.request_stop(stop)
         if live is not self.current and live in self._queue and not live.is_resumed:
             self._queue.remove(live)
-            self._spawn(self._commit(live, live.fold.finish(stop.status, stop.reason, None)))
+            self._tasks.spawn(self._commit(live, live.fold.finish(stop.status, stop.reason, None)))
 
     def stop(self, reason: str) -> None:
-        """It is over: tell what runs and what waits to end."""
-        self.is_over = self._kernel.is_over = True
+        """The session is over: cancel the run at work and those that wait."""
+        self._kernel.is_over = True
         for live in list(self._queue):
             self.cancel(live, Stop(RunStatus.CANCELLED, reason))
 
     async def wait_ended(self) -> None:
-        """Return once the last run of a stopped session has ended, and its kernel is given up."""
-        while waiting := {task for task in (self._worker, *self._tasks) if task is not None}:
-            await asyncio.wait(waiting)
-        self.router.end()
-        self._kernel.give_up()  # whoever is waiting for it now hears that the session is over
+        """Return once the last run of a stopped session has ended, and its kernel is discarded."""
+        await self._tasks.wait()
+        self.observers.notify(lambda one: one.session_ended())
+        self._kernel.discard()
 
     async def hand_over(self) -> Kernel | None:
-        """Leave everything to a later gateway; returns the kernel to keep."""
-        was_over, self.is_over = self.is_over, True
-        tasks = {task for task in (self._worker, *self._tasks) if task is not None}
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        """Leave everything to the next gateway; returns the kernel to keep."""
+        await self._tasks.cancel()
         for live in self._queue:
             await live.recorder.break_off()
         kernel = await self._kernel.hand_over()
-        return kernel if self._queue or not was_over else None
+        return kernel if self._queue or not self.is_over else None
 
-    # --- where its runs have their kernels from: `KernelSource` -------------------------------------------------------
+    # --- where its runs get their kernels from: `KernelSource` -------------------------------------------------------
 
     async def take(self, live: LiveRun) -> Kernel:
-        """The session's kernel, once that is recorded: a later gateway asks it whether it has taken the run."""
+        """The session's kernel, once it is recorded as this run's: the next gateway asks it whether it has the run."""
         kernel = await self._kernel.ensure()
         if live.run.kernel_id != kernel.kernel_id:
             started_at = self._clock.now()
@@ -247,37 +233,45 @@ class LiveSession:
         return kernel
 
     def not_taken(self, kernel: Kernel) -> None:
-        """The next process of the same kernel may take it."""
+        """The same kernel is asked again: its next process may take the run."""
 
     def publish_news(self, live: LiveRun, generation: int) -> None:
-        """What a run has to say of the session."""
+        """Have a run say whether the session is new, and whether it has lost its variables."""
         self._kernel.publish_news(live, generation or self.record.generation)
 
-    # --- working ------------------------------------------------------------------------------------------------------
+    # --- the worker ---------------------------------------------------------------------------------------------------
 
     async def _work(self) -> None:
         try:
             while self._queue:
-                async with self._turn:
+                async with self._kernel_lock:
                     if self._queue:
-                        self.current = self._queue[0]
-                        self._kernel.is_at_work = True
-                        self.router.run_begins()
-                        result = await self._serve(self.current)
-                        self._queue.popleft()
-                        self._stop_behind(self.current, result)
-                        self.current = None
-                        self._kernel.is_at_work = False
-                        self.router.run_is_over()
+                        self._kernel.run = self._queue[0]
+                        await self._work_on(self._kernel.run)
+                        self._kernel.run = None
+                        self.observers.notify(lambda one: one.kernel_idle())
         finally:
-            self._worker = None
+            self._is_working = False
+
+    async def _work_on(self, live: LiveRun) -> None:
+        """Run the first of the queue, and remove it from there whatever happens, so that nothing runs twice."""
+        result: Result | None = None
+        try:
+            result = await self._serve(live)
+        except Exception:
+            # A bug of ours; but the code may have run.
+            log.exception("run_not_ended", run_id=live.run_id)
+            live.fail(EndNotStored(_NOT_ENDED.format(live.run_id)))
+        self._queue.popleft()
+        if result is not None:
+            self._abort_behind(live, result)
 
     async def _serve(self, live: LiveRun) -> Result:
-        """Have it run, and commit its end with what it has changed of the session."""
+        """Run it, and commit its end together with what it has changed of the session."""
         try:
             result = await self._attempts.drive(live, self)
         except NotRun as error:
-            # What it was to tell of the session, the next run will.
+            # It was not run: the next run says what has become of the session.
             live.fold.session_created = live.fold.session_lost = False
             result = live.fold.finish(RunStatus.KERNEL_DIED, NOT_RUN.format(error.why), None)
         if not live.msg_id and not live.lost_kernel:
@@ -291,27 +285,27 @@ class LiveSession:
 
     async def _commit(self, live: LiveRun, result: Result, after: Session | None = None) -> None:
         await live.commit(result, after)
-        self.router.run_ended(live, result if live.answer.exception() is None else None)
+        stored = result if live.answer.exception() is None else None
+        self.observers.notify(lambda one: one.run_ended(live, stored))
 
-    def _note_reply(self, run_id: RunId) -> None:
+    def note_reply(self, run_id: RunId) -> None:
+        """A client is about to be sent the kernel's reply to this run: what it asks for from now on knows that."""
         self._behind = (run_id, list(self._queue)[1:])
 
-    def _stop_behind(self, failed: LiveRun, result: Result) -> None:
-        """Where a cell has failed, what the same notebook has queued behind it does not run, as in any Jupyter."""
+    def _abort_behind(self, failed: LiveRun, result: Result) -> None:
+        """When a cell has failed, do not run those that the same notebook has queued behind it, as in any Jupyter."""
         jupyter = failed.run.jupyter
         if jupyter is None or result.status is RunStatus.OK or not jupyter.stops_others:
             self._behind = (None, [])
             return
-        # Whoever has heard the reply may ask for the next cell: that one is not meant.
+        # A cell that was requested once the reply had been sent is run.
         replied_id, behind = self._behind
         self._behind = (None, [])
         for live in behind if replied_id == failed.run_id else list(self._queue):
             other = live.run.jupyter
             if other is not None and other.header.get("session") == jupyter.header.get("session"):
-                self.router.abort(live.run_id)
-                self.cancel(live, Stop(RunStatus.CANCELLED, _ABORTED))
+                self._abort(live)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _abort(self, live: LiveRun) -> None:
+        self.observers.notify(lambda one: one.run_aborted(live.run_id))
+        self.cancel(live, Stop(RunStatus.CANCELLED, _ABORTED))

@@ -1,31 +1,28 @@
-"""The sessions of this gateway: made, found, renewed, ended, and taken over from an earlier gateway.
+"""The sessions of this gateway: makes, finds, ends and restores them, and looks for those whose time has run out.
 
-What goes on inside one is live_session.py's. Times that have run out are looked for here.
+What happens inside a session is live_session.py's.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import replace
 from uuid import uuid4
-from weakref import WeakValueDictionary
 
 import structlog
 
+from sessions.concurrency import BackgroundTasks, KeyedLock
 from sessions.errors import CellblockError, Conflict, NotFound, TooManyRequests
 from sessions.kernels.kernel import Kernel
-from sessions.kernels.kernel_pool import KernelPool
-from sessions.model import GatewayId, KernelId, Session, SessionId, SessionNews, SessionRequest, TenantId
-from sessions.ports import Clock, Store
-from sessions.runs.attempts import Attempts
+from sessions.model import KernelId, Session, SessionId, SessionNews, SessionRequest, TenantId
 from sessions.runs.variables import set_variables
 from sessions.session.live_session import LiveSession
+from sessions.session.observer import SessionObserver
 from sessions.settings import SessionLimits
+from sessions.wiring import Wiring
 
-_CULL_PAUSE_S = 1.0
-_END_PATIENCE_S = 15.0
 _TAKEN_OVER = 1000
 
 Key = tuple[TenantId, SessionId]
@@ -33,42 +30,29 @@ Key = tuple[TenantId, SessionId]
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class SessionParts:
-    """What every session works with."""
-
-    store: Store
-    kernel_pool: KernelPool
-    attempts: Attempts
-    clock: Clock
-
-
 class Registry:
-    """The state: the live sessions; for each that is being made, fed or ended, whose turn it is; and those that end."""
+    """The mutable state: the live sessions, a lock for each, those that are ending, and the tasks that end them."""
 
-    def __init__(
-        self, parts: SessionParts, gateway_id: GatewayId, limits: SessionLimits, kernel_names: Mapping[str, str]
-    ) -> None:
-        """`kernel_names` maps languages to kernelspecs."""
-        self._parts = parts
-        self._gateway_id = gateway_id
+    def __init__(self, wiring: Wiring, limits: SessionLimits) -> None:
+        self._wiring = wiring
         self._limits = limits
-        self._kernel_names = kernel_names
         self._sessions: dict[Key, LiveSession] = {}
-        self._turns: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
-        self._ending: dict[asyncio.Task[None], LiveSession] = {}
+        self._observers: list[Callable[[LiveSession], SessionObserver]] = []
+        self._locks: KeyedLock[Key] = KeyedLock()
+        self._ending: set[LiveSession] = set()
         self._culled: set[LiveSession] = set()
-        self._culling: asyncio.Task[None] | None = None
+        self._tasks = BackgroundTasks("registry")
 
     def __repr__(self) -> str:
         return f"<Registry {len(self._sessions)} sessions>"
 
-    @asynccontextmanager
-    async def turn(self, tenant: TenantId, session_id: SessionId) -> AsyncIterator[None]:
-        """One after the other, in the order in which they came: who makes, feeds or ends this session."""
-        turn = self._turns.setdefault((tenant, session_id), asyncio.Lock())
-        async with turn:
-            yield
+    def observe_each(self, make_observer: Callable[[LiveSession], SessionObserver]) -> None:
+        """Have each session that is made from now on observed by what `make_observer` returns."""
+        self._observers.append(make_observer)
+
+    def lock(self, tenant: TenantId, session_id: SessionId) -> AbstractAsyncContextManager[None]:
+        """The lock that is held to make a session, to enqueue a run in it, or to end it."""
+        return self._locks.hold((tenant, session_id))
 
     def get(self, tenant: TenantId, session_id: SessionId) -> LiveSession:
         """A tenant's session. Raises NotFound."""
@@ -83,7 +67,7 @@ class Registry:
         return None if session is None or session.is_over else session
 
     def find_kernel(self, tenant: TenantId, kernel_id: str) -> LiveSession | None:
-        """A tenant's session by what clients know its kernel by, or by its own id; or None."""
+        """A tenant's session by its public kernel id, or by its own id; or None."""
         session = self.find(tenant, SessionId(kernel_id))
         if session is not None:
             return session
@@ -97,7 +81,7 @@ class Registry:
     # --- life of a session --------------------------------------------------------------------------------------------
 
     async def get_or_create(self, tenant: TenantId, session_id: SessionId, language: str) -> LiveSession:
-        """The session with this id, made where there is none; its first run will say that it was. In its `turn`.
+        """The session with this id, or a new one, whose first run says that it is new. The caller holds its `lock`.
 
         Raises as `create` does.
         """
@@ -124,13 +108,14 @@ class Registry:
         Raises Conflict when there is one with its id, TooManyRequests, Unavailable.
         """
         session_id = asked.session_id or SessionId(uuid4().hex)
-        async with self.turn(asked.tenant, session_id):
+        async with self.lock(asked.tenant, session_id):
             if self.find_kernel(asked.tenant, session_id) is not None:
                 raise Conflict("There is a session with this id already: use it, delete it, or choose another id.")
             session = await self._make(asked, SessionNews.NONE, session_id)
             try:
                 if asked.variables:
-                    await set_variables(await session.ensure_kernel(), asked.variables)
+                    timeout_s = self._wiring.timeouts.variables_timeout_s
+                    await set_variables(await session.ensure_kernel(), asked.variables, timeout_s)
             except CellblockError:
                 await self._end(session, "Its variables could not be set.")
                 raise
@@ -138,9 +123,9 @@ class Registry:
 
     async def delete(self, tenant: TenantId, session_id: SessionId, reason: str) -> None:
         """End a session; returns when its last run has ended, or after a while. Raises NotFound, StoreUnavailable."""
-        async with self.turn(tenant, session_id):
+        async with self.lock(tenant, session_id):
             ending = await self._end(self.get(tenant, session_id), reason)
-        await asyncio.wait([ending], timeout=_END_PATIENCE_S)
+        await asyncio.wait([ending], timeout=self._wiring.timeouts.end_timeout_s)
 
     async def _make(self, asked: SessionRequest, news: SessionNews, session_id: SessionId | None = None) -> LiveSession:
         if len(self.of_tenant(asked.tenant)) >= self._limits.max_per_tenant:
@@ -148,11 +133,11 @@ class Registry:
                 f"There are {self._limits.max_per_tenant} sessions already, which is as many as one tenant may have: "
                 "delete one, or let one expire."
             )
-        now = self._parts.clock.now()
+        now = self._wiring.clock.now()
         record = Session(
             tenant=asked.tenant,
             session_id=session_id or asked.session_id or SessionId(uuid4().hex),
-            gateway_id=self._gateway_id,
+            gateway_id=self._wiring.gateway_id,
             language=asked.language,
             idle_timeout_s=asked.idle_timeout_s,
             max_lifetime_s=asked.max_lifetime_s,
@@ -163,104 +148,90 @@ class Registry:
             jupyter_version=asked.jupyter_version,
         )
         session = self._live(record)
-        # Reserved before anything is awaited: sessions being made count too.
+        # Before anything is awaited: sessions that are being made count too.
         self._sessions[record.tenant, record.session_id] = session
         try:
             await self._add(record)
             await session.ensure_kernel()
         except BaseException:
-            session.is_over = True
+            session.stop("The session could not be made.")
             del self._sessions[record.tenant, record.session_id]
             with suppress(CellblockError):
-                await self._parts.store.remove_session(record)
+                await self._wiring.store.remove_session(record)
             raise
         return session
 
     async def _add(self, record: Session) -> None:
-        existing = await self._parts.store.add_session(record)
+        existing = await self._wiring.store.add_session(record)
         if existing is None:
             return
-        if existing.gateway_id != self._gateway_id:
+        if existing.gateway_id != self._wiring.gateway_id:
             raise Conflict("This session belongs to another gateway on the same database: ask that one.")
-        # Its end could not be recorded.
-        await self._parts.store.remove_session(existing)
-        await self._parts.store.add_session(record)
+        # One of ours that has ended; that could not be recorded.
+        await self._wiring.store.remove_session(existing)
+        await self._wiring.store.add_session(record)
 
     async def _end(self, session: LiveSession, reason: str) -> asyncio.Task[None]:
-        """It is over, and its id is free; the task returned lasts for as long as its runs take to end."""
+        """End a session, whose id is free then. The task returned is done once its last run has ended."""
         record = session.record
-        await self._parts.store.remove_session(record)
+        await self._wiring.store.remove_session(record)
         session.stop(reason)
         self._sessions.pop((record.tenant, record.session_id), None)
         log.info("session_ended", session_id=record.session_id, reason=reason)
-        task = asyncio.ensure_future(session.wait_ended())
-        self._ending[task] = session
-        task.add_done_callback(lambda ended: self._ending.pop(ended, None))
-        return task
+        self._ending.add(session)
+        return self._tasks.spawn(self._finish(session))
+
+    async def _finish(self, session: LiveSession) -> None:
+        try:
+            await session.wait_ended()
+        finally:
+            self._ending.discard(session)
 
     def _live(self, record: Session) -> LiveSession:
-        parts = self._parts
-        return LiveSession(
-            record,
-            self._kernel_names[record.language],
-            store=parts.store,
-            kernel_pool=parts.kernel_pool,
-            attempts=parts.attempts,
-            clock=parts.clock,
-        )
+        session = LiveSession(record, self._wiring.kernel_names[record.language], self._wiring)
+        for make_observer in self._observers:
+            session.observers.add(make_observer(session))
+        return session
 
     # --- life of the registry -----------------------------------------------------------------------------------------
 
     def restore(self, records: list[Session], kernels: Mapping[KernelId, Kernel]) -> None:
-        """Take over what an earlier gateway has left; `kernels` are those that are still there."""
+        """Take over the sessions of an earlier gateway; `kernels` are those that are still there."""
         for record in records:
-            if record.language not in self._kernel_names:
+            if record.language not in self._wiring.kernel_names:
                 log.warning(
                     "session_dropped", session_id=record.session_id, reason="its language is configured no more"
                 )
                 continue
-            # Above all that a write of the earlier gateway, which may still be on its way, can have counted to.
+            # Above the version of any write of the earlier gateway that is still on its way.
             version, jupyter_version = record.version + _TAKEN_OVER, record.jupyter_version + _TAKEN_OVER
             session = self._live(replace(record, version=version, jupyter_version=jupyter_version))
             session.adopt(kernels.get(record.kernel_id) if record.kernel_id is not None else None)
             self._sessions[record.tenant, record.session_id] = session
 
     def start(self) -> None:
-        """Begin to end sessions whose time has run out."""
-        self._culling = asyncio.ensure_future(self._cull())
+        """Start to end sessions whose time has run out."""
+        self._tasks.spawn(self._cull())
 
     async def hand_over(self) -> list[Kernel]:
-        """Leave all sessions to a later gateway; returns the kernels to keep."""
-        if self._culling is not None:
-            self._culling.cancel()
-            await asyncio.wait([self._culling])
-        ending = dict(self._ending)
-        for task in ending:
-            task.cancel()
-        if ending:
-            await asyncio.wait(ending)
-        sessions = [*self._sessions.values(), *ending.values()]
+        """Leave all sessions to the next gateway; returns the kernels to keep."""
+        sessions = [*self._sessions.values(), *self._ending]
+        self._sessions.clear()
+        await self._tasks.cancel()
         return [kernel for session in sessions if (kernel := await session.hand_over()) is not None]
 
     async def _cull(self) -> None:
-        tasks: set[asyncio.Task[None]] = set()
-        try:
-            while True:
-                for session in self._sessions.values():
-                    if (reason := session.has_expired()) is not None and session not in self._culled:
-                        self._culled.add(session)
-                        task = asyncio.ensure_future(self._cull_one(session, reason))
-                        tasks.add(task)
-                        task.add_done_callback(tasks.discard)
-                await asyncio.sleep(_CULL_PAUSE_S)
-        finally:
-            for task in tasks:
-                task.cancel()
+        while True:
+            for session in self._sessions.values():
+                if (reason := session.has_expired()) is not None and session not in self._culled:
+                    self._culled.add(session)
+                    self._tasks.spawn(self._cull_one(session, reason))
+            await asyncio.sleep(self._wiring.timeouts.cull_pause_s)
 
     async def _cull_one(self, session: LiveSession, reason: str) -> None:
         record = session.record
         try:
-            async with self.turn(record.tenant, record.session_id):
+            async with self.lock(record.tenant, record.session_id):
                 if not session.is_over and session.has_expired() is not None:
                     await self._end(session, reason)
         except CellblockError as error:

@@ -1,76 +1,66 @@
-"""The kernel of one session, and the record that says so: taken from the supply, lost, restarted, and told about.
+"""The kernel of one session and the session's record: claims a kernel, restarts it, notices its loss, records that.
 
-Only one at a time may ask for changes: whose turn it is, the session knows. What is written of the record is always its
-newest, and carries a version, so that a write that comes late changes nothing.
+It does not serialise its callers: the session has the lock. Each write of the record carries a version, so that one
+that arrives late changes nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
 
 import structlog
 
+from sessions.concurrency import BackgroundTasks
 from sessions.errors import Conflict, KernelLost, NotFound, StoreUnavailable, Unavailable
-from sessions.jupyter.router import ClientRouter
 from sessions.kernels.kernel import Kernel, KernelState
-from sessions.kernels.kernel_pool import CLAIM_TIMEOUT_S, KernelPool
 from sessions.model import JupyterSession, Result, Session, SessionNews, Usage
-from sessions.ports import Clock, Store
 from sessions.runs.live_run import LiveRun
+from sessions.session.observer import Observers
+from sessions.wiring import Wiring
 
-_READY_TIMEOUT_S = 60.0
 _ATTEMPTS = 3
 
 log = structlog.get_logger()
 
 
 class SessionKernel:
-    """The state: `record`, the kernel of the moment, whether a run is at work on it, whether the session is over."""
+    """The mutable state: `record`; the `kernel`; the `run` at work on it; and `is_over`, once the session has ended."""
 
-    def __init__(
-        self,
-        record: Session,
-        kernel_name: str,
-        *,
-        store: Store,
-        kernel_pool: KernelPool,
-        router: ClientRouter,
-        clock: Clock,
-    ) -> None:
+    def __init__(self, record: Session, kernel_name: str, wiring: Wiring, observers: Observers) -> None:
         self.record = record
-        self._router = router
         self.kernel: Kernel | None = None
-        self.is_at_work = False
+        self.run: LiveRun | None = None
         self.is_over = False
         self._kernel_name = kernel_name
-        self._store = store
-        self._kernel_pool = kernel_pool
-        self._clock = clock
+        self._observers = observers
+        self._store = wiring.store
+        self._kernel_pool = wiring.kernel_pool
+        self._clock = wiring.clock
+        self._ready_timeout_s = wiring.timeouts.ready_timeout_s
         self._writing = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = BackgroundTasks("session_kernel")
 
     def __repr__(self) -> str:
         return f"<SessionKernel {self.kernel!r}, version {self.record.version}, {self.record.news}>"
 
     def adopt(self, kernel: Kernel | None) -> None:
-        """Take over the kernel that an earlier gateway gave this session, or learn that it is gone."""
+        """Have the kernel that an earlier gateway gave this session; None if that is gone."""
         if kernel is None:
-            self._note_loss()
+            self._record_loss()
         else:
-            self._take(kernel)
+            self._attach(kernel)
 
     async def ensure(self) -> Kernel:
-        """A kernel that answers: the session's own, or where that is gone a fresh one.
+        """A kernel that answers: the session's own, or a fresh one if that is gone.
 
         Raises NotFound when the session is over, Unavailable in its kinds, TooManyRequests.
         """
         for _ in range(_ATTEMPTS):
             kernel = self.kernel or await self._claim()
             try:
-                await kernel.wait_ready(_READY_TIMEOUT_S)
+                await kernel.wait_ready(self._ready_timeout_s)
             except KernelLost:
                 kernel.discard("its kernel does not answer")
                 self._drop(kernel)
@@ -79,14 +69,14 @@ class SessionKernel:
         raise Unavailable("The session's kernel does not come up; nothing was run: try again in a moment.")
 
     async def restart(self) -> None:
-        """Have a fresh kernel process; a client that asks for it need not be told. Raises as `ensure` does."""
+        """Start a fresh kernel process, which the next run does not report as a loss. Raises as `ensure` does."""
         kernel = self.kernel
         if kernel is not None:
             try:
-                await kernel.wait_linked(_READY_TIMEOUT_S)
+                await kernel.wait_linked(self._ready_timeout_s)
                 before = kernel.generation
                 kernel.restart()
-                await kernel.wait_restarted(before, _READY_TIMEOUT_S)
+                await kernel.wait_restarted(before, self._ready_timeout_s)
             except KernelLost:
                 kernel.discard("it does not restart")
                 self._drop(kernel)
@@ -95,8 +85,8 @@ class SessionKernel:
         await self._write()
 
     async def renew(self, idle_timeout_s: float | None = None, max_lifetime_s: float | None = None) -> None:
-        """It is being used now; change the time-outs that are given. Raises StoreUnavailable."""
-        async with self._writing:  # so that the times that are kept are the last ones asked for
+        """Record that it is being used now, and the time-outs that are given. Raises StoreUnavailable."""
+        async with self._writing:  # in order: the last times that are given stay
             used_at = self._clock.now()
             times: dict[str, Any] = {
                 "idle_timeout_s": idle_timeout_s or self.record.idle_timeout_s,
@@ -106,10 +96,10 @@ class SessionKernel:
             self.record = replace(self.record, last_used_at=max(used_at, self.record.last_used_at), **times)
 
     async def name_for_jupyter(self, jupyter: JupyterSession, above: int) -> None:
-        """Record what Jupyter's REST API calls it, under a version above this one too; it is being used now.
+        """Record its Jupyter session, under a version that is above `above` too, and that it is being used now.
 
-        Not with the kernel's changes, whose turn may come only once what runs has ended. Raises Conflict when it has
-        another Jupyter session, NotFound when it is over, StoreUnavailable.
+        It has a version of its own, because the kernel's changes may have to wait for a run to end. Raises Conflict
+        when it has another Jupyter session, NotFound when it is over, StoreUnavailable.
         """
         async with self._writing:
             self._check()
@@ -117,7 +107,7 @@ class SessionKernel:
             if known is not None and known.id != jupyter.id:
                 raise Conflict("This kernel has a Jupyter session already: use that one, or another kernel.")
             version = max(self.record.jupyter_version, above) + 1
-            # If the write below is refused, it may still come late; what is written next is above it then.
+            # A write that fails may still arrive late: the next one is above it.
             self.record = replace(self.record, jupyter_version=version + 1)
             changes: dict[str, Any] = {"jupyter": jupyter, "jupyter_version": version}
             used_at = self._clock.now()
@@ -125,25 +115,21 @@ class SessionKernel:
             self.record = replace(self.record, last_used_at=max(used_at, self.record.last_used_at), **changes)
             self._check()
 
-    def give_up(self) -> None:
-        """The session is over: so is its kernel."""
-        self.is_over = True
+    def discard(self) -> None:
+        """Destroy the kernel."""
         kernel, self.kernel = self.kernel, None
         if kernel is not None:
             self._kernel_pool.discard(kernel)
 
     async def hand_over(self) -> Kernel | None:
-        """Leave the kernel to a later gateway."""
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        """Leave the kernel to the next gateway; returns it."""
+        await self._tasks.cancel()
         return self.kernel
 
-    # --- what runs tell of it, and do to it ---------------------------------------------------------------------------
+    # --- its runs -----------------------------------------------------------------------------------------------------
 
     def publish_news(self, live: LiveRun, generation: int) -> None:
-        """What this run, which is sent to this kernel process, has to say of the session."""
+        """Have a run on this kernel process say whether the session is new, and whether it has lost its variables."""
         news = self.record.news
         if news is SessionNews.NONE and generation != self.record.generation:
             news = SessionNews.LOST
@@ -151,11 +137,11 @@ class SessionKernel:
         live.fold.session_lost = news is SessionNews.LOST
 
     def after_run(self, live: LiveRun, result: Result) -> Session:
-        """The record as it is once this run's end is committed."""
+        """The record to commit with this run's end."""
         before, kernel = self.record, self.kernel
         is_gone = kernel is None or kernel.state is KernelState.GONE
         news = SessionNews.LOST if is_gone else SessionNews.NONE
-        if live.lost_kernel:  # which this run itself has said
+        if live.lost_kernel:  # which this run reports itself
             news = SessionNews.CREATED
         return replace(
             before,
@@ -169,7 +155,7 @@ class SessionKernel:
         )
 
     def settle(self, after: Session) -> None:
-        """What `after_run` said is committed."""
+        """Have the record that `after_run` made, which is committed."""
         self.record = replace(
             after,
             idle_timeout_s=self.record.idle_timeout_s,
@@ -187,24 +173,24 @@ class SessionKernel:
 
     async def _claim(self) -> Kernel:
         self._check()
-        kernel = await self._kernel_pool.claim(self._kernel_name, CLAIM_TIMEOUT_S)
+        kernel = await self._kernel_pool.claim(self._kernel_name)
         self._change(kernel_id=kernel.kernel_id, generation=kernel.generation)
         try:
-            # Before anything runs there: a gateway that starts later must know whose it is.
+            # Before anything runs there: the next gateway must know whose it is.
             await self._write()
             self._check()
         except BaseException:
-            # Not back into the pool: who owns it, a later gateway may read otherwise.
+            # Not back into the pool: it may be on record as this session's.
             self._change(kernel_id=None)
             self._kernel_pool.discard(kernel)
             raise
-        self._take(kernel)
-        self._router.kernel_is_back()
+        self._attach(kernel)
+        self._observers.notify(lambda one: one.kernel_ready())
         return kernel
 
-    def _take(self, kernel: Kernel) -> None:
+    def _attach(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        kernel.tap = self._router
+        self._observers.notify(lambda one: one.kernel_attached(kernel))
         kernel.watch(self._on_change)
 
     def _check(self) -> None:
@@ -212,27 +198,33 @@ class SessionKernel:
             raise NotFound("This session has been ended.")
 
     def _on_change(self, kernel: Kernel) -> None:
-        """A kernel that goes while it runs nothing takes the variables along unseen: the next run will say so.
+        """Drop a kernel that is gone. While a run is at work on it, that run's end does this.
 
-        One whose process alone died has another `generation` then.
+        A kernel whose process alone has died stays, and has another `generation`.
         """
         if kernel is not self.kernel:
             return
-        self._router.kernel_changed(kernel)
-        if kernel.state is KernelState.GONE and not self.is_at_work:
+        if kernel.state is KernelState.READY:
+            self._observers.notify(lambda one: one.kernel_ready())
+        else:
+            self._notify_lost()
+        if kernel.state is KernelState.GONE and self.run is None:
             self._drop(kernel)
 
     def _drop(self, kernel: Kernel) -> None:
         if kernel is self.kernel:
             self.kernel = None
             self._kernel_pool.discard(kernel)
-            self._router.kernel_lost()
-            self._note_loss()
+            self._notify_lost()
+            self._record_loss()
 
-    def _note_loss(self) -> None:
+    def _notify_lost(self) -> None:
+        self._observers.notify(lambda one: one.kernel_lost(at_work=self.run is not None))
+
+    def _record_loss(self) -> None:
         news = SessionNews.LOST if self.record.news is SessionNews.NONE else self.record.news
         self._change(kernel_id=None, news=news)
-        self._spawn(self._try_to_write())
+        self._tasks.spawn(self._try_to_write())
 
     def _change(self, **changes: Any) -> None:
         self.record = replace(self.record, version=self.record.version + 1, **changes)
@@ -242,16 +234,11 @@ class SessionKernel:
             await self._store.update_session(self.record)
 
     async def _try_to_write(self) -> None:
-        """Record it for a later gateway, which would find out by itself as well: the kernel is not there."""
+        """Without the database this is left out: the next gateway finds that the kernel is gone by itself."""
         try:
             await self._write()
         except StoreUnavailable as error:
             log.warning("session_not_written", session_id=self.record.session_id, reason=str(error))
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def _sum(total: Usage, one: Usage | None) -> Usage:

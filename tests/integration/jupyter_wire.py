@@ -20,7 +20,7 @@ from kernel_image.protocol import SUBPROTOCOL
 from sessions.jupyter.messages import ClientMessage
 from sessions.jupyter.router import ClientRouter, ClientState
 from sessions.model import ANONYMOUS
-from sessions.settings import Limits
+from sessions.settings import Limits, Timeouts
 
 
 @dataclass
@@ -34,10 +34,10 @@ class Wire:
 
     @property
     def router(self) -> ClientRouter:
-        return self.bench.service._sessions.get(ANONYMOUS, S).router
+        return self.bench.service._sessions.get(ANONYMOUS, S).observers.find(ClientRouter)
 
-    def seat(self, client: str = "lab") -> ClientState:
-        return self.router._seats[client]
+    def client_state(self, client: str = "lab") -> ClientState:
+        return self.router._states[client]
 
     async def publish(self, msg_type: str, content: Mapping[str, Any]) -> None:
         """Something that the session's kernel says though nobody has asked."""
@@ -67,7 +67,7 @@ class Wire:
 
 @asynccontextmanager
 async def wired() -> AsyncIterator[Wire]:
-    bench = await Bench().start()
+    bench = await Bench(timeouts=Timeouts()).start()
     try:
         await bench.create()
         async with serving(service=bench.service, limits=Limits(request_bytes=1 << 20)) as face:

@@ -75,7 +75,7 @@ async def test_an_id_may_hold_whatever_a_session_may_be_called(wire: Wire) -> No
 
 async def test_more_clients_than_a_kernel_may_have_are_turned_away(wire: Wire) -> None:
     for number in range(MAX_CLIENTS):
-        wire.router.seat(str(number))
+        wire.router.connect(str(number))
     with pytest.raises(InvalidStatus) as error:
         await connect(wire.url())
     assert error.value.response.status_code == 429
@@ -86,7 +86,7 @@ async def test_a_client_that_calls_itself_something_endless_is_nobody_in_particu
         assert wire.router.connections() == 2
         await one.close()
         await until(lambda: wire.router.connections() == 1)
-        assert all(len(seat.client) < 300 for seat in wire.router._seats.values())
+        assert all(len(state.client) < 300 for state in wire.router._states.values())
         await other.close()
 
 
@@ -116,7 +116,7 @@ async def test_a_mistake_of_ours_does_not_end_the_connection(wire: Wire, lab: Cl
     async def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    wire.bench.service._attachments._begin = broken  # type: ignore[assignment]
+    wire.bench.service._jupyter_clients._begin = broken  # type: ignore[assignment]
     async with connect(wire.url("other")) as other:
         with capture_logs() as logs:
             await execute(other, "x")
@@ -139,7 +139,7 @@ async def test_a_client_that_vanishes_in_mid_run_comes_back_to_all_of_it(wire: W
     await hear_until(lab, "stream", screen)
     kernel.print("two ")
     lab.transport.abort()
-    await until(lambda: not wire.seat().is_taken)
+    await until(lambda: not wire.client_state().is_connected)
     kernel.print("three ")
     async with connect(wire.url()) as back:
         while screen.shown != {"x": "one two three "}:
@@ -155,7 +155,7 @@ async def test_a_client_that_connects_anew_replaces_its_connection_and_keeps_its
     async with connect(wire.url()) as again:
         assert await closed(lab) == 1000
         await until(lambda: repr(wire.face.streams) == "<Streams 1>")
-        assert wire.seat().is_taken
+        assert wire.client_state().is_connected
         await execute(again, "x")
         (await wire.bench.sent("x")).end("out")
         assert text_of(await hear_until(again, "execute_reply")) == "out"
@@ -166,7 +166,7 @@ async def test_a_gateway_that_stops_asks_to_connect_again(wire: Wire, lab: Clien
     kernel = await wire.bench.sent("x")
     kernel.print("one")
     await hear_until(lab, "stream")
-    wire.seat().outbox.replay(next(iter(wire.bench.store.runs)))
+    wire.client_state().outbox.replay(next(iter(wire.bench.store.runs)))
     await hear_until(lab, "stream")  # and in the middle of telling it again
     async with asyncio.timeout(10):
         await wire.face.streams.close_all()
@@ -191,7 +191,7 @@ async def test_what_has_arrived_is_found_out_by_pings(wire: Wire, lab: ClientCon
         await wire.publish("stream", {"name": "stdout", "text": f"{number} "})
     heard = [await hear(lab) for _ in range(outbox._WINDOW * 3)]
     assert text_of(heard) == "".join(f"{number} " for number in range(outbox._WINDOW * 3))
-    await until(lambda: not wire.seat().outbox._unconfirmed)
+    await until(lambda: not wire.client_state().outbox._unconfirmed)
 
 
 async def test_what_was_sent_behind_a_ping_is_asked_after_by_the_next_one(wire: Wire) -> None:
@@ -203,7 +203,7 @@ async def test_what_was_sent_behind_a_ping_is_asked_after_by_the_next_one(wire: 
         writer.write(_pong(b"1"))
         await reader.readuntil(b"\x89\x012")
         writer.write(_pong(b"2"))
-        await until(lambda: not wire.seat().outbox._unconfirmed)
+        await until(lambda: not wire.client_state().outbox._unconfirmed)
 
 
 def _pong(payload: bytes) -> bytes:
@@ -219,7 +219,7 @@ async def test_a_client_that_reads_and_never_answers_a_ping_is_told_no_more_than
             async with asyncio.timeout(5):
                 heard += await reader.read(MIB)
         await asyncio.sleep(0.05)
-        assert len(wire.seat("mute").outbox._unconfirmed) == outbox._WINDOW
+        assert len(wire.client_state("mute").outbox._unconfirmed) == outbox._WINDOW
         assert f"<{outbox._WINDOW}>".encode() not in heard
 
 
@@ -236,12 +236,12 @@ async def test_a_client_that_does_not_read_hurts_neither_the_gateway_nor_another
         for _ in range(300):
             kernel.print("x" * 100_000)
             await wire.publish("display_data", {"data": {"text/plain": "y" * 50_000}})
-            largest = max(largest, wire.seat("slow").outbox._size_bytes)
+            largest = max(largest, wire.client_state("slow").outbox._size_bytes)
         kernel.end()
         assert len(text_of(await heard)) > 0
         assert largest < 5 * MIB
         assert max(_unsent_bytes(stream) for stream in wire.face.streams._open) < MIB
-    await until(lambda: not wire.seat("slow").is_taken)
+    await until(lambda: not wire.client_state("slow").is_connected)
 
 
 def _unsent_bytes(stream: object) -> int:

@@ -14,6 +14,7 @@ from sessions.kernels.kernel import Kernel
 from sessions.kernels.messages import Message
 from sessions.kernels.outcomes import Died, Done
 from sessions.model import KernelId
+from sessions.settings import Timeouts
 
 CREDENTIAL = "s3cret"
 
@@ -44,15 +45,16 @@ class Heard:
 class Line:
     """A kernel, and the supervisor at the other end of the line. `seq` is the last frame the supervisor numbered."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeouts: Timeouts = Timeouts(), *, adopted: bool = False) -> None:
         self.clock = ManualClock()
-        self.kernel = Kernel(KernelId("k1"), "python3", CREDENTIAL, self.clock)
+        self._timeouts = timeouts
+        self.kernel = Kernel(KernelId("k1"), "python3", CREDENTIAL, self.clock, timeouts, adopted=adopted)
         self.seq = 0
         self.dial()
 
     def dial(self) -> None:
         self.link = RecordingLink()
-        self.greeting = Handshake(self.kernel, self.link)
+        self.greeting = Handshake(self.kernel, self.link, self._timeouts.hello_timeout_s)
 
     def greet(self, **fields: Any) -> None:
         self.greeting.on_text(hello(**{"kernel_id": "k1", "credential": CREDENTIAL, **fields}))

@@ -34,6 +34,23 @@ async def test_waiting_ends_in_time_and_cancelling_ends_everything() -> None:
     assert len(tasks) == 0
 
 
+async def test_shielded_work_goes_on_without_its_caller_and_raises_to_nobody_else() -> None:
+    async def fails() -> None:
+        raise ValueError("boom")
+
+    tasks, go_on = BackgroundTasks("the tests"), asyncio.Event()
+    caller = asyncio.ensure_future(tasks.shielded(go_on.wait()))
+    await asyncio.sleep(0)
+    caller.cancel()
+    await asyncio.wait([caller])
+    assert (caller.cancelled(), len(tasks)) == (True, 1)
+    go_on.set()
+    await tasks.wait()
+    with capture_logs() as logs, pytest.raises(ValueError, match="boom"):
+        await tasks.shielded(fails())
+    assert (logs, len(tasks)) == ([], 0)
+
+
 async def test_a_keyed_lock_serves_one_key_in_order_and_other_keys_at_once() -> None:
     locks: KeyedLock[str] = KeyedLock()
     order: list[str] = []

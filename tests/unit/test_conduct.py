@@ -14,8 +14,6 @@ from kernel_image import protocol
 from sessions.errors import Conflict, NotFound, SandboxLost, StoreUnavailable
 from sessions.model import ANONYMOUS, EventType, RunId, RunStatus, SessionId, TenantId
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 
 def cellblock_metadata(kernel: Kernel) -> list[dict[str, Any]]:
     """What of ours came with each request."""
@@ -209,10 +207,8 @@ async def test_an_interrupt_waits_for_the_link_and_the_session_is_kept(bench: Be
     assert not (await bench.serve("x", session_id=S)).session_lost
 
 
-async def test_a_link_that_breaks_again_and_again_costs_no_session(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sessions.runs.executor._KILL_GRACE_S", 0.15)
+@pytest.mark.timeouts(kill_grace_s=0.15)
+async def test_a_link_that_breaks_again_and_again_costs_no_session(bench: Bench) -> None:
     run_id = await bench.record("sleep", session_id=S)
     kernel = await bench.sent("sleep")
     await bench.service.cancel(ANONYMOUS, run_id)

@@ -13,6 +13,7 @@ import pytest
 from kernel_image import protocol
 from sessions.errors import InvalidRequest, NotFound, TooManyRequests, Unavailable
 from sessions.kernels.files import Reader, Transfers, Writer
+from sessions.settings import Timeouts
 
 PIECE = protocol.FILE_PIECE_BYTES
 ENTRY = {"bytes": 10, "mtime_ns": 0}
@@ -21,11 +22,11 @@ ENTRY = {"bytes": 10, "mtime_ns": 0}
 class Supervisor:
     """Answers what `answers` makes of each question, which is the message's fields; what it was `asked` is kept."""
 
-    def __init__(self, *answers: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, timeouts: Timeouts) -> None:
         self.asked: list[dict[str, Any]] = []
-        self.answers = list(answers)
+        self.answers: list[Callable[[dict[str, Any]], None]] = []
         self.has_link = True
-        self.files = Transfers(self._take_text, self._take_binary)
+        self.files = Transfers(self._take_text, self._take_binary, timeouts.file_answer_timeout_s)
 
     def _take_text(self, text: str) -> None:
         if not self.has_link:
@@ -70,8 +71,8 @@ class Supervisor:
 
 
 @pytest.fixture
-def supervisor() -> Supervisor:
-    return Supervisor()
+def supervisor(timeouts: Timeouts) -> Supervisor:
+    return Supervisor(timeouts)
 
 
 WRONG_LISTS: list[dict[str, Any]] = [
@@ -149,8 +150,8 @@ async def test_a_wrong_piece_fails_that_file_alone(supervisor: Supervisor, piece
     await supervisor.works()
 
 
-async def test_a_piece_larger_than_any_is_not_taken(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sessions.kernels.file_exchange._ANSWER_TIMEOUT_S", 0.05)
+@pytest.mark.timeouts(file_answer_timeout_s=0.05)
+async def test_a_piece_larger_than_any_is_not_taken(supervisor: Supervisor) -> None:
     for size in (PIECE + 1, PIECE + (1 << 20)):
         reader = await supervisor.opened(bytes=1 << 30)
         supervisor.answers = [supervisor.sends(b"x" * size, offset=0)]
@@ -224,10 +225,8 @@ def test_frames_that_are_none_are_dropped(supervisor: Supervisor, frame: bytes) 
     supervisor.files.handle_frame(memoryview(protocol.encode_message("file", [b"", b"", b"", b'{"id": []}', b""])))
 
 
-async def test_a_silent_supervisor_is_not_waited_for_for_ever(
-    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sessions.kernels.file_exchange._ANSWER_TIMEOUT_S", 0.02)
+@pytest.mark.timeouts(file_answer_timeout_s=0.02)
+async def test_a_silent_supervisor_is_not_waited_for_for_ever(supervisor: Supervisor) -> None:
     with pytest.raises(Unavailable, match="in time"):
         await supervisor.files.open("t")
     # It may have opened the file after all.

@@ -12,8 +12,6 @@ from workbench import Bench, S, held
 from sessions.errors import Conflict, EngineUnavailable, Gone, SandboxLost, StoreUnavailable
 from sessions.model import RunRecord, RunStatus, SessionId, TenantId
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 KEY = "key"
 
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
 from doubles import until
 from jupyter_talk import Client
 from workbench import Bench, Benches, S, come_back, crash, ended, held, unavailable
 
 from sessions.model import ANONYMOUS, RunId, RunStatus
-
-pytestmark = pytest.mark.usefixtures("hurried")
 
 
 def run_ids(bench: Bench) -> list[RunId]:
@@ -82,7 +79,7 @@ async def test_a_question_that_a_run_waits_in_is_asked_again_and_one_that_was_an
     lab.leave()
     back = await Client.attach(bench, confirms=False)
     other = await Client.attach(bench, "other")
-    other.attachment._seat.outbox.replay(run_ids(bench)[0])
+    other.connection._state.outbox.replay(run_ids(bench)[0])
     assert await back.hears("input_request", "input()") == {"prompt": "? ", "password": True}
     await back.ask("input_reply", {"value": "42"}, channel="stdin")
     back.leave()

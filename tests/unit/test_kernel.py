@@ -9,8 +9,6 @@ import pytest
 from doubles import message_frame
 from kernel_line import Heard, Line
 
-import sessions.kernels.handshake
-import sessions.kernels.kernel
 from kernel_image import protocol
 from sessions.errors import KernelLost, Unavailable
 from sessions.kernels.kernel import KernelState
@@ -277,8 +275,8 @@ async def test_a_reconnected_supervisor_is_told_what_is_committed_not_what_is_ta
     assert line.kernel.is_ready()
 
 
-async def test_a_supervisor_that_does_not_come_back_is_given_up(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions.kernels.kernel, "_RECONNECT_S", 0.01)
+@pytest.mark.timeouts(reconnect_timeout_s=0.01)
+async def test_a_supervisor_that_does_not_come_back_is_given_up(line: Line) -> None:
     heard = Heard()
     line.ready().execute("x", heard)
     line.greeting.on_closed()
@@ -291,8 +289,8 @@ async def test_a_supervisor_that_does_not_come_back_is_given_up(line: Line, monk
     assert heard.ends == [Died(Cause.GONE, None, None, None, ())]
 
 
-async def test_a_supervisor_that_comes_back_in_time_is_kept(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions.kernels.kernel, "_RECONNECT_S", 0.05)
+@pytest.mark.timeouts(reconnect_timeout_s=0.05)
+async def test_a_supervisor_that_comes_back_in_time_is_kept(line: Line) -> None:
     line.ready().greeting.on_closed()
     line.dial()
     line.greet()

@@ -7,14 +7,11 @@ from typing import Any
 
 import pytest
 from doubles import message_frame
-from kernel_line import CREDENTIAL, Heard, Line
+from kernel_line import Heard, Line
 
-import sessions.kernels.handshake
-import sessions.kernels.kernel
 from sessions.errors import KernelLost
-from sessions.kernels.kernel import Kernel, KernelState
+from sessions.kernels.kernel import KernelState
 from sessions.kernels.outcomes import Cause, Died, Done
-from sessions.model import KernelId
 
 
 async def test_the_right_credential_is_welcomed(line: Line) -> None:
@@ -63,8 +60,8 @@ async def test_a_jupyter_message_before_the_hello_is_refused(line: Line) -> None
     assert line.link.sent("welcome") == []
 
 
-async def test_whoever_says_nothing_is_hung_up_on(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions.kernels.handshake, "_HELLO_TIMEOUT_S", 0.01)
+@pytest.mark.timeouts(hello_timeout_s=0.01)
+async def test_whoever_says_nothing_is_hung_up_on(line: Line) -> None:
     line.dial()
     async with asyncio.timeout(5):
         while line.link.closed is None:
@@ -110,9 +107,7 @@ class AdoptedLine(Line):
     """A supervisor in mid-conversation: `seq` frames have been said before."""
 
     def __init__(self, seq: int = 0) -> None:
-        super().__init__()
-        self.kernel = Kernel(KernelId("k1"), "python3", CREDENTIAL, self.clock, adopted=True)
-        self.dial()
+        super().__init__(adopted=True)
         self.seq = seq
 
     def join(self, **fields: Any) -> None:

@@ -13,8 +13,6 @@ from workbench import Bench, Kernel, S
 from sessions.errors import Conflict, EndNotStored, Gone, NotFound
 from sessions.model import ANONYMOUS, Batch, Event, EventType, GatewayId, Result, RunId, RunStatus, TenantId
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 
 class Follower:
     """Somebody who follows; checks that no event is seen that the store has not, and that none is missing."""

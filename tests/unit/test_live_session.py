@@ -15,8 +15,6 @@ from sessions.errors import Conflict, NotFound, TooManyRequests
 from sessions.model import ANONYMOUS, EventType, RunStatus, Session, SessionId, SessionState, TenantId, Usage
 from sessions.settings import SessionLimits
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 STRANGER = TenantId("stranger")
 
 

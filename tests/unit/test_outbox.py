@@ -31,11 +31,11 @@ async def taken(outbox: Outbox) -> list[str | Replay | None]:
     items: list[str | Replay | None] = []
     while True:
         try:
-            item = await asyncio.wait_for(outbox.take(), 0.01)
+            item = await asyncio.wait_for(outbox.get(), 0.01)
         except TimeoutError:
             return items
         if isinstance(item, Replay):
-            outbox.told(item.run_id)
+            outbox.replay_sent(item.run_id)
         items.append(item if not isinstance(item, ClientMessage) else content(item).get("text", item.msg_id))
         if item is None:
             return items
@@ -50,7 +50,7 @@ async def test_messages_come_out_in_the_order_in_which_they_went_in() -> None:
 
 async def test_taking_waits_for_the_next_message_and_ends_behind_the_last_one() -> None:
     outbox = Outbox()
-    taking = asyncio.ensure_future(outbox.take())
+    taking = asyncio.ensure_future(outbox.get())
     await asyncio.sleep(0)
     outbox.put(line("x"))
     assert isinstance(await taking, ClientMessage)
@@ -61,7 +61,7 @@ async def test_taking_waits_for_the_next_message_and_ends_behind_the_last_one() 
 
 async def test_taking_that_is_cancelled_takes_nothing() -> None:
     outbox = Outbox()
-    taking = asyncio.ensure_future(outbox.take())
+    taking = asyncio.ensure_future(outbox.get())
     await asyncio.sleep(0)
     outbox.put(line("x"))
     taking.cancel()
@@ -89,10 +89,10 @@ async def test_nothing_of_a_run_comes_beside_its_retelling() -> None:
     outbox.put(line("raw", "a"), A)
     outbox.replay(A)
     outbox.put(line("raw", "a"), A)
-    assert isinstance(await outbox.take(), Replay)
+    assert isinstance(await outbox.get(), Replay)
     outbox.put(line("while it is being told", "a"), A)
     outbox.replay(A)
-    outbox.told(A)
+    outbox.replay_sent(A)
     outbox.put(line("new", "a"), A)
     assert await taken(outbox) == ["new"]
 
@@ -132,8 +132,8 @@ async def test_memory_is_bounded_whatever_gathers() -> None:
         if number % 50 == 0:
             outbox.put(line("large", size_bytes=100 * KIB))
         assert outbox._size_bytes <= 64 * KIB + 110 * KIB
-    assert len(outbox._items) < outbox_module._MOST_RETOLD + 400
-    assert len(outbox._retold) < outbox_module._MOST_RETOLD + 400
+    assert len(outbox._items) < outbox_module._MAX_REPLAYED_RUNS + 400
+    assert len(outbox._replayed) < outbox_module._MAX_REPLAYED_RUNS + 400
 
 
 async def test_what_cannot_get_below_the_limit_is_not_looked_through_at_every_message(
@@ -174,10 +174,10 @@ async def test_what_was_not_confirmed_comes_again_and_what_was_does_not() -> Non
     assert await taken(outbox) == ["0", "1", "2", "3"]
     outbox.confirm(2)
     outbox.put(line("4"))
-    outbox.put_back()
+    outbox.requeue_unconfirmed()
     assert await taken(outbox) == ["2", "3", "4"]
     outbox.confirm(outbox.sent)
-    outbox.put_back()
+    outbox.requeue_unconfirmed()
     assert await taken(outbox) == []
 
 
@@ -186,8 +186,8 @@ async def test_a_run_of_which_something_may_be_missing_is_told_again_as_a_whole(
     outbox.put(line("a1", "a"), A)
     outbox.put(line("between"))
     outbox.put(line("a2", "a"), A)
-    await outbox.take()
-    outbox.put_back()
+    await outbox.get()
+    outbox.requeue_unconfirmed()
     assert await taken(outbox) == [Replay(A), "between"]
 
 
@@ -195,9 +195,9 @@ async def test_a_run_of_which_all_has_arrived_goes_on_where_it_was() -> None:
     outbox = Outbox()
     outbox.put(line("a1", "a"), A)
     outbox.put(line("a2", "a"), A)
-    await outbox.take()
+    await outbox.get()
     outbox.confirm(1)
-    outbox.put_back()
+    outbox.requeue_unconfirmed()
     outbox.put(line("a3", "a"), A)
     assert await taken(outbox) == ["a2", "a3"]
 
@@ -207,20 +207,20 @@ async def test_a_run_that_was_told_and_may_not_have_arrived_is_told_again() -> N
     outbox.replay(A)
     assert await taken(outbox) == [Replay(A)]
     outbox.put(line("since then", "a"), A)
-    outbox.put_back()
+    outbox.requeue_unconfirmed()
     assert await taken(outbox) == [Replay(A)]
     outbox.confirm(outbox.sent)
-    outbox.put_back()
+    outbox.requeue_unconfirmed()
     assert await taken(outbox) == []
 
 
 async def test_a_run_that_was_being_told_is_told_again() -> None:
     outbox = Outbox()
     outbox.replay(A)
-    assert await outbox.take() == Replay(A)
+    assert await outbox.get() == Replay(A)
     outbox.put(line("meanwhile", "a"), A)
     outbox.put(line("other"))
-    outbox.put_back()
+    outbox.requeue_unconfirmed()
     assert await taken(outbox) == [Replay(A), "other"]
 
 
@@ -233,7 +233,7 @@ async def test_a_client_that_confirms_nothing_is_told_no_more_than_can_be_told_a
     outbox.confirm(100)
     second = await taken(outbox)
     assert [*first, *second] == [str(number) for number in range(outbox_module._WINDOW + 100)]
-    outbox.put_back()
+    outbox.requeue_unconfirmed()
     again = await taken(outbox)
     assert [text for text in again if text != Replay(A)][:3] == ["100", "102", "104"]
 
@@ -244,7 +244,7 @@ async def test_many_runs_on_their_way_to_a_client_that_vanishes_are_all_told_aga
     for run_id in runs:
         outbox.put(line(run_id, run_id), run_id)
     await taken(outbox)
-    outbox.put_back()
+    outbox.requeue_unconfirmed()
     again = await taken(outbox)
     outbox.confirm(outbox.sent)
     again += await taken(outbox)
@@ -258,10 +258,10 @@ async def test_what_is_on_its_way_is_bounded_in_bytes_and_so_is_what_comes_back_
         await taken_one(outbox)
     assert outbox._unconfirmed_bytes < (64 + 12) * KIB
     assert outbox._size_bytes > 20 * KIB
-    outbox.put_back()
+    outbox.requeue_unconfirmed()
     assert outbox._size_bytes <= 64 * KIB
 
 
 async def taken_one(outbox: Outbox) -> None:
     with suppress(TimeoutError):
-        await asyncio.wait_for(outbox.take(), 0.001)
+        await asyncio.wait_for(outbox.get(), 0.001)

@@ -41,11 +41,11 @@ class Reader:
         """Take the next message; or be told to its end the run that is being told, with what has come meanwhile."""
         if self._telling is not None:
             run_id, self._telling = self._telling, None
-            self.outbox.told(run_id)
+            self.outbox.replay_sent(run_id)
             self._on_the_wire.append((self.outbox.sent, run_id, [*self.events.get(run_id, [])], True))
             return
         try:
-            item = await asyncio.wait_for(self.outbox.take(), 0.001)
+            item = await asyncio.wait_for(self.outbox.get(), 0.001)
         except TimeoutError:
             return
         if isinstance(item, Replay):
@@ -72,7 +72,7 @@ class Reader:
             self.shown[self._telling] = self.events.get(self._telling, [])[:arrived]
         self._on_the_wire.clear()
         self._telling = None
-        self.outbox.put_back()
+        self.outbox.requeue_unconfirmed()
 
 
 steps = st.lists(

@@ -7,10 +7,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from sessions.kernels.pool_policy import PoolSettings, WarmPool
 from sessions.model import KernelId
+from sessions.settings import Timeouts
 
 
 def pool(size: int = 2, most: int = 4, warm: int = 0, refill_pause_s: float = 0.25) -> WarmPool:
-    made = WarmPool(PoolSettings(size, most, refill_pause_s))
+    made = WarmPool(PoolSettings(size, most, refill_pause_s), Timeouts())
     for number in range(warm):
         made.launch(KernelId(f"k{number}"))
         made.became_warm(KernelId(f"k{number}"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -13,14 +14,14 @@ import pytest
 from doubles import ManualClock, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from workbench import HURRIED
 
-import sessions.runs.recorder
 from sessions.kernels.messages import Message
 from sessions.kernels.outcomes import Cause, Died, Done
 from sessions.model import ANONYMOUS, ArtifactId, Batch, EventType, GatewayId, Progress, Result, Run, RunId, RunStatus
 from sessions.output.fold import RunFold
 from sessions.runs.recorder import Recorder
-from sessions.settings import Limits
+from sessions.settings import Limits, Timeouts
 from sessions.testing.memory_store import MemoryStore
 
 DONE = Done(None, 0, ())
@@ -30,10 +31,11 @@ RUN_ID = RunId("00000000-0000-4000-8000-000000000001")
 class Taped:
     """A recording with its store; `acknowledgeable` is how far frames might have been acknowledged at each commit."""
 
-    def __init__(self, store: MemoryStore | None = None) -> None:
+    def __init__(self, store: MemoryStore | None = None, timeouts: Timeouts = HURRIED) -> None:
         self.store = store or MemoryStore()
+        self.timeouts = timeouts
         fold = RunFold(RUN_ID, Limits(), lambda: ArtifactId(str(uuid4())))
-        self.recorder = Recorder(RUN_ID, fold, self.store, ManualClock())
+        self.recorder = Recorder(RUN_ID, fold, self.store, ManualClock(), timeouts)
         self.recorder.on_commit(lambda: self.acknowledgeable.append(self.recorder.uncommitted_seq))
         self.acknowledgeable: list[int | None] = []
         self.seq = 0
@@ -60,10 +62,8 @@ class Taped:
 
 
 @pytest.fixture
-async def taped(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Taped]:
-    monkeypatch.setattr(sessions.runs.recorder, "_BATCH_PAUSE_S", 0.01)
-    monkeypatch.setattr(sessions.runs.recorder, "_FIRST_RETRY_S", 0.01)
-    taped = await Taped().begin()
+async def taped(timeouts: Timeouts) -> AsyncIterator[Taped]:
+    taped = await Taped(timeouts=timeouts).begin()
     yield taped
     taped.store.is_reachable = True
     if not taped.store.runs[RUN_ID].finished_at:
@@ -222,10 +222,8 @@ async def test_once_the_run_has_ended_only_its_end_is_written(taped: Taped) -> N
 # --- for those who follow ---------------------------------------------------------------------------------------------
 
 
-async def test_without_a_follower_output_gathers_and_with_one_it_is_written_at_once(
-    taped: Taped, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sessions.runs.recorder, "_BATCH_PAUSE_S", 60.0)
+@pytest.mark.timeouts(batch_pause_s=60.0)
+async def test_without_a_follower_output_gathers_and_with_one_it_is_written_at_once(taped: Taped) -> None:
     taped.print("one")
     await asyncio.sleep(0.05)
     assert taped.stored_text() == ""
@@ -275,8 +273,7 @@ class SlowStore(MemoryStore):
 
 
 @pytest.fixture
-async def slow(monkeypatch: pytest.MonkeyPatch) -> Taped:
-    monkeypatch.setattr(sessions.runs.recorder, "_BATCH_PAUSE_S", 0.01)
+async def slow() -> Taped:
     return await Taped(SlowStore()).begin()
 
 
@@ -453,7 +450,7 @@ def say(into: Taped, steps: list[str]) -> None:
 
 async def record(steps: list[str], stops: list[tuple[int, int, bool]]) -> Recorded:
     """What is stored when gateways stop after so many frames, and frames come again from so far back."""
-    tape = await Taped().begin()
+    tape = await Taped(timeouts=replace(HURRIED, batch_pause_s=0.0)).begin()
     for stop, back, is_written in stops:
         while tape.seq < stop:
             say(tape, steps)
@@ -482,6 +479,4 @@ def test_wherever_gateways_stop_the_last_one_has_it_all_once(
     steps: list[str], stops: list[tuple[int, int, bool]]
 ) -> None:
     stops = [(min(stop, len(steps)), back, is_written) for stop, back, is_written in sorted(stops)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sessions.runs.recorder, "_BATCH_PAUSE_S", 0.0)
-        assert asyncio.run(record(steps, stops)) == asyncio.run(record(steps, []))
+    assert asyncio.run(record(steps, stops)) == asyncio.run(record(steps, []))

@@ -27,8 +27,6 @@ from sessions.model import (
     SessionState,
 )
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 
 @pytest.mark.parametrize("session_id", [None, S])
 async def test_a_run_goes_on_and_its_whole_output_is_there_once(benches: Benches, session_id: SessionId | None) -> None:
@@ -226,10 +224,8 @@ async def test_a_run_outside_of_a_session_whose_sandbox_is_gone_is_lost_and_not_
     assert bench.times_sent("work") == 1
 
 
-async def test_a_supervisor_that_does_not_come_back_loses_its_run(
-    benches: Benches, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sessions.runs.executor._LINK_TIMEOUT_S", 0.05)
+@pytest.mark.timeouts(link_timeout_s=0.05)
+async def test_a_supervisor_that_does_not_come_back_loses_its_run(benches: Benches) -> None:
     run_id = await benches[0].record("work", session_id=S)
     kernel = await benches[0].sent("work")
     bench = await crash(benches)
@@ -273,10 +269,8 @@ async def test_runs_can_be_followed_and_cancelled_across_a_crash(benches: Benche
     assert rest[-1].type is EventType.END
 
 
-async def test_a_run_past_its_time_limit_is_stopped_by_the_next_gateway(
-    benches: Benches, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sessions.runs.executor._LEAST_TIME_S", 0.05)
+@pytest.mark.timeouts(resumed_min_s=0.05)
+async def test_a_run_past_its_time_limit_is_stopped_by_the_next_gateway(benches: Benches) -> None:
     run_id = await benches[0].record("work", timeout_s=0.2)
     kernel = await benches[0].sent("work")
     bench = await crash(benches)

@@ -12,8 +12,6 @@ from kernel_image import protocol
 from sessions.errors import StoreUnavailable
 from sessions.model import ANONYMOUS, RunStatus, SessionId, SessionNews, SessionState
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 
 async def test_the_variables_of_a_session_live_on(benches: Benches) -> None:
     await benches[0].serve("x = 1", session_id=S)

@@ -11,8 +11,7 @@ from workbench import Bench, S
 
 from sessions.errors import NotFound, StoreUnavailable
 from sessions.model import ANONYMOUS, RunId, RunStatus, SessionId
-
-pytestmark = pytest.mark.usefixtures("hurried")
+from sessions.settings import Timeouts
 
 
 class Timed(Bench):
@@ -31,8 +30,8 @@ class Timed(Bench):
 
 
 @pytest.fixture
-async def bench() -> AsyncIterator[Timed]:
-    bench = Timed(clock=ManualClock())
+async def bench(timeouts: Timeouts) -> AsyncIterator[Timed]:
+    bench = Timed(clock=ManualClock(), timeouts=timeouts)
     await bench.start()
     yield bench
     await bench.stop()
@@ -147,8 +146,8 @@ async def deletion_in_an_outage(bench: Bench) -> tuple[RunId, asyncio.Future[Non
     return run_id, deleting
 
 
-async def test_a_deletion_does_not_last_as_long_as_an_outage(bench: Timed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sessions.session.registry._END_PATIENCE_S", 0.02)
+@pytest.mark.timeouts(end_timeout_s=0.02)
+async def test_a_deletion_does_not_last_as_long_as_an_outage(bench: Timed) -> None:
     run_id, deleting = await deletion_in_an_outage(bench)
     async with asyncio.timeout(5):
         await deleting
@@ -157,10 +156,8 @@ async def test_a_deletion_does_not_last_as_long_as_an_outage(bench: Timed, monke
     assert (await bench.service.result(run_id)).status is RunStatus.CANCELLED
 
 
-async def test_who_comes_after_a_deletion_does_not_wait_for_it_in_an_outage(
-    bench: Timed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sessions.session.registry._END_PATIENCE_S", 30.0)
+@pytest.mark.timeouts(end_timeout_s=30.0)
+async def test_who_comes_after_a_deletion_does_not_wait_for_it_in_an_outage(bench: Timed) -> None:
     _, deleting = await deletion_in_an_outage(bench)
     async with asyncio.timeout(5):
         with pytest.raises(StoreUnavailable):

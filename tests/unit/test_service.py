@@ -5,24 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 import pytest
 from doubles import until
-from workbench import Bench
+from workbench import HURRIED, Bench
 
-import sessions.admission
-import sessions.runs.active_runs
-import sessions.runs.executor
-import sessions.runs.recorder
-import sessions.service
 from kernel_image import protocol
 from sessions.errors import Draining, EndNotStored, InvalidRequest, SandboxLost, StoreUnavailable, UnsupportedLanguage
 from sessions.model import Batch, EventType, Fate, Result, Run, RunRecord, RunStatus, Session
+from sessions.settings import Timeouts
 from sessions.testing.memory_store import MemoryStore
-
-SOON_S = 0.05
 
 
 class RefusingStore(MemoryStore):
@@ -37,13 +32,8 @@ class RefusingStore(MemoryStore):
 
 
 @pytest.fixture
-async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
-    for name in ("INTERRUPT_GRACE_S", "_KILL_GRACE_S", "_FILES_PATIENCE_S"):
-        monkeypatch.setattr(sessions.runs.executor, name, SOON_S)
-    monkeypatch.setattr(sessions.runs.active_runs, "_COMMIT_PATIENCE_S", SOON_S)
-    monkeypatch.setattr("sessions.kernels.kernel_pool._ASK_AFTER_PAUSE_S", 0.01)
-    monkeypatch.setattr(sessions.runs.recorder, "_FIRST_RETRY_S", 0.01)
-    bench = await Bench().start()
+async def bench(timeouts: Timeouts) -> AsyncIterator[Bench]:
+    bench = await Bench(timeouts=timeouts).start()
     yield bench
     await bench.stop()
     assert bench.engine.sandboxes == {}
@@ -98,10 +88,8 @@ async def test_variables_travel_as_metadata_of_a_silent_request_before_the_code(
     assert (await running).status is RunStatus.OK
 
 
-async def test_code_that_ended_in_time_is_no_timeout_however_long_its_files_take(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sessions.runs.executor, "_FILES_PATIENCE_S", 10.0)
+@pytest.mark.timeouts(files_timeout_s=10.0)
+async def test_code_that_ended_in_time_is_no_timeout_however_long_its_files_take(bench: Bench) -> None:
     running = bench.begin(timeout_s=0.2)
     kernel = await bench.sent()
     kernel.reply()
@@ -123,10 +111,8 @@ async def test_files_that_never_come_are_left_out_and_said(bench: Bench) -> None
     assert "[cellblock]" in result.stderr
 
 
-async def test_a_death_in_time_is_no_timeout_however_long_its_files_take(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sessions.runs.executor, "_FILES_PATIENCE_S", 10.0)
+@pytest.mark.timeouts(files_timeout_s=10.0)
+async def test_a_death_in_time_is_no_timeout_however_long_its_files_take(bench: Bench) -> None:
     running = bench.begin(timeout_s=0.2)
     kernel = await bench.sent()
     kernel.file("made.txt", b"x")  # the supervisor sends files only once the code has ended
@@ -268,10 +254,8 @@ async def test_deaths_are_told_apart(
 
 
 @pytest.mark.parametrize(("oom", "status"), [(True, RunStatus.OOM), (False, RunStatus.KERNEL_DIED)])
-async def test_of_a_sandbox_that_is_gone_the_engine_knows_why(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, *, oom: bool, status: RunStatus
-) -> None:
-    monkeypatch.setattr("sessions.kernels.kernel._RECONNECT_S", 0.01)
+@pytest.mark.timeouts(reconnect_timeout_s=0.01)
+async def test_of_a_sandbox_that_is_gone_the_engine_knows_why(bench: Bench, *, oom: bool, status: RunStatus) -> None:
     running = bench.begin()
     kernel = await bench.sent()
     bench.engine.fates[kernel.kernel_id] = Fate(137, oom)
@@ -332,10 +316,9 @@ class HangingStore(MemoryStore):
             await super().add_run(run)
 
 
-async def test_a_run_that_the_database_takes_in_too_late_is_withdrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions.admission, "_BETWEEN_WITHDRAWALS_S", SOON_S)
+async def test_a_run_that_the_database_takes_in_too_late_is_withdrawn() -> None:
     store = HangingStore()
-    bench = await Bench(store).start()
+    bench = await Bench(store, timeouts=replace(HURRIED, withdrawal_pause_s=0.05)).start()
     with pytest.raises(StoreUnavailable):
         await bench.begin(idempotency_key="k")
     await until(lambda: "1 being withdrawn" in repr(bench.service._admission))
@@ -364,8 +347,7 @@ async def test_an_end_that_cannot_be_stored_is_named_and_stored_once_the_databas
     assert [event.seq for event in bench.stored().events.values()] == [1, 2, 3]
 
 
-async def test_events_that_the_database_refuses_cost_the_run_only_those(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions.runs.recorder, "_FIRST_RETRY_S", 0.01)
+async def test_events_that_the_database_refuses_cost_the_run_only_those() -> None:
     bench = await Bench(RefusingStore()).start()
     running = bench.begin()
     kernel = await bench.sent()
@@ -410,10 +392,8 @@ async def test_draining_waits_for_what_runs_and_takes_no_more(bench: Bench) -> N
     assert (await running).status is RunStatus.OK
 
 
-async def test_while_draining_a_sandbox_that_ends_is_still_asked_after(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sessions.kernels.kernel._RECONNECT_S", 0.01)
+@pytest.mark.timeouts(reconnect_timeout_s=0.01)
+async def test_while_draining_a_sandbox_that_ends_is_still_asked_after(bench: Bench) -> None:
     running = bench.begin()
     kernel = await bench.sent()
     draining = asyncio.ensure_future(bench.service.drain(5.0))
@@ -446,10 +426,8 @@ async def test_closing_removes_every_container_that_nothing_runs_in(bench: Bench
     assert bench.engine.sandboxes == {}
 
 
-async def test_closing_without_a_database_leaves_an_end_that_is_not_stored_to_a_later_gateway(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sessions.runs.active_runs, "_COMMIT_PATIENCE_S", 30.0)
+@pytest.mark.timeouts(commit_timeout_s=30.0)
+async def test_closing_without_a_database_leaves_an_end_that_is_not_stored_to_a_later_gateway(bench: Bench) -> None:
     running = bench.begin()
     kernel = await bench.sent()
     bench.store.is_reachable = False
@@ -463,9 +441,8 @@ async def test_closing_without_a_database_leaves_an_end_that_is_not_stored_to_a_
     bench.engine.sandboxes.clear()
 
 
-async def test_a_store_that_is_away_is_a_reason_not_to_be_ready(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions.service, "_HEALTH_PAUSE_S", 0.01)
-    bench = await Bench().start()
+async def test_a_store_that_is_away_is_a_reason_not_to_be_ready() -> None:
+    bench = await Bench(timeouts=replace(HURRIED, store_check_pause_s=0.01)).start()
     bench.store.is_reachable = False
     await until(lambda: not bench.service.readiness().ready)
     assert bench.service.readiness().reasons

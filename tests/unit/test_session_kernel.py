@@ -14,8 +14,6 @@ from sessions.errors import NotFound, StoreUnavailable
 from sessions.kernels.pool_policy import PoolSettings
 from sessions.model import ANONYMOUS, Fate, Result, RunStatus, SessionState, TenantId
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 
 @pytest.fixture
 async def cold() -> AsyncIterator[Bench]:
@@ -203,10 +201,8 @@ async def test_a_renewal_is_not_undone_by_one_that_changes_something_else(bench:
 # --- no kernel for a run ----------------------------------------------------------------------------------------------
 
 
-async def test_an_outage_in_which_a_session_needs_a_kernel_ends_no_run_that_waits(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sessions.session.live_session.LiveSession.patience_s", 0.001)
+@pytest.mark.timeouts(queued_patience_s=0.001)
+async def test_an_outage_in_which_a_session_needs_a_kernel_ends_no_run_that_waits(bench: Bench) -> None:
     first = await bench.record("first", session_id=S)
     kernel = await bench.sent("first")
     second = await bench.record("second", session_id=S)

@@ -12,8 +12,6 @@ from kernel_image import protocol
 from sessions.errors import NotFound, StoreUnavailable, Unavailable
 from sessions.model import ANONYMOUS, RunStatus, SessionState
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 
 async def test_the_first_run_makes_the_session_and_only_that_one_says_so(bench: Bench) -> None:
     first = await bench.serve("x = 1", session_id=S)
@@ -168,8 +166,8 @@ async def test_a_restart_cancels_what_runs_and_what_waits_goes_on_in_the_next_pr
     assert ((await waiting).output, news(await waiting)) == ("2", (False, False))
 
 
-async def test_a_kernel_that_does_not_restart_is_replaced(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sessions.session.session_kernel._READY_TIMEOUT_S", 0.05)
+@pytest.mark.timeouts(ready_timeout_s=0.05)
+async def test_a_kernel_that_does_not_restart_is_replaced(bench: Bench) -> None:
     await bench.create()
     kernel_id = bench.session().kernel_id
     await bench.service.restart_session(ANONYMOUS, S)

@@ -11,8 +11,6 @@ from workbench import Bench, S, news, unavailable
 from sessions.errors import StoreUnavailable
 from sessions.model import ANONYMOUS, RunStatus
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 
 async def test_without_a_database_no_session_is_made_and_no_sandbox_used_up(bench: Bench) -> None:
     (warm,) = bench.engine.sandboxes
@@ -72,10 +70,8 @@ async def test_a_session_that_cannot_be_deleted_goes_on(bench: Bench) -> None:
     assert news(await bench.serve("x", session_id=S)) == (False, False)
 
 
-async def test_a_run_for_which_no_kernel_comes_up_ends_and_says_that_it_was_not_run(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sessions.session.live_session.LiveSession.patience_s", 0.3)
+@pytest.mark.timeouts(queued_patience_s=0.3)
+async def test_a_run_for_which_no_kernel_comes_up_ends_and_says_that_it_was_not_run(bench: Bench) -> None:
     first = bench.begin("first", session_id=S)
     kernel = await bench.sent("first")
     second = bench.begin("second", session_id=S)

@@ -10,9 +10,6 @@ import pytest
 import structlog
 from doubles import MemoryEngine, until
 
-import sessions.kernels.kernel_pool
-import sessions.kernels.pool_policy
-import sessions.kernels.sandboxes
 from gateway.host.clock import SystemClock
 from kernel_image import protocol
 from sessions.errors import Draining, EngineUnavailable, NoKernelInTime, TooManyRequests
@@ -20,7 +17,7 @@ from sessions.kernels.kernel import Kernel
 from sessions.kernels.kernel_pool import KernelPool
 from sessions.kernels.pool_policy import PoolSettings
 from sessions.model import Fate, GatewayId, KernelId, Sandbox
-from sessions.settings import Limits
+from sessions.settings import Limits, Timeouts
 
 NAME = "python3"
 
@@ -34,8 +31,7 @@ Make = Callable[..., Awaitable[KernelPool]]
 
 
 @pytest.fixture
-async def make(engine: MemoryEngine, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
-    monkeypatch.setattr(sessions.kernels.pool_policy, "_FIRST_BACKOFF_S", 0.01)
+async def make(engine: MemoryEngine, timeouts: Timeouts) -> AsyncIterator[Make]:
     supplies: list[KernelPool] = []
 
     async def make(size: int = 2, most: int = 4, queue: int = 8, **options: Any) -> KernelPool:
@@ -49,6 +45,7 @@ async def make(engine: MemoryEngine, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
             preload=("numpy",),
             credential_of=lambda kernel_id: f"secret of {kernel_id}",
             clock=SystemClock(),
+            timeouts=timeouts,
         )
         supplies.append(kernel_pool)
         await kernel_pool.recover({})
@@ -228,10 +225,8 @@ async def test_while_no_launch_works_claims_fail_at_once_and_say_why(engine: Mem
     kernel_pool.discard(await claim(kernel_pool))
 
 
-async def test_a_kernel_that_never_answers_is_a_failed_launch(
-    engine: MemoryEngine, make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sessions.kernels.sandboxes, "_READY_TIMEOUT_S", 0.02)
+@pytest.mark.timeouts(ready_timeout_s=0.02)
+async def test_a_kernel_that_never_answers_is_a_failed_launch(engine: MemoryEngine, make: Make) -> None:
     engine.comes_up = False
     kernel_pool = await make(size=1)
     await until(lambda: kernel_pool.last_failure is not None)
@@ -309,10 +304,8 @@ async def test_a_removal_that_fails_is_tried_again(
     await until(lambda: engine.sandboxes == {})
 
 
-async def test_a_fate_is_asked_for_until_the_engine_knows_it(
-    engine: MemoryEngine, make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sessions.kernels.sandboxes, "_FATE_POLL_S", 0.01)
+@pytest.mark.timeouts(fate_poll_s=0.01)
+async def test_a_fate_is_asked_for_until_the_engine_knows_it(engine: MemoryEngine, make: Make) -> None:
     kernel_pool = await make(size=1)
     kernel = await claim(kernel_pool)
     asking = asyncio.ensure_future(kernel_pool.fate(kernel))
@@ -337,10 +330,10 @@ async def test_an_engine_that_does_not_answer_knows_no_fate(
     kernel_pool.discard(kernel)
 
 
+@pytest.mark.timeouts(fate_timeout_s=0.05)
 async def test_a_fate_is_waited_for_within_one_bound_however_slow_the_engine_is(
     engine: MemoryEngine, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions.kernels.sandboxes, "_FATE_TIMEOUT_S", 0.05)
     kernel_pool = await make(size=1)
     kernel = await claim(kernel_pool)
 
@@ -353,10 +346,8 @@ async def test_a_fate_is_waited_for_within_one_bound_however_slow_the_engine_is(
     kernel_pool.discard(kernel)
 
 
-async def test_without_warm_kernels_the_engine_decides_whether_code_can_run(
-    engine: MemoryEngine, make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sessions.kernels.kernel_pool, "_CHECK_PAUSE_S", 0.01)
+@pytest.mark.timeouts(engine_check_pause_s=0.01)
+async def test_without_warm_kernels_the_engine_decides_whether_code_can_run(engine: MemoryEngine, make: Make) -> None:
     kernel_pool = await make(size=0)
     assert kernel_pool.reasons_not_ready() == []
     engine.is_reachable = False

@@ -19,6 +19,7 @@ from kernel_image.files import SessionFiles
 from kernel_image.safe_directory import HIDDEN_PREFIX
 from sessions.errors import Conflict, InvalidRequest, NotFound, TooLarge, TooManyRequests, Unavailable
 from sessions.kernels.files import Reader, Transfers
+from sessions.settings import Timeouts
 
 PIECE = protocol.FILE_PIECE_BYTES
 
@@ -32,7 +33,7 @@ class Sandbox:
         self.work.mkdir()
         self.artifacts = WorkingDirectory(str(self.work), scan_entries)
         self.supervisor = SessionFiles(self.artifacts, self._from_supervisor)
-        self.files = Transfers(self._to_supervisor, self._piece_to_supervisor)
+        self.files = Transfers(self._to_supervisor, self._piece_to_supervisor, Timeouts().file_answer_timeout_s)
         self.said: list[str | bytes] = []
 
     def _to_supervisor(self, text: str) -> None:

@@ -1,6 +1,6 @@
 """`GET /api/kernels/{id}/channels`: Jupyter's WebSocket, over which a client talks with a session's kernel.
 
-What is said, to whom and in which order is sessions/audience.py's and sessions/attachments.py's; here it goes over the
+What is said, to whom and in which order is decided in sessions/jupyter; here it goes over the
 wire, and how much of it has arrived is found out by pings.
 """
 
@@ -41,7 +41,7 @@ _log = structlog.get_logger("cellblock.http")
 class JupyterChannels(JupyterHandler, SocketHandler):
     """One connection.
 
-    Its state: the attachment and the framing once they are known, the task that tells the client what it is to be told,
+    Its state: the connection and the framing once they are known, the task that tells the client what it is to be told,
     whether a ping is on its way, and how much garbage has come.
     """
 
@@ -49,7 +49,7 @@ class JupyterChannels(JupyterHandler, SocketHandler):
     ends_early: ClassVar[bool] = True
 
     def __init__(self, application: Application, request: HTTPServerRequest, **kwargs: Any) -> None:
-        self._attachment: ClientConnection | None = None
+        self._connection: ClientConnection | None = None
         self._framing: Framing = framing_of(None)
         self._telling: asyncio.Task[None] | None = None
         self._is_pinging = False
@@ -65,13 +65,13 @@ class JupyterChannels(JupyterHandler, SocketHandler):
         kernel_id = unquote_to_bytes(self.request.path.split("/")[3]).decode("utf-8", "replace")
         session_id = self.context.service.session_of_kernel(self.tenant, kernel_id).session.session_id
         client = self.get_query_argument("session_id", None)
-        self._attachment = await self.context.service.attach(self.tenant, session_id, client or None)
+        self._connection = await self.context.service.attach(self.tenant, session_id, client or None)
         try:
             await super().answer()
         finally:
             if self._telling is not None:
                 self._telling.cancel()
-            self._attachment.leave()
+            self._connection.disconnect()
 
     def select_subprotocol(self, subprotocols: list[str]) -> str | None:
         """The newer framing, where the client knows it."""
@@ -80,10 +80,10 @@ class JupyterChannels(JupyterHandler, SocketHandler):
     def open(self, *args: str, **kwargs: str) -> None:
         """Begin to tell the client what it is to be told."""
         super().open(*args, **kwargs)
-        assert self._attachment is not None  # noqa: S101 - for mypy; `answer` has seen to it
+        assert self._connection is not None  # noqa: S101 - for mypy; `answer` has seen to it
         self._framing = framing_of(self.selected_subprotocol)
-        self._telling = asyncio.ensure_future(self._tell(self._attachment))
-        self._attachment.on_replaced(self._be_replaced)
+        self._telling = asyncio.ensure_future(self._tell(self._connection))
+        self._connection.on_replaced(self._be_replaced)
 
     def _be_replaced(self) -> None:
         if self._telling is not None:
@@ -100,12 +100,12 @@ class JupyterChannels(JupyterHandler, SocketHandler):
 
     async def on_message(self, message: str | bytes) -> None:
         """Do what is asked; tornado reads the next message when this is done."""
-        assert self._attachment is not None  # noqa: S101 - for mypy; `answer` has seen to it
+        assert self._connection is not None  # noqa: S101 - for mypy; `answer` has seen to it
         taken: list[ClientMessage] = []
         try:
             with self.holding(message):
                 pause_s = self._throttle.metered(lambda: taken.append(self._framing.decode(message)))
-                await self._attachment.take(taken[0])
+                await self._connection.handle_message(taken[0])
         except InvalidRequest as error:
             self._refuse(error)
         except CellblockError as error:
@@ -126,15 +126,15 @@ class JupyterChannels(JupyterHandler, SocketHandler):
 
     # --- telling the client -------------------------------------------------------------------------------------------
 
-    async def _tell(self, attachment: ClientConnection) -> None:
+    async def _tell(self, connection: ClientConnection) -> None:
         """Send what there is to be told, until there is no kernel any more."""
         try:
-            while (item := await attachment.next()) is not None:
+            while (item := await connection.next_item()) is not None:
                 if isinstance(item, Replay):
-                    await self._replay(attachment, item)
+                    await self._replay(connection, item)
                 else:
                     await self._send(item)
-                self._ping(attachment)
+                self._ping(connection)
             self.close(_NORMAL, "this kernel has been shut down")
         except WebSocketClosedError:
             pass  # the client is gone
@@ -142,12 +142,12 @@ class JupyterChannels(JupyterHandler, SocketHandler):
             _log.exception("jupyter_client_not_told", request_id=self.request_id)
             self.disconnect()
 
-    async def _replay(self, attachment: ClientConnection, replay: Replay) -> None:
-        telling = replay_run(self.context.service, self.tenant, replay.run_id, attachment.client)
+    async def _replay(self, connection: ClientConnection, replay: Replay) -> None:
+        telling = replay_run(self.context.service, self.tenant, replay.run_id, connection.client)
         async with aclosing(telling) as messages:  # type: ignore[type-var]
             async for message in messages:
                 await self._send(message)
-        attachment.told(replay.run_id)
+        connection.replay_sent(replay.run_id)
 
     async def _send(self, message: ClientMessage) -> None:
         data = self._framing.encode(message)
@@ -159,19 +159,19 @@ class JupyterChannels(JupyterHandler, SocketHandler):
                 self.disconnect()
                 raise WebSocketClosedError from None
 
-    def _ping(self, attachment: ClientConnection) -> None:
+    def _ping(self, connection: ClientConnection) -> None:
         """Ask whether all this has arrived, unless that has been asked already."""
         if not self._is_pinging:
             with suppress(WebSocketClosedError):
-                self.ping(str(attachment.sent))
+                self.ping(str(connection.sent))
                 self._is_pinging = True
 
     def on_pong(self, data: bytes) -> None:
         """So much has arrived."""
-        if self._attachment is None or not data.isdigit():
+        if self._connection is None or not data.isdigit():
             return  # tornado's own pings are empty
         self._is_pinging = False
         number = int(data)
-        self._attachment.confirm(number)
-        if self._attachment.sent > number and not self.is_closed:
-            self._ping(self._attachment)
+        self._connection.confirm(number)
+        if self._connection.sent > number and not self.is_closed:
+            self._ping(self._connection)

@@ -13,8 +13,7 @@ from typing import Any, Protocol
 from gateway.http.render.notebook import Shown, ShownImage, output_content, shown_image, shown_result
 from sessions.errors import Gone, NotFound, StoreUnavailable
 from sessions.jupyter import messages
-from sessions.jupyter.messages import ClientMessage, make
-from sessions.jupyter.router import ending
+from sessions.jupyter.messages import ClientMessage, make, run_ending
 from sessions.model import Artifact, ArtifactId, Event, EventType, RunId, RunRecord, TenantId
 
 _RETRY_S = 1.0
@@ -84,7 +83,7 @@ async def _replay(service: RunReader, tenant: TenantId, run_id: RunId, client: s
     if last is not EventType.END:
         return  # this gateway is stopping: the next one goes on
     result = (await service.get_run(tenant, run_id)).result
-    for message in ending(header, result, has_error=teller.has_error):
+    for message in run_ending(header, result, has_error=teller.has_error):
         if message.channel == "iopub" or is_asker:
             yield message
 

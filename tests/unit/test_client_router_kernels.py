@@ -8,8 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from audience_room import MSG_ID, RUN, Room, request, told, types
 from kernel_line import Heard, Line
+from router_room import MSG_ID, RUN, Room, request, told, types
 
 from kernel_image import protocol
 from sessions.jupyter.messages import ClientMessage
@@ -19,54 +19,52 @@ from sessions.model import Result, RunStatus
 # --- the life of the kernel -------------------------------------------------------------------------------------------
 
 
-def states(seat: ClientState) -> list[str]:
-    return [json.loads(one.content)["execution_state"] for one in told(seat) if one.msg_type == "status"]
+def states(state: ClientState) -> list[str]:
+    return [json.loads(one.content)["execution_state"] for one in told(state) if one.msg_type == "status"]
 
 
 def test_a_death_while_nothing_runs_is_told_at_once_and_once(room: Room) -> None:
-    room.router.kernel_lost()
-    room.router.kernel_lost()
+    room.router.kernel_lost(at_work=False)
+    room.router.kernel_lost(at_work=False)
     assert states(room.a) == ["restarting"]
-    room.router.kernel_is_back()
-    room.router.kernel_is_back()
+    room.router.kernel_ready()
+    room.router.kernel_ready()
     assert states(room.a) == ["starting", "idle"]
 
 
 @pytest.mark.parametrize("is_back_first", [False, True])
 def test_a_death_at_work_is_told_behind_the_end_of_the_run(room: Room, *, is_back_first: bool) -> None:
-    room.router.run_begins()
-    room.router.kernel_lost()
+    room.router.kernel_lost(at_work=True)
     if is_back_first:
-        room.router.kernel_is_back()
+        room.router.kernel_ready()
     assert states(room.a) == []
-    room.router.run_is_over()
+    room.router.kernel_idle()
     if not is_back_first:
         assert states(room.a) == ["restarting"]
-        room.router.kernel_is_back()
+        room.router.kernel_ready()
         assert states(room.a) == ["starting", "idle"]
     assert states(room.b) == ["restarting", "starting", "idle"]
 
 
 def test_a_restart_that_somebody_wants_is_no_accident_though_the_run_at_work_takes_a_kernel_along(room: Room) -> None:
-    room.router.run_begins()
-    room.router.expect_restart()
+    room.router.restart_requested()
     assert types(room.a) == ["shutdown_reply"]
     for _ in range(2):  # it ignores the interrupt and is killed; then comes the restart itself
-        room.router.kernel_lost()
-        room.router.kernel_is_back()
-    room.router.run_is_over()
-    room.router.restart_is_over()
+        room.router.kernel_lost(at_work=True)
+        room.router.kernel_ready()
+    room.router.kernel_idle()
+    room.router.restart_finished()
     assert "restarting" not in states(room.a)
-    room.router.kernel_lost()
+    room.router.kernel_lost(at_work=False)
     assert states(room.a) == ["restarting"]
 
 
 async def test_the_end_is_told_to_those_who_are_there_and_is_the_last_thing(room: Room) -> None:
-    room.router.end()
-    last = await room.a.outbox.take()
+    room.router.session_ended()
+    last = await room.a.outbox.get()
     assert isinstance(last, ClientMessage)
     assert b'"dead"' in last.content
-    assert await room.a.outbox.take() is None
+    assert await room.a.outbox.get() is None
 
 
 async def test_a_mistake_of_whoever_listens_in_costs_a_run_nothing(line: Line) -> None:
@@ -90,7 +88,7 @@ async def test_a_mistake_of_whoever_listens_in_costs_a_run_nothing(line: Line) -
 
 
 def test_a_run_whose_idle_was_heard_and_whose_reply_was_not_is_answered_at_its_end(room: Room) -> None:
-    room.router.note_run(RUN, request())
+    room.router.run_queued(RUN, request())
     room.say("status", MSG_ID, {"execution_state": "idle"})
     room.say_parts(b'{"msg_type": "execute_reply"}', json.dumps({"msg_id": MSG_ID}).encode(), _OBJECT, b"?")
     assert types(room.a) == ["status"]
@@ -104,8 +102,8 @@ def test_a_run_whose_idle_was_heard_and_whose_reply_was_not_is_answered_at_its_e
 def test_bytes_that_are_no_text_are_replaced_and_the_message_is_told(room: Room) -> None:
     """As ipykernel writes a file name that is no UTF-8."""
     room.say_parts(_HEADER, _OBJECT, b'{"x": "\xff"}', b'{"text": "\x80"}')
-    for seat in (room.a, room.b):
-        (message,) = told(seat)
+    for state in (room.a, room.b):
+        (message,) = told(state)
         assert (message.metadata.decode(), message.content.decode()) == ('{"x": "\ufffd"}', '{"text": "\ufffd"}')
 
 
@@ -145,7 +143,7 @@ def test_our_own_channels_are_not_clients_business(room: Room) -> None:
 
 
 def test_a_flood_of_messages_to_a_client_that_takes_none_are_bounded_in_time_and_memory(room: Room) -> None:
-    room.router.note_run(RUN, request())
+    room.router.run_queued(RUN, request())
     frame = memoryview(protocol.encode_message("iopub", [_HEADER, b'{"msg_id": "x"}', _OBJECT, b'{"text": "x"}']))
     started_s = time.process_time()
     for _ in range(30_000):

@@ -11,8 +11,6 @@ from workbench import Benches, S, answers_lost, come_back, crash, ended, held, l
 from sessions.errors import StoreUnavailable, TooManyRequests
 from sessions.model import RunId, RunStatus, SessionId, TenantId
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 
 @pytest.mark.parametrize("session_id", [None, S])
 async def test_a_refused_run_that_was_recorded_all_the_same_is_run_by_no_later_gateway(
@@ -78,11 +76,16 @@ async def test_a_kernel_that_a_run_may_have_moved_to_on_record_is_not_given_to_a
 
 
 @pytest.mark.parametrize("session_id", [None, S])
-@pytest.mark.parametrize("step", ["drain", "close"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param("drain", marks=pytest.mark.timeouts(stop_grace_s=0.0)),
+        pytest.param("close", marks=pytest.mark.timeouts(stop_grace_s=5.0)),
+    ],
+)
 async def test_a_run_that_is_just_being_recorded_is_waited_for_and_left_to_the_next_gateway(
-    benches: Benches, step: str, session_id: SessionId | None, monkeypatch: pytest.MonkeyPatch
+    benches: Benches, step: str, session_id: SessionId | None
 ) -> None:
-    monkeypatch.setattr("sessions.service._LAST_BEGINNINGS_S", 5.0 if step == "close" else 0.0)
     first = benches[0]
     with held(first.store, "add_run") as adding:
         beginning = asyncio.ensure_future(first.service.begin(first.request("x", session_id=session_id)))

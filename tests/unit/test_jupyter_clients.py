@@ -13,8 +13,6 @@ from workbench import Bench, S, unavailable
 from kernel_image import protocol
 from sessions.model import ANONYMOUS, RunId, RunStatus
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 
 @pytest.fixture
 async def lab(bench: Bench) -> Client:
@@ -61,7 +59,7 @@ async def test_a_cell_is_a_recorded_run_and_its_output_is_told_as_it_comes(bench
 
 
 async def test_a_client_cannot_say_what_only_the_gateway_may(bench: Bench, lab: Client) -> None:
-    await lab.attachment.take(
+    await lab.connection.handle_message(
         message("execute_request", {"code": "x"}, channel="control", msg_id="x", kernel_id="k", session="s")
     )
     kernel = await bench.sent("x")
@@ -70,7 +68,7 @@ async def test_a_client_cannot_say_what_only_the_gateway_may(bench: Bench, lab: 
     smuggled = message("execute_request", {"code": "y"}, channel="shell", msg_id="y")
     metadata = json.dumps({"cellblock": {"generation": 77, "variables": {"a": 1}}, "mine": 1}).encode()
     object.__setattr__(smuggled, "metadata", metadata)
-    await lab.attachment.take(smuggled)
+    await lab.connection.handle_message(smuggled)
     kernel = await bench.sent("y")
     channel, parts = protocol.decode_message(kernel.link.binary[-1])
     assert channel == "shell"
@@ -128,7 +126,7 @@ async def test_what_cannot_be_a_cell_is_answered_like_one_that_failed(bench: Ben
     for content in (b"[]", b"{", b'{"code": 7}', b'{"x": ' + b"[" * 80 + b"]" * 80 + b"}", b'{"x": "\xff'):
         asked = message("execute_request", channel="shell", msg_id=f"m{len(lab.messages)}")
         object.__setattr__(asked, "content", content)
-        await lab.attachment.take(asked)
+        await lab.connection.handle_message(asked)
         reply = await lab.reply(asked.msg_id)
         assert (reply["status"], reply["ename"]) == ("error", "Cancelled")
         assert "Nothing was run" in reply["evalue"]
@@ -180,7 +178,7 @@ async def test_also_to_a_client_that_is_told_the_run_from_its_events(bench: Benc
 
     await lab.execute("x")
     kernel = await bench.sent("x")
-    lab.attachment._seat.outbox.replay(RunId(bench.stored().run.run_id))
+    lab.connection._state.outbox.replay(RunId(bench.stored().run.run_id))
     await until(lambda: bool(lab.retold))
     bench.store.finish_run = refuse  # type: ignore[assignment]
     kernel.died("signal", signal=9)

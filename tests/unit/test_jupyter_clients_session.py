@@ -15,8 +15,6 @@ from kernel_image import protocol
 from sessions.errors import Draining, NotFound
 from sessions.model import ANONYMOUS, RunStatus, SessionId, TenantId
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 
 @pytest.fixture
 async def lab(bench: Bench) -> Client:
@@ -195,7 +193,7 @@ async def test_of_two_connections_of_one_client_the_later_one_hears_also_if_the_
     replaced: list[str] = []
     first.on_replaced(lambda: replaced.append("first"))
     assert replaced == ["first"]
-    first.leave()
+    first.disconnect()
     await second.execute("x")
     (await bench.sent("x")).end("out")
     await second.reply("x")
@@ -205,14 +203,14 @@ async def test_of_two_connections_of_one_client_the_later_one_hears_also_if_the_
 async def test_a_connection_that_is_over_takes_nothing_that_is_the_next_ones(bench: Bench) -> None:
     await bench.create()
     first = await bench.service.attach(ANONYMOUS, S, "lab")
-    first.leave()
-    seat = first._seat
-    seat.outbox.put(message("stream"))
-    assert await first.next() is None
+    first.disconnect()
+    state = first._state
+    state.outbox.put(message("stream"))
+    assert await first.next_item() is None
     second = await bench.service.attach(ANONYMOUS, S, "lab")
-    assert await second.next() is not None
+    assert await second.next_item() is not None
     first.confirm(second.sent)
-    assert len(seat.outbox._unconfirmed) == 1
+    assert len(state.outbox._unconfirmed) == 1
 
 
 async def test_an_odd_name_of_a_session_is_no_obstacle(bench: Bench) -> None:

@@ -16,8 +16,6 @@ from sessions.errors import Conflict, InvalidRequest, NotFound, StoreUnavailable
 from sessions.jupyter.notebook_sessions import KernelChoice
 from sessions.model import ANONYMOUS, JupyterSession, SessionId, SessionState, SessionView, TenantId, can_name_a_kernel
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 PYTHON = KernelChoice(None, "python")
 K = "11111111-2222-3333-4444-555555555555"
 

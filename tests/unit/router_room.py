@@ -1,4 +1,4 @@
-"""An audience with two clients, the kernel that they hear, and what is sent there."""
+"""A client router with two clients, the kernel whose messages it routes, and what is sent to that."""
 
 from __future__ import annotations
 
@@ -25,12 +25,16 @@ def request(client: str = "a", **header: Any) -> JupyterRequest:
 
 
 class Room:
-    """An audience with clients `a` and `b`, the kernel that it hears, and what is sent there."""
+    """A router with clients `a` and `b`, the kernel whose messages it routes, and what is sent to that."""
 
     def __init__(self) -> None:
-        self.router = ClientRouter(ManualClock())
-        self.a, self.b = self.router.seat("a"), self.router.seat("b")
+        self.replies: list[tuple[RunId, int]] = []
+        self.router = ClientRouter(ManualClock(), self.note_reply)
+        self.a, self.b = self.router.connect("a"), self.router.connect("b")
         self.sent: list[bytes] = []
+
+    def note_reply(self, run_id: RunId) -> None:
+        self.replies.append((run_id, len(self.a.outbox._items)))
 
     def say(
         self, msg_type: str, parent_id: str, content: Mapping[str, Any] | None = None, channel: str = "iopub"
@@ -41,11 +45,11 @@ class Room:
     def say_parts(self, *parts: bytes, channel: str = "iopub") -> None:
         self.router.on_frame(memoryview(protocol.encode_message(channel, parts)))
 
-    def ask(self, seat: ClientState, msg_type: str = "kernel_info_request", **header: Any) -> str:
+    def ask(self, state: ClientState, msg_type: str = "kernel_info_request", **header: Any) -> str:
         """Returns the msg_id under which the kernel gets it; empty when it does not yet."""
         before = len(self.sent)
         asked = message(msg_type, channel="shell", **header)
-        self.router.ask(seat, asked, self.sent.append)
+        self.router.send_request(state, asked, self.sent.append)
         return self.request_ids()[-1] if len(self.sent) > before else ""
 
     def request_ids(self) -> list[str]:
@@ -59,16 +63,16 @@ class Room:
         self.say("status", msg_id, {"execution_state": "idle"})
 
 
-def told(seat: ClientState) -> list[ClientMessage]:
+def told(state: ClientState) -> list[ClientMessage]:
     """What this client has to be told now, taken."""
     messages = []
-    while seat.outbox._items:
-        item = seat.outbox._items.popleft()
+    while state.outbox._items:
+        item = state.outbox._items.popleft()
         assert not isinstance(item, Replay)
         messages.append(item.message)
-    seat.outbox._size_bytes = 0
+    state.outbox._size_bytes = 0
     return messages
 
 
-def types(seat: ClientState) -> list[str]:
-    return [one.msg_type for one in told(seat)]
+def types(state: ClientState) -> list[str]:
+    return [one.msg_type for one in told(state)]
