@@ -1,8 +1,8 @@
-"""The last output of a kernel, in memory shared with the supervisor, so that a crash cannot take it along.
+"""The output ring: the end of a kernel's output, in memory shared with the supervisor, where a crash cannot lose it.
 
-ipykernel hands its output to a thread that sends it within 0.2 s; a kernel that dies in between loses it. Every write
-is therefore copied here first. The supervisor compares how much was written with how much arrived, and takes the rest.
-Both ends are here; who maps the file, and when, is not this module's business.
+ipykernel hands output to a thread that sends it within 0.2 s; a kernel that dies in between loses it. Every write is
+therefore copied here first. The supervisor compares how much was written with how much arrived, and sends the rest.
+This module has both ends of the ring; who maps the file, and when, is not its business.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RING_BYTES = 256 << 10
 STREAMS = ("stdout", "stderr")
 
 SENT_METADATA = "cellblock_sent"
-"""Metadata field of `stream` messages: the stream's name, and how many of its bytes are out once this message is."""
+"""Metadata field of `stream` messages: the stream's name, and how many of its bytes have been sent with this one."""
 
 _TOTAL = struct.Struct("<Q")
 _REGION_BYTES = _TOTAL.size + RING_BYTES

@@ -1,0 +1,127 @@
+"""The sandbox's log: it names what a supervisor meets, holds nothing of the code, and is kept only where wanted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from docker.api.client import APIClient
+from docker.errors import APIError
+from supervised import Supervised, supervised
+
+from gateway.supervisors import SupervisorSwitchboard
+from sessions.model import GatewayId, KernelId, LaunchSpec
+from sessions.ports import Link
+from sessions.provisioners.docker.container import KERNEL_LABEL
+from sessions.provisioners.docker.provisioner import DockerProvisioner
+from sessions.settings import EngineSettings, Limits
+
+
+def entries(kernel: Supervised, event: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in kernel._log.read_text().splitlines()]
+    return [line for line in lines if line["event"] == event]
+
+
+async def test_a_poison_frame_is_named_with_its_traceback_before_the_supervisor_dials_again(
+    short_dir: Path, switchboard: SupervisorSwitchboard
+) -> None:
+    async with supervised(short_dir, switchboard) as kernel:
+        kernel.send_frame(b"nonsense")
+        await kernel.until(lambda: len(kernel.hellos) == 2)
+        (broken,) = entries(kernel, "link_broken")
+        assert broken["error"].startswith("FrameError: frame ")
+        assert "in decode_message" in broken["exception"]
+        assert len(entries(kernel, "link_up")) == 2
+
+
+async def test_a_gateway_that_is_away_is_told_once_per_reason(
+    short_dir: Path, switchboard: SupervisorSwitchboard
+) -> None:
+    async with supervised(short_dir, switchboard) as kernel:
+        switchboard.close(kernel.kernel_id)
+        async with asyncio.timeout(10):
+            while not entries(kernel, "dial_failed"):
+                await asyncio.sleep(0.02)
+        await asyncio.sleep(0.5)
+        (failed,) = entries(kernel, "dial_failed")
+        assert failed["error"].startswith("FileNotFoundError")
+        assert "exception" not in failed
+        assert entries(kernel, "link_closed")
+
+
+async def test_a_kernels_life_is_told_and_nothing_of_its_code_output_or_credential(
+    short_dir: Path, switchboard: SupervisorSwitchboard
+) -> None:
+    async with supervised(short_dir, switchboard) as kernel:
+        await kernel.run("secret_name = 1\nprint('secret output')\nraise ValueError('secret error')")
+        await kernel.run("import os\nos.write(2, b'secret write')\nos.system('echo secret child >&2')")
+        links = await kernel.run(
+            "import os\n[os.path.realpath(f'/proc/self/fd/{fd}') for fd in os.listdir('/proc/self/fd')]"
+        )
+        assert "/dev/null" in links.value()
+        assert str(kernel._log) not in links.value()
+        kernel.control("restart")
+        await kernel.ready(generation=2)
+        (died,) = entries(kernel, "kernel_died")
+        assert (died["cause"], died["signal"]) == ("restart", 9)
+        assert len(entries(kernel, "kernel_started")) == len(entries(kernel, "kernel_ready")) == 2
+        log = kernel._log.read_text()
+        assert "secret" not in log
+        assert "the credential" not in log
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("sandbox_log", [True, False])
+async def test_docker_keeps_the_log_exactly_when_it_is_switched_on(
+    switchboard: SupervisorSwitchboard,
+    gateway_id: GatewayId,
+    kernel_image: str,
+    docker_client: APIClient,
+    *,
+    sandbox_log: bool,
+) -> None:
+    """A gateway that hangs up at once: the supervisor says why it has no link."""
+    refused = asyncio.Event()
+
+    def hang_up(link: Link) -> Any:
+        link.close("no gateway for you")
+        refused.set()
+        return Deaf()
+
+    settings = EngineSettings(name="docker", kernel_image=kernel_image, sandbox_log=sandbox_log)
+    provisioner = DockerProvisioner(gateway_id, settings)
+    kernel_id = KernelId(str(uuid.uuid4()))
+    spec = LaunchSpec(kernel_id, gateway_id, "the credential", switchboard.open(kernel_id, hang_up), Limits())
+    try:
+        await provisioner.launch(spec)
+        await asyncio.wait_for(refused.wait(), 30)
+        await asyncio.sleep(0.5)
+        (container,) = docker_client.containers(filters={"label": f"{KERNEL_LABEL}={kernel_id}"})
+        try:
+            log = docker_client.logs(container["Id"]).decode()
+        except APIError:  # "configured logging driver does not support reading"
+            log = ""
+        closed = [line for line in log.splitlines() if json.loads(line)["event"] == "link_closed"]
+        assert bool(log) == sandbox_log
+        assert any("no gateway for you" in line for line in closed) == sandbox_log
+        assert "the credential" not in log
+    finally:
+        await provisioner.kill(kernel_id)
+        await provisioner.close()
+
+
+class Deaf:
+    """A LinkListener that listens to nothing."""
+
+    def on_text(self, text: str) -> None:
+        """Not heard."""
+
+    def on_binary(self, data: bytes) -> None:
+        """Not heard."""
+
+    def on_closed(self) -> None:
+        """Not missed."""
