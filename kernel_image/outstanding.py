@@ -21,6 +21,7 @@ from kernel_image.coalescing import Coalescer
 from kernel_image.kernel_messages import JSON_ERRORS, asks_exit, cut_stream, is_idle, is_outcome, shorten_outcome
 from kernel_image.output_ring import SENT_METADATA, STREAMS
 from kernel_image.relay import Relay
+from kernel_image.sandbox_log import log_event
 
 _REMEMBERED = 256
 _SAMPLE_S = 0.2
@@ -100,8 +101,10 @@ class OutstandingRequests:
         if not isinstance(msg_id, str) or any(msg_id in ids for ids in known):
             return False
         if is_accepted:
+            log_event("request_accepted", msg_id=msg_id)
             self._outstanding[msg_id] = _Request(msg_id, parts[0], wants_artifacts)
         else:
+            log_event("request_rejected", msg_id=msg_id)
             self._rejected.append(msg_id)
             self._relay.put_control(protocol.REJECTED, msg_id=msg_id)
         return is_accepted
@@ -263,6 +266,7 @@ class OutstandingRequests:
         self._put_done(request, usage, await self._artifacts.send(request.header, found, complete=complete))
 
     def _put_done(self, request: _Request, usage: dict[str, Any], skipped: list[dict[str, Any]]) -> None:
+        log_event("request_done", msg_id=request.msg_id)
         self._relay.put_control(protocol.DONE, msg_id=request.msg_id, usage=usage, skipped=skipped)
 
     def _put_gap(self, request: _Request) -> None:

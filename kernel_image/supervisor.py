@@ -284,7 +284,14 @@ class Supervisor:
         self._is_ready = False
         oom = end.signal == signal.SIGKILL and self._meter.read().oom_kills > self._oom_kills_before
         cause = "oom" if oom else self._kill_cause or ("signal" if end.signal else "exited")
-        log_event("kernel_died", generation=self._generation, cause=cause, exit_code=end.exit_code, signal=end.signal)
+        log_event(
+            "kernel_died",
+            generation=self._generation,
+            cause=cause,
+            exit_code=end.exit_code,
+            signal=end.signal,
+            msg_id=self._requests.running,
+        )
         self._requests.put_lost_output(self._lost_output())
         await self._requests.fail_all(cause, exit_code=end.exit_code, signal_number=end.signal)
 

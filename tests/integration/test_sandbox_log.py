@@ -59,6 +59,9 @@ async def test_a_kernels_life_is_told_and_nothing_of_its_code_output_or_credenti
     async with supervised(short_dir, switchboard) as kernel:
         await kernel.run("secret_name = 1\nprint('secret output')\nraise ValueError('secret error')")
         await kernel.run("import os\nos.write(2, b'secret write')\nos.system('echo secret child >&2')")
+        accepted, done = entries(kernel, "request_accepted"), entries(kernel, "request_done")
+        assert [line["msg_id"] for line in accepted] == [line["msg_id"] for line in done]
+        assert len(done) == 2
         links = await kernel.run(
             "import os\n[os.path.realpath(f'/proc/self/fd/{fd}') for fd in os.listdir('/proc/self/fd')]"
         )
@@ -67,7 +70,7 @@ async def test_a_kernels_life_is_told_and_nothing_of_its_code_output_or_credenti
         kernel.control("restart")
         await kernel.ready(generation=2)
         (died,) = entries(kernel, "kernel_died")
-        assert (died["cause"], died["signal"]) == ("restart", 9)
+        assert (died["cause"], died["signal"], died["msg_id"]) == ("restart", 9, None)
         assert len(entries(kernel, "kernel_started")) == len(entries(kernel, "kernel_ready")) == 2
         log = kernel._log.read_text()
         assert "secret" not in log
