@@ -14,6 +14,7 @@ from docker.errors import APIError
 from supervised import Supervised, supervised
 
 from gateway.supervisors import SupervisorSwitchboard
+from kernel_image.protocol import REFUSED, encode_control
 from sessions.model import GatewayId, KernelId, LaunchSpec
 from sessions.ports import Link
 from sessions.provisioners.docker.container import KERNEL_LABEL
@@ -87,44 +88,52 @@ async def test_docker_keeps_the_log_exactly_when_it_is_switched_on(
     *,
     sandbox_log: bool,
 ) -> None:
-    """A gateway that hangs up at once: the supervisor says why it has no link."""
-    refused = asyncio.Event()
-
-    def hang_up(link: Link) -> Any:
-        link.close("no gateway for you")
-        refused.set()
-        return Deaf()
-
-    settings = EngineSettings(name="docker", kernel_image=kernel_image, sandbox_log=sandbox_log)
-    provisioner = DockerProvisioner(gateway_id, settings)
+    """A gateway that turns the supervisor away: its log says why it has no link."""
+    refusing = Refusing()
+    provisioner = DockerProvisioner(
+        gateway_id, EngineSettings(name="docker", kernel_image=kernel_image, sandbox_log=sandbox_log)
+    )
     kernel_id = KernelId(str(uuid.uuid4()))
-    spec = LaunchSpec(kernel_id, gateway_id, "the credential", switchboard.open(kernel_id, hang_up), Limits())
+    spec = LaunchSpec(kernel_id, gateway_id, "the credential", switchboard.open(kernel_id, refusing.accept), Limits())
     try:
         await provisioner.launch(spec)
-        await asyncio.wait_for(refused.wait(), 30)
-        await asyncio.sleep(0.5)
+        async with asyncio.timeout(30):
+            while refusing.closed < 2:
+                await asyncio.sleep(0.02)
         (container,) = docker_client.containers(filters={"label": f"{KERNEL_LABEL}={kernel_id}"})
         try:
             log = docker_client.logs(container["Id"]).decode()
         except APIError:  # "configured logging driver does not support reading"
             log = ""
-        closed = [line for line in log.splitlines() if json.loads(line)["event"] == "link_closed"]
-        assert bool(log) == sandbox_log
-        assert any("no gateway for you" in line for line in closed) == sandbox_log
+        events = {line["event"]: line for line in map(json.loads, log.splitlines())}
+        assert ("link_refused" in events) == sandbox_log, log
+        if sandbox_log:
+            assert events["link_refused"]["reason"] == "no gateway for you"
+            assert events["link_closed"]["reason"] == "go away"
         assert "the credential" not in log
     finally:
         await provisioner.kill(kernel_id)
         await provisioner.close()
 
 
-class Deaf:
-    """A LinkListener that listens to nothing."""
+class Refusing:
+    """A LinkListener that refuses every hello; `closed` counts the connections that have ended."""
+
+    def __init__(self) -> None:
+        self.link: Link | None = None
+        self.closed = 0
+
+    def accept(self, link: Link) -> Refusing:
+        self.link = link
+        return self
 
     def on_text(self, text: str) -> None:
-        """Not heard."""
+        assert self.link is not None, text
+        self.link.send_text(encode_control(REFUSED, reason="no gateway for you"))
+        self.link.close("go away")
 
     def on_binary(self, data: bytes) -> None:
-        """Not heard."""
+        raise AssertionError(data)
 
     def on_closed(self) -> None:
-        """Not missed."""
+        self.closed += 1
