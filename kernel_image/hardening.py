@@ -46,7 +46,7 @@ def die_with_parent() -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def take_secret(variable: str) -> str:
+def pop_secret(variable: str) -> str:
     """Remove a variable from the environment, and overwrite the memory where exec(2) had put it.
 
     Otherwise /proc/<pid>/environ would always show it. Raises KeyError when it is not set.

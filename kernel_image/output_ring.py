@@ -11,6 +11,7 @@ import mmap
 import os
 import struct
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 RING_BYTES = 256 << 10
@@ -46,6 +47,21 @@ def written_bytes(path: Path) -> dict[str, int]:
         written[stream] = ring.written_bytes
         ring.close()
     return written
+
+
+def unsent_output(path: Path, sent_bytes: Mapping[str, int]) -> dict[str, tuple[str, int]]:
+    """By stream: the text that was written but never sent, and how many bytes before it are lost."""
+    unsent = {}
+    for stream in STREAMS:
+        try:
+            ring = OutputRing(path, stream)
+        except (OSError, ValueError):  # the code has done something to the file
+            continue
+        data, gone_bytes = ring.after(sent_bytes.get(stream, 0))
+        ring.close()
+        if data:
+            unsent[stream] = (data.decode("utf-8", "replace"), gone_bytes)
+    return unsent
 
 
 class OutputRing:

@@ -292,7 +292,7 @@ class Supervisor:
             signal=end.signal,
             msg_id=self._requests.running,
         )
-        self._requests.put_lost_output(self._lost_output())
+        self._requests.put_lost_output(output_ring.unsent_output(self._ring_path, self._sent_bytes))
         await self._requests.fail_all(cause, exit_code=end.exit_code, signal_number=end.signal)
 
     def _close_channels(self) -> None:
@@ -307,20 +307,6 @@ class Supervisor:
         while quiet_rounds < _DRAIN_QUIET_ROUNDS and time.monotonic() < deadline_s:
             quiet_rounds = 0 if channels.drain() else quiet_rounds + 1
             await asyncio.sleep(_DRAIN_PAUSE_S)
-
-    def _lost_output(self) -> dict[str, tuple[str, int]]:
-        """By stream: the text that was written but never sent, and how many bytes before it are lost."""
-        lost = {}
-        for stream in output_ring.STREAMS:
-            try:
-                ring = output_ring.OutputRing(self._ring_path, stream)
-            except (OSError, ValueError):
-                continue
-            data, gone_bytes = ring.after(self._sent_bytes.get(stream, 0))
-            ring.close()
-            if data:
-                lost[stream] = (data.decode("utf-8", "replace"), gone_bytes)
-        return lost
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
@@ -337,7 +323,7 @@ class Supervisor:
 
 def main() -> None:
     """Read the settings, harden this process, and supervise."""
-    settings = protocol.SupervisorSettings.from_json(hardening.take_secret(protocol.SETTINGS_VARIABLE))
+    settings = protocol.SupervisorSettings.from_json(hardening.pop_secret(protocol.SETTINGS_VARIABLE))
     hardening.forbid_tracing()
     hardening.adopt_orphans()
     os.umask(0o077)

@@ -1,6 +1,6 @@
 """Between local clients and the kernel: requests go in, a reply goes to who asked, what is published goes to everyone.
 
-Interrupt and shutdown requests are answered here: they must work while the kernel is deaf, whatever its language.
+Interrupt and shutdown requests are answered here: they must work while the kernel hangs, whatever its language.
 Whether there is a kernel to talk to is bridge.py's business.
 """
 

@@ -36,6 +36,7 @@ async def test_a_poison_frame_is_named_with_its_traceback_before_the_supervisor_
         (broken,) = entries(kernel, "link_broken")
         assert broken["error"].startswith("FrameError: frame ")
         assert "in decode_message" in broken["exception"]
+        await kernel.run("pass")
         assert len(entries(kernel, "link_up")) == 2
 
 
