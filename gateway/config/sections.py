@@ -88,6 +88,7 @@ class EngineSection(Section, frozen=True):
     kernel_image: str = _ENGINE.kernel_image
     network: str = _ENGINE.network
     runtime: str = _ENGINE.runtime
+    sandbox_log: bool = _ENGINE.sandbox_log
 
     def settings(self) -> EngineSettings:
         """The engine's own record."""
