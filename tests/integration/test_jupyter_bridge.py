@@ -25,8 +25,6 @@ from jupyter_rig import KERNEL, Jupyter, install, run, until
 
 from gateway.local_jupyter.provisioner import KernelNotStarted
 
-pytestmark = pytest.mark.xdist_group("jupyter-bridge")
-
 
 def test_streams_results_errors_and_the_reply_come_as_from_any_kernel(process_jupyter: Jupyter) -> None:
     with process_jupyter.kernel() as (_, client):
@@ -377,8 +375,8 @@ def test_a_kernelspec_is_of_a_language_of_the_configuration(process_jupyter: Jup
         "build": {"preload": []},
         "languages": {"snake": "python3", "none": "gone"},
     }
-    install(tmp_path, config, "--language", "snake")
-    install(tmp_path, config, "--language", "none")
+    install(tmp_path, config, language="snake")
+    install(tmp_path, config, language="none")
     with process_jupyter.kernel(kernel_name="cellblock-snake") as (_, client):
         assert run(client, "print(1)")[1] == "1\n"
     manager = KernelManager(kernel_name="cellblock-none")
