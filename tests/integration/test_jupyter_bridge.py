@@ -326,7 +326,8 @@ def test_nonsense_of_a_kernels_is_kept_from_its_clients(process_jupyter: Jupyter
         )
         assert ("stream", "sent\n") in heard
         assert "display_data" not in dict(heard)
-        assert ["no message of Jupyter's" in str(text) for _, text in heard].count(True) == 5
+        # Two of them may come in one message: output in small pieces is put together.
+        assert sum(str(text).count("no message of Jupyter's") for _, text in heard) == 5
         assert run(client, "print('on')")[1] == "on\n"
 
 
