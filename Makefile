@@ -31,8 +31,11 @@ test: setup ## Run every test; as root on Debian it brings Docker and Chromium a
 	@if $(BIN)/python scripts/docker_engine.py answers; then $(BIN)/cellblock build; fi
 	$(PYTEST) $(PYTEST_ARGS)
 
+# Left out are the real kernels and bridges, and what installs packages: they take minutes.
+SLOW := $(addprefix --ignore=tests/integration/test_,$(addsuffix .py,\
+	jupyter_bridge process_environment supervisor_kernel supervisor_life supervisor_relay wheel))
 test-fast: setup ## Run the tests that need neither Docker nor a browser, in under 90 seconds
-	$(PYTEST) -m 'not docker' $(FAST) $(PYTEST_ARGS)
+	$(PYTEST) tests/unit tests/contract tests/integration -m 'not docker' $(SLOW) $(PYTEST_ARGS)
 
 # The suite kills 15 times: tests/crash/test_random_kills.py.
 ROUNDS ?= 50

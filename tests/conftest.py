@@ -11,6 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["engine_fixtures", "jupyter_rig", "store_fixtures"]
 
@@ -21,6 +22,10 @@ DURATIONS = HERE / "durations.json"
 # Some environments forbid bytecode files. The hundreds of gateways and kernels that tests start would each compile
 # all of Cellblock.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# How fast examples are made is a matter of the machine, which may stand still for seconds.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 def file_of(nodeid: str) -> str:

@@ -19,7 +19,7 @@ from sessions.ports import Link, LinkListener
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for it, while the loop goes on."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.002)
 
