@@ -11,7 +11,6 @@ import resource
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import structlog
@@ -20,7 +19,7 @@ from rich.console import Console
 from gateway import doctor
 from gateway.auth import Doorkeeper, SiteRules
 from gateway.config.loader import Config
-from gateway.console import Choices, greet, showing_progress
+from gateway.console import Choices, greet, own_version, showing_progress
 from gateway.doctor import Finding, Level
 from gateway.host.bound_sockets import BoundSockets
 from gateway.host.clock import SystemClock
@@ -39,9 +38,6 @@ from sessions.errors import EngineUnavailable, Misconfigured, SetUpFailed, Store
 from sessions.kernels.pool_policy import PoolSettings
 from sessions.model import GatewayId
 from sessions.ports import Provisioner
-from sessions.provisioners.docker.engine import DockerEngine
-from sessions.provisioners.docker.provisioner import DockerProvisioner
-from sessions.provisioners.image.build import ensure_kernel_image
 from sessions.provisioners.process.environment import ensure_environment
 from sessions.provisioners.process.provisioner import ProcessProvisioner
 from sessions.service import Service
@@ -160,16 +156,10 @@ async def examine(config: Config, environ: Mapping[str, str]) -> list[Finding]:
 
 async def build_image(settings: BuildSettings, console: Console, *, rebuild: bool = False) -> str:
     """Build the kernel image unless it is there; returns its tag. Raises SetUpFailed, EngineUnavailable."""
+    from sessions.provisioners.image.build import ensure_kernel_image
+
     with showing_progress(console, "Kernel image") as progress:
         return await ensure_kernel_image(settings, progress, rebuild=rebuild)
-
-
-def own_version() -> str:
-    """The installed version; a checkout that was never installed has none."""
-    try:
-        return version("cellblock")
-    except PackageNotFoundError:
-        return "(not installed)"
 
 
 async def _choose_engine(config: Config, gateway_id: GatewayId, data_dir: DataDir, console: Console) -> ChosenEngine:
@@ -184,6 +174,8 @@ async def _choose_engine(config: Config, gateway_id: GatewayId, data_dir: DataDi
                 "only: start Docker, or set `server.host` to 127.0.0.1."
             )
         return ChosenEngine(await _process_engine(config.build.settings(), gateway_id, data_dir, console))
+    from sessions.provisioners.docker.provisioner import DockerProvisioner
+
     kernel_image = config.engine.kernel_image or await build_image(config.build.settings(), console)
     settings = replace(config.engine.settings(), name="docker", kernel_image=kernel_image)
     return ChosenEngine(DockerProvisioner(gateway_id, settings), kernel_image)
@@ -202,6 +194,8 @@ async def _process_engine(
 
 async def _docker_answers() -> bool:
     """Whether there is an engine whose containers can reach our sockets."""
+    from sessions.provisioners.docker.engine import DockerEngine
+
     engine = DockerEngine(threads=1, timeout_s=_DOCKER_PATIENCE_S)
     try:
         return (await engine.facts()).shares_host

@@ -10,12 +10,13 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-from nbformat import NotebookNode, v4
+from typing import TYPE_CHECKING, Any
 
 from sessions.model import Event, EventType, Run, RunRecord, RunStatus
 from sessions.sanitize import well_formed, well_formed_json
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 _INJECTED = "injected-parameters"  # as papermill has it: https://papermill.readthedocs.io
 _SVG = "image/svg+xml"
@@ -170,6 +171,8 @@ def notebook(runs: Iterable[NotebookRun], *, language: str, kernel_name: str, ha
 
     Where it `has_older` runs that are not in it, a text at the top says so.
     """
+    from nbformat import v4
+
     cells = [_missing()] if has_older else []
     cells += [cell for run in runs for cell in _cells(run, is_python=kernel_name.startswith("python"))]
     kernelspec = {"name": kernel_name, "display_name": language.capitalize(), "language": language}
@@ -180,6 +183,8 @@ def notebook(runs: Iterable[NotebookRun], *, language: str, kernel_name: str, ha
 
 
 def _missing() -> NotebookNode:
+    from nbformat import v4
+
     text = "**Older runs were left out**: read them at `/runs`. What they had set is missing when this runs again."
     cell: NotebookNode = v4.new_markdown_cell(text, id="left-out")  # type: ignore[no-untyped-call]
     return cell
@@ -196,11 +201,15 @@ def _cells(run: NotebookRun, *, is_python: bool) -> list[NotebookNode]:
 
 
 def _cell(source: str, **fields: Any) -> NotebookNode:
+    from nbformat import v4
+
     cell: NotebookNode = v4.new_code_cell(well_formed(source), **fields)  # type: ignore[no-untyped-call]
     return cell
 
 
 def _output(shown: Shown, images: Mapping[str, bytes]) -> NotebookNode:
+    from nbformat import v4
+
     content = output_content(shown, images)
     output: NotebookNode = v4.new_output(shown.kind, **content)  # type: ignore[no-untyped-call]
     return output
