@@ -30,7 +30,7 @@ class Token(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: str = ""
 
 
-class Doorkeeper:
+class Authenticator:
     """Knows the SHA-256 of every token, and nothing else of them."""
 
     def __init__(self, tokens: Iterable[Token], *, required: bool) -> None:

@@ -7,24 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 from gateway.http.api.artifacts import disposition
 from gateway.http.base.handler import BaseHandler
+from gateway.http.base.limits import HttpBounds
 from gateway.http.parse import urls
 from gateway.http.render import notebook
 from gateway.http.render.answer import strict_json
 from gateway.http.render.notebook import NotebookRun, Shown
 from sessions.errors import Gone, NotFound, TooLarge
 from sessions.model import ArtifactId, Session
-
-MAX_RUNS = 1000
-"""So many runs go in, the newest ones; a text tells of the others."""
-
-MAX_SHOWN_BYTES = 64 << 20
-"""Images, and apart from them all other outputs, may take so much of one notebook; later ones leave a note."""
-
-MAX_SOURCE_BYTES = 64 << 20
 
 
 class SessionNotebookHandler(BaseHandler):
@@ -34,18 +26,16 @@ class SessionNotebookHandler(BaseHandler):
     is being written is finished, because its memory is in use until then, and with it the tenant's turn.
     """
 
-    route: ClassVar[str] = "/sessions/{id}/notebook"
+    _is_disconnected = False
 
-    _is_abandoned = False
-
-    async def answer(self) -> None:
+    async def handle_request(self) -> None:
         """Make it, and send it."""
         session = self.context.service.get_session(self.tenant, urls.session_in(self.request.path)).session
-        async with self.context.notebooks.turn(self.tenant):
-            if self._is_abandoned:  # while it waited
+        async with self.context.http.notebook(self.tenant):
+            if self._is_disconnected:  # while it waited
                 return
             runs, has_older = await self._runs(session)
-            if self._is_abandoned:
+            if self._is_disconnected:
                 return
             kernel_name = self.context.languages.get(session.language, session.language)
             # Validation takes its time, and the event loop belongs to everybody.
@@ -58,19 +48,19 @@ class SessionNotebookHandler(BaseHandler):
     def on_connection_close(self) -> None:
         """Nobody waits for it any more."""
         super().on_connection_close()
-        self._is_abandoned = True
+        self._is_disconnected = True
 
     async def _runs(self, session: Session) -> tuple[list[NotebookRun], bool]:
         """The newest runs, within the bounds, and whether there are older ones.
 
         Raises TooLarge when even their code is beyond the bounds. It is not all of them when the client has gone.
         """
-        service = self.context.service
-        summaries = await service.session_runs(self.tenant, session.session_id, MAX_RUNS + 1)
+        service, bounds = self.context.service, self.context.http.bounds
+        summaries = await service.session_runs(self.tenant, session.session_id, bounds.notebook_runs + 1)
         runs: list[NotebookRun] = []
-        left = _Budget()
-        for summary in summaries[-MAX_RUNS:]:
-            if self._is_abandoned:
+        left = _Budget(bounds)
+        for summary in summaries[-bounds.notebook_runs :]:
+            if self._is_disconnected:
                 break
             try:
                 record, events = await service.get_events(self.tenant, summary.run_id)
@@ -82,7 +72,7 @@ class SessionNotebookHandler(BaseHandler):
             shown = left.fitting(notebook.shown_by(record, events))
             count = None if record.result is None else record.result.execution_count
             runs.append(NotebookRun(record.run, count, shown, await self._images(shown)))
-        return runs, len(summaries) > MAX_RUNS
+        return runs, len(summaries) > bounds.notebook_runs
 
     async def _images(self, shown: Sequence[Shown]) -> dict[str, bytes]:
         images = {}
@@ -99,10 +89,10 @@ class SessionNotebookHandler(BaseHandler):
 class _Budget:
     """How many bytes the rest of a notebook may still take. Its state is those three numbers."""
 
-    def __init__(self) -> None:
-        self._source_bytes = MAX_SOURCE_BYTES
-        self._image_bytes = MAX_SHOWN_BYTES
-        self._other_bytes = MAX_SHOWN_BYTES
+    def __init__(self, bounds: HttpBounds) -> None:
+        self._source_bytes = bounds.notebook_source_bytes
+        self._image_bytes = bounds.notebook_shown_bytes
+        self._other_bytes = bounds.notebook_shown_bytes
 
     def charge_source(self, code: str, variables: Mapping[str, object]) -> None:
         """Count what cannot be left out."""

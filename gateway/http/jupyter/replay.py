@@ -8,38 +8,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Any
 
 from gateway.http.render.notebook import Shown, ShownImage, output_content, shown_image, shown_result
 from sessions.errors import Gone, NotFound, StoreUnavailable
 from sessions.jupyter import messages
 from sessions.jupyter.messages import ClientMessage, make, run_ending
-from sessions.model import Artifact, ArtifactId, Event, EventType, RunId, RunRecord, TenantId
-
-_RETRY_S = 1.0
-
-
-class RunReader(Protocol):
-    """The part of the service that is needed here; see `context.RunService`."""
-
-    async def get_run(self, tenant: TenantId, run_id: RunId) -> RunRecord:
-        """A run."""
-        ...
-
-    def follow(self, run_id: RunId, after: int) -> AsyncIterator[Any]:
-        """Its events."""
-        ...
-
-    async def artifact(self, artifact_id: ArtifactId) -> Artifact:
-        """One of its files."""
-        ...
-
-    def waits_for_input(self, run_id: RunId) -> bool:
-        """Whether it does now."""
-        ...
+from sessions.model import ArtifactId, Event, EventType, RunId, TenantId
+from sessions.service import Service
 
 
-async def replay_run(service: RunReader, tenant: TenantId, run_id: RunId, client: str) -> AsyncIterator[ClientMessage]:
+async def replay_run(
+    service: Service, tenant: TenantId, run_id: RunId, client: str, *, retry_s: float
+) -> AsyncIterator[ClientMessage]:
     """All that the run has shown, and what comes of it from now on, to its end; the reply, where this client asked.
 
     When the database goes away in between, it begins anew. Nothing is told of a run that was removed meanwhile.
@@ -49,14 +30,14 @@ async def replay_run(service: RunReader, tenant: TenantId, run_id: RunId, client
             async for message in _replay(service, tenant, run_id, client):
                 yield message
         except StoreUnavailable:
-            await asyncio.sleep(_RETRY_S)
+            await asyncio.sleep(retry_s)
         except (NotFound, Gone):
             return
         else:
             return
 
 
-async def _replay(service: RunReader, tenant: TenantId, run_id: RunId, client: str) -> AsyncIterator[ClientMessage]:
+async def _replay(service: Service, tenant: TenantId, run_id: RunId, client: str) -> AsyncIterator[ClientMessage]:
     record = await service.get_run(tenant, run_id)
     jupyter = record.run.jupyter
     is_asker = jupyter is not None and jupyter.client == client
@@ -66,7 +47,7 @@ async def _replay(service: RunReader, tenant: TenantId, run_id: RunId, client: s
     if jupyter is None or jupyter.is_noted:
         yield make("execute_input", {"code": record.run.code, "execution_count": count or 0}, header)
     yield make("clear_output", {"wait": False}, header)
-    teller = _Teller(service, header, count)
+    retold = _Messages(service, header, count)
     last: EventType | None = None
     async with aclosing(service.follow(run_id, 0)) as batches:  # type: ignore[type-var]
         async for events in batches:
@@ -75,30 +56,30 @@ async def _replay(service: RunReader, tenant: TenantId, run_id: RunId, client: s
                 last = event.type
                 if event.type is EventType.INPUT_REQUEST:
                     question = event
-                elif (message := await teller.tell(event)) is not None:
+                elif (message := await retold.message(event)) is not None:
                     yield message
             # The last one; threads may have printed since. What has been answered is not asked again.
             if question is not None and is_asker and service.waits_for_input(run_id):
-                yield teller.question(question)
+                yield retold.question(question)
     if last is not EventType.END:
         return  # this gateway is stopping: the next one goes on
     result = (await service.get_run(tenant, run_id)).result
-    for message in run_ending(header, result, has_error=teller.has_error):
+    for message in run_ending(header, result, has_error=retold.has_error):
         if message.channel == "iopub" or is_asker:
             yield message
 
 
-class _Teller:
+class _Messages:
     """Events as messages. Its state: the images so far, by name, and whether an error was told."""
 
-    def __init__(self, service: RunReader, header: Mapping[str, Any], execution_count: int | None) -> None:
+    def __init__(self, service: Service, header: Mapping[str, Any], execution_count: int | None) -> None:
         self.has_error = False
         self._service = service
         self._header = header
         self._execution_count = execution_count
         self._images: dict[str, ShownImage] = {}
 
-    async def tell(self, event: Event) -> ClientMessage | None:
+    async def message(self, event: Event) -> ClientMessage | None:
         """One event; None for those that a notebook does not show."""
         fields = event.fields
         match event.type:
