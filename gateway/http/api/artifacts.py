@@ -1,4 +1,4 @@
-"""`GET /image/<uuid>_<name>` and `GET /file/<uuid>_<name>`: what runs made, served so that a browser cannot be hurt.
+"""`GET /image/<uuid>_<name>` and `GET /file/<uuid>_<name>`: files that runs made, served so that no browser is harmed.
 
 The content is hostile: only four picture formats, told by their first bytes, are shown; all else is an attachment, and
 everything is sandboxed. The unguessable id is the only key, so that chat pages can embed pictures.

@@ -1,4 +1,4 @@
-"""The files below a session's working directory: listed, sent and taken, piece by piece: none is in memory whole.
+"""The files below a session's working directory: list, download, upload and remove. No file is in memory whole.
 
 Their content is hostile: every file is a download, and sandboxed.
 """
@@ -126,9 +126,9 @@ class SessionFileHandler(BaseHandler):
         """Write a piece; tornado reads the next one when this is done."""
         if self.request.method != "PUT":
             return super().data_received(chunk)
-        return self._take(chunk)
+        return self._write_chunk(chunk)
 
-    async def _take(self, chunk: bytes) -> None:
+    async def _write_chunk(self, chunk: bytes) -> None:
         if self._counts(chunk) and self._writer is not None:
             try:
                 await self._writer.write(chunk)
@@ -136,7 +136,7 @@ class SessionFileHandler(BaseHandler):
                 self._refusal = error
         if self._refusal is not None:
             self._drop_writer()
-            self._give_up_on_endless()
+            self._disconnect_endless()
 
     async def _commit(self) -> None:
         if self._writer is None:

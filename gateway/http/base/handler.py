@@ -1,6 +1,7 @@
 """What all HTTP answers have in common: request id, error shape, security headers, bounded bodies.
 
-A subclass says its `route`, `methods` and `exposure`, and implements `answer`. It knows nothing of runs.
+The route says which methods there are and who may call them; a subclass implements `handle_request`. It knows
+nothing of runs.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ _log = structlog.get_logger("cellblock.http")
 class BaseHandler(RequestHandler):
     """One request.
 
-    The state is `_refusal` (why it will not be served), `_body`, `tenant`, and how far the answer is: `_is_in_flight`,
-    `_is_answering`, `_is_sending`.
+    The mutable state is `_refusal` (why it will not be served), `_body`, `tenant`, and how far the answer is:
+    `_is_in_flight`, `_is_answering`, `_is_sending`.
     """
 
     is_probe: ClassVar[bool] = False
@@ -127,7 +128,7 @@ class BaseHandler(RequestHandler):
             self.tenant = self.context.authenticator.tenant(self.authorization())
 
     def authorization(self) -> str | None:
-        """What names the tenant: the header, unless a subclass takes other things for it."""
+        """The credentials: the header, unless a subclass accepts them elsewhere."""
         return self.request.headers.get("Authorization")
 
     def _set_cors_headers(self, context: Context) -> None:
@@ -165,13 +166,13 @@ class BaseHandler(RequestHandler):
         return TooLarge()
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
-        """Keep what will be used, count the rest, and hang up on a body that does not end."""
+        """Keep what will be used, count the rest, and disconnect a client whose body does not end."""
         if self._counts(chunk):
             if self._body.keep(chunk):
                 return None
             self._refusal = no_room()
         self._body.discard()
-        self._give_up_on_endless()
+        self._disconnect_endless()
         return None
 
     def _counts(self, chunk: bytes) -> bool:
@@ -181,7 +182,7 @@ class BaseHandler(RequestHandler):
             self._refusal = self._too_large()
         return self._refusal is None
 
-    def _give_up_on_endless(self) -> None:
+    def _disconnect_endless(self) -> None:
         if not self._body.is_drained(self._body.received_bytes) and not self._finished:
             error = self._refusal
             self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, exc_info=(type(error), error, None))
@@ -230,7 +231,7 @@ class BaseHandler(RequestHandler):
         await self.send(None)
 
     async def send(self, data: bytes | None) -> None:
-        """Send the whole answer, and hang up on a client that does not take it."""
+        """Send the whole answer, and disconnect a client that does not read it."""
         self._is_sending = True
         try:
             await asyncio.wait_for(self.finish(data), self.context.http.bounds.send_timeout_s)
@@ -273,14 +274,14 @@ class BaseHandler(RequestHandler):
         self.finish(strict_json(self.complete_error(shape)))
 
     def complete_error(self, shape: dict[str, Any]) -> dict[str, Any]:
-        """What a subclass adds to the error shape."""
+        """The error shape with the additions of a subclass."""
         return shape
 
     def compute_etag(self) -> None:
         """No answer gets an ETag by itself."""
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
-        """Log what nobody foresaw, without the request's URL; refusals are in the access log."""
+        """Log unexpected errors, without the request's URL; refusals are in the access log."""
         if isinstance(value, HTTPError) or (isinstance(value, CellblockError) and value.code in STATUS_OF_CODE):
             return
         _log.error("unexpected error", route=self.route.path, request_id=self.request_id, exc_info=(typ, value, tb))

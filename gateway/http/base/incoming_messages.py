@@ -1,6 +1,6 @@
-"""WebSocket messages while they come in: what is held of them is counted with all bodies, and none takes for ever.
+"""Incoming WebSocket messages: counts the memory of unfinished ones with that of all bodies, and bounds their time.
 
-Tornado keeps the unfinished message of each connection; this sees how much that is, and reads on when there is room.
+Tornado keeps the unfinished message of each connection; this counts it, and reads on when there is room.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class IncomingMessages(WebSocketProtocol13):
         await self._wait_for_room()
 
     def _handle_message(self, opcode: int, data: bytes) -> Any:
-        """A whole message is there: whoever takes it counts it from now on. Or a control frame amid a message."""
+        """A whole message has arrived, which its handler counts from now on; or a control frame amid a message."""
         self._frame_bytes = 0
         self._count()
         return super()._handle_message(opcode, data)
@@ -63,7 +63,7 @@ class IncomingMessages(WebSocketProtocol13):
 
     async def _wait_for_room(self) -> None:
         """Count what is held now, when there is room for it. Raises StreamClosedError when the connection is over."""
-        while not self._count():  # noqa: ASYNC110 - whoever gives room back, bodies among them, wakes nobody
+        while not self._count():  # noqa: ASYNC110 - releasing memory wakes nobody
             await asyncio.sleep(_WAIT_FOR_ROOM_S)
         if self._is_over:
             raise StreamClosedError

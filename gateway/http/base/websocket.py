@@ -1,6 +1,6 @@
 """What all WebSockets have in common: the checks of every request before the upgrade, pings, one message at a time.
 
-A subclass implements `on_message`. It knows nothing of what is said.
+A subclass implements `on_message`. The content of messages is not known here.
 """
 
 from __future__ import annotations

@@ -78,9 +78,9 @@ class JupyterChannels(JupyterHandler, SocketHandler):
     def open(self, *args: str, **kwargs: str) -> None:
         """Begin to tell the client what it is to be told."""
         super().open(*args, **kwargs)
-        assert self._connection is not None  # noqa: S101 - for mypy; `answer` has seen to it
+        assert self._connection is not None  # noqa: S101 - for mypy; `handle_request` has set it
         self._framing = framing_of(self.selected_subprotocol)
-        self._telling = asyncio.ensure_future(self._tell(self._connection))
+        self._telling = asyncio.ensure_future(self._send_items(self._connection))
         self._connection.on_replaced(self._be_replaced)
 
     def _be_replaced(self) -> None:
@@ -98,7 +98,7 @@ class JupyterChannels(JupyterHandler, SocketHandler):
 
     async def on_message(self, message: str | bytes) -> None:
         """Do what is asked; tornado reads the next message when this is done."""
-        assert self._connection is not None  # noqa: S101 - for mypy; `answer` has seen to it
+        assert self._connection is not None  # noqa: S101 - for mypy; `handle_request` has set it
         taken: list[ClientMessage] = []
         try:
             with self.holding(message):
@@ -124,7 +124,7 @@ class JupyterChannels(JupyterHandler, SocketHandler):
 
     # --- telling the client -------------------------------------------------------------------------------------------
 
-    async def _tell(self, connection: ClientConnection) -> None:
+    async def _send_items(self, connection: ClientConnection) -> None:
         """Send what there is to be told, until there is no kernel any more."""
         try:
             while (item := await connection.next_item()) is not None:
