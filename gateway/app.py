@@ -17,7 +17,7 @@ import structlog
 from rich.console import Console
 
 from gateway import doctor
-from gateway.auth import Doorkeeper, SiteRules
+from gateway.auth import Authenticator, SiteRules
 from gateway.config.loader import Config
 from gateway.console import Choices, greet, own_version, showing_progress
 from gateway.doctor import Finding, Level
@@ -25,8 +25,8 @@ from gateway.host.bound_sockets import BoundSockets
 from gateway.host.clock import SystemClock
 from gateway.host.data_dir import DataDir
 from gateway.host.stop_signals import StopSignals
-from gateway.http.base.bodies import BufferedBodies
 from gateway.http.base.context import Context
+from gateway.http.base.limits import HttpLimits
 from gateway.http.server import BoundedServer, make_server
 from gateway.store.embedded.postgres import EmbeddedPostgres
 from gateway.store.engine import parse_url
@@ -243,7 +243,7 @@ def _context(config: Config, service: Service) -> Context:
     limits = config.limits.limits()
     return Context(
         service=service,
-        doorkeeper=Doorkeeper(config.auth.tokens, required=config.auth.is_required),
+        authenticator=Authenticator(config.auth.tokens, required=config.auth.is_required),
         site=SiteRules.of(
             loopback=config.is_loopback,
             public_url=server.public_url,
@@ -251,7 +251,7 @@ def _context(config: Config, service: Service) -> Context:
             allowed_hosts=server.allowed_hosts,
         ),
         limits=limits,
-        bodies=BufferedBodies(limits.request_bytes),
+        http=HttpLimits(limits.request_bytes),
         session_limits=config.sessions.limits(),
         languages=config.languages,
         public_url=server.public_url.rstrip("/"),
@@ -264,7 +264,7 @@ async def _drain(service: Service, context: Context, signals: StopSignals) -> No
     hurried = asyncio.ensure_future(signals.hurry.wait())
     try:
         await asyncio.sleep(0)  # from here on nobody is let in
-        context.streams.end_early()
+        context.http.streams.end_early()
         await asyncio.wait({draining, hurried}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         hurried.cancel()
@@ -275,9 +275,9 @@ async def _drain(service: Service, context: Context, signals: StopSignals) -> No
 
 async def _close_connections(server: BoundedServer, context: Context) -> None:
     """Let the last answers out, end streams and WebSockets, whose runs go on elsewhere, then close what is left."""
-    await context.streams.close_all()
+    await context.http.streams.close_all()
     with suppress(TimeoutError):
-        await asyncio.wait_for(context.in_flight.wait_for_none(), _LAST_ANSWERS_S)
+        await asyncio.wait_for(context.http.in_flight.wait_for_none(), _LAST_ANSWERS_S)
     await server.close_all_connections()
 
 
