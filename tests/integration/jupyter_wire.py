@@ -17,8 +17,9 @@ from workbench import Bench, S
 
 from gateway.http.jupyter.framing import framing_of
 from kernel_image.protocol import SUBPROTOCOL
+from sessions.jupyter.client_state import ClientState
 from sessions.jupyter.messages import ClientMessage
-from sessions.jupyter.router import ClientRouter, ClientState
+from sessions.jupyter.router import ClientRouter
 from sessions.model import ANONYMOUS
 from sessions.settings import Limits, Timeouts
 
