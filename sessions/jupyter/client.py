@@ -16,9 +16,10 @@ import structlog
 
 from sessions.errors import CellblockError, InvalidRequest, NotFound, StoreUnavailable
 from sessions.jupyter import messages
+from sessions.jupyter.client_state import ClientState
 from sessions.jupyter.messages import ClientMessage
 from sessions.jupyter.outbox import Replay
-from sessions.jupyter.router import ClientRouter, ClientState
+from sessions.jupyter.router import ClientRouter
 from sessions.kernels.messages import decode_object, for_kernel
 from sessions.model import (
     JupyterRequest,
