@@ -73,8 +73,8 @@ class RelayedKernel(Kernel):
         take(*args)
         return 0.0
 
-    def _take_numbered(self, seq: int, op: Any, fields: Mapping[str, Any]) -> None:
-        super()._take_numbered(seq, op, fields)
+    def _handle_numbered(self, seq: int, op: Any, fields: Mapping[str, Any]) -> None:
+        super()._handle_numbered(seq, op, fields)
         if op == protocol.DIED:
             self._listener.on_kernel_died(died_of(fields))
 
