@@ -40,6 +40,7 @@ from sessions.provisioners.image.build import ensure_kernel_image
 from sessions.service import Service
 from sessions.settings import EngineSettings, Limits, SessionLimits
 from sessions.testing.memory_store import MemoryStore
+from sessions.wiring import Wiring
 
 CODE = "print(1)"
 NEW_PROCESS = """
@@ -171,17 +172,19 @@ async def _service(stack: AsyncExitStack, root: Path, image: str, preload: tuple
     provisioner = DockerProvisioner(gateway_id, EngineSettings(name="docker", kernel_image=image))
     stack.push_async_callback(provisioner.close)
     service = Service(
-        store=store,
-        provisioner=provisioner,
-        switchboard=SupervisorSwitchboard(root),
-        gateway_id=gateway_id,
-        limits=Limits(),
-        session_limits=SessionLimits(),
-        pool=PoolSettings(size=POOL, max=4),
-        languages={"python": "python3"},
-        preload=preload,
-        credential_of=lambda kernel_id: f"{gateway_id}-{kernel_id}",
-        clock=SystemClock(),
+        Wiring.build(
+            store=store,
+            provisioner=provisioner,
+            switchboard=SupervisorSwitchboard(root),
+            gateway_id=gateway_id,
+            limits=Limits(),
+            pool=PoolSettings(size=POOL, max=4),
+            languages={"python": "python3"},
+            preload=preload,
+            credential_of=lambda kernel_id: f"{gateway_id}-{kernel_id}",
+            clock=SystemClock(),
+        ),
+        SessionLimits(),
     )
     stack.push_async_callback(service.close)
     await service.start()

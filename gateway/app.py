@@ -42,6 +42,7 @@ from sessions.provisioners.process.environment import ensure_environment
 from sessions.provisioners.process.provisioner import ProcessProvisioner
 from sessions.service import Service
 from sessions.settings import BuildSettings
+from sessions.wiring import Wiring
 
 DRAIN_TIMEOUT_S = 30.0
 """How long runs in flight may take after SIGTERM. A second signal ends the waiting."""
@@ -87,17 +88,19 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
         switchboard = SupervisorSwitchboard(data_dir.sockets, limits.message_bytes)
         clock = SystemClock()
         service = Service(
-            store=store,
-            provisioner=chosen.provisioner,
-            switchboard=switchboard,
-            gateway_id=gateway_id,
-            limits=limits,
-            session_limits=config.sessions.limits(),
-            pool=PoolSettings(size=config.pool.size, max=config.pool.max),
-            languages=config.languages,
-            preload=config.build.preload,
-            credential_of=data_dir.credential_of,
-            clock=clock,
+            Wiring.build(
+                store=store,
+                provisioner=chosen.provisioner,
+                switchboard=switchboard,
+                gateway_id=gateway_id,
+                limits=limits,
+                pool=PoolSettings(size=config.pool.size, max=config.pool.max),
+                languages=config.languages,
+                preload=config.build.preload,
+                credential_of=data_dir.credential_of,
+                clock=clock,
+            ),
+            config.sessions.limits(),
         )
         context = _context(config, service)
         server = make_server(context)

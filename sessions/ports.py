@@ -30,7 +30,7 @@ from sessions.model import (
 
 
 class Provisioner(Protocol):
-    """One engine: it starts, lists and ends sandboxes, and knows nothing of what runs inside.
+    """One container engine: starts, lists and ends sandboxes, and does not know what runs in them.
 
     Every method raises `EngineUnavailable` when the engine itself does not answer.
     """
@@ -45,15 +45,15 @@ class Provisioner(Protocol):
         ...
 
     async def list(self) -> list[Sandbox]:
-        """This gateway's sandboxes, those half made or already dead included; never another gateway's."""
+        """This gateway's sandboxes, including half-made and dead ones; never another gateway's."""
         ...
 
     async def kill(self, kernel_id: KernelId) -> None:
-        """End the sandbox and remove all that is left of it. Unknown and already gone ids are no error."""
+        """End the sandbox and remove all of it. No error if there is none."""
         ...
 
     async def fate(self, kernel_id: KernelId) -> Fate | None:
-        """How the sandbox ended, or None while it lives or where nothing is known of it."""
+        """How the sandbox ended; None while it lives, or when the engine does not know."""
         ...
 
     async def check(self) -> None:
@@ -79,15 +79,15 @@ class Store(Protocol):
         ...
 
     async def start_run(self, run_id: RunId, kernel_id: KernelId, started_at: datetime) -> None:
-        """A run that lives is `running`, on this kernel now. Raises NotFound for all others."""
+        """Record that an unfinished run is `running` on this kernel. Raises NotFound when there is no such run."""
         ...
 
     async def withdraw_run(self, run_id: RunId) -> None:
-        """Remove a living run that was never sent to a kernel, as if it had not been asked for. No error if unknown."""
+        """Remove an unfinished run that was sent to no kernel, without a trace. No error if unknown."""
         ...
 
     async def append(self, run_id: RunId, batch: Batch) -> None:
-        """Add events and artifacts to a run that goes on, and its progress. Repeating a batch is harmless."""
+        """Add events, artifacts and progress to an unfinished run. Repeating a batch is harmless."""
         ...
 
     async def finish_run(
@@ -95,13 +95,13 @@ class Store(Protocol):
     ) -> None:
         """Add the last events and artifacts and the final answer, in one transaction. Repeating it changes nothing.
 
-        With it goes what the run has changed of its session: what its runs add up to; when it was last used, which
-        never goes back; and its kernel, generation and news, these only if its version is above the stored one.
+        The same transaction updates the run's session: the totals of its runs; when it was last used, which never goes
+        back; and its kernel, generation and news, these only if its version is above the stored one.
         """
         ...
 
     async def get_run(self, run_id: RunId) -> RunRecord | None:
-        """A run, or None. Anything that is no UUID is simply unknown."""
+        """A run, or None; an id that is no UUID is unknown."""
         ...
 
     async def find_run(self, tenant: TenantId, idempotency_key: str) -> RunRecord | None:
@@ -109,7 +109,7 @@ class Store(Protocol):
         ...
 
     async def list_runs(self, query: RunQuery) -> list[RunSummary]:
-        """Runs, newest first. Those that retention has removed are not among them."""
+        """Runs, newest first, without those that retention has removed."""
         ...
 
     async def get_events(self, run_id: RunId, after: int, limit: int) -> list[Event]:
@@ -119,8 +119,8 @@ class Store(Protocol):
     async def unfinished_runs(self, gateway_id: GatewayId) -> list[RunRecord]:
         """This gateway's runs that have not ended, in the order in which they were added.
 
-        Takes them over: nothing that another store writes to them counts any more, as if they had ended. So whoever
-        wants their events reads them afterwards: what was still on its way has been committed by then, or never is.
+        Takes them over: from then on other stores cannot write to them, as if they had ended. Read their events after
+        this call: a write that was under way has been committed by then, or never will be.
         """
         ...
 
@@ -135,15 +135,14 @@ class Store(Protocol):
     async def update_session(self, session: Session) -> None:
         """Record a session's kernel, generation and news, if its version is above the stored one. No error if unknown.
 
-        Not above: then something newer is there, or this itself, and nothing is changed.
+        Otherwise the stored one is newer, or this one, and nothing changes.
         """
         ...
 
     async def renew_session(self, session: Session) -> None:
         """Record the two time-outs of a session, and when it was last used, which never goes back.
 
-        Also its Jupyter session, if `jupyter_version` is above the stored one. Whatever its `version` is. No error if
-        unknown.
+        Also its Jupyter session, if `jupyter_version` is above the stored one. Ignores `version`. No error if unknown.
         """
         ...
 
@@ -156,7 +155,7 @@ class Store(Protocol):
         ...
 
     async def remove_expired(self, before: datetime) -> int:
-        """Remove what runs created before `before` have left (retention); returns how many runs that concerned."""
+        """Remove the contents of runs created before `before` (retention); returns the number of these runs."""
         ...
 
     async def ping(self) -> None:
@@ -185,14 +184,14 @@ class Link(Protocol):
 
 
 class LinkListener(Protocol):
-    """What receives a link's frames. The next frame waits for the returned awaitable (backpressure)."""
+    """Receives a link's frames. The next frame waits for the returned awaitable (backpressure)."""
 
     def on_binary(self, data: bytes) -> Awaitable[None] | None:
-        """Take one binary frame."""
+        """Handle one binary frame."""
         ...
 
     def on_text(self, text: str) -> Awaitable[None] | None:
-        """Take one text frame."""
+        """Handle one text frame."""
         ...
 
     def on_closed(self) -> None:
@@ -201,7 +200,7 @@ class LinkListener(Protocol):
 
 
 class Switchboard(Protocol):
-    """Where supervisors dial in: one listening unix socket per kernel."""
+    """The Unix sockets that supervisors dial, one per kernel."""
 
     def open(self, kernel_id: KernelId, accept: Callable[[Link], LinkListener]) -> Path:
         """Listen for this kernel's supervisor; returns the directory to mount. `accept` is called per connection.
@@ -215,16 +214,16 @@ class Switchboard(Protocol):
         ...
 
     def release(self, kernel_id: KernelId) -> None:
-        """Stop listening and drop this kernel's links, but leave its directory to a later gateway."""
+        """Stop listening and drop this kernel's links, but leave its directory to the next gateway."""
         ...
 
     def remove_leftovers(self, wanted: Collection[KernelId]) -> None:
-        """Remove the directories of an earlier gateway on the same data directory, but for those of these kernels."""
+        """Remove the directories that an earlier gateway made, except those of the `wanted` kernels."""
         ...
 
 
 class Clock(Protocol):
-    """Time, passed in so that tests can own it."""
+    """Time, as a parameter so that tests can control it."""
 
     def monotonic(self) -> float:
         """Seconds that never go back."""
@@ -236,11 +235,11 @@ class Clock(Protocol):
 
 
 class FileReader(Protocol):
-    """A file that is open for reading in a sandbox. Raises Unavailable when the sandbox does not answer, or is gone."""
+    """A sandbox's file, open for reading. Raises Unavailable when the sandbox does not answer, or is gone."""
 
     @property
     def entry(self) -> FileEntry:
-        """What it was when it was opened: so many bytes are there to read."""
+        """The file as it was when it was opened; its size is how many bytes there are to read."""
         ...
 
     async def read(self) -> bytes:
@@ -248,23 +247,23 @@ class FileReader(Protocol):
         ...
 
     def close(self) -> None:
-        """Let it go. Always call this."""
+        """Close the file. Always call this."""
         ...
 
 
 class FileWriter(Protocol):
-    """A file that is being written beside the one it will replace. Raises Unavailable as FileReader does."""
+    """A new file beside the one that it will replace. Raises Unavailable as FileReader does."""
 
     async def write(self, data: bytes) -> None:
         """Add a piece, at most 256 KiB. Raises TooLarge when the file, or the disk, has no room for it."""
         ...
 
     async def commit(self) -> tuple[FileEntry, bool]:
-        """Put the file in its place in one step; returns it, and whether there was none of that name."""
+        """Move the file into place atomically; returns it, and whether its name is new."""
         ...
 
     def close(self) -> None:
-        """Forget what has not been committed. Always call this."""
+        """Discard the file unless it is committed. Always call this."""
         ...
 
 
@@ -276,17 +275,17 @@ class KernelFiles(Protocol):
     """
 
     async def list(self) -> list[FileEntry]:
-        """All of them, by path, up to the supervisor's own bound."""
+        """All files, sorted by path, up to the supervisor's limit."""
         ...
 
     async def open(self, path: str) -> FileReader:
-        """Open one for reading."""
+        """Open a file for reading."""
         ...
 
     async def create(self, path: str, limit_bytes: int) -> FileWriter:
-        """Begin to write one, with the directories that it needs."""
+        """Start to write a file; missing directories are made."""
         ...
 
     async def remove(self, path: str) -> None:
-        """Remove one."""
+        """Remove a file."""
         ...

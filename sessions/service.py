@@ -8,7 +8,7 @@ runs/stateless_runs.py, runs in sessions by session/live_session.py.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
@@ -21,15 +21,11 @@ from sessions.errors import Conflict, Draining, Gone, NotFound
 from sessions.jupyter.client import ClientConnection, JupyterClients
 from sessions.jupyter.notebook_sessions import NotebookSessions
 from sessions.kernels.health import HealthCheck
-from sessions.kernels.kernel_pool import KernelPool
-from sessions.kernels.pool_policy import PoolSettings
 from sessions.model import (
     Artifact,
     ArtifactId,
     Event,
-    GatewayId,
     JupyterSession,
-    KernelId,
     Progress,
     Result,
     RunId,
@@ -44,15 +40,11 @@ from sessions.model import (
     TenantId,
 )
 from sessions.output.fold import RunFold
-from sessions.ports import Clock, KernelFiles, Provisioner, Store, Switchboard
+from sessions.ports import KernelFiles
 from sessions.recovery import Recovery
-from sessions.runs.active_runs import ActiveRuns
-from sessions.runs.attempts import Attempts
-from sessions.runs.executor import Conductor
 from sessions.runs.live_run import Stop
-from sessions.runs.stateless_runs import StatelessRuns
 from sessions.session.registry import Registry
-from sessions.settings import Limits, SessionLimits, Timeouts
+from sessions.settings import SessionLimits
 from sessions.wiring import Wiring
 
 _RUNS_PER_PAGE = 500
@@ -76,67 +68,11 @@ class Service:
     Its own mutable state: the tasks that callers wait for, whether the store answers, and whether it is draining.
     """
 
-    def __init__(
-        self,
-        *,
-        store: Store,
-        provisioner: Provisioner,
-        switchboard: Switchboard,
-        gateway_id: GatewayId,
-        limits: Limits,
-        session_limits: SessionLimits,
-        pool: PoolSettings,
-        languages: Mapping[str, str],
-        preload: tuple[str, ...],
-        credential_of: Callable[[KernelId], str],
-        clock: Clock,
-        timeouts: Timeouts = Timeouts(),
-    ) -> None:
-        """`languages` maps what clients call a language to a kernelspec name; the first one's kernels are kept warm.
-
-        `credential_of` gives a kernel's secret, the same in every gateway on this data directory.
-        """
-        names = list(dict.fromkeys(languages.values()))
-        self._store = store
-        self._provisioner = provisioner
-        self._limits = limits
-        self._timeouts = timeouts
-        self._kernel_pool = KernelPool(
-            provisioner=provisioner,
-            switchboard=switchboard,
-            gateway_id=gateway_id,
-            limits=limits,
-            pool=pool,
-            kernel_names={name: pool.size if name == names[0] else 0 for name in names},
-            preload=preload,
-            credential_of=credential_of,
-            clock=clock,
-            timeouts=timeouts,
-        )
-        conductor = Conductor(limits, self._kernel_pool.fate, timeouts)
-        attempts = Attempts(conductor, clock, timeouts.attempt_pause_s)
-        self._runs = ActiveRuns(store, timeouts)
-        self._stateless_runs = StatelessRuns(
-            store=store,
-            kernel_pool=self._kernel_pool,
-            attempts=attempts,
-            kernel_names=languages,
-            clock=clock,
-            timeouts=timeouts,
-        )
-        wiring = Wiring(
-            gateway_id=gateway_id,
-            kernel_names=languages,
-            limits=limits,
-            timeouts=timeouts,
-            store=store,
-            clock=clock,
-            kernel_pool=self._kernel_pool,
-            conductor=conductor,
-            attempts=attempts,
-            active_runs=self._runs,
-            stateless_runs=self._stateless_runs,
-        )
+    def __init__(self, wiring: Wiring, session_limits: SessionLimits) -> None:
+        self._wiring = wiring
+        self._store = wiring.store
+        self._runs = wiring.active_runs
+        self._kernel_pool = wiring.kernel_pool
         self._sessions = Registry(wiring, session_limits)
         self._admission = Admission(wiring, self._sessions)
         self._recovery = Recovery(wiring, self._sessions)
@@ -145,7 +81,7 @@ class Service:
         self._tasks = BackgroundTasks("service")
         self._draining = False
         self._has_recovered = False
-        self._store_watch = HealthCheck("database", store.ping)
+        self._store_watch = HealthCheck("database", wiring.store.ping)
         self._health: asyncio.Task[None] | None = None
 
     # --- life ---------------------------------------------------------------------------------------------------------
@@ -156,7 +92,7 @@ class Service:
         self._has_recovered = True
         self._kernel_pool.start()
         self._sessions.start()
-        self._health = asyncio.ensure_future(self._store_watch.keep_asking(self._timeouts.store_check_pause_s))
+        self._health = asyncio.ensure_future(self._store_watch.keep_asking(self._wiring.timeouts.store_check_pause_s))
 
     async def drain(self, timeout_s: float) -> None:
         """Admit no more runs, and wait for those under way, for `timeout_s` at most."""
@@ -176,16 +112,15 @@ class Service:
         if self._health is not None:
             self._health.cancel()
         self._kernel_pool.stop_refilling()
-        await self._tasks.wait(self._timeouts.stop_grace_s)  # most requests end by themselves, or soon fail
-        await self._tasks.cancel(
-            self._timeouts.stop_grace_s
-        )  # to undo what they have done may take the database a while
+        grace_s = self._wiring.timeouts.stop_grace_s
+        await self._tasks.wait(grace_s)  # most requests end by themselves, or soon fail
+        await self._tasks.cancel(grace_s)  # to undo what they have done may take the database a while
         await self._admission.stop()
-        kept = [*await self._sessions.hand_over(), *await self._stateless_runs.hand_over()]
+        kept = [*await self._sessions.hand_over(), *await self._wiring.stateless_runs.hand_over()]
         self._runs.stop()
         if not self._has_recovered:
             # Which kernels of the earlier gateway are needed is not known: all are kept.
-            await self._kernel_pool.leave()
+            await self._kernel_pool.hand_over_all()
             return
         if kept:
             log.info("kernels_kept", count=len(kept), consequence="they end by themselves unless a gateway comes back")
@@ -198,7 +133,7 @@ class Service:
             reasons.append(self._store_watch.failure)
         if self._draining:
             reasons.append(str(Draining()))
-        return Readiness(not reasons, tuple(reasons), self._kernel_pool.warm(), self._provisioner.name)
+        return Readiness(not reasons, tuple(reasons), self._kernel_pool.warm(), self._wiring.provisioner.name)
 
     def limits_seen(self) -> Mapping[str, Any]:
         """The limits that a connected container really has, as its supervisor reads them; empty without one."""
@@ -244,7 +179,7 @@ class Service:
             return record
         if (live := self._runs.get(run_id)) is not None:
             return replace(record, result=live.fold.result(record.status))
-        fold = RunFold(run_id, self._limits, _new_artifact_id, record.run.session_id)
+        fold = RunFold(run_id, self._wiring.limits, _new_artifact_id, record.run.session_id)
         progress = record.progress or Progress(0, None, {})
         fold.resume(await self._runs.events(run_id), progress.state.get("execution", {}))
         return replace(record, result=fold.result(record.status))

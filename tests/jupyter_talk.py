@@ -1,4 +1,4 @@
-"""A Jupyter client at a session of a `Bench`: what it asks, and what it has been told, shown as a notebook shows it."""
+"""A Jupyter client of a session of a `Bench`: it sends requests, and shows what it receives as a notebook does."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Screen:
         self.shown: dict[str, str] = {}
         self._clears: set[str] = set()
 
-    def take(self, message: ClientMessage) -> None:
+    def show(self, message: ClientMessage) -> None:
         cell, fields = message.parent_id, content(message)
         if message.msg_type == "clear_output":
             if fields["wait"]:
@@ -60,19 +60,19 @@ class Screen:
 
 
 class Client:
-    """One connection, which hears all the time while it is there. `messages` is all that it was told."""
+    """One connection, which receives for as long as it is open. `messages` is all that it was sent."""
 
     def __init__(self, bench: Bench, connection: ClientConnection, tenant: TenantId, *, confirms: bool) -> None:
         self.bench = bench
         self.connection = connection
         self.messages: list[ClientMessage] = []
         self.screen = Screen()
-        self.retold: list[RunId] = []
+        self.replayed: list[RunId] = []
         self.is_over = False
         self._tenant = tenant
         self._confirms = confirms
-        self._hearing = asyncio.ensure_future(self._hear())
-        connection.on_replaced(self._hearing.cancel)
+        self._receiving = asyncio.ensure_future(self._receive())
+        connection.on_replaced(self._receiving.cancel)
 
     @classmethod
     async def attach(
@@ -86,42 +86,42 @@ class Client:
     ) -> Client:
         return cls(bench, await bench.service.attach(tenant, session_id, client), tenant, confirms=confirms)
 
-    async def _hear(self) -> None:
+    async def _receive(self) -> None:
         while (item := await self.connection.next_item()) is not None:
             if isinstance(item, Replay):
-                self.retold.append(item.run_id)
-                telling = replay_run(self.bench.service, self._tenant, item.run_id, self.connection.client, retry_s=1.0)
-                async with aclosing(telling) as messages:  # type: ignore[type-var]
+                self.replayed.append(item.run_id)
+                replay = replay_run(self.bench.service, self._tenant, item.run_id, self.connection.client, retry_s=1.0)
+                async with aclosing(replay) as messages:  # type: ignore[type-var]
                     async for one in messages:
-                        self._take(one)
+                        self._receive_one(one)
                 self.connection.replay_sent(item.run_id)
             else:
-                self._take(item)
+                self._receive_one(item)
             if self._confirms:
                 self.connection.confirm(self.connection.sent)
         self.is_over = True
 
-    def _take(self, message: ClientMessage) -> None:
+    def _receive_one(self, message: ClientMessage) -> None:
         self.messages.append(message)
-        self.screen.take(message)
+        self.screen.show(message)
 
     @property
     def is_replaced(self) -> bool:
-        return self._hearing.cancelled()
+        return self._receiving.cancelled()
 
-    def leave(self) -> None:
-        self._hearing.cancel()
+    def disconnect(self) -> None:
+        self._receiving.cancel()
         self.connection.disconnect()
 
-    # --- asking -------------------------------------------------------------------------------------------------------
+    # --- requests -----------------------------------------------------------------------------------------------------
 
-    async def ask(self, msg_type: str, fields: Mapping[str, Any] | None = None, **given: Any) -> None:
+    async def send(self, msg_type: str, fields: Mapping[str, Any] | None = None, **given: Any) -> None:
         await self.connection.handle_message(message(msg_type, fields, **{"channel": "shell", **given}))
 
     async def execute(self, code: str, **fields: Any) -> None:
-        """Ask for code, under a msg_id that is the code."""
+        """Request this code, under a msg_id that is the code."""
         header = {name: fields.pop(name) for name in ("session", "subshell") if name in fields}
-        await self.ask("execute_request", {"code": code, **fields}, msg_id=code, **header)
+        await self.send("execute_request", {"code": code, **fields}, msg_id=code, **header)
 
     # --- what has come ------------------------------------------------------------------------------------------------
 
@@ -134,13 +134,13 @@ class Client:
     def states(self, parent_id: str | None = None) -> list[str]:
         return [fields["execution_state"] for fields in self.told("status", parent_id)]
 
-    async def hears(self, msg_type: str, parent_id: str | None = None) -> dict[str, Any]:
+    async def receives(self, msg_type: str, parent_id: str | None = None) -> dict[str, Any]:
         """The first message of a type, once it has come."""
         await until(lambda: bool(self.told(msg_type, parent_id)))
         return self.told(msg_type, parent_id)[0]
 
     async def reply(self, code: str) -> dict[str, Any]:
-        """The reply to a cell whose end has been told: both of it, and each once."""
+        """The reply to a cell, once reply and idle have come, and each of them once."""
         await until(lambda: bool(self.told("execute_reply", code)) and "idle" in self.states(code))
         (reply,) = self.told("execute_reply", code)
         return reply

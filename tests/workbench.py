@@ -29,6 +29,7 @@ from sessions.model import (
 from sessions.service import Service
 from sessions.settings import Limits, SessionLimits, Timeouts
 from sessions.testing.memory_store import MemoryStore, StoredRun
+from sessions.wiring import Wiring
 
 GATEWAY = GatewayId("g")
 S = SessionId("s")
@@ -146,23 +147,22 @@ class Bench:
         self._changes = changes
         self._lifelines = [Lifeline.to(self.store), Lifeline.to(self.engine)]
         to_store, to_engine = self._lifelines
-        self.service = Service(
-            **{
-                "store": to_store,
-                "provisioner": to_engine,
-                "switchboard": to_engine,
-                "gateway_id": GATEWAY,
-                "limits": Limits(queue=changes.pop("queue", 64)),
-                "pool": PoolSettings(1, 4, refill_pause_s=0.25),
-                "languages": {"python": "python3", "other": "another"},
-                "preload": (),
-                "session_limits": SessionLimits(),
-                "credential_of": lambda kernel_id: f"secret of {kernel_id}",
-                "clock": self.clock,
-                "timeouts": HURRIED,
-                **changes,
-            }
-        )
+        parts: dict[str, Any] = {
+            "store": to_store,
+            "provisioner": to_engine,
+            "switchboard": to_engine,
+            "gateway_id": GATEWAY,
+            "limits": Limits(queue=changes.pop("queue", 64)),
+            "pool": PoolSettings(1, 4, refill_pause_s=0.25),
+            "languages": {"python": "python3", "other": "another"},
+            "preload": (),
+            "credential_of": lambda kernel_id: f"secret of {kernel_id}",
+            "clock": self.clock,
+            "timeouts": HURRIED,
+            **changes,
+        }
+        session_limits = parts.pop("session_limits", SessionLimits())
+        self.service = Service(Wiring.build(**parts), session_limits)
         self._others = asyncio.all_tasks()
 
     async def start(self) -> Bench:

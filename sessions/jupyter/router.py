@@ -16,8 +16,8 @@ from uuid import uuid4
 
 from sessions.errors import TooManyRequests
 from sessions.jupyter import messages
+from sessions.jupyter.client_state import ClientState
 from sessions.jupyter.messages import ClientMessage
-from sessions.jupyter.outbox import Outbox
 from sessions.jupyter.request_window import RequestWindow
 from sessions.kernels.kernel import Kernel
 from sessions.kernels.messages import for_kernel
@@ -32,26 +32,6 @@ _MAX_AWAY = 8
 _REMEMBERED = 2048
 _STATUS_BYTES = 256
 _COMM = "comm_"
-
-
-class ClientState:
-    """One client: its outbox and its unanswered requests. A client that disconnects and may return keeps it.
-
-    The state: the outbox; whether a connection is open (`on_replaced` is called when another takes its place); the
-    requests by channel; and `connection_number`, which counts the client's connections, so that one that was replaced
-    does not act for the next.
-    """
-
-    def __init__(self, client: str) -> None:
-        self.client = client
-        self.outbox = Outbox()
-        self.connection_number = 0
-        self.is_connected = False
-        self.on_replaced: Callable[[], None] = _nothing
-        self.windows = {"shell": RequestWindow(), "control": RequestWindow()}
-
-    def __repr__(self) -> str:
-        return f"<ClientState {'connected' if self.is_connected else 'away'} {self.outbox!r} {self.windows}>"
 
 
 @dataclass(slots=True)
@@ -82,8 +62,7 @@ class ClientRouter:
 
     The state: each client's `ClientState`; the requests that the kernel has not answered, and the last ones that it
     has; the session's last runs; whether the kernel is down, how many restarts are wanted, and whether clients are
-    still to be sent `restarting`, once no run is at work. `last_activity` is when the kernel last said
-    something.
+    still to be sent `restarting`, once no run is at work. `last_activity` is when the last message of a kernel came.
     """
 
     def __init__(self, clock: Clock, on_reply: Callable[[RunId], None]) -> None:
@@ -118,10 +97,9 @@ class ClientRouter:
         if not state.is_connected and self.connections() >= MAX_CLIENTS:
             raise TooManyRequests(f"This kernel has {MAX_CLIENTS} clients already, which is as many as it may have.")
         if state.is_connected:
-            self._mark_away(state)
+            state.mark_away()
             state.on_replaced()
-        state.is_connected, state.on_replaced = True, _nothing
-        state.connection_number += 1
+        state.open_connection()
         self._states.pop(client, None)
         self._states[client] = state
         return state
@@ -133,7 +111,7 @@ class ClientRouter:
         """
         if state.connection_number != connection_number or self._states.get(state.client) is not state:
             return
-        self._mark_away(state)
+        state.mark_away()
         if not comes_back:
             self._remove(state)
         away = [one for one in self._states.values() if not one.is_connected]
@@ -145,11 +123,6 @@ class ClientRouter:
         for requests in (self._pending, self._answered):
             for msg_id in [msg_id for msg_id, request in requests.items() if request.state is state]:
                 del requests[msg_id]
-
-    @staticmethod
-    def _mark_away(state: ClientState) -> None:
-        state.is_connected = False
-        state.outbox.requeue_unconfirmed()
 
     # --- to the kernel ------------------------------------------------------------------------------------------------
 
@@ -241,7 +214,7 @@ class ClientRouter:
             run.is_aborted = True
 
     def run_ended(self, live: LiveRun, result: Result | None) -> None:
-        """A run has ended: send what the kernel has not said of that. `result` is None if it could not be stored."""
+        """A run has ended: send what the kernel has not sent of that. `result` is None if it could not be stored."""
         run = self._runs.get(live.run_id)
         if run is None or run.client is None or run.header is None:
             return
@@ -314,10 +287,6 @@ class ClientRouter:
 
     def _publish_status(self, state: str) -> None:
         self._publish(messages.status(state, {}), None)
-
-
-def _nothing() -> None:
-    pass
 
 
 def _is_idle(message: ClientMessage) -> bool:

@@ -17,11 +17,11 @@ import structlog
 
 from kernel_image import protocol
 from sessions.errors import KernelLost, Unavailable
-from sessions.kernels.files import Transfers
+from sessions.kernels.files import SupervisorFiles
 from sessions.kernels.frame_numbers import FrameNumbers
 from sessions.kernels.messages import RequestBuilder, decode
 from sessions.kernels.outcomes import Cause, Died, died_of, done_of
-from sessions.kernels.outstanding import RequestListener, Requests
+from sessions.kernels.outstanding import PendingRequests, RequestListener
 from sessions.kernels.throttle import Throttle
 from sessions.model import JupyterRequest, KernelId
 from sessions.ports import Clock, Link
@@ -84,7 +84,7 @@ class Kernel:
         self.deaths = 0
         self.last_death: Died | None = None
         self.credential = credential
-        self.files = Transfers(self._ask_for_file, self._send_piece, timeouts.file_answer_timeout_s)
+        self.files = SupervisorFiles(self._send_file_question, self._send_piece, timeouts.file_answer_timeout_s)
         self.tap: KernelTap | None = None
         self._timeouts = timeouts
         self._adopted = adopted
@@ -92,12 +92,12 @@ class Kernel:
         self._link: Link | None = None
         self._boot_id: str | None = None
         self._frame_numbers = FrameNumbers()
-        self._requests = Requests()
+        self._requests = PendingRequests()
         self._unsent: deque[str] = deque(maxlen=_UNSENT)
         self._refusals = 0
         self._throttle = throttle or Throttle(clock)
         self._changed = asyncio.Event()
-        self._giving_up: asyncio.TimerHandle | None = None
+        self._reconnect_deadline: asyncio.TimerHandle | None = None
         self._watchers: list[Callable[[Kernel], None]] = []
 
     def __repr__(self) -> str:
@@ -187,7 +187,7 @@ class Kernel:
         """Answer the input_request that the running code waits in. Raises Unavailable."""
         self._linked().send_binary(self._builder.input_reply(value))
 
-    def pass_on(self, frame: bytes) -> None:
+    def forward(self, frame: bytes) -> None:
         """Send a Jupyter client's message that is no execute_request. One that is not taken is lost."""
         if self._link is not None:
             self._link.send_binary(frame)
@@ -227,16 +227,16 @@ class Kernel:
 
     def _close_link(self, reason: str) -> None:
         self.state = KernelState.GONE
-        if self._giving_up is not None:
-            self._giving_up.cancel()
+        if self._reconnect_deadline is not None:
+            self._reconnect_deadline.cancel()
         link, self._link = self._link, None
         if link is not None:
             link.close(reason)
-        self.files.link_lost()
+        self.files.handle_link_lost()
 
     # --- the link -----------------------------------------------------------------------------------------------------
 
-    def greet(self, hello: Mapping[str, Any], link: Link) -> bool:
+    def handle_hello(self, hello: Mapping[str, Any], link: Link) -> bool:
         """Check who is there. On True the link is this kernel's, and an older one has been closed."""
         boot_id = hello.get("boot_id")
         why_not = self._why_not(hello, boot_id)
@@ -256,14 +256,14 @@ class Kernel:
         self.limits_seen = limits if isinstance(limits, dict) else {}
         sent = [*_ids(hello.get("finished")), *_ids(hello.get("outstanding"))]
         self._requests.find_expected(sent)
-        self._take_failed_preloads(hello)
+        self._handle_failed_preloads(hello)
         previous, self._link = self._link, link
         if previous is not None:
-            self.files.link_lost()
+            self.files.handle_link_lost()
             previous.close("replaced by a newer connection")
-        if self._giving_up is not None:
-            self._giving_up.cancel()
-            self._giving_up = None
+        if self._reconnect_deadline is not None:
+            self._reconnect_deadline.cancel()
+            self._reconnect_deadline = None
         # Not what has been taken: that may not be committed yet. What is sent again is not taken again.
         self._send_control(protocol.WELCOME, acknowledged=self._frame_numbers.acknowledged_seq)
         self._requests.send_again(sent, link.send_binary)
@@ -289,8 +289,8 @@ class Kernel:
     def _join(self, hello: Mapping[str, Any]) -> None:
         """Begin in the middle: what the supervisor has forgotten, an earlier gateway has committed."""
         self._frame_numbers.begin_after(max(0, _count(hello.get("oldest_seq")) - 1))
-        self._take_generation(hello)
-        self._take_state(hello.get("state"))
+        self._handle_generation(hello)
+        self._handle_state(hello.get("state"))
 
     def refuse(self, link: Link, reason: str) -> None:
         """Turn a connection away. After too many of these the kernel is given up: somebody in there tries to get in."""
@@ -307,13 +307,13 @@ class Kernel:
         log.warning("protocol_violation", kernel_id=self.kernel_id, reason=reason)
         self.discard("protocol violation")
 
-    def lost(self, link: Link) -> None:
+    def handle_link_closed(self, link: Link) -> None:
         """A link has closed. The supervisor may dial again, for a moment."""
         if link is self._link:
             self._link = None
-            self.files.link_lost()
+            self.files.handle_link_lost()
             loop = asyncio.get_running_loop()
-            self._giving_up = loop.call_later(
+            self._reconnect_deadline = loop.call_later(
                 self._timeouts.reconnect_timeout_s, self.discard, "the supervisor did not come back"
             )
             self._notify_change()
@@ -332,7 +332,7 @@ class Kernel:
             message = decode(frame)
             self._tap(frame)
             if message is not None:
-                self._requests.take(seq, message)
+                self._requests.handle_message(seq, message)
         self._acknowledge_if_due()
 
     def _tap(self, frame: memoryview) -> None:
@@ -353,24 +353,24 @@ class Kernel:
             return
         if type(seq) is not int or not self._frame_numbers.is_new(seq, 0):
             return
-        self._take_numbered(seq, op, fields)
+        self._handle_numbered(seq, op, fields)
         self._acknowledge_if_due()
 
-    def metered(self, take: Callable[..., None], *args: Any) -> float:
+    def metered(self, handle: Callable[..., None], *args: Any) -> float:
         """Take one frame; returns for how many seconds the next one must not be read."""
-        return self._throttle.metered(take, *args)
+        return self._throttle.metered(handle, *args)
 
-    def _take_numbered(self, seq: int, op: Any, fields: Mapping[str, Any]) -> None:
+    def _handle_numbered(self, seq: int, op: Any, fields: Mapping[str, Any]) -> None:
         msg_id = fields.get("msg_id")
         match op:
             case protocol.STATE:
-                self._take_failed_preloads(fields)
-                self._take_generation(fields)
-                self._take_state(fields.get("state"))
+                self._handle_failed_preloads(fields)
+                self._handle_generation(fields)
+                self._handle_state(fields.get("state"))
             case protocol.DONE:
                 self._requests.end(str(msg_id), done_of(fields))
             case protocol.DIED:
-                self._take_death(fields)
+                self._handle_death(fields)
             case protocol.REJECTED:
                 self._requests.refuse([str(msg_id)], Cause.REJECTED)
             case protocol.GAP:
@@ -384,7 +384,7 @@ class Kernel:
         if self._frame_numbers.is_due():
             self.acknowledge()
 
-    def _take_state(self, state: Any) -> None:
+    def _handle_state(self, state: Any) -> None:
         if state == "idle":
             self.state = KernelState.READY
             self._notify_change()
@@ -394,18 +394,18 @@ class Kernel:
         elif state == "dead":
             self.discard("the kernel does not start")
 
-    def _take_generation(self, fields: Mapping[str, Any]) -> None:
+    def _handle_generation(self, fields: Mapping[str, Any]) -> None:
         generation = _count(fields.get("generation"))
         if 0 < generation <= _LARGEST_GENERATION:  # what the database has room for
             self.generation = generation
 
-    def _take_failed_preloads(self, fields: Mapping[str, Any]) -> None:
+    def _handle_failed_preloads(self, fields: Mapping[str, Any]) -> None:
         """Reasons by module; said by the first message after the imports, and by every hello from then on."""
         failed = fields.get("failed_preloads")
         if isinstance(failed, dict) and failed:
             self.failed_preloads = failed
 
-    def _take_death(self, fields: Mapping[str, Any]) -> None:
+    def _handle_death(self, fields: Mapping[str, Any]) -> None:
         """Only what is named has died: what was asked since then is another kernel process's."""
         self.deaths += 1
         self.state = KernelState.STARTING
@@ -428,7 +428,7 @@ class Kernel:
         if self._link is not None:
             self._link.send_text(text)
 
-    def _ask_for_file(self, text: str) -> None:
+    def _send_file_question(self, text: str) -> None:
         self._linked().send_text(text)
 
     def _send_piece(self, data: bytes) -> None:

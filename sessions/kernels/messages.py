@@ -1,7 +1,7 @@
-"""Jupyter messages as the gateway sees them: built for requests, decoded and checked for everything that comes back.
+"""Jupyter messages: builds requests, decodes and checks everything that kernels send.
 
-Everything that comes back was written by hostile code: sizes and depth are bounded, types are checked, and one error
-type covers all that can be wrong. Message types: https://jupyter-client.readthedocs.io/en/stable/messaging.html
+What kernels send is written by hostile code: its size and depth are bounded, its types are checked, and one error type
+covers all that can be wrong with it. Message types: https://jupyter-client.readthedocs.io/en/stable/messaging.html
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ACCEPTED: Mapping[str, frozenset[str]] = {
     "stdin": frozenset({"input_request"}),
     ARTIFACT_CHANNEL: frozenset({"artifact"}),
 }
-"""What a supervisor may send, by channel; everything else is counted and dropped."""
+"""The messages that a supervisor may send, by channel; others are acknowledged and dropped."""
 
 _MAX_JSON_DEPTH = 64
 _MAX_JSON_VALUES = 100_000
@@ -48,9 +48,9 @@ _MAX_ID_CHARACTERS = 256
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message from a kernel. `content` is a JSON object and nothing more is known of it.
+    """One message from a kernel. `content` is a JSON object of which nothing more has been checked.
 
-    When `dropped_bytes` is not 0, that is how large the content was, and it was too costly to decode.
+    When `dropped_bytes` is not 0, the content was too costly to decode, and had this size.
     """
 
     channel: str
@@ -62,7 +62,7 @@ class Message:
 
 
 class RequestBuilder:
-    """Makes the requests of one connection to a kernel."""
+    """Builds the requests to one kernel."""
 
     def __init__(self) -> None:
         self._client_session = Session(key=b"", session=uuid4().hex, username="cellblock")
@@ -77,9 +77,9 @@ class RequestBuilder:
         metadata: Mapping[str, Any] | None = None,
         jupyter: JupyterRequest | None = None,
     ) -> bytes:
-        """The frame of an execute_request. Under one `msg_id` a supervisor passes on one request, once.
+        """The frame of an execute_request. A supervisor forwards only one request with the same `msg_id`.
 
-        `jupyter`: ask as that client did, rather than as `silent` and `allow_stdin` say.
+        `jupyter`: the client's own request, whose fields replace `silent` and `allow_stdin`.
         """
         content = {
             "code": code,
@@ -87,7 +87,7 @@ class RequestBuilder:
             "store_history": not silent,
             "user_expressions": {},
             "allow_stdin": allow_stdin,
-            "stop_on_error": False,  # whoever waits is with the gateway, which knows whose it is
+            "stop_on_error": False,  # requests queue at the gateway, which knows whose they are
         }
         if jupyter is None:
             return self._frame("shell", "execute_request", msg_id, content, metadata)
@@ -117,9 +117,9 @@ class RequestBuilder:
 
 
 def for_kernel(header: Mapping[str, Any]) -> dict[str, Any]:
-    """A client's header without what a kernel may stumble over, and would then never answer.
+    """A client's header without the fields that could make a kernel fail, and never answer.
 
-    ipykernel keeps streams by all that is in a header; jupyter_client reads versions, and what looks like a date.
+    ipykernel keys streams by the whole header; jupyter_client parses versions, and whatever looks like a date.
     """
     kept = {name: value for name, value in header.items() if isinstance(value, str | int | float) and _is_sound(value)}
     return {**kept, "version": protocol_version, "date": datetime.now(UTC).isoformat()}
@@ -134,10 +134,10 @@ def _is_sound(value: Any) -> bool:
 
 
 def decode(frame: bytes | memoryview) -> Message | None:
-    """Decode one frame. None for a message that nobody asked for or that is not what its type says.
+    """Decode one frame. None for a message of an unexpected type, or that cannot be read.
 
-    The kernel's own messages pass the supervisor unread, so nonsense in them is the user's, and only dropped. A frame
-    whose layout is wrong is the supervisor's: raises ProtocolViolation.
+    The supervisor forwards the kernel's messages unread, so that nonsense in them is the user's, and only dropped. A
+    frame with the wrong layout is the supervisor's fault: raises ProtocolViolation.
     """
     try:
         channel, parts = decode_message(frame)

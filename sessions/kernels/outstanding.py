@@ -63,7 +63,7 @@ class _Request:
     frame: bytes | None
 
 
-class Requests:
+class PendingRequests:
     """The requests of one kernel, by msg_id."""
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ class Requests:
         listeners = (*(request.listener for request in self._outstanding.values()), *self._settling)
         return min((seq for listener in listeners if (seq := listener.uncommitted_seq) is not None), default=None)
 
-    def take(self, seq: int, message: Message) -> None:
+    def handle_message(self, seq: int, message: Message) -> None:
         """A message has come; nobody may have asked for it."""
         request = self._outstanding.get(message.parent_id)
         if request is None:

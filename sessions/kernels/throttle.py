@@ -20,10 +20,10 @@ class Throttle:
         self._left_s = _BURST_S
         self._at_s = clock.monotonic()
 
-    def metered(self, take: Callable[..., None], *args: Any) -> float:
+    def metered(self, handle: Callable[..., None], *args: Any) -> float:
         """Do one piece of work; returns for how many seconds the next one must wait."""
         before_s = self._clock.monotonic()
-        take(*args)
+        handle(*args)
         now_s = self._clock.monotonic()
         earned_s = (now_s - self._at_s) * self._share
         self._left_s = min(_BURST_S, self._left_s + earned_s) - (now_s - before_s)

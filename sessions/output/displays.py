@@ -68,7 +68,7 @@ class Displays:
         self._files: dict[str, ArtifactRef] = {}
         self._dropped: dict[str, int] = {}
         self._notices: dict[str, int] = {}
-        self._told: list[str] = []
+        self._lines: list[str] = []
 
     # --- MIME bundles -------------------------------------------------------------------------------------------------
 
@@ -210,14 +210,14 @@ class Displays:
             "left_bytes": self._left_bytes,
             "dropped": dict(self._dropped),
             "notices": dict(self._notices),
-            "told": list(self._told),
+            "told": list(self._lines),
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`."""
         self._left_bytes = state.get("left_bytes", self._left_bytes)
         self._dropped, self._notices = dict(state.get("dropped", {})), dict(state.get("notices", {}))
-        self._told = list(state.get("told", ()))
+        self._lines = list(state.get("told", ()))
 
     # --- files --------------------------------------------------------------------------------------------------------
 
@@ -300,14 +300,14 @@ class Displays:
 
     def notices(self) -> list[str]:
         """A line for each of the first few things that were dropped, and one that counts the others."""
-        told = list(self._told)
+        lines = list(self._lines)
         for what, count in self._notices.items():
             if count > _MAX_NOTICES_PER_KIND:
-                told.append(f"{count - _MAX_NOTICES_PER_KIND} more {what} were dropped")
-        return told
+                lines.append(f"{count - _MAX_NOTICES_PER_KIND} more {what} were dropped")
+        return lines
 
     def _drop(self, what: str, size_bytes: int, name: str, why: str) -> None:
         self._dropped[what] = self._dropped.get(what, 0) + size_bytes
         self._notices[what] = self._notices.get(what, 0) + 1
         if self._notices[what] <= _MAX_NOTICES_PER_KIND:
-            self._told.append(f"{name} was dropped: {_WHY.get(why, 'it could not be read')}")
+            self._lines.append(f"{name} was dropped: {_WHY.get(why, 'it could not be read')}")

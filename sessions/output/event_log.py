@@ -1,6 +1,7 @@
-"""A run's events in the making: numbered without gaps, output put together, and taken away batch by batch. Pure.
+"""A run's events on their way into the store: numbered without gaps, output merged, drained in batches. Pure.
 
-The state is what waits for the next batch, the next number, and how many events were left out since there are too many.
+The mutable state: the events and artifacts of the next batch, the next number, and how many events were left out
+because the run has too many.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _TEXT_EVENTS = frozenset({EventType.STDOUT, EventType.STDERR})
 
 
 class EventLog:
-    """One run's. `next_seq` counts from 1."""
+    """The events of one run. `next_seq` counts from 1."""
 
     def __init__(self) -> None:
         self.next_seq = 1
@@ -41,7 +42,7 @@ class EventLog:
         return bool(self._events)
 
     def add(self, type_: EventType, **fields: Any) -> bool:
-        """Add an event; False when it was left out, since there are too many."""
+        """Add an event. Returns False when it was left out because the run has too many."""
         if self.next_seq > _MANY_EVENTS and type_ in _OPTIONAL_EVENTS:
             self.dropped += 1
             return False
@@ -50,9 +51,9 @@ class EventLog:
         return True
 
     def add_text(self, stream: EventType, text: str) -> None:
-        """Add output, to the last event where it can still grow: output comes in many small pieces.
+        """Add output, merged into the last event if that can grow: output comes in many small pieces.
 
-        After very many events order between the two streams is given up, so that pieces can still be put together.
+        After very many events the order between the two streams is not kept, so that pieces still merge.
         """
         for index in (-1, -2) if self.next_seq > _MANY_EVENTS else (-1,):
             last = self._events[index] if len(self._events) >= -index else None

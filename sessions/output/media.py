@@ -1,6 +1,6 @@
-"""What an image really is: type and size in pixels, from the bytes alone.
+"""Content types of files, and the type and size of images, read from their bytes.
 
-Magic bytes for what a browser shows; imagesize, pure Python, reads the dimensions. No pixel is ever decoded here.
+Magic bytes tell the image types that browsers show; imagesize, pure Python, reads the dimensions. No pixel is decoded.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ENCODINGS = {
     "br": "application/x-brotli",
     "compress": "application/x-compress",
 }
-# What Python's own table lacks in one of its versions, or says otherwise; the host's tables are never asked.
+# Types that some Python version lacks or maps differently. The tables of the host are never read.
 _OWN_TYPES = {
     "application/json": ".json",
     "application/pdf": ".pdf",
@@ -83,12 +83,12 @@ _TYPES = _type_table()
 
 
 class _BoundedReads(io.BytesIO):
-    """Bytes that can be read so many times: imagesize walks a JPEG marker by marker, and there could be millions."""
+    """Bytes with a limit on reads: imagesize walks a JPEG marker by marker, and there could be millions."""
 
     _left = _MAX_READS
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read on, or raise ValueError."""
+        """Read; raises ValueError past the limit."""
         self._left -= 1
         if self._left < 0:
             raise ValueError("too many parts")
@@ -111,7 +111,7 @@ def sniff(data: bytes) -> str | None:
 
 
 def count_pixels(data: bytes, content_type: str) -> int | None:
-    """Width times height; None where the header does not tell. SVG has no pixels: 0."""
+    """Width times height, or None when the header does not say. SVG has no pixels: 0."""
     if content_type == _SVG:
         return 0
     try:
@@ -122,7 +122,7 @@ def count_pixels(data: bytes, content_type: str) -> int | None:
 
 
 def guess(name: str) -> str:
-    """The content type of a file that is no image, from its name; of a compressed one, what it is compressed with."""
+    """The content type of a file that is no image, by its name; for a compressed file, that of the compression."""
     # The name goes in as a path: `guess_type` would take "data:…" and "http://…" for URLs.
     content_type, encoding = _TYPES.guess_type("./" + PurePosixPath(name).name.lower())
     return _ENCODINGS.get(encoding, _UNKNOWN) if encoding else content_type or _UNKNOWN

@@ -24,7 +24,7 @@ class OutputStreams:
         """All of one stream."""
         return "".join(self._text[stream])
 
-    def take(self, stream: EventType, text: str) -> str:
+    def write(self, stream: EventType, text: str) -> str:
         """Add what the code has written; returns what is kept of it, fit for everybody."""
         text = well_formed(text)
         size_bytes = len(text.encode())

@@ -1,7 +1,6 @@
-"""The committed events of one living run, for those that follow it. Who falls behind is told to ask the store.
+"""The committed events of one run, for its followers. A follower that falls behind must read from the store.
 
-Only what is committed is passed on: whatever happens to the gateway, no follower has seen an event that is not there
-afterwards.
+Only committed events are published, so that no follower sees an event that is gone after a crash.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ _KEPT_BYTES = 1 << 20
 class Feed:
     """One writer, any number of followers.
 
-    The state: the number of the last committed event, the latest of them (kept while somebody follows, up to a bound),
-    how many follow, and whether the run is over.
+    The mutable state: the number of the last committed event; the latest events, kept up to a bound while somebody
+    follows; the number of followers; and whether the feed is closed.
     """
 
     def __init__(self, last_seq: int = 0) -> None:
@@ -39,7 +38,7 @@ class Feed:
 
     @contextmanager
     def following(self) -> Iterator[None]:
-        """Count as a follower: events are committed, and kept, for it to see them soon."""
+        """Count as a follower: while there is one, events are committed sooner, and the latest are kept."""
         self._followers += 1
         self.followed.set()
         try:
@@ -52,7 +51,7 @@ class Feed:
                 self._kept_bytes = 0
 
     def publish(self, events: Sequence[Event]) -> None:
-        """These events have been committed; some of them may have been before."""
+        """Publish events that have been committed. Those published before are skipped."""
         for event in events:
             if event.seq <= self.last_seq:
                 continue
@@ -84,6 +83,6 @@ class Feed:
             await self._changed.wait()
 
     def _wake(self) -> None:
-        # An Event for each change: whoever waits is woken, and nobody has to clear it.
+        # A new Event for each change: every waiter wakes, and none has to clear it.
         self._changed.set()
         self._changed = asyncio.Event()

@@ -6,13 +6,15 @@ It owns the writing and its retries; what the messages mean is fold.py's, and wh
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 import structlog
 
+from sessions.concurrency import growing_pauses, retry
 from sessions.errors import StoreUnavailable
 from sessions.kernels.messages import Message
 from sessions.kernels.outcomes import Died, Done
@@ -46,7 +48,7 @@ class Recorder:
         self.ended: asyncio.Future[Done | Died] = loop.create_future()
         self.has_files = False
         self.is_held_up = False
-        self._said: set[str] = set()
+        self._seen_types: set[str] = set()
         self._store = store
         self._clock = clock
         self._timeouts = timeouts
@@ -75,13 +77,13 @@ class Recorder:
     def resume(self, events: Sequence[Event], progress: Progress) -> None:
         """Go on from what an earlier gateway has committed; frames that it covers will be passed over."""
         self.fold.resume(events, progress.state.get("execution", {}))
-        self._said = set(progress.state.get("said", ()))
+        self._seen_types = set(progress.state.get("said", ()))
         self.has_files = bool(progress.state.get("has_files", False))
         self._covered = progress
         self._taken_seq = progress.taken_seq
         self._file_seq = progress.file_seq or progress.taken_seq
         self.feed.publish(events)
-        self._look_for_end()
+        self._note_code_ended()
 
     def on_message(self, seq: int, message: Message) -> None:
         """Fold a message in; what it adds is written soon."""
@@ -89,18 +91,18 @@ class Recorder:
             return
         if not self.fold.is_assembling():
             self._file_seq = seq
-        self.fold.take(message)
+        self.fold.handle_message(message)
         if message.msg_type == "execute_reply" or message.content.get("execution_state") == "idle":
-            self._said.add(message.msg_type)
+            self._seen_types.add(message.msg_type)
         self.has_files = self.has_files or message.msg_type == "artifact"
-        self._take(seq)
-        self._look_for_end()
+        self._note_frame(seq)
+        self._note_code_ended()
 
     def on_gap(self, seq: int, dropped_bytes: int) -> None:
         """Output was lost on the way."""
         if not self._is_covered(seq, is_piece=False):
             self.fold.handle_gap(dropped_bytes)
-            self._take(seq)
+            self._note_frame(seq)
 
     def on_done(self, done: Done) -> None:
         """The code has ended."""
@@ -126,11 +128,11 @@ class Recorder:
 
     def has_reply(self) -> bool:
         """Whether the kernel's reply has come, which tells whether the code raised."""
-        return "execute_reply" in self._said
+        return "execute_reply" in self._seen_types
 
     def is_complete(self) -> bool:
         """Whether the kernel itself has told the end of the code: by its reply, and by being idle."""
-        return self._said >= {"execute_reply", "status"}
+        return self._seen_types >= {"execute_reply", "status"}
 
     async def finish(self, result: Result, session: Session | None = None) -> Result:
         """Commit the end with everything that is not committed yet; returns the result as it was stored.
@@ -138,7 +140,7 @@ class Recorder:
         Tries for as long as it takes while the database is out of reach. What the database refuses is left out.
         """
         await self._stop_writing()
-        batch = self._take_batch()
+        batch = self._next_batch()
         finished_at = self._clock.now()
         least = [self._least_batch(batch), Batch()]
         while True:
@@ -179,7 +181,7 @@ class Recorder:
             return False
         return not is_piece or self._covered.file_seq is None or seq < self._covered.file_seq
 
-    def _take(self, seq: int) -> None:
+    def _note_frame(self, seq: int) -> None:
         """A frame has been folded in: even one that adds no event changes what another gateway would go on from."""
         self._taken_seq = max(self._taken_seq, seq)
         if self._uncommitted_seq is None:
@@ -190,7 +192,7 @@ class Recorder:
         if self._writer is None:
             self._writer = asyncio.ensure_future(self._write())
 
-    def _look_for_end(self) -> None:
+    def _note_code_ended(self) -> None:
         if (self.has_files or self.is_complete()) and not self.code_ended.done():
             self.code_ended.set_result(None)
 
@@ -215,7 +217,7 @@ class Recorder:
                 return
             self._news.clear()
             self._has_events.clear()
-            batch = self._take_batch()
+            batch = self._next_batch()
             self._writing_seq = self._uncommitted_seq
             # The pieces of a file that is not complete are in no batch yet.
             self._uncommitted_seq = self._file_seq if self.fold.is_assembling() else None
@@ -252,10 +254,10 @@ class Recorder:
                 self._writer.cancel()
             await asyncio.wait([self._writer])
 
-    def _take_batch(self) -> Batch:
+    def _next_batch(self) -> Batch:
         """All that no commit has confirmed: a batch whose writing was broken off is written once more, harmlessly."""
         fresh = self.fold.drain()
-        state = {"said": sorted(self._said), "has_files": self.has_files, "execution": self.fold.state()}
+        state = {"said": sorted(self._seen_types), "has_files": self.has_files, "execution": self.fold.state()}
         file_seq = self._file_seq if self.fold.is_assembling() else None
         self._unwritten = Batch(
             self._unwritten.events + fresh.events,
@@ -264,17 +266,12 @@ class Recorder:
         )
         return self._unwritten
 
-    async def _persist(self, write: Callable[[], Awaitable[None]]) -> None:
-        """Write, and while the database is out of reach, try again."""
-        pause_s = self._timeouts.first_write_retry_s
-        while True:
-            try:
-                await write()
-            except StoreUnavailable as error:
-                log.warning("run_not_written", run_id=self.run_id, reason=str(error))
-                self.is_held_up = True
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, self._timeouts.longest_write_retry_s)
-            else:
-                self.is_held_up = False
-                return
+    async def _persist(self, write: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Write; try again for as long as the store is out of reach."""
+        pauses = growing_pauses(self._timeouts.first_write_retry_s, self._timeouts.longest_write_retry_s)
+        await retry(write, on=StoreUnavailable, pauses=pauses, on_failure=self._note_failure)
+        self.is_held_up = False
+
+    def _note_failure(self, error: Exception) -> None:
+        log.warning("run_not_written", run_id=self.run_id, reason=str(error))
+        self.is_held_up = True

@@ -29,6 +29,7 @@ from sessions.provisioners.docker.container import GATEWAY_LABEL
 from sessions.provisioners.docker.provisioner import DockerProvisioner
 from sessions.service import Service
 from sessions.settings import EngineSettings, Limits, SessionLimits
+from sessions.wiring import Wiring
 
 WARM = 3
 MAX_CONTAINERS = 6
@@ -151,17 +152,19 @@ async def rig(
     provisioner = DockerProvisioner(gateway_id, EngineSettings(name="docker", kernel_image=kernel_image))
     store = PostgresStore(module_database_url)
     service = Service(
-        store=store,
-        provisioner=provisioner,
-        switchboard=SupervisorSwitchboard(root),
-        gateway_id=gateway_id,
-        limits=LIMITS,
-        session_limits=SessionLimits(),
-        pool=PoolSettings(WARM, MAX_CONTAINERS),
-        languages={"python": "python3"},
-        preload=getattr(request.module, "PRELOAD", ()),
-        credential_of=credential_of,
-        clock=SystemClock(),
+        Wiring.build(
+            store=store,
+            provisioner=provisioner,
+            switchboard=SupervisorSwitchboard(root),
+            gateway_id=gateway_id,
+            limits=LIMITS,
+            pool=PoolSettings(WARM, MAX_CONTAINERS),
+            languages={"python": "python3"},
+            preload=getattr(request.module, "PRELOAD", ()),
+            credential_of=credential_of,
+            clock=SystemClock(),
+        ),
+        SessionLimits(),
     )
     await service.start()
     rig = Rig(service, docker_client, module_database_url, root, gateway_id)

@@ -17,8 +17,9 @@ from workbench import Bench, S
 
 from gateway.http.jupyter.framing import framing_of
 from kernel_image.protocol import SUBPROTOCOL
+from sessions.jupyter.client_state import ClientState
 from sessions.jupyter.messages import ClientMessage
-from sessions.jupyter.router import ClientRouter, ClientState
+from sessions.jupyter.router import ClientRouter
 from sessions.model import ANONYMOUS
 from sessions.settings import Limits, Timeouts
 
@@ -82,18 +83,18 @@ async def execute(ws: ClientConnection, code: str) -> None:
     await ws.send(framing_of(ws.subprotocol).encode(asked))
 
 
-async def hear(ws: ClientConnection) -> ClientMessage:
+async def receive(ws: ClientConnection) -> ClientMessage:
     async with asyncio.timeout(5):
         return framing_of(ws.subprotocol).decode(await ws.recv())
 
 
-async def hear_until(ws: ClientConnection, msg_type: str, screen: Screen | None = None) -> list[ClientMessage]:
+async def receive_until(ws: ClientConnection, msg_type: str, screen: Screen | None = None) -> list[ClientMessage]:
     """All messages up to the first one of a type."""
-    heard = [await hear(ws)]
+    heard = [await receive(ws)]
     while heard[-1].msg_type != msg_type:
-        heard.append(await hear(ws))
+        heard.append(await receive(ws))
     for one in heard if screen is not None else ():
-        screen.take(one)  # type: ignore[union-attr]
+        screen.show(one)  # type: ignore[union-attr]
     return heard
 
 

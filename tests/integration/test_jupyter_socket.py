@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from doubles import until
 from jupyter_talk import Screen, message
-from jupyter_wire import Wire, execute, hear, hear_until, text_of, wired
+from jupyter_wire import Wire, execute, receive, receive_until, text_of, wired
 from structlog.testing import capture_logs
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
@@ -55,7 +55,7 @@ async def test_a_cell_runs_in_whichever_framing_the_client_knows(wire: Wire, off
         await execute(ws, "print(1)")
         kernel = await wire.bench.sent("print(1)")
         kernel.end("1\n")
-        heard = await hear_until(ws, "execute_reply")
+        heard = await receive_until(ws, "execute_reply")
         assert text_of(heard) == "1\n"
         assert {one.parent_id for one in heard} == {"print(1)"}
 
@@ -102,14 +102,14 @@ async def test_garbage_is_counted_and_too_much_of_it_closes_that_connection_only
                 await lab.send(b"garbage" if number % 2 else "{}")
             await execute(lab, "x")
             (await wire.bench.sent("x")).end("out")
-            await hear_until(lab, "execute_reply")
+            await receive_until(lab, "execute_reply")
             await lab.send(b"once more")
             assert await closed(lab) == 1002
         assert [entry["event"] for entry in logs].count("jupyter_message_refused") == 1
         assert "jupyter_message_failed" not in [entry["event"] for entry in logs]
         await execute(other, "y")
         (await wire.bench.sent("y")).end("out")
-        await hear_until(other, "execute_reply")
+        await receive_until(other, "execute_reply")
 
 
 async def test_a_mistake_of_ours_does_not_end_the_connection(wire: Wire, lab: ClientConnection) -> None:
@@ -122,10 +122,10 @@ async def test_a_mistake_of_ours_does_not_end_the_connection(wire: Wire, lab: Cl
             await execute(other, "x")
             await until(lambda: any(entry["event"] == "jupyter_message_failed" for entry in logs))
         await other.send(json.dumps({"channel": "control", "header": {"msg_id": "i", "msg_type": "interrupt_request"}}))
-        await hear_until(other, "interrupt_reply")
+        await receive_until(other, "interrupt_reply")
     await execute(lab, "y")
     (await wire.bench.sent("y")).end()
-    await hear_until(lab, "execute_reply")
+    await receive_until(lab, "execute_reply")
 
 
 # --- leaving, coming back, and the end --------------------------------------------------------------------------------
@@ -136,16 +136,16 @@ async def test_a_client_that_vanishes_in_mid_run_comes_back_to_all_of_it(wire: W
     await execute(lab, "x")
     kernel = await wire.bench.sent("x")
     kernel.print("one ")
-    await hear_until(lab, "stream", screen)
+    await receive_until(lab, "stream", screen)
     kernel.print("two ")
     lab.transport.abort()
     await until(lambda: not wire.client_state().is_connected)
     kernel.print("three ")
     async with connect(wire.url()) as back:
         while screen.shown != {"x": "one two three "}:
-            screen.take(await hear(back))
+            screen.show(await receive(back))
         kernel.end("four")
-        await hear_until(back, "execute_reply", screen)
+        await receive_until(back, "execute_reply", screen)
     assert screen.shown == {"x": "one two three four"}
 
 
@@ -158,16 +158,16 @@ async def test_a_client_that_connects_anew_replaces_its_connection_and_keeps_its
         assert wire.client_state().is_connected
         await execute(again, "x")
         (await wire.bench.sent("x")).end("out")
-        assert text_of(await hear_until(again, "execute_reply")) == "out"
+        assert text_of(await receive_until(again, "execute_reply")) == "out"
 
 
 async def test_a_gateway_that_stops_asks_to_connect_again(wire: Wire, lab: ClientConnection) -> None:
     await execute(lab, "x")
     kernel = await wire.bench.sent("x")
     kernel.print("one")
-    await hear_until(lab, "stream")
+    await receive_until(lab, "stream")
     wire.client_state().outbox.replay(next(iter(wire.bench.store.runs)))
-    await hear_until(lab, "stream")  # and in the middle of telling it again
+    await receive_until(lab, "stream")  # and in the middle of telling it again
     async with asyncio.timeout(10):
         await wire.face.streams.close_all()
     assert await closed(lab) == 1012
@@ -177,7 +177,7 @@ async def test_a_gateway_that_stops_asks_to_connect_again(wire: Wire, lab: Clien
 async def test_a_kernel_that_is_shut_down_says_so_and_hangs_up(lab: ClientConnection) -> None:
     asked = message("shutdown_request", {"restart": False}, channel="control")
     await lab.send(Framed().encode(asked))
-    heard = await hear_until(lab, "status")
+    heard = await receive_until(lab, "status")
     assert [one.msg_type for one in heard] == ["shutdown_reply", "status"]
     assert json.loads(heard[-1].content) == {"execution_state": "dead"}
     assert await closed(lab) == 1000
@@ -189,7 +189,7 @@ async def test_a_kernel_that_is_shut_down_says_so_and_hangs_up(lab: ClientConnec
 async def test_what_has_arrived_is_found_out_by_pings(wire: Wire, lab: ClientConnection) -> None:
     for number in range(outbox._WINDOW * 3):
         await wire.publish("stream", {"name": "stdout", "text": f"{number} "})
-    heard = [await hear(lab) for _ in range(outbox._WINDOW * 3)]
+    heard = [await receive(lab) for _ in range(outbox._WINDOW * 3)]
     assert text_of(heard) == "".join(f"{number} " for number in range(outbox._WINDOW * 3))
     await until(lambda: not wire.client_state().outbox._unconfirmed)
 
@@ -231,7 +231,7 @@ async def test_a_client_that_does_not_read_hurts_neither_the_gateway_nor_another
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         await execute(lab, "x")
         kernel = await wire.bench.sent("x")
-        heard = asyncio.ensure_future(hear_until(lab, "execute_reply"))
+        heard = asyncio.ensure_future(receive_until(lab, "execute_reply"))
         largest = 0
         for _ in range(300):
             kernel.print("x" * 100_000)

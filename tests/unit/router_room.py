@@ -10,9 +10,10 @@ from doubles import ManualClock, message_frame
 from jupyter_talk import message
 
 from kernel_image import protocol
+from sessions.jupyter.client_state import ClientState
 from sessions.jupyter.messages import ClientMessage
 from sessions.jupyter.outbox import Replay
-from sessions.jupyter.router import ClientRouter, ClientState
+from sessions.jupyter.router import ClientRouter
 from sessions.model import JupyterRequest, RunId
 
 RUN = RunId("run-1")

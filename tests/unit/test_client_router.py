@@ -11,7 +11,8 @@ from router_room import HEADER, MSG_ID, RUN, Room, request, told, types
 from kernel_image import protocol
 from sessions.errors import TooManyRequests
 from sessions.jupyter import router as router_module
-from sessions.jupyter.router import MAX_CLIENTS, ClientState
+from sessions.jupyter.client_state import ClientState
+from sessions.jupyter.router import MAX_CLIENTS
 from sessions.model import JupyterRequest, RunId
 
 # --- requests ---------------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from kernel_line import Heard, Line
 from router_room import MSG_ID, RUN, Room, request, told, types
 
 from kernel_image import protocol
+from sessions.jupyter.client_state import ClientState
 from sessions.jupyter.messages import ClientMessage
-from sessions.jupyter.router import ClientState
 from sessions.model import Result, RunStatus
 
 # --- the life of the kernel -------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ async def test_a_cell_is_a_recorded_run_and_its_output_is_told_as_it_comes(bench
     kernel.end("1\n")
     assert (await lab.reply("print(1)"))["status"] == "ok"
     assert lab.screen.shown == {"print(1)": "1\n"}
-    assert lab.retold == []
+    assert lab.replayed == []
     assert (await bench.service.result(stored.run.run_id)).output == "1\n"
     await asyncio.sleep(0)
     assert lab.states("print(1)") == ["idle"]
@@ -97,7 +97,7 @@ async def test_a_failed_cell_takes_along_what_the_same_notebook_has_queued_and_n
     kernel = await bench.sent("bad")
     kernel.reply("error", ename="E", evalue="", traceback=[])
     # Whoever has heard that goes on: this one is not meant.
-    await lab.hears("execute_reply", "bad")
+    await lab.receives("execute_reply", "bad")
     await lab.execute("asked afterwards")
     kernel.idle()
     kernel.done()
@@ -179,7 +179,7 @@ async def test_also_to_a_client_that_is_told_the_run_from_its_events(bench: Benc
     await lab.execute("x")
     kernel = await bench.sent("x")
     lab.connection._state.outbox.replay(RunId(bench.stored().run.run_id))
-    await until(lambda: bool(lab.retold))
+    await until(lambda: bool(lab.replayed))
     bench.store.finish_run = refuse  # type: ignore[assignment]
     kernel.died("signal", signal=9)
     kernel.next_process()

@@ -68,7 +68,7 @@ async def test_a_client_that_asks_for_little_keeps_the_session_and_that_is_recor
     before = bench.session().last_used_at
     for _ in range(50):
         clock.at_s += 7
-        await lab.ask("kernel_info_request")
+        await lab.send("kernel_info_request")
         await asyncio.sleep(0)
     assert bench.service.get_session(ANONYMOUS, S).session.session_id == S
     await until(lambda: bench.session().last_used_at > before + timedelta(seconds=300))
@@ -84,7 +84,7 @@ async def test_a_restart_drops_what_a_notebook_has_queued_and_keeps_the_runs_of_
     await lab.execute("waits")
     other = await bench.record("other", session_id=S)
     kernel = await bench.sent("runs")
-    restarting = asyncio.ensure_future(lab.ask("shutdown_request", {"restart": True}, channel="control", msg_id="r"))
+    restarting = asyncio.ensure_future(lab.send("shutdown_request", {"restart": True}, channel="control", msg_id="r"))
     await until(lambda: bool(kernel.interrupts()))
     kernel.interrupted()
     await until(lambda: bool(kernel.link.sent(protocol.RESTART)))
@@ -95,7 +95,7 @@ async def test_a_restart_drops_what_a_notebook_has_queued_and_keeps_the_runs_of_
     assert (await bench.service.result(other)).status is RunStatus.OK
     assert (await lab.reply("waits"))["status"] == "error"
     assert bench.times_sent("waits") == 0
-    assert (await lab.hears("shutdown_reply", "r"))["restart"] is True
+    assert (await lab.receives("shutdown_reply", "r"))["restart"] is True
     assert "restarting" not in lab.states()
     assert lab.states("") == ["starting", "idle"]
     kernel.die_idle()
@@ -103,7 +103,7 @@ async def test_a_restart_drops_what_a_notebook_has_queued_and_keeps_the_runs_of_
 
 
 async def test_shutting_the_kernel_down_deletes_the_session(bench: Bench, lab: Client) -> None:
-    await lab.ask("shutdown_request", {"restart": False}, channel="control", msg_id="d")
+    await lab.send("shutdown_request", {"restart": False}, channel="control", msg_id="d")
     await until(lambda: lab.is_over)
     assert lab.told("shutdown_reply", "d") == [{"status": "ok", "restart": False}]
     assert bench.store.sessions == {}
@@ -113,9 +113,9 @@ async def test_shutting_the_kernel_down_deletes_the_session(bench: Bench, lab: C
 async def test_an_interrupt_reaches_the_cell_at_work_and_is_answered(bench: Bench, lab: Client) -> None:
     await lab.execute("sleep")
     kernel = await bench.sent("sleep")
-    await lab.ask("interrupt_request", channel="control", msg_id="i")
+    await lab.send("interrupt_request", channel="control", msg_id="i")
     assert kernel.interrupts() == [kernel.msg_id]
-    assert await lab.hears("interrupt_reply", "i") == {"status": "ok"}
+    assert await lab.receives("interrupt_reply", "i") == {"status": "ok"}
     kernel.interrupted()
     assert statuses(bench)[0] is RunStatus.RUNNING
     await lab.reply("sleep")
@@ -125,13 +125,13 @@ async def test_an_interrupt_reaches_the_cell_at_work_and_is_answered(bench: Benc
 
 
 async def test_input_is_asked_for_over_stdin_and_what_answers_no_question_is_ignored(bench: Bench, lab: Client) -> None:
-    await lab.ask("input_reply", {"value": "early"}, channel="stdin")
+    await lab.send("input_reply", {"value": "early"}, channel="stdin")
     await lab.execute("input()")
     kernel = await bench.sent("input()")
     kernel.publish("input_request", {"prompt": "? ", "password": False}, channel="stdin")
-    assert (await lab.hears("input_request", "input()"))["prompt"] == "? "
+    assert (await lab.receives("input_request", "input()"))["prompt"] == "? "
     for value in ("42", "twice"):
-        await lab.ask("input_reply", {"value": value, "status": "ok"}, channel="stdin")
+        await lab.send("input_reply", {"value": value, "status": "ok"}, channel="stdin")
     assert sent_to_kernel(bench) == ["execute_request", "input_reply"]
     channel, parts = protocol.decode_message(kernel.link.binary[-1])
     assert (channel, json.loads(parts[3])["value"]) == ("stdin", "42")
@@ -140,9 +140,9 @@ async def test_input_is_asked_for_over_stdin_and_what_answers_no_question_is_ign
 
 
 async def test_other_requests_go_to_the_kernel_and_unknown_channels_nowhere(bench: Bench, lab: Client) -> None:
-    await lab.ask("complete_request", {"code": "x."}, msg_id="c")
+    await lab.send("complete_request", {"code": "x."}, msg_id="c")
     for channel, msg_type in (("stdin", "execute_request"), ("iopub", "stream"), ("iopub", "execute_request")):
-        await lab.ask(msg_type, {"code": "x"}, channel=channel)
+        await lab.send(msg_type, {"code": "x"}, channel=channel)
     assert sent_to_kernel(bench) == ["complete_request"]
     assert bench.store.runs == {}
 
@@ -151,7 +151,7 @@ async def test_a_link_that_breaks_under_a_run_holds_up_no_interrupt(bench: Bench
     await lab.execute("sleep")
     kernel = await bench.sent("sleep")
     bench.engine.disconnect(kernel.kernel_id)
-    asking = asyncio.ensure_future(lab.ask("kernel_info_request"))
+    asking = asyncio.ensure_future(lab.send("kernel_info_request"))
     await asyncio.sleep(0.01)
     bench.engine.dial(kernel.kernel_id)
     async with asyncio.timeout(2):

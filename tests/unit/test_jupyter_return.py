@@ -24,15 +24,15 @@ async def test_a_client_whose_line_broke_finds_all_that_was_said_meanwhile(bench
     await lab.execute("x")
     kernel = await bench.sent("x")
     kernel.print("one ")
-    await lab.hears("stream")
-    lab.leave()
+    await lab.receives("stream")
+    lab.disconnect()
     kernel.end("two")
     await bench.service.result(run_ids(bench)[0])
     back = await Client.attach(bench)
     back.screen = lab.screen
     assert (await back.reply("x"))["status"] == "ok"
     assert back.screen.shown == {"x": "one two"}
-    assert back.retold == []
+    assert back.replayed == []
 
 
 async def test_what_may_not_have_arrived_is_told_again_from_its_events(bench: Bench) -> None:
@@ -41,8 +41,8 @@ async def test_what_may_not_have_arrived_is_told_again_from_its_events(bench: Be
     await lab.execute("x")
     kernel = await bench.sent("x")
     kernel.print("one ")
-    await lab.hears("stream")
-    lab.leave()
+    await lab.receives("stream")
+    lab.disconnect()
     back = await Client.attach(bench)
     back.screen = lab.screen
     kernel.print("two ")
@@ -50,7 +50,7 @@ async def test_what_may_not_have_arrived_is_told_again_from_its_events(bench: Be
     kernel.end("three")
     assert (await back.reply("x"))["status"] == "ok"
     assert back.screen.shown == {"x": "one two three"}
-    assert back.retold == run_ids(bench)
+    assert back.replayed == run_ids(bench)
 
 
 async def test_a_client_that_leaves_while_it_is_told_is_told_from_the_beginning(bench: Bench) -> None:
@@ -59,9 +59,9 @@ async def test_a_client_that_leaves_while_it_is_told_is_told_from_the_beginning(
     await lab.execute("x")
     kernel = await bench.sent("x")
     kernel.print("one ")
-    await lab.hears("stream")
+    await lab.receives("stream")
     for _ in range(3):
-        lab.leave()
+        lab.disconnect()
         lab = await Client.attach(bench, confirms=False)
         await until(lambda: lab.screen.shown == {"x": "one "})  # noqa: B023 - waited for at once
     kernel.end("two")
@@ -75,14 +75,14 @@ async def test_a_question_that_a_run_waits_in_is_asked_again_and_one_that_was_an
     await lab.execute("input()")
     kernel = await bench.sent("input()")
     kernel.publish("input_request", {"prompt": "? ", "password": True}, channel="stdin")
-    await lab.hears("input_request")
-    lab.leave()
+    await lab.receives("input_request")
+    lab.disconnect()
     back = await Client.attach(bench, confirms=False)
     other = await Client.attach(bench, "other")
     other.connection._state.outbox.replay(run_ids(bench)[0])
-    assert await back.hears("input_request", "input()") == {"prompt": "? ", "password": True}
-    await back.ask("input_reply", {"value": "42"}, channel="stdin")
-    back.leave()
+    assert await back.receives("input_request", "input()") == {"prompt": "? ", "password": True}
+    await back.send("input_reply", {"value": "42"}, channel="stdin")
+    back.disconnect()
     third = await Client.attach(bench, confirms=False)
     await until(lambda: bool(third.told("clear_output")))
     kernel.print("thanks")
@@ -90,7 +90,7 @@ async def test_a_question_that_a_run_waits_in_is_asked_again_and_one_that_was_an
     assert third.told("input_request") == other.told("input_request") == []
     # The next question is asked of whoever is being told the run.
     kernel.publish("input_request", {"prompt": "more? ", "password": False}, channel="stdin")
-    await third.hears("input_request")
+    await third.receives("input_request")
     kernel.end()
     await third.reply("input()")
 
@@ -101,10 +101,10 @@ async def test_a_retelling_waits_for_the_database_and_begins_anew(bench: Bench) 
     await lab.execute("x")
     (await bench.sent("x")).end("out")
     await lab.reply("x")
-    lab.leave()
+    lab.disconnect()
     with unavailable(bench.store, "get_run"):
         back = await Client.attach(bench)
-        await until(lambda: bool(back.retold))
+        await until(lambda: bool(back.replayed))
         await asyncio.sleep(0.02)
         assert back.messages == []
     assert (await back.reply("x"))["status"] == "ok"
@@ -117,7 +117,7 @@ async def test_a_run_that_was_removed_meanwhile_is_passed_over(bench: Bench) -> 
     await lab.execute("x")
     (await bench.sent("x")).end("out")
     await lab.reply("x")
-    lab.leave()
+    lab.disconnect()
     bench.stored().expire(bench.clock.now())
     back = await Client.attach(bench)
     await back.execute("y")
@@ -133,7 +133,7 @@ async def test_the_reply_to_somebody_elses_cell_is_not_retold(bench: Bench) -> N
     (await bench.sent("x")).end("out")
     await lab.reply("x")
     await until(lambda: other.states("x") == ["idle"])
-    other.leave()
+    other.disconnect()
     back = await Client.attach(bench, "other")
     await until(lambda: back.states("x") == ["busy", "idle"])
     assert back.screen.shown == {"x": "out"}
@@ -153,7 +153,7 @@ async def test_after_a_crash_a_cell_is_told_from_its_beginning_to_its_end_and_qu
         await lab.execute(code)
     kernel = await bench.sent("x")
     kernel.print("before ")
-    await lab.hears("stream")
+    await lab.receives("stream")
     await until(lambda: bench.text(run_ids(bench)[0]) == "before ")
     bench = await crash(benches)
     back = await Client.attach(bench)
@@ -167,7 +167,7 @@ async def test_after_a_crash_a_cell_is_told_from_its_beginning_to_its_end_and_qu
     assert back.screen.shown == {"x": "before after", "y": "next"}
     assert [fields["code"] for fields in back.told("execute_input", "x")] == ["x"]
     assert [bench.times_sent(code) for code in ("x", "y")] == [1, 1]
-    assert stranger.retold == []
+    assert stranger.replayed == []
     for run_id in run_ids(bench):
         assert (await ended(bench, run_id)).status is RunStatus.OK
 
@@ -222,15 +222,15 @@ async def test_a_gateway_that_closes_leaves_its_clients_to_the_next_one(benches:
     await lab.execute("x")
     kernel = await bench.sent("x")
     kernel.print("one ")
-    await lab.hears("stream")
-    lab.leave()
+    await lab.receives("stream")
+    lab.disconnect()
     retold = await Client.attach(bench)
     await until(lambda: retold.screen.shown == {"x": "one "})
     async with asyncio.timeout(5):
         await bench.service.close()
     assert retold.told("execute_reply") == []
     assert "dead" not in retold.states()
-    retold.leave()
+    retold.disconnect()
     benches.append(await bench.successor())
     come_back(benches[-1], kernel)
     back = await Client.attach(benches[-1])
