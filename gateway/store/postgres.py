@@ -156,17 +156,17 @@ class PostgresStore:
 
     async def update_session(self, session: Session) -> None:
         """See `Store`. One of the same name that is not this one is left alone."""
-        parameters = sessions.parameters(session)
+        parameters = rows.from_session(session)
         await self._run(lambda connection: connection.execute(sessions.UPDATE_SESSION, parameters))
 
     async def renew_session(self, session: Session) -> None:
         """See `Store`. One of the same name that is not this one is left alone."""
-        parameters = sessions.parameters(session)
+        parameters = rows.from_session(session)
         await self._run(lambda connection: connection.execute(sessions.RENEW_SESSION, parameters))
 
     async def remove_session(self, session: Session) -> None:
         """See `Store`. One of the same name that is not this one is left alone."""
-        parameters = sessions.parameters(session)
+        parameters = rows.from_session(session)
         await self._run(lambda connection: connection.execute(sessions.REMOVE_SESSION, parameters))
 
     async def sessions_of(self, gateway_id: GatewayId) -> list[Session]:
@@ -256,7 +256,7 @@ def _take_over(connection: Connection, gateway_id: GatewayId) -> list[Row[Any]]:
 
 def _add_session(connection: Connection, session: Session) -> Session | None:
     """None when the session is there now, or the one that has its name."""
-    parameters = sessions.parameters(session)
+    parameters = rows.from_session(session)
     while connection.execute(sessions.ADD_SESSION, parameters).one_or_none() is None:
         row = connection.execute(sessions.session(session.tenant, session.session_id)).one_or_none()
         if row is not None:
