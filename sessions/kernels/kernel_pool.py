@@ -95,10 +95,6 @@ class KernelPool:
             return [f"The first sandbox is still being started.{f' {self.last_failure}' if self.last_failure else ''}"]
         return []
 
-    def limits_seen(self) -> Mapping[str, Any]:
-        """What a connected supervisor last said of the limits that its container really has; empty when none has."""
-        return next((kernel.limits_seen for kernel in self._kernels.values() if kernel.limits_seen), {})
-
     # --- claims -------------------------------------------------------------------------------------------------------
 
     async def claim(self, kernel_name: str, timeout_s: float | None = None) -> Kernel:
