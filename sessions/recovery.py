@@ -64,7 +64,7 @@ class Recovery:
     def _place(self, live: LiveRun, kernels: Mapping[KernelId, Kernel]) -> None:
         kernel = kernels.get(live.run.kernel_id) if live.run.kernel_id is not None else None
         if kernel is not None:
-            self._wiring.conductor.join(live, kernel)
+            self._wiring.executor.join(live, kernel)
         session_id = live.run.session_id
         session = self._sessions.find(live.run.tenant, session_id) if session_id is not None else None
         if session is not None:

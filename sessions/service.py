@@ -47,8 +47,7 @@ from sessions.output.fold import RunFold
 from sessions.ports import Clock, KernelFiles, Provisioner, Store, Switchboard
 from sessions.recovery import Recovery
 from sessions.runs.active_runs import ActiveRuns
-from sessions.runs.attempts import Attempts
-from sessions.runs.executor import Conductor
+from sessions.runs.executor import RunExecutor
 from sessions.runs.live_run import Stop
 from sessions.runs.stateless_runs import StatelessRuns
 from sessions.session.registry import Registry
@@ -113,13 +112,12 @@ class Service:
             clock=clock,
             timeouts=timeouts,
         )
-        conductor = Conductor(limits, self._kernel_pool.fate, timeouts)
-        attempts = Attempts(conductor, clock, timeouts.attempt_pause_s)
+        executor = RunExecutor(limits, timeouts, clock, self._kernel_pool.fate)
         self._runs = ActiveRuns(store, timeouts)
         self._stateless_runs = StatelessRuns(
             store=store,
             kernel_pool=self._kernel_pool,
-            attempts=attempts,
+            executor=executor,
             kernel_names=languages,
             clock=clock,
             timeouts=timeouts,
@@ -132,8 +130,7 @@ class Service:
             store=store,
             clock=clock,
             kernel_pool=self._kernel_pool,
-            conductor=conductor,
-            attempts=attempts,
+            executor=executor,
             active_runs=self._runs,
             stateless_runs=self._stateless_runs,
         )

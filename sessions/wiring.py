@@ -9,8 +9,7 @@ from sessions.kernels.kernel_pool import KernelPool
 from sessions.model import GatewayId
 from sessions.ports import Clock, Store
 from sessions.runs.active_runs import ActiveRuns
-from sessions.runs.attempts import Attempts
-from sessions.runs.executor import Conductor
+from sessions.runs.executor import RunExecutor
 from sessions.runs.stateless_runs import StatelessRuns
 from sessions.settings import Limits, Timeouts
 
@@ -26,7 +25,6 @@ class Wiring:
     store: Store
     clock: Clock
     kernel_pool: KernelPool
-    conductor: Conductor
-    attempts: Attempts
+    executor: RunExecutor
     active_runs: ActiveRuns
     stateless_runs: StatelessRuns

@@ -160,7 +160,7 @@ class RunFold:
         self._end(result)
         return result
 
-    def give_up(self, reason: str) -> Result:
+    def finish_internal_error(self, reason: str) -> Result:
         """The answer after a mistake of ours, which may have been made in here: its output, and one `end` event."""
         self._start()
         result = Result(

@@ -1,67 +1,139 @@
-"""One run on one kernel: set the variables, send the code, wait for its end within the time limit, say how it ended.
+"""Executes a run: finds a kernel that takes it, sends the code, and waits for its end within the time limit.
 
-Which kernel that is, and what becomes of it, is decided elsewhere; so is committing the end.
+Where kernels come from is the business of a `KernelSource`: a session has its own, a stateless run claims one. Which
+status an end means is decided in conclusion.py; committing the result is the caller's business.
 """
 
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from sessions.errors import KernelLost
+import structlog
+
+from sessions.errors import (
+    CellblockError,
+    Draining,
+    KernelLost,
+    SandboxLost,
+    StoreUnavailable,
+    TooManyRequests,
+    Unavailable,
+)
 from sessions.kernels.kernel import Kernel
-from sessions.kernels.outcomes import Cause, Died, Done
+from sessions.kernels.outcomes import Cause, Died
 from sessions.kernels.outstanding import make_msg_id
 from sessions.model import Fate, Result, RunStatus
+from sessions.ports import Clock
+from sessions.runs.conclusion import conclude, conclude_death, conclude_lost
 from sessions.runs.live_run import LiveRun, Stop
 from sessions.runs.variables import send_variables
 from sessions.settings import Limits, Timeouts
 
-_NO_REPLY = "The kernel's reply to this run could not be read, so whether the code raised is unknown."
-_OUT_OF_SIGHT = (
-    "The gateway stopped while this run was under way, and its sandbox is gone: how far it came is not known."
-)
+_MAX_REFUSALS = 3
+_INTERNAL_ERROR = "An error inside the gateway lost this run's answer; the code may have run. The gateway's log has it."
+_NOT_SENT = "The sandbox ended before the code was sent to it."
+NOT_RUN = "No kernel took this code, and it was not run: {}"
+
+log = structlog.get_logger()
 
 
 class NotTaken(Exception):
-    """The code was not run. `kernel` has been given it and will not take it; None where it was given to none."""
+    """The code was not run. `kernel` was sent it and refused it; None when it was sent to no kernel."""
 
     def __init__(self, kernel: Kernel | None) -> None:
         super().__init__("not taken")
         self.kernel = kernel
 
 
-@dataclass(frozen=True, slots=True)
-class _Ending:
-    """How the code ended, and what brought that about if it was not its own doing."""
+class NotRun(Exception):
+    """No kernel took the run, and none will; `why` is the error that says so."""
 
-    end: Done | Died
-    stop: Stop | None
+    def __init__(self, why: CellblockError) -> None:
+        super().__init__(str(why))
+        self.why = why
 
 
-class Conductor:
-    """Runs code on kernels. `fate` asks the engine about a sandbox that is gone."""
+class KernelSource(Protocol):
+    """Where the kernel for a run comes from."""
 
-    def __init__(self, limits: Limits, fate: Callable[[Kernel], Awaitable[Fate | None]], timeouts: Timeouts) -> None:
+    patience_s: float
+    """How long to ask again while there is no kernel. A queued run was promised one."""
+
+    async def kernel_for(self, live: LiveRun) -> Kernel:
+        """A kernel that answers, recorded as this run's. Raises NotTaken, Unavailable, TooManyRequests."""
+        ...
+
+    def on_refused(self, kernel: Kernel) -> None:
+        """This kernel did not take the run."""
+        ...
+
+    def publish_news(self, live: LiveRun, generation: int) -> None:
+        """Have the run say what there is to say of its session; this kernel process is sent the run, or was."""
+        ...
+
+
+class RunExecutor:
+    """Executes runs. `fate` asks the engine how a sandbox that is gone ended."""
+
+    def __init__(
+        self, limits: Limits, timeouts: Timeouts, clock: Clock, fate: Callable[[Kernel], Awaitable[Fate | None]]
+    ) -> None:
         self._limits = limits
         self._timeouts = timeouts
+        self._clock = clock
         self._fate = fate
 
-    async def perform(self, live: LiveRun, kernel: Kernel) -> Result:
-        """Run the code; returns the answer, which is not committed yet. Raises NotTaken."""
+    async def execute(self, live: LiveRun, source: KernelSource) -> Result:
+        """Return the run's result, which has one final status whatever happens. Raises NotRun."""
+        refusals = 0
+        until_s = self._clock.monotonic() + source.patience_s
+        while True:
+            if live.stop is not None and not live.is_resumed:
+                return live.fold.finish(live.stop.status, live.stop.reason, None)
+            try:
+                return await (self._resume if live.is_resumed else self._attempt)(live, source)
+            except NotTaken as error:
+                refusals += 1
+                live.msg_id = ""
+                if error.kernel is not None:
+                    source.on_refused(error.kernel)
+                if refusals == _MAX_REFUSALS:
+                    raise NotRun(SandboxLost()) from None
+            except Draining:
+                await asyncio.Event().wait()  # the next gateway runs it: this one is about to hand it over
+            except CellblockError as error:
+                if live.stop is None and not self._is_worth_waiting(error, source, until_s):
+                    raise NotRun(error) from error
+                await asyncio.sleep(self._timeouts.attempt_pause_s)
+            except Exception:
+                # A bug of ours, but the run has one final status all the same.
+                log.exception("run_failed", run_id=live.run_id)
+                return live.fold.finish_internal_error(_INTERNAL_ERROR)
+
+    def _is_worth_waiting(self, error: CellblockError, source: KernelSource, until_s: float) -> bool:
+        """Whether there may be a kernel later. A queued run waits for the store however long that takes."""
+        if isinstance(error, StoreUnavailable):
+            return source.patience_s > 0
+        return isinstance(error, (Unavailable, TooManyRequests)) and self._clock.monotonic() < until_s
+
+    # --- one attempt --------------------------------------------------------------------------------------------------
+
+    async def _attempt(self, live: LiveRun, source: KernelSource) -> Result:
+        """Send the code to one kernel. Raises NotTaken, and what `KernelSource.kernel_for` raises."""
+        kernel = await source.kernel_for(live)
+        if live.stop is not None:
+            raise NotTaken(None)
+        source.publish_news(live, kernel.generation)
         live.kernel, live.msg_id = kernel, make_msg_id(live.run_id, kernel.generation)
         live.recorder.on_commit(kernel.acknowledge)
-        # A kernel process that dies from here on takes the session's variables along: its successor will not do.
+        # When this kernel process dies, the session's variables die with it: its successor must not run the code.
         metadata = {"cellblock": {"generation": kernel.generation}}
         try:
-            if live.run.variables and live.stop is None:
-                result = await self._set_variables(live, kernel)
-                if result is not None:
-                    return result
+            if live.run.variables and (result := await self._set_variables(live, kernel)) is not None:
+                return result
             if live.stop is not None:
                 return live.fold.finish(live.stop.status, live.stop.reason, None)
             kernel.execute(
@@ -74,73 +146,89 @@ class Conductor:
             )
         except KernelLost as error:
             raise NotTaken(kernel) from error
-        return await self._conclude(live, kernel, await self._wait_for_end(live, kernel, live.run.timeout_s))
-
-    @staticmethod
-    def join(live: LiveRun, kernel: Kernel) -> None:
-        """Listen for what comes of a run that an earlier gateway began. To be called before the supervisor dials in."""
-        live.kernel = kernel
-        live.recorder.on_commit(kernel.acknowledge)
-        kernel.expect(live.run_id, live.recorder)
-
-    async def find(self, live: LiveRun, kernel: Kernel) -> bool:
-        """Wait for the supervisor of a joined run, and see what it has of it. False when it does not come back.
-
-        Raises NotTaken when the code was never sent; then it can be performed, on this kernel too.
-        """
-        try:
-            await kernel.wait_linked(self._timeouts.link_timeout_s)
-        except KernelLost:
-            kernel.discard("its supervisor did not come back")
-            if not live.recorder.ended.done():  # it may have come back, told the end, and gone
-                return False
-        live.msg_id = kernel.msg_id_of(live.recorder) or live.msg_id
-        if live.msg_id or live.recorder.ended.done():
-            return True
-        if live.recorder.has_begun():
-            return False  # the supervisor has started anew, and knows nothing of what it has told before
-        raise NotTaken(None)
-
-    async def resume(self, live: LiveRun, kernel: Kernel, elapsed_s: float) -> Result:
-        """Go on with a run that was found, and that began `elapsed_s` ago. Raises NotTaken."""
-        # It may have passed its limit while nobody could tell it; what it has said since then comes first.
-        timeout_s = min(live.run.timeout_s, max(self._timeouts.resumed_min_s, live.run.timeout_s - elapsed_s))
-        return await self._conclude(live, kernel, await self._wait_for_end(live, kernel, timeout_s))
-
-    def lost(self, live: LiveRun) -> Result:
-        """The answer of a run whose sandbox went while no gateway was there."""
-        live.lost_kernel = live.fold.session_lost = True
-        return live.fold.finish(RunStatus.LOST, _OUT_OF_SIGHT, None)
+        return await self._wait_for_end(live, kernel, live.run.timeout_s)
 
     async def _set_variables(self, live: LiveRun, kernel: Kernel) -> Result | None:
-        """Set the run's variables; the answer of a run that ends by that. Raises KernelLost if they were not taken."""
+        """Set the run's variables. Returns the result of a run that is stopped meanwhile. Raises KernelLost."""
         msg_id, ended = send_variables(kernel, live.run.variables)
         stop = await self._bring_to_end(live, kernel, msg_id, ended, live.run.timeout_s)
         end = ended.result()
         if stop is None and isinstance(end, Died):
-            raise KernelLost("The sandbox ended before the code was sent to it.")
+            raise KernelLost(_NOT_SENT)
         if stop is None:
             return None
         live.lost_kernel = isinstance(end, Died)
         live.fold.session_lost = live.fold.session_lost or live.lost_kernel
         return live.fold.finish(stop.status, stop.reason, end.usage)
 
-    async def _wait_for_end(self, live: LiveRun, kernel: Kernel, timeout_s: float) -> _Ending:
-        """The end of the code. The limit is the code's: what it has made is brought over in a time of its own."""
+    # --- a run that an earlier gateway began --------------------------------------------------------------------------
+
+    @staticmethod
+    def join(live: LiveRun, kernel: Kernel) -> None:
+        """Listen for a run that an earlier gateway may have sent. To be called before the supervisor dials in."""
+        live.kernel = kernel
+        live.recorder.on_commit(kernel.acknowledge)
+        kernel.expect(live.run_id, live.recorder)
+
+    async def _resume(self, live: LiveRun, source: KernelSource) -> Result:
+        """Go on with a joined run. Raises NotTaken when its code was never sent."""
+        live.is_resumed = False
+        kernel = live.kernel
+        if kernel is None or not await self._find(live, kernel):
+            return conclude_lost(live)
+        source.publish_news(live, live.generation)
+        began_at = live.run.started_at or live.run.created_at
+        left_s = live.run.timeout_s - (self._clock.now() - began_at).total_seconds()
+        # It may have passed its limit while no gateway was there; what it has said since then comes first.
+        return await self._wait_for_end(
+            live, kernel, min(live.run.timeout_s, max(self._timeouts.resumed_min_s, left_s))
+        )
+
+    async def _find(self, live: LiveRun, kernel: Kernel) -> bool:
+        """Wait for the supervisor, and see whether it has the run. False when it does not come back, or forgot it.
+
+        Raises NotTaken when the code was never sent; then it can be sent, to this kernel too.
+        """
+        try:
+            await kernel.wait_linked(self._timeouts.link_timeout_s)
+        except KernelLost:
+            kernel.discard("its supervisor did not come back")
+            if not live.recorder.ended.done():  # it may have come back, reported the end, and gone
+                return False
+        live.msg_id = kernel.msg_id_of(live.recorder) or live.msg_id
+        if live.msg_id or live.recorder.ended.done():
+            return True
+        if live.recorder.has_begun():
+            return False  # the supervisor has restarted, and knows nothing of what it has said before
+        raise NotTaken(None)
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    async def _wait_for_end(self, live: LiveRun, kernel: Kernel, timeout_s: float) -> Result:
+        """Wait for the code to end, then for its files, which have a time limit of their own. Raises NotTaken."""
         recorder = live.recorder
         stop = await self._bring_to_end(live, kernel, live.msg_id, recorder.code_ended, timeout_s)
         while not recorder.ended.done():
             await asyncio.wait([recorder.ended], timeout=self._timeouts.files_timeout_s)
             if not recorder.ended.done() and not recorder.is_held_up:
                 kernel.discard("the run did not end in time")
-        return _Ending(recorder.ended.result(), stop)
+        end = recorder.ended.result()
+        if isinstance(end, Died) and not end.ran:
+            recorder.begin_again()
+            raise NotTaken(kernel)
+        outcome = conclude(live, end, stop)
+        if isinstance(outcome, Result):
+            return outcome
+        fate = await self._fate(kernel) if outcome.cause is Cause.GONE and kernel.violation is None else None
+        oom, memory_bytes = fate is not None and fate.oom, self._limits.memory_bytes
+        return conclude_death(live, outcome, violation=kernel.violation, oom=oom, memory_bytes=memory_bytes)
 
     async def _bring_to_end(
         self, live: LiveRun, kernel: Kernel, msg_id: str, ended: asyncio.Future[Any], timeout_s: float
     ) -> Stop | None:
-        """Wait for the end of a request; returns what has brought it about, if that was not its own doing.
+        """Wait for a request to end. Past the limit, or told to stop, interrupt it, then kill its kernel.
 
-        Past the limit, or told to stop, it is interrupted first, then its kernel killed.
+        Returns why it was stopped; None when it ended by itself.
         """
         stopping = asyncio.ensure_future(live.stopping.wait())
         try:
@@ -155,59 +243,11 @@ class Conductor:
         grace_s = self._timeouts.interrupt_grace_s
         kernel.interrupt(msg_id, grace_s)
         while not ended.done():
-            # While the supervisor is away, the interrupt waits for it, and so does what came of it.
+            # While the supervisor is away, neither the interrupt nor what came of it can arrive.
             with suppress(KernelLost):
                 await kernel.wait_linked(self._timeouts.link_timeout_s)
             await asyncio.wait([ended], timeout=grace_s + self._timeouts.kill_grace_s)
             if not ended.done() and kernel.is_linked():
-                # Not even the supervisor answers; what remains is to end the container with everything in it.
+                # Not even the supervisor answers: the container goes, with everything in it.
                 kernel.discard("the run did not end in time")
         return stop
-
-    async def _conclude(self, live: LiveRun, kernel: Kernel, ending: _Ending) -> Result:
-        """The run's one final status, and a sentence for it where the traceback says nothing."""
-        fold, recorder, end, stop = live.fold, live.recorder, ending.end, ending.stop
-        if isinstance(end, Died) and not end.ran:
-            recorder.begin_again()
-            raise NotTaken(kernel)
-        fold.add_skipped(end.skipped)
-        if isinstance(end, Done) and end.oom_kills:
-            fold.notice("a process of this run was killed: the memory limit was reached")
-        is_gone = isinstance(end, Died) and end.cause is Cause.GONE
-        if is_gone and (recorder.is_complete() or recorder.has_files or stop is not None):
-            fold.add_skipped([{"path": "", "bytes": 0, "why": "time"}])
-        live.lost_kernel = isinstance(end, Died) or fold.leaves
-        fold.session_lost = fold.session_lost or live.lost_kernel
-        ended_badly = isinstance(end, Died) or fold.ended_status() is not RunStatus.OK
-        if stop is not None and (ended_badly or stop.status is RunStatus.TIMEOUT):
-            return fold.finish(stop.status, stop.reason, end.usage)
-        if isinstance(end, Done) and not recorder.has_reply():
-            return fold.finish(RunStatus.ERROR, _NO_REPLY, end.usage)
-        if isinstance(end, Done) or recorder.is_complete():
-            return fold.finish(fold.ended_status(), None, end.usage)
-        oom = end.cause is Cause.OOM
-        if is_gone and kernel.violation is None:
-            fate = await self._fate(kernel)
-            oom = fate is not None and fate.oom
-        if oom:
-            limit_mib = self._limits.memory_bytes / (1 << 20)
-            reason = f"The run needed more memory than its limit of {limit_mib:g} MiB, and its kernel was killed."
-            return fold.finish(RunStatus.OOM, reason, end.usage)
-        return fold.finish(RunStatus.KERNEL_DIED, _death_sentence(kernel, end), end.usage)
-
-
-def _death_sentence(kernel: Kernel, died: Died) -> str:
-    if kernel.violation is not None:
-        return kernel.violation
-    match died.cause:
-        case Cause.GONE:
-            return "The sandbox ended before the code did."
-        case Cause.INTERRUPT_IGNORED:
-            return "The code ignored an interrupt, and its kernel was killed."
-    if died.signal is not None:
-        try:
-            name = signal.Signals(died.signal).name
-        except ValueError:
-            name = "unknown"
-        return f"The kernel was ended by signal {died.signal} ({name}) before the code had ended."
-    return f"The kernel ended with exit code {died.exit_code} before the code had ended."

@@ -17,7 +17,7 @@ from sessions.errors import EndNotStored, KernelLost, StoreUnavailable
 from sessions.kernels.kernel import Kernel
 from sessions.model import JupyterSession, Result, RunId, RunStatus, Session, SessionState, SessionView
 from sessions.ports import KernelFiles
-from sessions.runs.attempts import NOT_RUN, NotRun
+from sessions.runs.executor import NOT_RUN, NotRun
 from sessions.runs.live_run import LiveRun, Stop
 from sessions.session.observer import Observers
 from sessions.session.session_kernel import SessionKernel
@@ -43,7 +43,7 @@ class LiveSession:
         self.observers = Observers()
         self._kernel = SessionKernel(record, kernel_name, wiring, self.observers)
         self._store = wiring.store
-        self._attempts = wiring.attempts
+        self._executor = wiring.executor
         self._clock = wiring.clock
         self._timeouts = wiring.timeouts
         self.patience_s = wiring.timeouts.queued_patience_s
@@ -223,7 +223,7 @@ class LiveSession:
 
     # --- where its runs get their kernels from: `KernelSource` -------------------------------------------------------
 
-    async def take(self, live: LiveRun) -> Kernel:
+    async def kernel_for(self, live: LiveRun) -> Kernel:
         """The session's kernel, once it is recorded as this run's: the next gateway asks it whether it has the run."""
         kernel = await self._kernel.ensure()
         if live.run.kernel_id != kernel.kernel_id:
@@ -232,7 +232,7 @@ class LiveSession:
             live.run = replace(live.run, kernel_id=kernel.kernel_id, started_at=started_at)
         return kernel
 
-    def not_taken(self, kernel: Kernel) -> None:
+    def on_refused(self, kernel: Kernel) -> None:
         """The same kernel is asked again: its next process may take the run."""
 
     def publish_news(self, live: LiveRun, generation: int) -> None:
@@ -269,7 +269,7 @@ class LiveSession:
     async def _serve(self, live: LiveRun) -> Result:
         """Run it, and commit its end together with what it has changed of the session."""
         try:
-            result = await self._attempts.drive(live, self)
+            result = await self._executor.execute(live, self)
         except NotRun as error:
             # It was not run: the next run says what has become of the session.
             live.fold.session_created = live.fold.session_lost = False
