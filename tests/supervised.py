@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from gateway.supervisors import SupervisorSwitchboard
 from kernel_image import protocol
-from sessions.kernels.files import Transfers
+from sessions.kernels.files import SupervisorFiles
 from sessions.kernels.messages import RequestBuilder
 from sessions.model import KernelId
 from sessions.ports import Link, LinkListener
@@ -105,7 +105,7 @@ class Supervised:
         self._builder = RequestBuilder()
         self._log = root / "log"
         directory = switchboard.open(self.kernel_id, self.accept)
-        self.transfers = Transfers(self._send_text, self.send_frame, Timeouts().file_answer_timeout_s)
+        self.transfers = SupervisorFiles(self._send_text, self.send_frame, Timeouts().file_answer_timeout_s)
         self._settings = protocol.SupervisorSettings(
             kernel_id=self.kernel_id,
             credential="the credential",
@@ -281,7 +281,7 @@ class _End:
     def on_closed(self) -> None:
         if self._supervised.link is self._link:
             self._supervised.link = None
-            self._supervised.transfers.link_lost()
+            self._supervised.transfers.handle_link_lost()
         self._supervised.changed()
 
 

@@ -17,7 +17,7 @@ import structlog
 
 from kernel_image import protocol
 from sessions.errors import KernelLost, Unavailable
-from sessions.kernels.files import Transfers
+from sessions.kernels.files import SupervisorFiles
 from sessions.kernels.frame_numbers import FrameNumbers
 from sessions.kernels.messages import RequestBuilder, decode
 from sessions.kernels.outcomes import Cause, Died, died_of, done_of
@@ -84,7 +84,7 @@ class Kernel:
         self.deaths = 0
         self.last_death: Died | None = None
         self.credential = credential
-        self.files = Transfers(self._ask_for_file, self._send_piece, timeouts.file_answer_timeout_s)
+        self.files = SupervisorFiles(self._ask_for_file, self._send_piece, timeouts.file_answer_timeout_s)
         self.tap: KernelTap | None = None
         self._timeouts = timeouts
         self._adopted = adopted
@@ -232,7 +232,7 @@ class Kernel:
         link, self._link = self._link, None
         if link is not None:
             link.close(reason)
-        self.files.link_lost()
+        self.files.handle_link_lost()
 
     # --- the link -----------------------------------------------------------------------------------------------------
 
@@ -259,7 +259,7 @@ class Kernel:
         self._take_failed_preloads(hello)
         previous, self._link = self._link, link
         if previous is not None:
-            self.files.link_lost()
+            self.files.handle_link_lost()
             previous.close("replaced by a newer connection")
         if self._giving_up is not None:
             self._giving_up.cancel()
@@ -311,7 +311,7 @@ class Kernel:
         """A link has closed. The supervisor may dial again, for a moment."""
         if link is self._link:
             self._link = None
-            self.files.link_lost()
+            self.files.handle_link_lost()
             loop = asyncio.get_running_loop()
             self._giving_up = loop.call_later(
                 self._timeouts.reconnect_timeout_s, self.discard, "the supervisor did not come back"

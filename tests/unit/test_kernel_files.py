@@ -18,7 +18,7 @@ from kernel_image.artifacts import WorkingDirectory
 from kernel_image.files import SessionFiles
 from kernel_image.safe_directory import HIDDEN_PREFIX
 from sessions.errors import Conflict, InvalidRequest, NotFound, TooLarge, TooManyRequests, Unavailable
-from sessions.kernels.files import Reader, Transfers
+from sessions.kernels.files import SandboxFileReader, SupervisorFiles
 from sessions.settings import Timeouts
 
 PIECE = protocol.FILE_PIECE_BYTES
@@ -33,7 +33,7 @@ class Sandbox:
         self.work.mkdir()
         self.artifacts = WorkingDirectory(str(self.work), scan_entries)
         self.supervisor = SessionFiles(self.artifacts, self._from_supervisor)
-        self.files = Transfers(self._to_supervisor, self._piece_to_supervisor, Timeouts().file_answer_timeout_s)
+        self.files = SupervisorFiles(self._to_supervisor, self._piece_to_supervisor, Timeouts().file_answer_timeout_s)
         self.said: list[str | bytes] = []
 
     def _to_supervisor(self, text: str) -> None:
@@ -57,7 +57,7 @@ class Sandbox:
 
     def lose_link(self) -> None:
         self.supervisor.close_all()
-        self.files.link_lost()
+        self.files.handle_link_lost()
 
     async def put(self, path: str, data: bytes, limit_bytes: int = 1 << 30) -> bool:
         writer = await self.files.create(path, limit_bytes)
@@ -85,7 +85,7 @@ class Sandbox:
         return list(self.work.rglob(f"{HIDDEN_PREFIX}*"))
 
 
-async def whole(reader: Reader) -> bytes:
+async def whole(reader: SandboxFileReader) -> bytes:
     pieces = []
     while piece := await reader.read():
         pieces.append(piece)

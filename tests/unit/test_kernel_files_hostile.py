@@ -12,7 +12,7 @@ import pytest
 
 from kernel_image import protocol
 from sessions.errors import InvalidRequest, NotFound, TooManyRequests, Unavailable
-from sessions.kernels.files import Reader, Transfers, Writer
+from sessions.kernels.files import SandboxFileReader, SandboxFileWriter, SupervisorFiles
 from sessions.settings import Timeouts
 
 PIECE = protocol.FILE_PIECE_BYTES
@@ -26,7 +26,7 @@ class Supervisor:
         self.asked: list[dict[str, Any]] = []
         self.answers: list[Callable[[dict[str, Any]], None]] = []
         self.has_link = True
-        self.files = Transfers(self._take_text, self._take_binary, timeouts.file_answer_timeout_s)
+        self.files = SupervisorFiles(self._take_text, self._take_binary, timeouts.file_answer_timeout_s)
 
     def _take_text(self, text: str) -> None:
         if not self.has_link:
@@ -55,11 +55,11 @@ class Supervisor:
     def ops(self) -> list[str]:
         return [fields["op"] for fields in self.asked]
 
-    async def opened(self, **entry: Any) -> Reader:
+    async def opened(self, **entry: Any) -> SandboxFileReader:
         self.answers.insert(0, self.says(protocol.FILE_OPENED, **{**ENTRY, **entry}))
         return await self.files.open("t")
 
-    async def created(self) -> Writer:
+    async def created(self) -> SandboxFileWriter:
         self.answers.insert(0, self.says(protocol.FILE_OPENED, **ENTRY))
         return await self.files.create("t", 100)
 
@@ -67,7 +67,7 @@ class Supervisor:
         """Whether it still lists files, and nothing is left of what went before."""
         self.answers = [self.says(protocol.FILE_ENTRIES, entries=[["t", 1, 1]], more=False)]
         assert len(await self.files.list()) == 1
-        assert repr(self.files) == "<Transfers <FileExchange 0 under way, 0 without an answer>>"
+        assert repr(self.files) == "<SupervisorFiles 0 under way, 0 without an answer>"
 
 
 @pytest.fixture
@@ -239,7 +239,7 @@ async def test_a_lost_link_fails_what_is_under_way_and_nothing_later(supervisor:
     asking = [asyncio.ensure_future(work) for work in (reader.read(), supervisor.files.list(), writer.write(b"x"))]
     await asyncio.sleep(0)
     asked = len(supervisor.asked)
-    supervisor.files.link_lost()
+    supervisor.files.handle_link_lost()
     for task in asking:
         with pytest.raises(Unavailable, match="connection broke"):
             await task
