@@ -182,7 +182,7 @@ class Service:
         self._runs.stop()
         if not self._has_recovered:
             # Which kernels of the earlier gateway are needed is not known: all are kept.
-            await self._kernel_pool.leave()
+            await self._kernel_pool.hand_over_all()
             return
         if kept:
             log.info("kernels_kept", count=len(kept), consequence="they end by themselves unless a gateway comes back")

@@ -87,7 +87,7 @@ class MessageRouter:
             frame = protocol.encode_message("shell", _without_artifacts(parts))
             self._kernel.execute_frame(envelope.msg_id, frame, run)
         else:
-            self._kernel.pass_on(protocol.encode_message(request.channel, parts))
+            self._kernel.forward(protocol.encode_message(request.channel, parts))
 
     def _answer(
         self, request: _PendingRequest, msg_type: str, content: dict[str, Any], *, published: bool = False

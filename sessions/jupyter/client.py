@@ -171,7 +171,7 @@ class ClientConnection:
         live = self._session.current
         if live is not None and live.kernel is not None and live.fold.awaits_input:
             header = {**for_kernel(message.header), "msg_id": uuid4().hex}
-            live.kernel.pass_on(replace(message, parent_header={}).frame(header))
+            live.kernel.forward(replace(message, parent_header={}).frame(header))
             live.fold.awaits_input = False
 
     async def _shut_down(self, message: ClientMessage) -> None:
@@ -190,7 +190,7 @@ class ClientConnection:
         try:
             if kernel is None or not kernel.is_ready():
                 kernel = await self._session.answering_kernel()
-            self._router.send_request(self._state, message, kernel.pass_on)
+            self._router.send_request(self._state, message, kernel.forward)
         except CellblockError as error:
             self._state.outbox.put(messages.note(f"{message.msg_type} was dropped: {error}", message.header))
 

@@ -1,4 +1,4 @@
-"""The numbers of a supervisor's frames: which is the next, which may be acknowledged, and when that is due. Pure."""
+"""Numbers of a supervisor's frames: which comes next, which may be acknowledged, and when that is due. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _ACK_BYTES = 1 << 20
 
 
 class FrameNumbers:
-    """The state: the last frame taken and the last acknowledged, and how many bytes lie between the two."""
+    """The mutable state: the last frame handled, the last one acknowledged, and the bytes between the two."""
 
     def __init__(self) -> None:
         self.taken_seq = 0
@@ -20,7 +20,7 @@ class FrameNumbers:
         return f"<FrameNumbers {self.taken_seq} taken, {self.acknowledged_seq} acknowledged>"
 
     def begin_after(self, seq: int) -> None:
-        """Begin in the middle: all up to this one is somebody's already."""
+        """Begin after this frame: an earlier gateway has the ones before."""
         self.taken_seq = self.acknowledged_seq = seq
 
     def is_new(self, seq: int, size_bytes: int) -> bool:
@@ -34,7 +34,7 @@ class FrameNumbers:
         return True
 
     def is_due(self) -> bool:
-        """Whether so much has been taken that it should be acknowledged where it can be."""
+        """Whether enough frames were handled since the last acknowledgement."""
         return self.taken_seq - self.acknowledged_seq >= _ACK_FRAMES or self._unacknowledged_bytes >= _ACK_BYTES
 
     def acknowledge(self, uncommitted_seq: int | None) -> int | None:

@@ -1,4 +1,4 @@
-"""One connection to a kernel's socket, of whoever in the sandbox has dialled it. The hello decides who that is."""
+"""One connection to a kernel's socket. Any code in the sandbox may have dialled it; the hello decides who that is."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ _MAX_HELLO_CHARACTERS = 64 << 10
 
 
 class Handshake:
-    """`sessions.ports.LinkListener`. Its state: whether it has been welcomed, and the deadline of the hello."""
+    """`sessions.ports.LinkListener`. The mutable state: whether it was welcomed, and the deadline of the hello."""
 
     def __init__(self, kernel: Kernel, link: Link, hello_timeout_s: float) -> None:
         self._kernel = kernel
         self._link = link
-        self._welcome = False
+        self._is_welcome = False
         self._deadline: asyncio.TimerHandle | None = asyncio.get_running_loop().call_later(
             hello_timeout_s, kernel.refuse, link, "no hello in time"
         )
 
     def on_binary(self, data: bytes) -> asyncio.Task[None] | None:
-        """Take a Jupyter message, of a supervisor that has been welcomed."""
-        if not self._welcome:
+        """Handle a Jupyter message, of a supervisor that was welcomed."""
+        if not self._is_welcome:
             self._refuse("a message before the hello")
             return None
         return self._guarded(self._kernel.handle_binary, data)
 
     def on_text(self, text: str) -> asyncio.Task[None] | None:
-        """Take a control message; the first one must be the hello."""
-        if len(text) > (_MAX_CONTROL_CHARACTERS if self._welcome else _MAX_HELLO_CHARACTERS):
+        """Handle a control message; the first one must be the hello."""
+        if len(text) > (_MAX_CONTROL_CHARACTERS if self._is_welcome else _MAX_HELLO_CHARACTERS):
             self._refuse("an overlong control message")
             return None
-        if self._welcome:
+        if self._is_welcome:
             return self._guarded(lambda: self._kernel.handle_control(decode_object(text)))
         if self._deadline is None:
             return None  # already refused; the connection is being closed
@@ -48,7 +48,7 @@ class Handshake:
         except ProtocolViolation:
             hello = {}
         self._disarm()
-        self._welcome = hello.get("op") == protocol.HELLO and self._kernel.greet(hello, self._link)
+        self._is_welcome = hello.get("op") == protocol.HELLO and self._kernel.handle_hello(hello, self._link)
         if hello.get("op") != protocol.HELLO:
             self._kernel.refuse(self._link, "no hello")
         return None
@@ -56,21 +56,21 @@ class Handshake:
     def on_closed(self) -> None:
         """The connection is gone."""
         self._disarm()
-        self._kernel.lost(self._link)
+        self._kernel.handle_link_closed(self._link)
 
-    def _guarded(self, take: Callable[..., None], *args: Any) -> asyncio.Task[None] | None:
-        """Take a frame; a violation ends the kernel, a flood is slowed down."""
+    def _guarded(self, handle: Callable[..., None], *args: Any) -> asyncio.Task[None] | None:
+        """Handle a frame; a violation ends the kernel, a flood is slowed down."""
         try:
-            pause_s = self._kernel.metered(take, *args)
+            pause_s = self._kernel.metered(handle, *args)
         except (ProtocolViolation, protocol.FrameError) as error:
             self._kernel.violate(str(error).rstrip("."))
             return None
         return asyncio.ensure_future(asyncio.sleep(pause_s)) if pause_s > 0 else None
 
     def _refuse(self, reason: str) -> None:
-        if self._deadline is not None or self._welcome:
+        if self._deadline is not None or self._is_welcome:
             self._disarm()
-            self._welcome = False
+            self._is_welcome = False
             self._kernel.refuse(self._link, reason)
 
     def _disarm(self) -> None:

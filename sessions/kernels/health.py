@@ -1,4 +1,4 @@
-"""Keeps knowing whether something that runs depend on answers: the engine, the database. Decides nothing by it."""
+"""Checks again and again whether the engine or the database answers. It draws no conclusions from that."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = structlog.get_logger()
 
 
 class HealthCheck:
-    """Asks again and again. The state: `failure`, why the last answer did not come, as a sentence, or None."""
+    """The mutable state: `failure`, a sentence that says why the last check failed, or None."""
 
     def __init__(self, what: str, ask: Callable[[], Awaitable[None]]) -> None:
         """`ask` raises Unavailable when `what` does not answer."""

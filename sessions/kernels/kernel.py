@@ -1,7 +1,7 @@
-"""A live kernel as the gateway sees it: the conversation with its supervisor, from the greeting to the end.
+"""A live kernel as the gateway sees it: the conversation with its supervisor, from the hello to the end.
 
-What is listened to is decided here: a message counts only when it answers a request that is outstanding. How a
-connection gets that far is in handshake.py; which kernel serves which run is decided elsewhere.
+A message counts only when it answers a pending request. A connection is checked in handshake.py first. Which kernel
+serves which run is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sessions.kernels.files import SupervisorFiles
 from sessions.kernels.frame_numbers import FrameNumbers
 from sessions.kernels.messages import RequestBuilder, decode
 from sessions.kernels.outcomes import Cause, Died, died_of, done_of
-from sessions.kernels.outstanding import RequestListener, Requests
+from sessions.kernels.outstanding import PendingRequests, RequestListener
 from sessions.kernels.throttle import Throttle
 from sessions.model import JupyterRequest, KernelId
 from sessions.ports import Clock, Link
@@ -36,7 +36,7 @@ log = structlog.get_logger()
 
 
 class KernelState(StrEnum):
-    """`starting` until the kernel behind the supervisor answers; `gone` for good once the supervisor is."""
+    """`starting` until the kernel behind the supervisor answers; `gone` for good once the supervisor is gone."""
 
     STARTING = "starting"
     READY = "ready"
@@ -44,7 +44,7 @@ class KernelState(StrEnum):
 
 
 class KernelTap(Protocol):
-    """Hears all that a kernel says, whoever has asked; before whoever has asked does."""
+    """Receives everything that a kernel sends, before the listener of the request does."""
 
     def on_frame(self, frame: memoryview) -> None:
         """A Jupyter message in its framing: the layout is sound, and nothing more is known of it."""
@@ -58,9 +58,9 @@ class KernelTap(Protocol):
 class Kernel:
     """One kernel and the link to its supervisor.
 
-    Its state: the link of the moment, the supervisor's boot, which kernel process it is at (`generation`), the numbers
-    of its frames, and the outstanding requests. `repr` tells it. An `adopted` one has been launched by
-    an earlier gateway, and its supervisor is in mid-conversation.
+    The mutable state: the current link, the supervisor's boot id, the number of the kernel process (`generation`), the
+    numbers of its frames, and the pending requests. An `adopted` kernel was launched by an earlier gateway, and its
+    supervisor is in mid-conversation.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Kernel:
         self.deaths = 0
         self.last_death: Died | None = None
         self.credential = credential
-        self.files = SupervisorFiles(self._ask_for_file, self._send_piece, timeouts.file_answer_timeout_s)
+        self.files = SupervisorFiles(self._send_file_question, self._send_piece, timeouts.file_answer_timeout_s)
         self.tap: KernelTap | None = None
         self._timeouts = timeouts
         self._adopted = adopted
@@ -92,12 +92,12 @@ class Kernel:
         self._link: Link | None = None
         self._boot_id: str | None = None
         self._frame_numbers = FrameNumbers()
-        self._requests = Requests()
+        self._requests = PendingRequests()
         self._unsent: deque[str] = deque(maxlen=_UNSENT)
         self._refusals = 0
         self._throttle = throttle or Throttle(clock)
         self._changed = asyncio.Event()
-        self._giving_up: asyncio.TimerHandle | None = None
+        self._reconnect_deadline: asyncio.TimerHandle | None = None
         self._watchers: list[Callable[[Kernel], None]] = []
 
     def __repr__(self) -> str:
@@ -122,7 +122,7 @@ class Kernel:
         self._watchers.append(on_change)
 
     def unwatch(self) -> None:
-        """Call nobody any more."""
+        """Call no watcher any more."""
         self._watchers.clear()
 
     async def wait_ready(self, timeout_s: float) -> None:
@@ -187,8 +187,8 @@ class Kernel:
         """Answer the input_request that the running code waits in. Raises Unavailable."""
         self._linked().send_binary(self._builder.input_reply(value))
 
-    def pass_on(self, frame: bytes) -> None:
-        """Send a Jupyter client's message that is no execute_request. One that is not taken is lost."""
+    def forward(self, frame: bytes) -> None:
+        """Send a Jupyter client's message that is no execute_request. Without a link it is lost."""
         if self._link is not None:
             self._link.send_binary(frame)
 
@@ -210,7 +210,7 @@ class Kernel:
             self._send_control(protocol.ACK, seq=seq)
 
     def discard(self, reason: str) -> None:
-        """Give the kernel up: whatever is outstanding has died with it. Does nothing the second time."""
+        """Destroy the kernel: pending requests die with it. Does nothing the second time."""
         if self.state is KernelState.GONE:
             return
         self._send_control(protocol.SHUTDOWN)
@@ -219,7 +219,7 @@ class Kernel:
         self._notify_change()
 
     def hand_over(self, reason: str) -> None:
-        """Hang up and leave the kernel, and all that it is at, to a later gateway. Nobody is told anything."""
+        """Close the link, and leave the kernel and its requests to the next gateway. No listener is called."""
         self._watchers.clear()
         self._requests.forget_all()
         if self.state is not KernelState.GONE:
@@ -227,8 +227,8 @@ class Kernel:
 
     def _close_link(self, reason: str) -> None:
         self.state = KernelState.GONE
-        if self._giving_up is not None:
-            self._giving_up.cancel()
+        if self._reconnect_deadline is not None:
+            self._reconnect_deadline.cancel()
         link, self._link = self._link, None
         if link is not None:
             link.close(reason)
@@ -236,8 +236,8 @@ class Kernel:
 
     # --- the link -----------------------------------------------------------------------------------------------------
 
-    def greet(self, hello: Mapping[str, Any], link: Link) -> bool:
-        """Check who is there. On True the link is this kernel's, and an older one has been closed."""
+    def handle_hello(self, hello: Mapping[str, Any], link: Link) -> bool:
+        """Check who has connected. On True the link is this kernel's, and an older one was closed."""
         boot_id = hello.get("boot_id")
         why_not = self._why_not(hello, boot_id)
         if why_not is not None or not isinstance(boot_id, str):
@@ -256,15 +256,15 @@ class Kernel:
         self.limits_seen = limits if isinstance(limits, dict) else {}
         sent = [*_ids(hello.get("finished")), *_ids(hello.get("outstanding"))]
         self._requests.find_expected(sent)
-        self._take_failed_preloads(hello)
+        self._handle_failed_preloads(hello)
         previous, self._link = self._link, link
         if previous is not None:
             self.files.handle_link_lost()
             previous.close("replaced by a newer connection")
-        if self._giving_up is not None:
-            self._giving_up.cancel()
-            self._giving_up = None
-        # Not what has been taken: that may not be committed yet. What is sent again is not taken again.
+        if self._reconnect_deadline is not None:
+            self._reconnect_deadline.cancel()
+            self._reconnect_deadline = None
+        # Not the last frame handled: it may not be committed yet. Frames that are sent again are skipped.
         self._send_control(protocol.WELCOME, acknowledged=self._frame_numbers.acknowledged_seq)
         self._requests.send_again(sent, link.send_binary)
         while self._unsent:
@@ -273,7 +273,7 @@ class Kernel:
         return True
 
     def _why_not(self, hello: Mapping[str, Any], boot_id: Any) -> str | None:
-        """Why whoever says this hello is not to be listened to."""
+        """Why this hello is refused; None when it is not."""
         credential = hello.get("credential")
         known = isinstance(credential, str) and hmac.compare_digest(
             credential.encode("utf-8", "replace"), self.credential.encode()
@@ -287,13 +287,13 @@ class Kernel:
         return "this kernel has been given up" if self._is_gone() else None
 
     def _join(self, hello: Mapping[str, Any]) -> None:
-        """Begin in the middle: what the supervisor has forgotten, an earlier gateway has committed."""
+        """Begin in mid-conversation: what the supervisor has forgotten, an earlier gateway has committed."""
         self._frame_numbers.begin_after(max(0, _count(hello.get("oldest_seq")) - 1))
-        self._take_generation(hello)
-        self._take_state(hello.get("state"))
+        self._handle_generation(hello)
+        self._handle_state(hello.get("state"))
 
     def refuse(self, link: Link, reason: str) -> None:
-        """Turn a connection away. After too many of these the kernel is given up: somebody in there tries to get in."""
+        """Refuse a connection. After too many of these the kernel is discarded: code in the sandbox guesses."""
         self._refusals += 1
         log.warning("supervisor_refused", kernel_id=self.kernel_id, reason=reason, refusals=self._refusals)
         link.send_text(protocol.encode_control(protocol.REFUSED, reason=reason))
@@ -307,13 +307,13 @@ class Kernel:
         log.warning("protocol_violation", kernel_id=self.kernel_id, reason=reason)
         self.discard("protocol violation")
 
-    def lost(self, link: Link) -> None:
-        """A link has closed. The supervisor may dial again, for a moment."""
+    def handle_link_closed(self, link: Link) -> None:
+        """A link has closed. The supervisor may dial again for a while."""
         if link is self._link:
             self._link = None
             self.files.handle_link_lost()
             loop = asyncio.get_running_loop()
-            self._giving_up = loop.call_later(
+            self._reconnect_deadline = loop.call_later(
                 self._timeouts.reconnect_timeout_s, self.discard, "the supervisor did not come back"
             )
             self._notify_change()
@@ -321,7 +321,7 @@ class Kernel:
     # --- frames -------------------------------------------------------------------------------------------------------
 
     def handle_binary(self, data: bytes) -> None:
-        """Take a numbered Jupyter message; none any more once the kernel has been given up."""
+        """Handle a numbered Jupyter message; nothing once the kernel is discarded."""
         if self.state is KernelState.GONE:
             return
         seq, frame = protocol.split_number(data)
@@ -332,11 +332,11 @@ class Kernel:
             message = decode(frame)
             self._tap(frame)
             if message is not None:
-                self._requests.take(seq, message)
+                self._requests.handle_message(seq, message)
         self._acknowledge_if_due()
 
     def _tap(self, frame: memoryview) -> None:
-        """A mistake of whoever listens in is not the kernel's: whoever has asked hears it all the same."""
+        """An error in the tap must not keep the message from the request's listener."""
         if self.tap is not None:
             try:
                 self.tap.on_frame(frame)
@@ -344,7 +344,7 @@ class Kernel:
                 log.exception("message_not_passed_on", kernel_id=self.kernel_id)
 
     def handle_control(self, fields: Mapping[str, Any]) -> None:
-        """Take a numbered control message; none any more once the kernel has been given up."""
+        """Handle a numbered control message; nothing once the kernel is discarded."""
         if self.state is KernelState.GONE:
             return
         seq, op = fields.get("seq"), fields.get("op")
@@ -353,24 +353,24 @@ class Kernel:
             return
         if type(seq) is not int or not self._frame_numbers.is_new(seq, 0):
             return
-        self._take_numbered(seq, op, fields)
+        self._handle_numbered(seq, op, fields)
         self._acknowledge_if_due()
 
-    def metered(self, take: Callable[..., None], *args: Any) -> float:
-        """Take one frame; returns for how many seconds the next one must not be read."""
-        return self._throttle.metered(take, *args)
+    def metered(self, handle: Callable[..., None], *args: Any) -> float:
+        """Handle one frame; returns for how many seconds the next one must not be read."""
+        return self._throttle.metered(handle, *args)
 
-    def _take_numbered(self, seq: int, op: Any, fields: Mapping[str, Any]) -> None:
+    def _handle_numbered(self, seq: int, op: Any, fields: Mapping[str, Any]) -> None:
         msg_id = fields.get("msg_id")
         match op:
             case protocol.STATE:
-                self._take_failed_preloads(fields)
-                self._take_generation(fields)
-                self._take_state(fields.get("state"))
+                self._handle_failed_preloads(fields)
+                self._handle_generation(fields)
+                self._handle_state(fields.get("state"))
             case protocol.DONE:
                 self._requests.end(str(msg_id), done_of(fields))
             case protocol.DIED:
-                self._take_death(fields)
+                self._handle_death(fields)
             case protocol.REJECTED:
                 self._requests.refuse([str(msg_id)], Cause.REJECTED)
             case protocol.GAP:
@@ -384,7 +384,7 @@ class Kernel:
         if self._frame_numbers.is_due():
             self.acknowledge()
 
-    def _take_state(self, state: Any) -> None:
+    def _handle_state(self, state: Any) -> None:
         if state == "idle":
             self.state = KernelState.READY
             self._notify_change()
@@ -394,19 +394,19 @@ class Kernel:
         elif state == "dead":
             self.discard("the kernel does not start")
 
-    def _take_generation(self, fields: Mapping[str, Any]) -> None:
+    def _handle_generation(self, fields: Mapping[str, Any]) -> None:
         generation = _count(fields.get("generation"))
         if 0 < generation <= _LARGEST_GENERATION:  # what the database has room for
             self.generation = generation
 
-    def _take_failed_preloads(self, fields: Mapping[str, Any]) -> None:
+    def _handle_failed_preloads(self, fields: Mapping[str, Any]) -> None:
         """Reasons by module; said by the first message after the imports, and by every hello from then on."""
         failed = fields.get("failed_preloads")
         if isinstance(failed, dict) and failed:
             self.failed_preloads = failed
 
-    def _take_death(self, fields: Mapping[str, Any]) -> None:
-        """Only what is named has died: what was asked since then is another kernel process's."""
+    def _handle_death(self, fields: Mapping[str, Any]) -> None:
+        """Only the named requests have died: later ones belong to the next kernel process."""
         self.deaths += 1
         self.state = KernelState.STARTING
         died = self.last_death = died_of(fields)
@@ -428,14 +428,14 @@ class Kernel:
         if self._link is not None:
             self._link.send_text(text)
 
-    def _ask_for_file(self, text: str) -> None:
+    def _send_file_question(self, text: str) -> None:
         self._linked().send_text(text)
 
     def _send_piece(self, data: bytes) -> None:
         self._linked().send_binary(data)
 
     def _linked(self) -> Link:
-        """The link of the moment. Raises Unavailable."""
+        """The current link. Raises Unavailable."""
         if self._link is None:
             raise Unavailable("The sandbox is out of reach: try again in a moment.")
         return self._link

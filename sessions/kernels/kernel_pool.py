@@ -1,18 +1,18 @@
-"""Where kernels come from and go to: keeping some warm, handing them out, taking used ones away. The pool's I/O.
+"""The pool of kernels: launches them ahead of need, serves claims, and removes used ones.
 
-The decisions are made in pool_policy.py; a single sandbox is handled in sandboxes.py. The mutable state is the pools,
-the live kernels, the waiting claims, and the kernels whose sandboxes the engine is being asked about.
+The decisions are made in pool_policy.py; a single sandbox is handled in sandboxes.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import structlog
 
+from sessions.concurrency import BackgroundTasks
 from sessions.errors import CellblockError, Draining, EngineUnavailable, NoKernelInTime, TooManyRequests
 from sessions.kernels.health import HealthCheck
 from sessions.kernels.kernel import Kernel, KernelState
@@ -26,7 +26,11 @@ log = structlog.get_logger()
 
 
 class KernelPool:
-    """Hands out kernels that are ready, each once, and has others made in their place."""
+    """Gives out kernels that are ready, each once, and launches others in their place.
+
+    The mutable state: the warm pools, the live kernels, the waiting claims, the tasks, and the kernels without a link
+    about whose sandboxes the engine is polled.
+    """
 
     def __init__(
         self,
@@ -63,8 +67,8 @@ class KernelPool:
         }
         self._waiters: dict[str, deque[asyncio.Future[Kernel]]] = {name: deque() for name in kernel_names}
         self._kernels: dict[KernelId, Kernel] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._asked_after: set[KernelId] = set()
+        self._tasks = BackgroundTasks("kernel_pool")
+        self._polled: set[KernelId] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._engine = HealthCheck("engine", self._sandboxes.check)
         self._engine_watch: asyncio.Task[None] | None = None
@@ -109,7 +113,7 @@ class KernelPool:
         if self._closing:
             raise Draining
         pool, waiters = self._pools[kernel_name], self._waiters[kernel_name]
-        if not waiters and (kernel := self._take_warm(pool)) is not None:
+        if not waiters and (kernel := self._claim_warm(pool)) is not None:
             self._refill()
             return kernel
         if len(waiters) >= self._queue:
@@ -152,8 +156,8 @@ class KernelPool:
             return
         pool.remove(kernel.kernel_id)
         kernel.unwatch()
-        self._sandboxes.disconnect(kernel)
-        self._spawn(self._remove(kernel, pool))
+        self._sandboxes.discard(kernel)
+        self._tasks.spawn(self._remove(kernel, pool))
 
     async def fate(self, kernel: Kernel) -> Fate | None:
         """How the engine says this kernel's sandbox ended; None when it does not say so in time, or not at all."""
@@ -179,7 +183,7 @@ class KernelPool:
     def listen(self, kernel: Kernel) -> None:
         """Let the supervisor of a recovered kernel dial in, if it still lives."""
         self._sandboxes.listen(kernel)
-        self._look_for(kernel)
+        self._poll_sandbox(kernel)
 
     def start(self) -> None:
         """Begin to warm up."""
@@ -187,19 +191,16 @@ class KernelPool:
             self._engine_watch = asyncio.ensure_future(self._engine.keep_asking(self._timeouts.engine_check_pause_s))
         self._refill()
 
-    async def leave(self) -> None:
-        """End what was under way here, and leave all sandboxes as they are: whose they are is not known yet."""
+    async def hand_over_all(self) -> None:
+        """Stop, and leave all sandboxes to the next gateway: which of them are needed is not known yet."""
         self.stop_refilling()
         kernels, self._kernels = list(self._kernels.values()), {}
         for kernel in kernels:
-            self._sandboxes.release(kernel)
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+            self._sandboxes.hand_over(kernel)
+        await self._tasks.cancel()
 
     async def close(self, kept: Collection[Kernel] = ()) -> None:
-        """End every kernel of this gateway but those that a later one will want, and everything that was under way."""
+        """Discard every kernel but the `kept` ones, which are left to the next gateway."""
         if self._timer is not None:
             self._timer.cancel()
         if self._engine_watch is not None:
@@ -208,16 +209,15 @@ class KernelPool:
         self.stop_refilling()
         for kernel in kept:
             self._kernels.pop(kernel.kernel_id, None)
-            self._pools[kernel.kernel_name].release(kernel.kernel_id)
-            self._sandboxes.release(kernel)
+            self._pools[kernel.kernel_name].hand_over(kernel.kernel_id)
+            self._sandboxes.hand_over(kernel)
         for kernel in list(self._kernels.values()):
             self.discard(kernel)
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks.wait()
         await self._sandboxes.remove_all_but({kernel.kernel_id for kernel in kept})
 
     def stop_refilling(self) -> None:
-        """Begin no more launches and take no more claims, those that wait included; what runs goes on."""
+        """Launch nothing and refuse all claims, waiting ones included. Claimed kernels stay."""
         self._closing = self._sandboxes.hurries = True
         for waiters in self._waiters.values():
             for waiter in waiters:
@@ -252,7 +252,7 @@ class KernelPool:
         return max(0, self._max - sum(pool.live() for pool in self._pools.values()))
 
     def _make_room(self, pool: WarmPool, wanted: int) -> None:
-        """Where warm kernels of other languages fill the whole, the oldest of them go: somebody waits for this one."""
+        """Discard the oldest warm kernels of other languages when they leave no room for a claim that waits."""
         coming = self._room() + sum(len(other.removing) for other in self._pools.values())
         idle = [kernel_id for other in self._pools.values() if other is not pool for kernel_id in other.warm]
         for kernel_id in idle[: max(0, min(wanted, pool.waiting - len(pool.launching)) - coming)]:
@@ -262,7 +262,7 @@ class KernelPool:
         kernel = self._sandboxes.make_kernel(name)
         self._kernels[kernel.kernel_id] = kernel
         pool.launch(kernel.kernel_id)
-        self._spawn(self._bring_up(kernel, pool))
+        self._tasks.spawn(self._bring_up(kernel, pool))
 
     async def _bring_up(self, kernel: Kernel, pool: WarmPool) -> None:
         """Have a kernel come up, then let it serve."""
@@ -301,13 +301,13 @@ class KernelPool:
             if waiters[0].done():
                 waiters.popleft()
                 continue
-            kernel = self._take_warm(pool)
+            kernel = self._claim_warm(pool)
             if kernel is None:
                 break
             waiters.popleft().set_result(kernel)
         pool.waiting = len(waiters)
 
-    def _take_warm(self, pool: WarmPool) -> Kernel | None:
+    def _claim_warm(self, pool: WarmPool) -> Kernel | None:
         """The next warm kernel that is still alive."""
         while (kernel_id := pool.claim(self._clock.monotonic())) is not None:
             kernel = self._kernels[kernel_id]
@@ -319,7 +319,7 @@ class KernelPool:
     def _on_change(self, kernel: Kernel) -> None:
         """A warm kernel that has died, or whose kernel process has, is replaced before a request meets it."""
         if kernel.state is KernelState.READY and not kernel.is_linked():
-            self._look_for(kernel)
+            self._poll_sandbox(kernel)
         pool = self._pools[kernel.kernel_name]
         dead = kernel.state is KernelState.GONE or (kernel.deaths and not kernel.is_ready())
         if kernel.kernel_id in pool.warm and dead:
@@ -327,12 +327,12 @@ class KernelPool:
             self.discard(kernel)
             self._refill()
 
-    def _look_for(self, kernel: Kernel) -> None:
-        if kernel.kernel_id not in self._asked_after:
-            self._asked_after.add(kernel.kernel_id)
-            self._spawn(self._ask_after(kernel))
+    def _poll_sandbox(self, kernel: Kernel) -> None:
+        if kernel.kernel_id not in self._polled:
+            self._polled.add(kernel.kernel_id)
+            self._tasks.spawn(self._poll_while_unlinked(kernel))
 
-    async def _ask_after(self, kernel: Kernel) -> None:
+    async def _poll_while_unlinked(self, kernel: Kernel) -> None:
         """A supervisor that has hung up may dial again for a while, unless the engine knows that it has ended."""
         try:
             while kernel.state is not KernelState.GONE and not kernel.is_linked():
@@ -340,14 +340,9 @@ class KernelPool:
                     kernel.discard("the sandbox has ended")
                 await asyncio.sleep(self._timeouts.unlinked_poll_s)
         finally:
-            self._asked_after.discard(kernel.kernel_id)
+            self._polled.discard(kernel.kernel_id)
 
     async def _remove(self, kernel: Kernel, pool: WarmPool) -> None:
         await self._sandboxes.remove(kernel)
         pool.removed(kernel.kernel_id)
         self._refill()
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

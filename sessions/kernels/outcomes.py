@@ -1,6 +1,6 @@
-"""How a request on a kernel ends, as its supervisor tells it: `done`, or `died`. Pure.
+"""How a request ends, as the supervisor reports it: `done` or `died`. Pure.
 
-A sandbox may say anything here: what is not of its type, or absurd, counts as not said.
+A sandbox may report anything: values of a wrong type or an absurd size are ignored.
 """
 
 from __future__ import annotations
@@ -51,18 +51,18 @@ class Died:
 
 
 def done_of(fields: Mapping[str, Any]) -> Done:
-    """What a `done` says."""
+    """Parse a `done`."""
     usage, oom_kills = _usage(fields.get("usage"))
     return Done(usage, oom_kills, _skipped(fields.get("skipped")))
 
 
 def died_of(fields: Mapping[str, Any]) -> Died:
-    """What a `died` says, of the request that ran."""
+    """Parse a `died`, about the request that ran."""
     try:
         cause = Cause(str(fields.get("cause")))
     except ValueError:
         cause = Cause.EXITED
-    if cause in (Cause.GONE, Cause.REJECTED):  # these are told otherwise
+    if cause in (Cause.GONE, Cause.REJECTED):  # a supervisor reports these by other messages
         cause = Cause.EXITED
     usage, _ = _usage(fields.get("usage"))
     exit_code, signal = fields.get("exit_code"), fields.get("signal")

@@ -87,7 +87,7 @@ class WarmPool:
         """A kernel that an earlier gateway launched is at work."""
         self.working.add(kernel_id)
 
-    def release(self, kernel_id: KernelId) -> None:
+    def hand_over(self, kernel_id: KernelId) -> None:
         """A kernel at work is left to a later gateway."""
         self.working.discard(kernel_id)
 

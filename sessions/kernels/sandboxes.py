@@ -1,17 +1,19 @@
-"""One kernel's sandbox, made, asked after and removed: the engine, the switchboard and the supervisor's hello together.
+"""Launches, watches and removes the sandbox of one kernel, with the engine and the switchboard.
 
-Which kernels there should be, and who gets them, is kernel_pool.py's.
+How many kernels there are, and who gets them, is decided in kernel_pool.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
 import structlog
 
+from sessions.concurrency import retry
 from sessions.errors import EngineUnavailable
 from sessions.kernels.handshake import Handshake
 from sessions.kernels.kernel import Kernel
@@ -19,7 +21,7 @@ from sessions.model import Fate, GatewayId, KernelId, LaunchSpec
 from sessions.ports import Clock, Provisioner, Switchboard
 from sessions.settings import Limits, Timeouts
 
-_REMOVE_ATTEMPTS = 5
+_REMOVE_RETRIES = 4
 _MOST_LOGGED = 8
 _LONGEST_LOGGED = 200
 
@@ -55,7 +57,7 @@ class Sandboxes:
         self._clock = clock
         self._timeouts = timeouts
         self.hurries = False
-        self._told_failed_preloads = False
+        self._has_logged_preloads = False
 
     def make_kernel(self, kernel_name: str) -> Kernel:
         """A kernel that has no sandbox yet."""
@@ -92,35 +94,40 @@ class Sandboxes:
         )
         await self._provisioner.launch(spec)
         await kernel.wait_ready(self._timeouts.ready_timeout_s)
-        self._tell_failed_preloads(kernel)
+        self._log_failed_preloads(kernel)
 
-    def _tell_failed_preloads(self, kernel: Kernel) -> None:
+    def _log_failed_preloads(self, kernel: Kernel) -> None:
         """Log, once, what could not be imported ahead: code runs all the same. A sandbox may say anything here."""
-        if kernel.failed_preloads and not self._told_failed_preloads:
-            self._told_failed_preloads = True
+        if kernel.failed_preloads and not self._has_logged_preloads:
+            self._has_logged_preloads = True
             first = list(kernel.failed_preloads.items())[:_MOST_LOGGED]
             reasons = {module[:_LONGEST_LOGGED]: str(reason)[:_LONGEST_LOGGED] for module, reason in first}
             log.warning("preloads_failed", reasons=reasons, consequence="code that needs them starts more slowly")
 
-    def disconnect(self, kernel: Kernel) -> None:
-        """End the conversation; nobody can dial in for this kernel any more."""
+    def discard(self, kernel: Kernel) -> None:
+        """Destroy the kernel: close its link and its socket."""
         kernel.discard("retired")
         self._switchboard.close(kernel.kernel_id)
 
-    def release(self, kernel: Kernel) -> None:
-        """End the conversation, and leave the sandbox as it is to a later gateway."""
+    def hand_over(self, kernel: Kernel) -> None:
+        """Close the kernel's link, and leave its sandbox to the next gateway."""
         kernel.hand_over("the gateway is stopping")
         self._switchboard.release(kernel.kernel_id)
 
     async def remove(self, kernel: Kernel) -> None:
         """Remove what there is of the sandbox. An engine that does not answer is asked again, a few times."""
-        for attempt in range(_REMOVE_ATTEMPTS):
-            try:
-                await self._provisioner.kill(kernel.kernel_id)
-                break
-            except EngineUnavailable as error:
-                log.warning("removal_failed", kernel_id=kernel.kernel_id, reason=str(error), attempt=attempt)
-                await asyncio.sleep(0 if self.hurries else 2**attempt)
+
+        def log_failure(error: Exception) -> None:
+            log.warning("removal_failed", kernel_id=kernel.kernel_id, reason=str(error))
+
+        pauses = (0 if self.hurries else 2**attempt for attempt in range(_REMOVE_RETRIES))
+        with suppress(EngineUnavailable):
+            await retry(
+                lambda: self._provisioner.kill(kernel.kernel_id),
+                on=EngineUnavailable,
+                pauses=pauses,
+                on_failure=log_failure,
+            )
 
     async def fate(self, kernel: Kernel) -> Fate | None:
         """How the engine says this kernel's sandbox ended; None when it does not say so in time, or not at all."""

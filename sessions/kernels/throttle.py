@@ -1,4 +1,4 @@
-"""How much of the gateway's time one sandbox may take: whatever a flood is made of, it gets a share and no more."""
+"""Limits how much of the gateway's time one sandbox may use, whatever it floods the gateway with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BURST_S = 1.0
 
 
 class Throttle:
-    """The state: what is left of the time, and when it was last added to."""
+    """The mutable state: the time that is left, and when time was last added."""
 
     def __init__(self, clock: Clock, share: float = _SHARE) -> None:
         self._clock = clock
@@ -20,10 +20,10 @@ class Throttle:
         self._left_s = _BURST_S
         self._at_s = clock.monotonic()
 
-    def metered(self, take: Callable[..., None], *args: Any) -> float:
+    def metered(self, handle: Callable[..., None], *args: Any) -> float:
         """Do one piece of work; returns for how many seconds the next one must wait."""
         before_s = self._clock.monotonic()
-        take(*args)
+        handle(*args)
         now_s = self._clock.monotonic()
         earned_s = (now_s - self._at_s) * self._share
         self._left_s = min(_BURST_S, self._left_s + earned_s) - (now_s - before_s)

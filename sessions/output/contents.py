@@ -1,4 +1,4 @@
-"""What is believed of the content of a kernel's message. Pure; hostile code wrote it, and anything may be in it."""
+"""Reads single fields of a kernel's message, which hostile code may have written. Pure."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def execution_count(content: Mapping[str, Any]) -> int | None:
 
 
 def display_id(content: Mapping[str, Any]) -> str | None:
-    """Under which id a display can be updated, if it says so."""
+    """The id under which a display can be updated, if it has one."""
     transient = content.get("transient")
     given = transient.get("display_id") if isinstance(transient, dict) else None
     return well_formed(given[:256]) if isinstance(given, str) else None
 
 
 def metadata(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a display says of its parts, an image's width for one; none of it where it is too much."""
+    """The metadata of a display, such as an image's width; empty when it is too large."""
     given = content.get("metadata")
     if not isinstance(given, dict) or len(json.dumps(given)) > _MAX_METADATA_CHARACTERS:
         return {}
@@ -34,7 +34,7 @@ def metadata(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_ansi(data: Any) -> Any:
-    """A MIME bundle with the escape sequences of terminals taken out of its texts."""
+    """A MIME bundle whose texts have no terminal escape sequences."""
     if not isinstance(data, dict):
         return data
     return {key: strip_ansi(value) if isinstance(value, str) else value for key, value in data.items()}

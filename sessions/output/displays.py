@@ -1,7 +1,7 @@
-"""What a run shows and makes: its MIME bundles in order, its displayed figures, its files; each within the limits.
+"""What a run displays and makes: MIME bundles in order, figures and files, each within its limits. Pure: no I/O.
 
-Displayed figures are numbered as they stand in the results and become artifacts; a file arrives in pieces. Pure: no
-I/O. Its state is the bundles, the artifacts that belong to them, the files, and what was dropped.
+Figures become artifacts, numbered by their place in the results; files arrive in pieces. The mutable state is the
+bundles with their figures, the files, and what was dropped.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Displays:
         self._files: dict[str, ArtifactRef] = {}
         self._dropped: dict[str, int] = {}
         self._notices: dict[str, int] = {}
-        self._told: list[str] = []
+        self._lines: list[str] = []
 
     # --- MIME bundles -------------------------------------------------------------------------------------------------
 
@@ -205,24 +205,24 @@ class Displays:
         entry.number = int(number[1])
 
     def state(self) -> dict[str, Any]:
-        """What no event tells, JSON-ready."""
+        """What the events do not say, JSON-ready."""
         return {
             "left_bytes": self._left_bytes,
             "dropped": dict(self._dropped),
             "notices": dict(self._notices),
-            "told": list(self._told),
+            "told": list(self._lines),
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`."""
         self._left_bytes = state.get("left_bytes", self._left_bytes)
         self._dropped, self._notices = dict(state.get("dropped", {})), dict(state.get("notices", {}))
-        self._told = list(state.get("told", ()))
+        self._lines = list(state.get("told", ()))
 
     # --- files --------------------------------------------------------------------------------------------------------
 
     def add_piece(self, content: Mapping[str, Any], buffers: tuple[bytes, ...]) -> Artifact | None:
-        """Take one piece of a file; returns the artifact when it was the last one.
+        """Add one piece of a file; returns the artifact when it was the last one.
 
         Pieces come in order, one file after the other; whatever does not is dropped.
         """
@@ -300,14 +300,14 @@ class Displays:
 
     def notices(self) -> list[str]:
         """A line for each of the first few things that were dropped, and one that counts the others."""
-        told = list(self._told)
+        lines = list(self._lines)
         for what, count in self._notices.items():
             if count > _MAX_NOTICES_PER_KIND:
-                told.append(f"{count - _MAX_NOTICES_PER_KIND} more {what} were dropped")
-        return told
+                lines.append(f"{count - _MAX_NOTICES_PER_KIND} more {what} were dropped")
+        return lines
 
     def _drop(self, what: str, size_bytes: int, name: str, why: str) -> None:
         self._dropped[what] = self._dropped.get(what, 0) + size_bytes
         self._notices[what] = self._notices.get(what, 0) + 1
         if self._notices[what] <= _MAX_NOTICES_PER_KIND:
-            self._told.append(f"{name} was dropped: {_WHY.get(why, 'it could not be read')}")
+            self._lines.append(f"{name} was dropped: {_WHY.get(why, 'it could not be read')}")

@@ -1,6 +1,6 @@
-"""A run's events in the making: numbered without gaps, output put together, and taken away batch by batch. Pure.
+"""The events of a run: numbered without gaps, with output merged, and drained in batches. Pure.
 
-The state is what waits for the next batch, the next number, and how many events were left out since there are too many.
+The mutable state is the next batch, the next number, and how many events were left out because there are too many.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class EventLog:
         return bool(self._events)
 
     def add(self, type_: EventType, **fields: Any) -> bool:
-        """Add an event; False when it was left out, since there are too many."""
+        """Add an event; False when it was left out because there are too many."""
         if self.next_seq > _MANY_EVENTS and type_ in _OPTIONAL_EVENTS:
             self.dropped += 1
             return False
@@ -50,9 +50,9 @@ class EventLog:
         return True
 
     def add_text(self, stream: EventType, text: str) -> None:
-        """Add output, to the last event where it can still grow: output comes in many small pieces.
+        """Add output, to the last event if it has room: output comes in many small pieces.
 
-        After very many events order between the two streams is given up, so that pieces can still be put together.
+        After very many events the order between the two streams is not kept, so that pieces can still be merged.
         """
         for index in (-1, -2) if self.next_seq > _MANY_EVENTS else (-1,):
             last = self._events[index] if len(self._events) >= -index else None

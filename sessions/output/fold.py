@@ -1,8 +1,8 @@
-"""The fold: one run's Jupyter messages in, events and the final answer out, with every limit applied. Pure: no I/O.
+"""Folds one run's Jupyter messages into events and a result, with every limit applied. Pure: no I/O.
 
-Everything here comes from hostile code; types are checked where they are used and what does not fit is dropped. How a
-MIME bundle or a file becomes an artifact is in displays.py. The fold of a run whose gateway has died is had again
-from what was committed of it: its events, and `state`.
+Hostile code wrote the messages: types are checked where they are used, and what does not fit is dropped. How a MIME
+bundle or a file becomes an artifact is in displays.py. After a crash, the next gateway rebuilds the fold from the
+committed events and `state`.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ _STREAMS = {"stdout": EventType.STDOUT, "stderr": EventType.STDERR}
 class RunFold:
     """One run, from its first message to its result.
 
-    Its state: the output so far, what waits to be taken as the next batch, how the kernel said the run ended, whether
-    the code waits for input, and whether the `end` event is there.
+    The mutable state: the output so far, the next batch of events, how the kernel said that the run ended, whether the
+    code waits for input, and whether the `end` event was added.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class RunFold:
         self._execution_count: int | None = None
         self._exception: ExceptionInfo | None = None
         self._exit_status: str | None = None
-        self._is_exception_told = False
+        self._has_error_event = False
         self._clear_pending = False
         self._notices: list[str] = []
         self._has_ended = False
@@ -74,35 +74,35 @@ class RunFold:
     def __repr__(self) -> str:
         return f"<RunFold {self.run_id}: {self._log!r}>"
 
-    def take(self, message: Message) -> None:
-        """Fold one message in."""
+    def handle_message(self, message: Message) -> None:
+        """Fold one message."""
         was_pending, seq = self._clear_pending, self._log.next_seq
-        self._take(message)
+        self._fold(message)
         if was_pending and not self._clear_pending and seq == self._log.next_seq:
-            # What it said is shown by no event, and yet it has cleared what was shown before.
+            # The message added no event, but it has cleared what was shown before.
             self._log.add(EventType.CLEAR, wait=False)
 
-    def _take(self, message: Message) -> None:
+    def _fold(self, message: Message) -> None:
         match message.msg_type:
             case "stream":
-                self._take_stream(message.content)
+                self._handle_stream(message.content)
             case "display_data" | "execute_result":
-                self._take_display(message.content, is_main_result=message.msg_type == "execute_result")
+                self._handle_display(message.content, is_main_result=message.msg_type == "execute_result")
             case "update_display_data":
-                self._take_update(message.content)
+                self._handle_update(message.content)
             case "clear_output":
-                self._take_clear(wait=message.content.get("wait") is True)
+                self._handle_clear(wait=message.content.get("wait") is True)
             case "execute_input":
                 self._execution_count = contents.execution_count(message.content)
                 self._start()
             case "error":
-                self._take_error(message.content)
+                self._handle_error(message.content)
             case "execute_reply":
-                self._take_reply(message.content)
+                self._handle_reply(message.content)
             case "input_request":
-                self._take_input_request(message.content)
+                self._handle_input_request(message.content)
             case "artifact":
-                self._take_file(message.content, message.buffers)
+                self._handle_file(message.content, message.buffers)
 
     def handle_gap(self, dropped_bytes: int) -> None:
         """Output was dropped on the way here."""
@@ -161,7 +161,7 @@ class RunFold:
         return result
 
     def finish_internal_error(self, reason: str) -> Result:
-        """The answer after a mistake of ours, which may have been made in here: its output, and one `end` event."""
+        """The result after a bug of ours, perhaps in this class: the output so far, and one `end` event."""
         self._start()
         result = Result(
             run_id=self.run_id,
@@ -185,12 +185,12 @@ class RunFold:
     # --- for another gateway to go on from ----------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """What is known here and not told by the events, JSON-ready: with them, `resume` makes the same fold of it."""
-        untold = self._exception is not None and not self._is_exception_told
+        """What the events do not say, JSON-ready. `resume` rebuilds the same fold from both."""
+        unsaid = self._exception is not None and not self._has_error_event
         return {
             "execution_count": self._execution_count,
             "has_exception": self._exception is not None,
-            "exception": self._exception.as_json() if self._exception is not None and untold else None,
+            "exception": self._exception.as_json() if self._exception is not None and unsaid else None,
             "exit_status": self._exit_status,
             "output": self._output.state(),
             "dropped_events": self._log.dropped,
@@ -203,16 +203,16 @@ class RunFold:
         }
 
     def resume(self, events: Iterable[Event], state: Mapping[str, Any]) -> None:
-        """Become what another fold was after these events, with that `state`. Call it first, or not at all."""
+        """Rebuild a fold from its events and its `state`. Call it first, or not at all."""
         self._execution_count = state.get("execution_count")
         for event in events:
             self._log.next_seq = event.seq + 1
             self._replay(event.type, event.fields)
         self._displays.resume(state.get("collection", {}))
-        if (untold := state.get("exception")) is not None:
-            self._exception = ExceptionInfo(**{**untold, "traceback": tuple(untold["traceback"])})
-            self._is_exception_told = False
-        if not state.get("has_exception", True):  # leaving with success has forgiven what events tell of
+        if (unsaid := state.get("exception")) is not None:
+            self._exception = ExceptionInfo(**{**unsaid, "traceback": tuple(unsaid["traceback"])})
+            self._has_error_event = False
+        if not state.get("has_exception", True):  # `sys.exit(0)` has undone the error that an event has
             self._exception = None
         self._exit_status = state.get("exit_status")
         self._output.resume(state.get("output", {}))
@@ -244,7 +244,7 @@ class RunFold:
                 traceback = tuple(fields["traceback"])
                 line = failing_line(traceback, self._execution_count)
                 self._exception = ExceptionInfo(fields["name"], fields["value"], traceback, line)
-                self._is_exception_told = True
+                self._has_error_event = True
             case EventType.STARTED:
                 self.session_created = fields.get("session_created", False)
             case EventType.INPUT_REQUEST | EventType.TRUNCATED | EventType.END:
@@ -254,16 +254,16 @@ class RunFold:
 
     # --- messages -----------------------------------------------------------------------------------------------------
 
-    def _take_stream(self, content: Mapping[str, Any]) -> None:
+    def _handle_stream(self, content: Mapping[str, Any]) -> None:
         stream, text = _STREAMS.get(str(content.get("name"))), content.get("text")
         if stream is None or not isinstance(text, str) or not text:
             return
         self._clear_if_pending()
-        if kept := self._output.take(stream, text):
+        if kept := self._output.write(stream, text):
             self._start()
             self._log.add_text(stream, kept)
 
-    def _take_display(self, content: Mapping[str, Any], *, is_main_result: bool) -> None:
+    def _handle_display(self, content: Mapping[str, Any], *, is_main_result: bool) -> None:
         self._clear_if_pending()
         self._start()
         display_id = contents.display_id(content)
@@ -278,7 +278,7 @@ class RunFold:
                 is_main_result=is_main_result,
             )
 
-    def _take_update(self, content: Mapping[str, Any]) -> None:
+    def _handle_update(self, content: Mapping[str, Any]) -> None:
         display_id = contents.display_id(content)
         if display_id is None or not self._displays.shows(display_id):
             return
@@ -286,7 +286,7 @@ class RunFold:
         self._log.add_artifacts(artifacts)
         self._log.add(EventType.UPDATE, data=shown, display_id=display_id)
 
-    def _take_clear(self, *, wait: bool) -> None:
+    def _handle_clear(self, *, wait: bool) -> None:
         self._start()
         self._log.add(EventType.CLEAR, wait=wait)
         if wait:
@@ -302,20 +302,20 @@ class RunFold:
         self._clear_pending = False
         self._displays.clear()
 
-    def _take_error(self, content: Mapping[str, Any]) -> None:
+    def _handle_error(self, content: Mapping[str, Any]) -> None:
         self._clear_if_pending()
-        exception = self._tracebacks.take(content, self._execution_count)
+        exception = self._tracebacks.parse(content, self._execution_count)
         if exception is None:
             return
-        self._exception, self._is_exception_told = exception, False
+        self._exception, self._has_error_event = exception, False
         if exception.name != "SystemExit":
-            self._tell(exception)
+            self._add_error_event(exception)
 
-    def _take_reply(self, content: Mapping[str, Any]) -> None:
+    def _handle_reply(self, content: Mapping[str, Any]) -> None:
         self._execution_count = contents.execution_count(content) or self._execution_count
         self._exit_status = str(content.get("status"))
         if self._exit_status != "ok":
-            self._exception = self._exception or self._tracebacks.take(content, self._execution_count)
+            self._exception = self._exception or self._tracebacks.parse(content, self._execution_count)
             if self._exception is not None and self._exception.name == "SystemExit":
                 self._leave(self._exception)
         payloads = content.get("payload")
@@ -324,7 +324,7 @@ class RunFold:
             if not isinstance(payload, dict):
                 continue
             if payload.get("source") == "page":  # what `print?` shows
-                self._take_display({"data": contents.without_ansi(payload.get("data"))}, is_main_result=False)
+                self._handle_display({"data": contents.without_ansi(payload.get("data"))}, is_main_result=False)
             elif payload.get("source") == "ask_exit" and payload.get("keepkernel") is not True:
                 self.leaves = True  # `exit()`: the kernel process ends now
 
@@ -333,26 +333,26 @@ class RunFold:
         if exception.value in ("", "0", "None"):
             self._exit_status, self._exception = "ok", None
         else:
-            self._tell(exception)
+            self._add_error_event(exception)
 
-    def _tell(self, exception: ExceptionInfo) -> None:
+    def _add_error_event(self, exception: ExceptionInfo) -> None:
         """The `error` event, which has all of the exception but for `line`."""
         self._start()
-        if not self._is_exception_told:
+        if not self._has_error_event:
             self._clear_if_pending()
             traceback = list(exception.traceback)
-            self._is_exception_told = self._log.add(
+            self._has_error_event = self._log.add(
                 EventType.ERROR, name=exception.name, value=exception.value, traceback=traceback
             )
 
-    def _take_input_request(self, content: Mapping[str, Any]) -> None:
+    def _handle_input_request(self, content: Mapping[str, Any]) -> None:
         prompt = content.get("prompt")
         kept = cut_utf8(well_formed(prompt), _MAX_PROMPT_BYTES) if isinstance(prompt, str) else ""
         self._start()
         self._log.add(EventType.INPUT_REQUEST, prompt=kept, password=content.get("password") is True)
         self.awaits_input = True  # a Jupyter client has been asked, even where there are too many events
 
-    def _take_file(self, content: Mapping[str, Any], buffers: tuple[bytes, ...]) -> None:
+    def _handle_file(self, content: Mapping[str, Any], buffers: tuple[bytes, ...]) -> None:
         self._start()
         artifact = self._displays.add_piece(content, buffers)
         if artifact is not None:
@@ -401,7 +401,7 @@ def _ref(kind: ArtifactKind, fields: Mapping[str, Any]) -> ArtifactRef:
 
 
 def _end_fields(result: Result) -> dict[str, Any]:
-    """The fields of the `end` event: what of the answer no earlier event has said."""
+    """The fields of the `end` event: the parts of the result that no earlier event has."""
     fields: dict[str, Any] = {"truncated": result.truncated, "execution_count": result.execution_count}
     if result.error is not None:
         fields["error"] = result.error

@@ -1,6 +1,6 @@
-"""The exceptions that a run's messages tell of: checked, without ANSI codes, and bounded like all output. Pure.
+"""Exceptions in a run's messages: checked, without ANSI codes, and bounded like all output. Pure.
 
-The state is how much of the run's share is left, and what was dropped beyond it.
+The mutable state is how many bytes are left to the run, and how many were dropped.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Tracebacks:
         self.left_bytes = left_bytes
         self.dropped_bytes = 0
 
-    def take(self, content: Mapping[str, Any], execution_count: int | None) -> ExceptionInfo | None:
+    def parse(self, content: Mapping[str, Any], execution_count: int | None) -> ExceptionInfo | None:
         """The exception of an `error` message or an error reply; None when it is not what it should be."""
         name, value, lines = content.get("ename"), content.get("evalue"), content.get("traceback")
         if not isinstance(name, str) or not isinstance(value, str) or not isinstance(lines, list):

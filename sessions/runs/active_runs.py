@@ -1,4 +1,4 @@
-"""The runs that live in this gateway; and how the end and the events of any run are had, here or from the store."""
+"""The live runs of this gateway; and the results and events of any run, from here or from the store."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _GOES_ON = (
 
 
 class ActiveRuns:
-    """Its state: the runs, each until its answer is there, and the ids of those whose end no store has taken.
+    """The mutable state: the runs, each until its answer is there, and the ids of those whose end was not stored.
 
-    `_stopped` is done once everything is left to a later gateway.
+    `_stopped` is done once everything is left to the next gateway.
     """
 
     def __init__(self, store: Store, timeouts: Timeouts) -> None:
@@ -41,13 +41,13 @@ class ActiveRuns:
         return iter(list(self._live.values()))
 
     def add(self, live: LiveRun) -> LiveRun:
-        """Take a run in, until its answer is there."""
+        """Keep a run until its answer is there."""
         self._live[live.run_id] = live
         live.answer.add_done_callback(lambda answer: self._release(live, answer))
         return live
 
     def knows(self, run_id: RunId) -> bool:
-        """Whether it lives here, or has ended here without that being stored."""
+        """Whether it is live here, or ended here and could not be stored."""
         return run_id in self._live or run_id in self._unstored
 
     def _release(self, live: LiveRun, answer: asyncio.Future[Result]) -> None:
@@ -56,15 +56,15 @@ class ActiveRuns:
             self._unstored.add(live.run_id)
 
     def source_bytes(self, tenant: TenantId) -> int:
-        """About how much memory the code and variables of this tenant's runs take."""
+        """About how much memory the code and variables of this tenant's live runs take, in bytes."""
         return sum(live.source_bytes for live in self._live.values() if live.run.tenant == tenant)
 
     def get(self, run_id: RunId) -> LiveRun | None:
-        """A run that lives here, or None."""
+        """A live run, or None."""
         return self._live.get(run_id)
 
     async def own(self, tenant: TenantId, run_id: RunId) -> LiveRun | None:
-        """A tenant's run that lives here; None when it has ended. Raises NotFound; Conflict if it lives elsewhere."""
+        """A tenant's live run; None when it has ended. Raises NotFound; Conflict when another gateway has it."""
         live = self._live.get(run_id)
         if live is not None and live.run.tenant == tenant:
             return live
@@ -76,7 +76,7 @@ class ActiveRuns:
         return None
 
     def stop(self) -> None:
-        """Everything is left to a later gateway: whoever waits or follows is told so."""
+        """Tell all who wait or follow that the next gateway goes on with their runs."""
         if not self._stopped.done():
             self._stopped.set_result(None)
         for live in self:
@@ -122,8 +122,8 @@ class ActiveRuns:
     async def follow(self, run_id: RunId, after: int) -> AsyncIterator[Sequence[Event]]:
         """The committed events above `after`, as they come, up to and with `end`.
 
-        Whoever falls behind, and what another gateway is at, is read from the store. Ends without `end` when everything
-        is left to a later gateway, or the run was never run. Raises NotFound, StoreUnavailable.
+        A follower that falls behind reads from the store, as does one of another gateway's run. Ends without `end` when
+        everything is left to the next gateway, or the run was never run. Raises NotFound, StoreUnavailable.
         """
         position = after
         is_over = False
@@ -149,7 +149,7 @@ class ActiveRuns:
                 return
 
     async def _follow_live(self, live: LiveRun, position: int) -> AsyncIterator[Sequence[Event]]:
-        """Its events while it lives here."""
+        """Its events while it is live."""
         feed = live.recorder.feed
         while True:
             events: Sequence[Event] | None = feed.after(position)

@@ -1,7 +1,6 @@
-"""The committed events of one living run, for those that follow it. Who falls behind is told to ask the store.
+"""The committed events of one live run, for its followers. A follower that falls behind must read from the store.
 
-Only what is committed is passed on: whatever happens to the gateway, no follower has seen an event that is not there
-afterwards.
+Only committed events get here, so a follower never sees an event that a crash could undo.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ _KEPT_BYTES = 1 << 20
 class Feed:
     """One writer, any number of followers.
 
-    The state: the number of the last committed event, the latest of them (kept while somebody follows, up to a bound),
-    how many follow, and whether the run is over.
+    The mutable state: the number of the last committed event, the newest events (up to a bound, and only while somebody
+    follows), the number of followers, and whether the run is over.
     """
 
     def __init__(self, last_seq: int = 0) -> None:
@@ -39,7 +38,7 @@ class Feed:
 
     @contextmanager
     def following(self) -> Iterator[None]:
-        """Count as a follower: events are committed, and kept, for it to see them soon."""
+        """Count as a follower for the length of the block: events are committed soon, and kept."""
         self._followers += 1
         self.followed.set()
         try:
@@ -84,6 +83,6 @@ class Feed:
             await self._changed.wait()
 
     def _wake(self) -> None:
-        # An Event for each change: whoever waits is woken, and nobody has to clear it.
+        # A new Event for each change wakes all waiters, and nobody has to clear it.
         self._changed.set()
         self._changed = asyncio.Event()

@@ -1,6 +1,6 @@
-"""A run that lives in this gateway: what is asked, what has come of it, whether it is to stop, who waits for its end.
+"""A live run: its request, its output so far, whether it is to stop, and the future that callers wait for.
 
-A plain meeting point: it is filled by recorder.py, driven by executor.py, and handed round by service.py.
+The parts of the engine share it and it decides nothing: recorder.py fills it, executor.py executes it.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Stop:
 class LiveRun:
     """One run, from the moment it is recorded.
 
-    The state: `run` (its kernel may change until one has taken it), `kernel` and `msg_id` while it is sent there,
-    `stop` once somebody wants it to end, `concluded` once it has ended, and `answer`, done when that is committed.
-    `is_resumed`: an earlier gateway may have sent it. `lost_kernel`: the kernel process went with it.
+    The mutable state: `run` (its kernel may change until one has taken it); `kernel` and `msg_id` once it is sent;
+    `stop` once it is told to end; `concluded` once it has ended; and `answer`, done when the end is committed.
+    `is_resumed`: an earlier gateway may have sent it. `lost_kernel`: its kernel process died with it.
     """
 
     def __init__(self, run: Run, limits: Limits, store: Store, clock: Clock, timeouts: Timeouts) -> None:
@@ -71,7 +71,7 @@ class LiveRun:
         clock: Clock,
         timeouts: Timeouts,
     ) -> LiveRun:
-        """A run that an earlier gateway has left, with its committed events."""
+        """A run of an earlier gateway, with its committed events."""
         live = cls(record.run, limits, store, clock, timeouts)
         live.is_resumed = record.run.kernel_id is not None
         live.recorder.resume(events, record.progress or Progress(0, None, {}))
@@ -93,13 +93,13 @@ class LiveRun:
             self.kernel.interrupt(self.msg_id, self._timeouts.interrupt_grace_s)
 
     def request_stop(self, stop: Stop) -> None:
-        """Have it end; the first who asks says why."""
+        """Have it end. The first reason given counts."""
         if self.stop is None:
             self.stop = stop
             self.stopping.set()
 
     async def commit(self, result: Result, session: Session | None = None) -> None:
-        """Commit the end, for as long as that takes, and tell it."""
+        """Commit the end, however long that takes, then resolve `answer`."""
         self.concluded.set()
         try:
             stored = await self.recorder.finish(result, session)
@@ -114,13 +114,13 @@ class LiveRun:
                 self.answer.set_result(stored)
 
     def fail(self, error: CellblockError) -> None:
-        """Tell that there is no answer, and why."""
+        """Resolve `answer` with the error that says why there is none."""
         self.recorder.feed.close()
         if not self.answer.done():
             self.answer.set_exception(error)
 
 
 def _retrieve(answer: asyncio.Future[Result]) -> None:
-    """Nobody may be waiting, and an error is in the log already."""
+    """Mark the error as retrieved: nobody may be waiting, and it is in the log already."""
     if not answer.cancelled():
         answer.exception()

@@ -1,18 +1,20 @@
-"""A run on its way into the store: the kernel's messages are folded, written in batches, and only then acknowledged.
+"""Records a run: folds its kernel's messages, writes the events in batches, and then lets their frames be acknowledged.
 
-It owns the writing and its retries; what the messages mean is fold.py's, and when the run must end executor.py's.
+It owns the writing and its retries. What the messages mean is decided in fold.py, when the run must end in executor.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 import structlog
 
+from sessions.concurrency import growing_pauses, retry
 from sessions.errors import StoreUnavailable
 from sessions.kernels.messages import Message
 from sessions.kernels.outcomes import Died, Done
@@ -31,10 +33,10 @@ log = structlog.get_logger()
 class Recorder:
     """`sessions.kernels.outstanding.RequestListener` of one run.
 
-    `code_ended` is done when the kernel has said so, or its first file comes, which the supervisor sends only then;
-    `ended` once all that the code has made has come as well. `feed` has what is committed. Its state: the run's fold,
-    the batch that is being written, the last frame taken, the first that no commit covers yet, and up to where an
-    earlier gateway's commits go.
+    `code_ended` is done when the kernel has said so, or when its first file comes, which the supervisor sends only
+    then; `ended` once the files have come as well. `feed` has the committed events. The mutable state: the run's fold,
+    the batch that is being written, the last frame folded, the first frame that no commit covers yet, and the last
+    frame that an earlier gateway's commits cover.
     """
 
     def __init__(self, run_id: RunId, fold: RunFold, store: Store, clock: Clock, timeouts: Timeouts) -> None:
@@ -46,7 +48,7 @@ class Recorder:
         self.ended: asyncio.Future[Done | Died] = loop.create_future()
         self.has_files = False
         self.is_held_up = False
-        self._said: set[str] = set()
+        self._seen_types: set[str] = set()
         self._store = store
         self._clock = clock
         self._timeouts = timeouts
@@ -65,7 +67,7 @@ class Recorder:
 
     @property
     def uncommitted_seq(self) -> int | None:
-        """The first frame taken whose content is not yet committed."""
+        """The first folded frame whose content is not committed yet."""
         return self._uncommitted_seq if self._writing_seq is None else self._writing_seq
 
     def on_commit(self, committed: Callable[[], None]) -> None:
@@ -73,49 +75,49 @@ class Recorder:
         self._committed = committed
 
     def resume(self, events: Sequence[Event], progress: Progress) -> None:
-        """Go on from what an earlier gateway has committed; frames that it covers will be passed over."""
+        """Go on from what an earlier gateway has committed; frames that this covers are skipped."""
         self.fold.resume(events, progress.state.get("execution", {}))
-        self._said = set(progress.state.get("said", ()))
+        self._seen_types = set(progress.state.get("said", ()))
         self.has_files = bool(progress.state.get("has_files", False))
         self._covered = progress
         self._taken_seq = progress.taken_seq
         self._file_seq = progress.file_seq or progress.taken_seq
         self.feed.publish(events)
-        self._look_for_end()
+        self._note_code_ended()
 
     def on_message(self, seq: int, message: Message) -> None:
-        """Fold a message in; what it adds is written soon."""
+        """Fold a message; the events that it adds are written soon."""
         if self._is_covered(seq, is_piece=message.msg_type == "artifact"):
             return
         if not self.fold.is_assembling():
             self._file_seq = seq
-        self.fold.take(message)
+        self.fold.handle_message(message)
         if message.msg_type == "execute_reply" or message.content.get("execution_state") == "idle":
-            self._said.add(message.msg_type)
+            self._seen_types.add(message.msg_type)
         self.has_files = self.has_files or message.msg_type == "artifact"
-        self._take(seq)
-        self._look_for_end()
+        self._note_frame(seq)
+        self._note_code_ended()
 
     def on_gap(self, seq: int, dropped_bytes: int) -> None:
         """Output was lost on the way."""
         if not self._is_covered(seq, is_piece=False):
             self.fold.handle_gap(dropped_bytes)
-            self._take(seq)
+            self._note_frame(seq)
 
     def on_done(self, done: Done) -> None:
         """The code has ended."""
         self._end(done)
 
     def on_died(self, died: Died) -> None:
-        """The kernel has."""
+        """The kernel has died."""
         self._end(died)
 
     def has_begun(self) -> bool:
-        """Whether something of what the kernel said is committed."""
+        """Whether anything of the run is committed."""
         return self.feed.last_seq > 0 or self._covered.taken_seq > 0
 
     def begin_again(self) -> None:
-        """The kernel that this run was sent to has not taken it: it will be sent to another one."""
+        """The kernel did not take this run, which will be sent to another one."""
         self.ended = asyncio.get_running_loop().create_future()
         self.code_ended = asyncio.get_running_loop().create_future()
         self._covered = Progress(0, None, {})
@@ -126,11 +128,11 @@ class Recorder:
 
     def has_reply(self) -> bool:
         """Whether the kernel's reply has come, which tells whether the code raised."""
-        return "execute_reply" in self._said
+        return "execute_reply" in self._seen_types
 
     def is_complete(self) -> bool:
         """Whether the kernel itself has told the end of the code: by its reply, and by being idle."""
-        return self._said >= {"execute_reply", "status"}
+        return self._seen_types >= {"execute_reply", "status"}
 
     async def finish(self, result: Result, session: Session | None = None) -> Result:
         """Commit the end with everything that is not committed yet; returns the result as it was stored.
@@ -138,7 +140,7 @@ class Recorder:
         Tries for as long as it takes while the database is out of reach. What the database refuses is left out.
         """
         await self._stop_writing()
-        batch = self._take_batch()
+        batch = self._next_batch()
         finished_at = self._clock.now()
         least = [self._least_batch(batch), Batch()]
         while True:
@@ -161,26 +163,26 @@ class Recorder:
         await self._persist(lambda: self._store.finish_run(result, batch, finished_at, session))
 
     def _least_batch(self, refused: Batch) -> Batch:
-        """Of a batch that the database does not take, what a run cannot be without: its beginning and its end."""
+        """Of a batch that the database refuses, the events that every run must have: its start and its end."""
         kept = [event for event in refused.events if event.type in (EventType.STARTED, EventType.END)]
         first_seq = self.feed.last_seq + 1
         return Batch(tuple(replace(event, seq=first_seq + index) for index, event in enumerate(kept)))
 
     async def break_off(self) -> None:
-        """Write no more: what is not committed has not been acknowledged, and another gateway gets it again."""
+        """Write no more. What is not committed was not acknowledged either, so the next gateway gets it again."""
         if self._writer is not None:
             self._writer.cancel()
             await asyncio.wait([self._writer])
         self.feed.close()
 
     def _is_covered(self, seq: int, *, is_piece: bool) -> bool:
-        """Whether an earlier gateway has committed what this frame says."""
+        """Whether an earlier gateway has committed the content of this frame."""
         if seq > self._covered.taken_seq:
             return False
         return not is_piece or self._covered.file_seq is None or seq < self._covered.file_seq
 
-    def _take(self, seq: int) -> None:
-        """A frame has been folded in: even one that adds no event changes what another gateway would go on from."""
+    def _note_frame(self, seq: int) -> None:
+        """A frame was folded. Even one without an event changes the state that the next gateway resumes from."""
         self._taken_seq = max(self._taken_seq, seq)
         if self._uncommitted_seq is None:
             self._uncommitted_seq = seq
@@ -190,12 +192,12 @@ class Recorder:
         if self._writer is None:
             self._writer = asyncio.ensure_future(self._write())
 
-    def _look_for_end(self) -> None:
+    def _note_code_ended(self) -> None:
         if (self.has_files or self.is_complete()) and not self.code_ended.done():
             self.code_ended.set_result(None)
 
     def _end(self, end: Done | Died) -> None:
-        """The frame that says so has a number above all others, and only `finish` commits what it says."""
+        """The frame that says so has a number above all others; only `finish` commits it."""
         if not self.code_ended.done():
             self.code_ended.set_result(None)
         if not self.ended.done():
@@ -204,7 +206,7 @@ class Recorder:
                 self._uncommitted_seq = self._taken_seq + 1
 
     async def _write(self) -> None:
-        """Write what has come, again and again, until the run's end, which `finish` commits."""
+        """Write batch after batch until the run ends; `finish` commits the end."""
         pause_s = _FIRST_FOLLOWED_PAUSE_S
         while True:
             if not self._has_events.is_set():
@@ -215,7 +217,7 @@ class Recorder:
                 return
             self._news.clear()
             self._has_events.clear()
-            batch = self._take_batch()
+            batch = self._next_batch()
             self._writing_seq = self._uncommitted_seq
             # The pieces of a file that is not complete are in no batch yet.
             self._uncommitted_seq = self._file_seq if self.fold.is_assembling() else None
@@ -233,29 +235,29 @@ class Recorder:
             if self._is_stopping:
                 return
             if self.feed.followed.is_set():
-                # The more there is to come the less often it is committed; a single line never waits.
+                # Continuous output is committed less and less often; a single line never waits.
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, _FOLLOWED_PAUSE_S)
 
     async def _pause(self) -> None:
-        """Let output gather, unless somebody watches and there is something to see: then that goes out at once."""
+        """Let output gather. Events go out at once while somebody follows the run."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._timeouts.batch_pause_s):
                 await self.feed.followed.wait()
                 await self._has_events.wait()
 
     async def _stop_writing(self) -> None:
-        """End the writer; a batch that is on its way arrives first."""
+        """End the writer, after the batch that is being written."""
         self._is_stopping = True
         if self._writer is not None:
             if not self._is_writing:
                 self._writer.cancel()
             await asyncio.wait([self._writer])
 
-    def _take_batch(self) -> Batch:
-        """All that no commit has confirmed: a batch whose writing was broken off is written once more, harmlessly."""
+    def _next_batch(self) -> Batch:
+        """All that no commit has confirmed. To write a batch twice does no harm."""
         fresh = self.fold.drain()
-        state = {"said": sorted(self._said), "has_files": self.has_files, "execution": self.fold.state()}
+        state = {"said": sorted(self._seen_types), "has_files": self.has_files, "execution": self.fold.state()}
         file_seq = self._file_seq if self.fold.is_assembling() else None
         self._unwritten = Batch(
             self._unwritten.events + fresh.events,
@@ -264,17 +266,12 @@ class Recorder:
         )
         return self._unwritten
 
-    async def _persist(self, write: Callable[[], Awaitable[None]]) -> None:
-        """Write, and while the database is out of reach, try again."""
-        pause_s = self._timeouts.first_write_retry_s
-        while True:
-            try:
-                await write()
-            except StoreUnavailable as error:
-                log.warning("run_not_written", run_id=self.run_id, reason=str(error))
-                self.is_held_up = True
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, self._timeouts.longest_write_retry_s)
-            else:
-                self.is_held_up = False
-                return
+    async def _persist(self, write: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Write; try again for as long as the store is out of reach."""
+        pauses = growing_pauses(self._timeouts.first_write_retry_s, self._timeouts.longest_write_retry_s)
+        await retry(write, on=StoreUnavailable, pauses=pauses, on_failure=self._note_failure)
+        self.is_held_up = False
+
+    def _note_failure(self, error: Exception) -> None:
+        log.warning("run_not_written", run_id=self.run_id, reason=str(error))
+        self.is_held_up = True

@@ -1,4 +1,4 @@
-"""Setting variables in a kernel: by a silent request, whose metadata has the values. Never as source text."""
+"""Sets variables in a kernel: a silent request has the values in its metadata. They are never source text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CODE = {
 
 
 def can_set(kernel_name: str) -> bool:
-    """Whether kernels of this kernelspec can be given variables."""
+    """Whether variables can be set in kernels of this kernelspec."""
     return kernel_name in _CODE
 
 

@@ -268,7 +268,7 @@ async def test_closing_turns_waiting_claims_away_and_removes_everything(engine: 
         await claim(kernel_pool)
     assert not held.is_ready()
     assert engine.sandboxes == {}
-    assert kernel_pool._tasks == set()
+    assert len(kernel_pool._tasks) == 0
 
 
 async def test_draining_turns_waiting_claims_away_and_lets_running_code_be(engine: MemoryEngine, make: Make) -> None:

@@ -25,7 +25,7 @@ def new_fold(limits: Limits = LIMITS) -> RunFold:
 
 
 def take(fold: RunFold, msg_type: str, content: Mapping[str, Any], buffers: tuple[bytes, ...] = ()) -> None:
-    fold.take(Message("iopub", msg_type, "p", content, buffers))
+    fold.handle_message(Message("iopub", msg_type, "p", content, buffers))
 
 
 def stream(fold: RunFold, text: str, name: str = "stdout") -> None:

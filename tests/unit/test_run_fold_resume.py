@@ -41,7 +41,7 @@ def take(into: RunFold, steps: Sequence[Step]) -> None:
         if isinstance(step, int):
             into.handle_gap(step)
         else:
-            into.take(step)
+            into.handle_message(step)
 
 
 # --- what a kernel may say --------------------------------------------------------------------------------------------
