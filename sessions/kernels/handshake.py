@@ -1,4 +1,4 @@
-"""One connection to a kernel's socket, of whoever in the sandbox has dialled it. The hello decides who that is."""
+"""One connection to a kernel's socket. Any code in the sandbox may have dialled it; the hello decides who that is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_HELLO_CHARACTERS = 64 << 10
 
 
 class Handshake:
-    """`sessions.ports.LinkListener`. Its state: whether it has been welcomed, and the deadline of the hello."""
+    """`sessions.ports.LinkListener`. The mutable state: whether it was welcomed, and the deadline of the hello."""
 
     def __init__(self, kernel: Kernel, link: Link, hello_timeout_s: float) -> None:
         self._kernel = kernel
@@ -28,14 +28,14 @@ class Handshake:
         )
 
     def on_binary(self, data: bytes) -> asyncio.Task[None] | None:
-        """Take a Jupyter message, of a supervisor that has been welcomed."""
+        """Handle a Jupyter message, of a supervisor that was welcomed."""
         if not self._is_welcome:
             self._refuse("a message before the hello")
             return None
         return self._guarded(self._kernel.handle_binary, data)
 
     def on_text(self, text: str) -> asyncio.Task[None] | None:
-        """Take a control message; the first one must be the hello."""
+        """Handle a control message; the first one must be the hello."""
         if len(text) > (_MAX_CONTROL_CHARACTERS if self._is_welcome else _MAX_HELLO_CHARACTERS):
             self._refuse("an overlong control message")
             return None
@@ -59,7 +59,7 @@ class Handshake:
         self._kernel.handle_link_closed(self._link)
 
     def _guarded(self, handle: Callable[..., None], *args: Any) -> asyncio.Task[None] | None:
-        """Take a frame; a violation ends the kernel, a flood is slowed down."""
+        """Handle a frame; a violation ends the kernel, a flood is slowed down."""
         try:
             pause_s = self._kernel.metered(handle, *args)
         except (ProtocolViolation, protocol.FrameError) as error:

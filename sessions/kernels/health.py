@@ -1,4 +1,4 @@
-"""Checks again and again whether the engine or the database answers. What follows from that is decided elsewhere."""
+"""Checks again and again whether the engine or the database answers. It draws no conclusions from that."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = structlog.get_logger()
 
 
 class HealthCheck:
-    """One repeated check. The mutable state: `failure`, the last check's failure as a sentence, or None."""
+    """The mutable state: `failure`, a sentence that says why the last check failed, or None."""
 
     def __init__(self, what: str, ask: Callable[[], Awaitable[None]]) -> None:
         """`ask` raises Unavailable when `what` does not answer."""
@@ -25,7 +25,7 @@ class HealthCheck:
         return f"<HealthCheck of the {self._what}: {self.failure or 'answers'}>"
 
     async def keep_asking(self, pause_s: float) -> None:
-        """Check until cancelled, and keep `failure` current, whatever `ask` raises."""
+        """Keep `failure` true until cancelled, whatever `ask` raises."""
         while True:
             try:
                 await self._ask()

@@ -1,6 +1,6 @@
-"""How a request on a kernel ended, as its supervisor reports it: `done` or `died`. Pure.
+"""How a request ends, as the supervisor reports it: `done` or `died`. Pure.
 
-Reports are untrusted: a field of the wrong type, or with an absurd value, is ignored.
+A sandbox may report anything: values of a wrong type or an absurd size are ignored.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The request has ended, and all its messages have come."""
+    """A request has ended, and nothing more will come of it."""
 
     usage: Usage | None
     oom_kills: int
@@ -40,7 +40,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Died:
-    """The kernel died before the request ended. `ran` is False when the kernel had not started the request."""
+    """The kernel died before the request ended. `ran` is False when the request had not reached the kernel's turn."""
 
     cause: Cause
     exit_code: int | None
@@ -51,18 +51,18 @@ class Died:
 
 
 def done_of(fields: Mapping[str, Any]) -> Done:
-    """Parse a `done` message."""
+    """Parse a `done`."""
     usage, oom_kills = _usage(fields.get("usage"))
     return Done(usage, oom_kills, _skipped(fields.get("skipped")))
 
 
 def died_of(fields: Mapping[str, Any]) -> Died:
-    """Parse a `died` message, as far as it concerns the request that ran."""
+    """Parse a `died`, about the request that ran."""
     try:
         cause = Cause(str(fields.get("cause")))
     except ValueError:
         cause = Cause.EXITED
-    if cause in (Cause.GONE, Cause.REJECTED):  # the gateway itself says these
+    if cause in (Cause.GONE, Cause.REJECTED):  # a supervisor reports these by other messages
         cause = Cause.EXITED
     usage, _ = _usage(fields.get("usage"))
     exit_code, signal = fields.get("exit_code"), fields.get("signal")
@@ -76,7 +76,7 @@ def died_of(fields: Mapping[str, Any]) -> Died:
 
 
 def _usage(value: Any) -> tuple[Usage | None, int]:
-    """The `usage` object of a report, or None unless all its numbers are plausible; and its count of OOM kills."""
+    """The supervisor's `usage` object, when its numbers are numbers and not absurd; and the OOM kills it counted."""
     fields = value if isinstance(value, dict) else {}
     wall_ms, cpu_ms = fields.get("wall_ms"), fields.get("cpu_ms")
     memory_bytes, oom_kills = fields.get("memory_peak_bytes"), fields.get("oom_kills")

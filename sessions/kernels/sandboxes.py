@@ -1,6 +1,6 @@
-"""One kernel's sandbox, made, asked after and removed: the engine, the switchboard and the supervisor's hello together.
+"""Launches, watches and removes the sandbox of one kernel, with the engine and the switchboard.
 
-Which kernels there should be, and who gets them, is kernel_pool.py's.
+How many kernels there are, and who gets them, is decided in kernel_pool.py.
 """
 
 from __future__ import annotations
@@ -105,12 +105,12 @@ class Sandboxes:
             log.warning("preloads_failed", reasons=reasons, consequence="code that needs them starts more slowly")
 
     def discard(self, kernel: Kernel) -> None:
-        """End the conversation; nobody can dial in for this kernel any more."""
+        """Destroy the kernel: close its link and its socket."""
         kernel.discard("retired")
         self._switchboard.close(kernel.kernel_id)
 
     def hand_over(self, kernel: Kernel) -> None:
-        """End the conversation, and leave the sandbox as it is to a later gateway."""
+        """Close the kernel's link, and leave its sandbox to the next gateway."""
         kernel.hand_over("the gateway is stopping")
         self._switchboard.release(kernel.kernel_id)
 

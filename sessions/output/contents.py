@@ -1,4 +1,4 @@
-"""Reads fields of a kernel message's content. Pure; hostile code wrote the content, so anything may be in it."""
+"""Reads single fields of a kernel's message, which hostile code may have written. Pure."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ _MAX_METADATA_CHARACTERS = 1024
 
 
 def execution_count(content: Mapping[str, Any]) -> int | None:
-    """The number in `In [1]`, or None unless it is a plausible one."""
+    """The number in `In [1]`, if it is one."""
     count = content.get("execution_count")
     return count if type(count) is int and 0 <= count < 1 << 31 else None
 
 
 def display_id(content: Mapping[str, Any]) -> str | None:
-    """The id by which later messages update this display, or None."""
+    """The id under which a display can be updated, if it has one."""
     transient = content.get("transient")
     given = transient.get("display_id") if isinstance(transient, dict) else None
     return well_formed(given[:256]) if isinstance(given, str) else None
 
 
 def metadata(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A display's metadata, such as an image's width; empty when there is too much of it."""
+    """The metadata of a display, such as an image's width; empty when it is too large."""
     given = content.get("metadata")
     if not isinstance(given, dict) or len(json.dumps(given)) > _MAX_METADATA_CHARACTERS:
         return {}

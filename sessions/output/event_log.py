@@ -1,7 +1,6 @@
-"""A run's events on their way into the store: numbered without gaps, output merged, drained in batches. Pure.
+"""The events of a run: numbered without gaps, with output merged, and drained in batches. Pure.
 
-The mutable state: the events and artifacts of the next batch, the next number, and how many events were left out
-because the run has too many.
+The mutable state is the next batch, the next number, and how many events were left out because there are too many.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ _TEXT_EVENTS = frozenset({EventType.STDOUT, EventType.STDERR})
 
 
 class EventLog:
-    """The events of one run. `next_seq` counts from 1."""
+    """One run's. `next_seq` counts from 1."""
 
     def __init__(self) -> None:
         self.next_seq = 1
@@ -42,7 +41,7 @@ class EventLog:
         return bool(self._events)
 
     def add(self, type_: EventType, **fields: Any) -> bool:
-        """Add an event. Returns False when it was left out because the run has too many."""
+        """Add an event; False when it was left out because there are too many."""
         if self.next_seq > _MANY_EVENTS and type_ in _OPTIONAL_EVENTS:
             self.dropped += 1
             return False
@@ -51,9 +50,9 @@ class EventLog:
         return True
 
     def add_text(self, stream: EventType, text: str) -> None:
-        """Add output, merged into the last event if that can grow: output comes in many small pieces.
+        """Add output, to the last event if it has room: output comes in many small pieces.
 
-        After very many events the order between the two streams is not kept, so that pieces still merge.
+        After very many events the order between the two streams is not kept, so that pieces can still be merged.
         """
         for index in (-1, -2) if self.next_seq > _MANY_EVENTS else (-1,):
             last = self._events[index] if len(self._events) >= -index else None

@@ -1,7 +1,4 @@
-"""Finds runs: those that this gateway executes, and the result and events of any run, from memory or the store.
-
-It starts no runs and ends none.
-"""
+"""The live runs of this gateway; and the results and events of any run, from here or from the store."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from sessions.runs.live_run import LiveRun
 from sessions.settings import Timeouts
 
 _EVENTS_PER_PAGE = 50
-"""An event has at most 32 Ki characters, so that a reader who has fallen behind costs a few MiB."""
+"""Of at most 32 Ki characters each: a reader that has fallen behind costs a few MiB."""
 
 _GOES_ON = (
     "This gateway is stopping. The run {} goes on in its sandbox, and the next gateway has its answer at GET /runs/{}. "
@@ -25,9 +22,9 @@ _GOES_ON = (
 
 
 class ActiveRuns:
-    """The mutable state: the runs without an answer, and the ids of runs whose end could not be stored.
+    """The mutable state: the runs, each until its answer is there, and the ids of those whose end was not stored.
 
-    `_stopped` is done once all runs have been handed over to the next gateway.
+    `_stopped` is done once everything is left to the next gateway.
     """
 
     def __init__(self, store: Store, timeouts: Timeouts) -> None:
@@ -44,13 +41,13 @@ class ActiveRuns:
         return iter(list(self._live.values()))
 
     def add(self, live: LiveRun) -> LiveRun:
-        """Keep a run until it has its answer."""
+        """Keep a run until its answer is there."""
         self._live[live.run_id] = live
         live.answer.add_done_callback(lambda answer: self._release(live, answer))
         return live
 
     def knows(self, run_id: RunId) -> bool:
-        """Whether this gateway executes the run, or could not store its end."""
+        """Whether it is live here, or ended here and could not be stored."""
         return run_id in self._live or run_id in self._unstored
 
     def _release(self, live: LiveRun, answer: asyncio.Future[Result]) -> None:
@@ -59,15 +56,15 @@ class ActiveRuns:
             self._unstored.add(live.run_id)
 
     def source_bytes(self, tenant: TenantId) -> int:
-        """About how much memory the code and variables of this tenant's runs take."""
+        """About how much memory the code and variables of this tenant's live runs take, in bytes."""
         return sum(live.source_bytes for live in self._live.values() if live.run.tenant == tenant)
 
     def get(self, run_id: RunId) -> LiveRun | None:
-        """A run of this gateway that has not ended, or None."""
+        """A live run, or None."""
         return self._live.get(run_id)
 
     async def own(self, tenant: TenantId, run_id: RunId) -> LiveRun | None:
-        """A tenant's run of this gateway; None once it has ended. Raises NotFound; Conflict if it is another's."""
+        """A tenant's live run; None when it has ended. Raises NotFound; Conflict when another gateway has it."""
         live = self._live.get(run_id)
         if live is not None and live.run.tenant == tenant:
             return live
@@ -79,14 +76,14 @@ class ActiveRuns:
         return None
 
     def stop(self) -> None:
-        """Tell everyone who waits for a run, or follows one, that the next gateway will finish it."""
+        """Tell all who wait or follow that the next gateway goes on with their runs."""
         if not self._stopped.done():
             self._stopped.set_result(None)
         for live in self:
             live.recorder.feed.close()
 
     async def result(self, run_id: RunId) -> Result:
-        """Wait for the end of a run. Raises NotFound, Gone, EndNotStored, and the error that kept it from being run."""
+        """Wait for the end of a run. Raises NotFound, Gone, EndNotStored, and what kept it from being run."""
         while (live := self._live.get(run_id)) is None:
             record = await self._store.get_run(run_id)
             if record is None:
@@ -123,10 +120,10 @@ class ActiveRuns:
         return events
 
     async def follow(self, run_id: RunId, after: int) -> AsyncIterator[Sequence[Event]]:
-        """The committed events above `after` as they come, `end` included.
+        """The committed events above `after`, as they come, up to and with `end`.
 
-        A follower that falls behind is served from the store, and so is one of another gateway's run. Stops without
-        `end` when the run is handed over to the next gateway, or could not be run. Raises NotFound, StoreUnavailable.
+        A follower that falls behind reads from the store, as does one of another gateway's run. Ends without `end` when
+        everything is left to the next gateway, or the run was never run. Raises NotFound, StoreUnavailable.
         """
         position = after
         is_over = False
@@ -152,7 +149,7 @@ class ActiveRuns:
                 return
 
     async def _follow_live(self, live: LiveRun, position: int) -> AsyncIterator[Sequence[Event]]:
-        """Events of a run of this gateway, until its feed is closed."""
+        """Its events while it is live."""
         feed = live.recorder.feed
         while True:
             events: Sequence[Event] | None = feed.after(position)

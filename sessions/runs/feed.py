@@ -1,6 +1,6 @@
-"""The committed events of one run, for its followers. A follower that falls behind must read from the store.
+"""The committed events of one live run, for its followers. A follower that falls behind must read from the store.
 
-Only committed events are published, so that no follower sees an event that is gone after a crash.
+Only committed events get here, so a follower never sees an event that a crash could undo.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _KEPT_BYTES = 1 << 20
 class Feed:
     """One writer, any number of followers.
 
-    The mutable state: the number of the last committed event; the latest events, kept up to a bound while somebody
-    follows; the number of followers; and whether the feed is closed.
+    The mutable state: the number of the last committed event, the newest events (up to a bound, and only while somebody
+    follows), the number of followers, and whether the run is over.
     """
 
     def __init__(self, last_seq: int = 0) -> None:
@@ -38,7 +38,7 @@ class Feed:
 
     @contextmanager
     def following(self) -> Iterator[None]:
-        """Count as a follower: while there is one, events are committed sooner, and the latest are kept."""
+        """Count as a follower for the length of the block: events are committed soon, and kept."""
         self._followers += 1
         self.followed.set()
         try:
@@ -51,7 +51,7 @@ class Feed:
                 self._kept_bytes = 0
 
     def publish(self, events: Sequence[Event]) -> None:
-        """Publish events that have been committed. Those published before are skipped."""
+        """These events have been committed; some of them may have been before."""
         for event in events:
             if event.seq <= self.last_seq:
                 continue
@@ -83,6 +83,6 @@ class Feed:
             await self._changed.wait()
 
     def _wake(self) -> None:
-        # A new Event for each change: every waiter wakes, and none has to clear it.
+        # A new Event for each change wakes all waiters, and nobody has to clear it.
         self._changed.set()
         self._changed = asyncio.Event()

@@ -1,6 +1,6 @@
-"""A run that has not ended: the request, what it has produced so far, whether it must stop, and its future answer.
+"""A live run: its request, its output so far, whether it is to stop, and the future that callers wait for.
 
-It decides nothing: executor.py drives it, recorder.py writes it, active_runs.py finds it for its clients.
+The parts of the engine share it and it decides nothing: recorder.py fills it, executor.py executes it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Why a run was told to stop, and the status that it gets unless it ends by itself first."""
+    """Why a run was told to end, and what its status is then if it had not ended by itself."""
 
     status: RunStatus
     reason: str
@@ -35,9 +35,9 @@ class Stop:
 class LiveRun:
     """One run, from the moment it is recorded.
 
-    The mutable state: `run`, whose kernel may change until one accepts it; `kernel` and `msg_id`, to which and as which
-    it was sent; `stop`, once it was told to stop; `concluded`, set at its end; and `answer`, done once the end is
-    committed. `is_resumed`: an earlier gateway may have sent it. `lost_kernel`: its kernel process died with it.
+    The mutable state: `run` (its kernel may change until one has taken it); `kernel` and `msg_id` once it is sent;
+    `stop` once it is told to end; `concluded` once it has ended; and `answer`, done when the end is committed.
+    `is_resumed`: an earlier gateway may have sent it. `lost_kernel`: its kernel process died with it.
     """
 
     def __init__(self, run: Run, limits: Limits, store: Store, clock: Clock, timeouts: Timeouts) -> None:
@@ -71,7 +71,7 @@ class LiveRun:
         clock: Clock,
         timeouts: Timeouts,
     ) -> LiveRun:
-        """A run that an earlier gateway did not finish, with its committed events."""
+        """A run of an earlier gateway, with its committed events."""
         live = cls(record.run, limits, store, clock, timeouts)
         live.is_resumed = record.run.kernel_id is not None
         live.recorder.resume(events, record.progress or Progress(0, None, {}))
@@ -84,22 +84,22 @@ class LiveRun:
 
     @property
     def generation(self) -> int:
-        """The number of the kernel process that it was sent to; 0 when it was not."""
+        """Which kernel process it was sent to."""
         return generation_of(self.msg_id)
 
     def interrupt(self) -> None:
-        """Interrupt it, as Ctrl-C would. A kernel that ignores the interrupt is killed."""
+        """Interrupt it, as Ctrl-C would; a kernel that ignores that is killed."""
         if self.kernel is not None:
             self.kernel.interrupt(self.msg_id, self._timeouts.interrupt_grace_s)
 
     def request_stop(self, stop: Stop) -> None:
-        """Tell it to stop. Only the first reason counts."""
+        """Have it end. The first reason given counts."""
         if self.stop is None:
             self.stop = stop
             self.stopping.set()
 
     async def commit(self, result: Result, session: Session | None = None) -> None:
-        """Commit the end, however long that takes, and resolve `answer`."""
+        """Commit the end, however long that takes, then resolve `answer`."""
         self.concluded.set()
         try:
             stored = await self.recorder.finish(result, session)
@@ -114,13 +114,13 @@ class LiveRun:
                 self.answer.set_result(stored)
 
     def fail(self, error: CellblockError) -> None:
-        """Resolve `answer` with an error, and end the feed."""
+        """Resolve `answer` with the error that says why there is none."""
         self.recorder.feed.close()
         if not self.answer.done():
             self.answer.set_exception(error)
 
 
 def _retrieve(answer: asyncio.Future[Result]) -> None:
-    """Mark the error as seen: nobody may be waiting for it, and it is in the log already."""
+    """Mark the error as retrieved: nobody may be waiting, and it is in the log already."""
     if not answer.cancelled():
         answer.exception()

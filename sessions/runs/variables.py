@@ -1,4 +1,4 @@
-"""Sets variables in a kernel: by a silent request whose metadata has the values, never as source text."""
+"""Sets variables in a kernel: a silent request has the values in its metadata. They are never source text."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _CODE = {
 
 
 def can_set(kernel_name: str) -> bool:
-    """Whether kernels of this kernelspec can be given variables."""
+    """Whether variables can be set in kernels of this kernelspec."""
     return kernel_name in _CODE
 
 
 def send_variables(kernel: Kernel, variables: Mapping[str, Any]) -> tuple[str, asyncio.Future[Done | Died]]:
-    """Send the request; returns its msg_id, and a future that is done once the request has ended.
+    """Ask for them to be set; returns the request's msg_id, and what is done once it has ended.
 
-    Raises KernelLost when there is no kernel to send it to.
+    Raises KernelLost when no kernel would take it.
     """
     ended = _Ended()
     msg_id = uuid4().hex
@@ -37,7 +37,7 @@ def send_variables(kernel: Kernel, variables: Mapping[str, Any]) -> tuple[str, a
 
 
 async def set_variables(kernel: Kernel, variables: Mapping[str, Any], timeout_s: float) -> None:
-    """Set variables, and return once they are set. Raises Unavailable when the kernel ends, or is not done in time."""
+    """Set them, and return once that is done. Raises Unavailable when the kernel has not done so in time, or ended."""
     try:
         _, ended = send_variables(kernel, variables)
     except KernelLost as error:
@@ -48,7 +48,7 @@ async def set_variables(kernel: Kernel, variables: Mapping[str, Any], timeout_s:
 
 
 class _Ended:
-    """A listener that waits for the end of a request and ignores all else."""
+    """A listener that waits for the end and for nothing else."""
 
     uncommitted_seq = None
 
@@ -56,17 +56,17 @@ class _Ended:
         self.end: asyncio.Future[Done | Died] = asyncio.get_running_loop().create_future()
 
     def on_message(self, seq: int, message: object) -> None:
-        """Ignore it."""
+        """Nothing."""
 
     def on_gap(self, seq: int, dropped_bytes: int) -> None:
-        """Ignore it."""
+        """Nothing."""
 
     def on_done(self, done: Done) -> None:
         """The variables are set."""
         self._end(done)
 
     def on_died(self, died: Died) -> None:
-        """The variables are not set."""
+        """They are not."""
         self._end(died)
 
     def _end(self, end: Done | Died) -> None:
