@@ -66,8 +66,8 @@ def start() -> int:
             file=sys.stderr,
         )
         return NONE_TO_BE_HAD
-    if shutil.which("dockerd") is None:
-        install()
+    if shutil.which("dockerd") is None and not install():
+        return 1
     if Path("/run/systemd/system").is_dir():
         print("Starting the Docker engine with systemctl")
         subprocess.run(["systemctl", "start", "docker"], check=False)
@@ -79,13 +79,17 @@ def start() -> int:
     return 1
 
 
-def install() -> None:
-    """Install Debian's own Docker engine. Raises CalledProcessError."""
+def install() -> bool:
+    """Install Debian's own Docker engine; returns whether that worked."""
     print("Installing the Docker engine (package docker.io)", flush=True)
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     install_command = ["apt-get", "install", "-qy", "--no-install-recommends", "docker.io"]
     for command in (["apt-get", "update", "-q"], install_command):
-        subprocess.run(command, check=True, env=environment, stdin=subprocess.DEVNULL)
+        status = subprocess.run(command, check=False, env=environment, stdin=subprocess.DEVNULL).returncode
+        if status != 0:
+            print(f"The Docker engine was not installed: {' '.join(command)} ended with {status}.", file=sys.stderr)
+            return False
+    return True
 
 
 def start_daemon(options: list[str]) -> bool:
