@@ -3,8 +3,9 @@
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
-# Tests wait for containers more than they compute.
-WORKERS ?= auto
+# Tests wait for containers more than they compute. The longest files come first: tests/conftest.py.
+WORKERS ?= $(shell expr 2 '*' $$(nproc))
+PYTEST = $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 help: ## List these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -28,10 +29,17 @@ test: setup ## Run every test; as root on Debian it brings Docker and Chromium a
 	@bash scripts/browser.sh || [ $$? -eq 3 ]
 	@$(BIN)/python scripts/docker_engine.py start || [ $$? -eq 3 ]
 	@if $(BIN)/python scripts/docker_engine.py answers; then $(BIN)/cellblock build; fi
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
-ROUNDS ?= 200
-crash-test: setup ## Kill a working gateway at ROUNDS=200 random moments and count what was lost: nothing
+# Left out are the real kernels and bridges, and what installs packages: they take minutes.
+SLOW := $(addprefix --ignore=tests/integration/test_,$(addsuffix .py,\
+	jupyter_bridge process_environment supervisor_kernel supervisor_life supervisor_relay wheel))
+test-fast: setup ## Run the tests that need neither Docker nor a browser, in under 90 seconds
+	$(PYTEST) tests/unit tests/contract tests/integration -m 'not docker' $(SLOW) $(PYTEST_ARGS)
+
+# The suite kills 15 times: tests/crash/test_random_kills.py.
+ROUNDS ?= 50
+crash-test: setup ## Kill a working gateway at ROUNDS=50 random moments and count what was lost: nothing
 	@$(BIN)/python scripts/docker_engine.py start
 	@$(BIN)/cellblock build
 	@cd tests/crash && ../../$(BIN)/python random_kills.py --rounds $(ROUNDS)

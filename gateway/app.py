@@ -11,23 +11,22 @@ import resource
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import structlog
 from rich.console import Console
 
 from gateway import doctor
-from gateway.auth import Doorkeeper, SiteRules
+from gateway.auth import Authenticator, SiteRules
 from gateway.config.loader import Config
-from gateway.console import Choices, greet, showing_progress
+from gateway.console import Choices, greet, own_version, showing_progress
 from gateway.doctor import Finding, Level
 from gateway.host.bound_sockets import BoundSockets
 from gateway.host.clock import SystemClock
 from gateway.host.data_dir import DataDir
 from gateway.host.stop_signals import StopSignals
-from gateway.http.base.bodies import BufferedBodies
 from gateway.http.base.context import Context
+from gateway.http.base.limits import HttpLimits
 from gateway.http.server import BoundedServer, make_server
 from gateway.store.embedded.postgres import EmbeddedPostgres
 from gateway.store.engine import parse_url
@@ -39,9 +38,6 @@ from sessions.errors import EngineUnavailable, Misconfigured, SetUpFailed, Store
 from sessions.kernels.pool_policy import PoolSettings
 from sessions.model import GatewayId
 from sessions.ports import Provisioner
-from sessions.provisioners.docker.engine import DockerEngine
-from sessions.provisioners.docker.provisioner import DockerProvisioner
-from sessions.provisioners.image.build import ensure_kernel_image
 from sessions.provisioners.process.environment import ensure_environment
 from sessions.provisioners.process.provisioner import ProcessProvisioner
 from sessions.service import Service
@@ -163,16 +159,10 @@ async def examine(config: Config, environ: Mapping[str, str]) -> list[Finding]:
 
 async def build_image(settings: BuildSettings, console: Console, *, rebuild: bool = False) -> str:
     """Build the kernel image unless it is there; returns its tag. Raises SetUpFailed, EngineUnavailable."""
+    from sessions.provisioners.image.build import ensure_kernel_image
+
     with showing_progress(console, "Kernel image") as progress:
         return await ensure_kernel_image(settings, progress, rebuild=rebuild)
-
-
-def own_version() -> str:
-    """The installed version; a checkout that was never installed has none."""
-    try:
-        return version("cellblock")
-    except PackageNotFoundError:
-        return "(not installed)"
 
 
 async def _choose_engine(config: Config, gateway_id: GatewayId, data_dir: DataDir, console: Console) -> ChosenEngine:
@@ -187,6 +177,8 @@ async def _choose_engine(config: Config, gateway_id: GatewayId, data_dir: DataDi
                 "only: start Docker, or set `server.host` to 127.0.0.1."
             )
         return ChosenEngine(await _process_engine(config.build.settings(), gateway_id, data_dir, console))
+    from sessions.provisioners.docker.provisioner import DockerProvisioner
+
     kernel_image = config.engine.kernel_image or await build_image(config.build.settings(), console)
     settings = replace(config.engine.settings(), name="docker", kernel_image=kernel_image)
     return ChosenEngine(DockerProvisioner(gateway_id, settings), kernel_image)
@@ -205,6 +197,8 @@ async def _process_engine(
 
 async def _docker_answers() -> bool:
     """Whether there is an engine whose containers can reach our sockets."""
+    from sessions.provisioners.docker.engine import DockerEngine
+
     engine = DockerEngine(threads=1, timeout_s=_DOCKER_PATIENCE_S)
     try:
         return (await engine.facts()).shares_host
@@ -252,7 +246,7 @@ def _context(config: Config, service: Service) -> Context:
     limits = config.limits.limits()
     return Context(
         service=service,
-        doorkeeper=Doorkeeper(config.auth.tokens, required=config.auth.is_required),
+        authenticator=Authenticator(config.auth.tokens, required=config.auth.is_required),
         site=SiteRules.of(
             loopback=config.is_loopback,
             public_url=server.public_url,
@@ -260,7 +254,7 @@ def _context(config: Config, service: Service) -> Context:
             allowed_hosts=server.allowed_hosts,
         ),
         limits=limits,
-        bodies=BufferedBodies(limits.request_bytes),
+        http=HttpLimits(limits.request_bytes),
         session_limits=config.sessions.limits(),
         languages=config.languages,
         public_url=server.public_url.rstrip("/"),
@@ -273,7 +267,7 @@ async def _drain(service: Service, context: Context, signals: StopSignals) -> No
     hurried = asyncio.ensure_future(signals.hurry.wait())
     try:
         await asyncio.sleep(0)  # from here on nobody is let in
-        context.streams.end_early()
+        context.http.streams.end_early()
         await asyncio.wait({draining, hurried}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         hurried.cancel()
@@ -284,9 +278,9 @@ async def _drain(service: Service, context: Context, signals: StopSignals) -> No
 
 async def _close_connections(server: BoundedServer, context: Context) -> None:
     """Let the last answers out, end streams and WebSockets, whose runs go on elsewhere, then close what is left."""
-    await context.streams.close_all()
+    await context.http.streams.close_all()
     with suppress(TimeoutError):
-        await asyncio.wait_for(context.in_flight.wait_for_none(), _LAST_ANSWERS_S)
+        await asyncio.wait_for(context.http.in_flight.wait_for_none(), _LAST_ANSWERS_S)
     await server.close_all_connections()
 
 

@@ -1,6 +1,6 @@
-"""Who may come in: bearer tokens to tenants, and which web pages and host names may reach this server.
+"""Authentication and site rules: which tenant a token names, and which web pages and hosts may reach this server.
 
-Decisions only, on header values; the handlers ask them and answer. No header is read twice, no token is kept.
+It decides on header values alone; handlers read the headers and answer. No token is kept.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Token(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: str = ""
 
 
-class Doorkeeper:
-    """Knows the SHA-256 of every token, and nothing else of them."""
+class Authenticator:
+    """Finds the tenant of a token. Of tokens it knows the SHA-256 alone."""
 
     def __init__(self, tokens: Iterable[Token], *, required: bool) -> None:
         self._known = [(bytes.fromhex(token.sha256), TenantId(token.tenant)) for token in tokens]
@@ -55,7 +55,7 @@ class Doorkeeper:
         return self._lookup(token)
 
     def _lookup(self, token: str) -> TenantId:
-        """Compare with every token, whichever matches, so that the time tells nothing."""
+        """Compare with every token, even after a match, so that the time reveals nothing."""
         # Header bytes arrive decoded as Latin-1; what is hashed is what was sent.
         digest = hashlib.sha256(token.encode("latin-1", "replace")).digest()
         found: TenantId | None = None

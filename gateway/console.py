@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 
 from rich.console import Console
 from rich.markup import escape
@@ -34,6 +35,14 @@ class Choices:
     database: str
     url: str
     token_required: bool
+
+
+def own_version() -> str:
+    """The installed version; a checkout that was never installed has none."""
+    try:
+        return version("cellblock")
+    except PackageNotFoundError:
+        return "(not installed)"
 
 
 @contextmanager

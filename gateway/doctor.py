@@ -11,12 +11,13 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 from sessions.errors import CellblockError, EngineUnavailable
-from sessions.provisioners.docker.engine import DockerEngine, EngineFacts
-from sessions.provisioners.docker.readback import read_back
-from sessions.provisioners.image.build import find_kernel_image
 from sessions.settings import BuildSettings, EngineSettings, Limits
+
+if TYPE_CHECKING:
+    from sessions.provisioners.docker.engine import DockerEngine, EngineFacts
 
 Ping = Callable[[], Awaitable[None]]
 
@@ -158,6 +159,8 @@ def _judged(part: str, name: str, installed: str, holes: _Holes) -> Finding:
 
 
 async def _docker_findings(engine: EngineSettings, build: BuildSettings, limits: Limits) -> list[Finding]:
+    from sessions.provisioners.docker.engine import DockerEngine
+
     connection = DockerEngine(threads=1)
     try:
         facts = await connection.facts()
@@ -169,7 +172,7 @@ async def _docker_findings(engine: EngineSettings, build: BuildSettings, limits:
     except EngineUnavailable as error:
         if engine.name == "auto":
             return [_no_isolation(str(error))]
-        return [Finding("engine", Level.FAIL, str(error), "Start Docker; as root `make test` can do so on Debian.")]
+        return [Finding("engine", Level.FAIL, str(error), "Start Docker; as root on Debian `make serve` does so.")]
     finally:
         await connection.close()
     return findings
@@ -177,6 +180,8 @@ async def _docker_findings(engine: EngineSettings, build: BuildSettings, limits:
 
 async def _image(connection: DockerEngine, engine: EngineSettings, build: BuildSettings) -> tuple[str | None, Finding]:
     """The kernel image that would be used, if the engine has it."""
+    from sessions.provisioners.image.build import find_kernel_image
+
     try:
         image = await find_kernel_image(build, connection, named=engine.kernel_image)
     except EngineUnavailable:
@@ -194,6 +199,8 @@ async def _image(connection: DockerEngine, engine: EngineSettings, build: BuildS
 
 async def _sandbox_findings(connection: DockerEngine, engine: EngineSettings, limits: Limits) -> list[Finding]:
     """Start one container and read back what it got."""
+    from sessions.provisioners.docker.readback import read_back
+
     try:
         phrases = await read_back(connection, engine, limits)
     except EngineUnavailable as error:

@@ -1,7 +1,7 @@
-"""Where supervisors dial in: one directory, one listening unix socket and one tiny WebSocket server per kernel.
+"""The sockets that supervisors dial: per kernel one directory, one unix socket and one small WebSocket server.
 
-It carries frames, bounded in size and number of connections, and believes nothing: who is speaking, and what is said,
-is judged by the `LinkListener` that `sessions` supplies.
+It carries frames and bounds their size and the number of connections. It trusts nobody: the `LinkListener` that
+`sessions` supplies judges who is speaking, and what is said.
 """
 
 from __future__ import annotations

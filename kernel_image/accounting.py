@@ -1,7 +1,7 @@
 """What the container has used, read from its own cgroup (version 1 or 2), or from /proc where it has none.
 
-It reads; it decides nothing. The peak of one run inside a long-lived container is exact when the run set a new record
-(the cgroup keeps the record), and the largest of the samples taken during the run otherwise.
+It decides nothing. A run's memory peak is exact when it is a new record of the container, which the cgroup keeps;
+otherwise it is the largest of the samples taken during the run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A moment's counters: monotonic time, CPU time used so far, memory now and at most so far, OOM kills so far."""
+    """Counters at one moment: monotonic time, CPU time used, memory now and at its highest, number of OOM kills."""
 
     at_s: float
     cpu_s: float
@@ -29,7 +29,7 @@ class Reading:
 
 
 class Meter(Protocol):
-    """Something that can be read."""
+    """A source of readings."""
 
     def read(self) -> Reading:
         """Read all counters."""
@@ -37,7 +37,7 @@ class Meter(Protocol):
 
 
 class _Counter:
-    """A small /proc or cgroup file, kept open since it is read around every run."""
+    """A small cgroup file, kept open because it is read around every run."""
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -78,7 +78,7 @@ class CgroupV2:
 
 
 class CgroupV1:
-    """The old hierarchies, mounted by Docker with the container's own group as their root."""
+    """The old hierarchies. Docker mounts them with the container's own group as their root."""
 
     def __init__(self, root: Path = _CGROUP) -> None:
         self._cpu = _Counter(root / "cpuacct" / "cpuacct.usage")
@@ -100,8 +100,7 @@ class CgroupV1:
 class ProcessTree:
     """The descendants of this process, from /proc: for the `process` engine, and for runtimes without a cgroup file.
 
-    CPU time of processes that have ended counts as far as this process has waited for them. There is no record of the
-    memory, and no count of OOM kills.
+    The CPU time of ended processes counts once this process has waited for them. No memory record, no OOM kills.
     """
 
     def read(self) -> Reading:
@@ -122,7 +121,7 @@ class ProcessTree:
 
 
 def find_meter(*, own_container: bool) -> Meter:
-    """The best meter here. Without a container of its own, a process's cgroup says nothing about it."""
+    """The most exact meter that works here. Only in a container of its own is a process's cgroup its own."""
     if own_container:
         for meter in (CgroupV2, CgroupV1):
             try:
@@ -136,7 +135,7 @@ def find_meter(*, own_container: bool) -> Meter:
 
 @dataclass(slots=True)
 class Meterage:
-    """What is used from a first reading on; `sample` in between, `finish` at the end."""
+    """Measures usage from a first reading on: `sample` in between, `finish` at the end."""
 
     first: Reading
     peak_bytes: int
@@ -147,7 +146,7 @@ class Meterage:
         return cls(first, first.memory_bytes)
 
     def sample(self, reading: Reading) -> None:
-        """Take note of a reading in between."""
+        """Note a reading in between."""
         self.peak_bytes = max(self.peak_bytes, reading.memory_bytes)
 
     def finish(self, last: Reading) -> dict[str, float | int]:
@@ -164,7 +163,7 @@ class Meterage:
 def descendants(root: int) -> list[int]:
     """The process ids of all live descendants of `root`, parents before children.
 
-    From the parents of all processes: not every kernel has /proc/pid/task/tid/children.
+    It looks at the parent of every process: not every Linux has /proc/pid/task/tid/children.
     """
     children: dict[int, list[int]] = {}
     for entry in os.scandir("/proc"):
@@ -185,7 +184,7 @@ def descendants(root: int) -> list[int]:
 
 
 def applied_limits(root: Path = _CGROUP) -> dict[str, int | None]:
-    """What the container's cgroup says its limits are: memory_bytes, pids, cpu_us per 100,000; None where it is silent.
+    """The limits of the container's cgroup: memory_bytes, pids, cpu_us per 100,000; None where it has none.
 
     The gateway compares this with what it asked for: an engine may accept a limit that the machine does not apply.
     """

@@ -1,4 +1,4 @@
-"""Sending the files that a run has made: within the limits, in pieces, and only as fast as the gateway takes them.
+"""Sends the files that a run has made: within the limits, in pieces, and no faster than the gateway acknowledges.
 
 Which files those are is artifacts.py's business. It keeps no state.
 """
@@ -20,7 +20,7 @@ _TOO_MANY = {"path": "", "bytes": 0, "why": "entries"}
 
 
 class ArtifactSender:
-    """The way of artifacts to the relay."""
+    """Reads files of the working directory and puts them into the relay."""
 
     def __init__(self, settings: protocol.SupervisorSettings, relay: Relay, work: WorkingDirectory) -> None:
         self._settings = settings

@@ -1,7 +1,6 @@
 """Which files a run created or changed below the working directory, and what is in them.
 
-The directory belongs to hostile code, which may change it while it is being read: see safe_directory.py. The mutable
-state is the picture of the last scan.
+The directory belongs to hostile code, which may change it while it is being read: see safe_directory.py.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class Found:
 
 
 class WorkingDirectory:
-    """The working directory, compared with how it was at the last scan. At most `max_entries` entries are looked at."""
+    """The working directory, compared with the last scan, its state. At most `max_entries` entries are looked at."""
 
     def __init__(self, path: str, max_entries: int) -> None:
         self.directory = SafeDirectory(path)
@@ -57,14 +56,14 @@ class WorkingDirectory:
         return found, complete
 
     def note(self, path: str, mark: Mark | None) -> None:
-        """Take a file for known as it is, or as gone: it is not the run's doing. What a run does to it later counts."""
+        """Note that a client has written a file or, with None, removed it: no run did. Later changes count again."""
         if mark is None:
             self._seen.pop(path, None)
         else:
             self._seen[path] = mark
 
     def read(self, path: str, limit_bytes: int) -> bytes | None:
-        """The content of a file that `changes` named, or None when it is gone, no file any more, or over the limit."""
+        """The content of a file that `changes` named; None when it is gone, not a regular file, or over the limit."""
         try:
             file = self.directory.open_file(path)
         except OSError:

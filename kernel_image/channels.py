@@ -1,4 +1,4 @@
-"""The supervisor's end of a kernel's ZMQ channels: connecting, signing, checking, and nothing about their meaning.
+"""The supervisor's end of a kernel's ZMQ channels: connecting, signing, checking. What messages mean is not known here.
 
 Wire format: https://jupyter-client.readthedocs.io/en/stable/messaging.html#the-wire-protocol
 """
@@ -27,7 +27,7 @@ _PARTS = 4
 _RECEIVE_QUEUE_MESSAGES = 8
 _RECONNECT_MS = 5
 _MESSAGES_PER_TURN = 16
-"""After this many, the connection to the gateway gets its turn: a kernel can publish without end."""
+"""After this many, the event loop serves the gateway's connection: a kernel can publish without end."""
 
 Listener = Callable[[str, list[bytes]], None]
 """Gets the channel's name and header, parent_header, metadata, content and buffers, as bytes."""
@@ -50,10 +50,10 @@ class KernelChannels:
         for channel, kind in _SOCKET_TYPES.items():
             socket = context.socket(kind)
             socket.linger = 0
-            # The kernel binds after this side has begun to connect; the default would be to look every 100 ms.
+            # The kernel binds after this side has begun to connect; the default is to retry every 100 ms.
             socket.reconnect_ivl = _RECONNECT_MS
             if kind == zmq.SUB:
-                # With XPUB_NODROP the kernel waits for us; without a bound its queue would grow in PID 1 instead.
+                # With XPUB_NODROP the kernel waits for us; without a bound its queue would grow in this process.
                 socket.rcvhwm = _RECEIVE_QUEUE_MESSAGES
                 socket.subscribe(b"")
             else:
@@ -79,7 +79,7 @@ class KernelChannels:
         """Sign and send header, parent_header, metadata, content and buffers."""
         socket = self._sockets[channel]
         socket.send_multipart([_DELIMITER, self._sign(parts[:_PARTS]), *parts], copy=True)
-        # Sending may have used up the signal of what has arrived meanwhile, and no other will come.
+        # Sending may have consumed the socket's only signal that messages have arrived meanwhile.
         if int(socket.get(zmq.EVENTS)) & zmq.POLLIN:
             self._loop.call_soon(self._read, channel)
 
@@ -98,11 +98,11 @@ class KernelChannels:
         return msg_id
 
     def drain(self) -> int:
-        """Take what has arrived without waiting, a turn's worth per channel; returns how many messages that were."""
-        return sum(self._take_arrived(channel) for channel in self._sockets)
+        """Receive what has arrived, without waiting, at most one turn per channel; returns the number of messages."""
+        return sum(self._receive_arrived(channel) for channel in self._sockets)
 
     def close(self) -> None:
-        """Close all channels and remove what is left of their socket files."""
+        """Close all channels and remove their socket files."""
         for socket in self._sockets.values():
             self._loop.remove_reader(int(socket.fd))
             socket.close(linger=0)
@@ -111,15 +111,15 @@ class KernelChannels:
             Path(f"{self._prefix}-{port}").unlink(missing_ok=True)
 
     def _read(self, channel: str) -> None:
-        """Take what has arrived. A signal stands for all of it (ZMQ_FD in zmq_getsockopt(3)): what is left is due too.
+        """Receive what has arrived. One signal stands for all of it (ZMQ_FD in zmq_getsockopt(3)), so more may be left.
 
-        Done here, and not by pyzmq's ZMQStream, which costs several times as much for each message.
+        pyzmq's ZMQStream does the same at several times the cost per message.
         """
-        if self._take_arrived(channel) == _MESSAGES_PER_TURN:
+        if self._receive_arrived(channel) == _MESSAGES_PER_TURN:
             self._loop.call_soon(self._read, channel)
 
-    def _take_arrived(self, channel: str) -> int:
-        """Take what has arrived, at most a turn's worth; returns how many messages that were."""
+    def _receive_arrived(self, channel: str) -> int:
+        """Receive what has arrived, at most one turn; returns the number of messages."""
         for count in range(_MESSAGES_PER_TURN):
             socket = self._sockets.get(channel)
             if socket is None:
@@ -128,7 +128,7 @@ class KernelChannels:
                 frames = socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return count
-            self._receive(channel, frames)
+            self._check(channel, frames)
         return _MESSAGES_PER_TURN
 
     def _sign(self, parts: Sequence[bytes]) -> bytes:
@@ -137,8 +137,8 @@ class KernelChannels:
             mac.update(part)
         return mac.hexdigest().encode()
 
-    def _receive(self, channel: str, frames: list[bytes]) -> None:
-        """Check and pass on. What is malformed or wrongly signed is dropped: user code can reach these sockets too."""
+    def _check(self, channel: str, frames: list[bytes]) -> None:
+        """Pass a message on if it is well-formed and signed. User code can reach these sockets too."""
         try:
             start = frames.index(_DELIMITER) + 1
         except ValueError:

@@ -1,7 +1,6 @@
-"""Output in many small pieces, sent on in fewer: what follows closely on the piece before it waits a few milliseconds.
+"""Coalescing of output: `stream` messages that follow each other within milliseconds are joined into one.
 
-A piece that comes alone is not held up. Everything else a kernel says goes out behind what has been gathered: whoever
-puts other messages calls `flush` first.
+A message that comes alone is not held up. To keep the order, whoever sends another message calls `flush` first.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ R = TypeVar("R")
 
 
 class Coalescer(Generic[R]):
-    """The `stream` messages of one stream of one request, on their way into one message.
+    """Joins the `stream` messages of one stream of one request.
 
-    Its state: of which request and stream there are pieces, the message that the first of them came in, the pieces, the
-    timer that sends them, and when the last message was sent.
+    Its state: the request and stream that the held texts belong to, the first message (whose headers the joined one
+    gets), the texts, the timer that sends them, and when the last message was sent.
     """
 
-    def __init__(self, put: Callable[[list[bytes], R], None]) -> None:
-        """`put` sends a `stream` message of a request."""
-        self._put = put
+    def __init__(self, send: Callable[[list[bytes], R], None]) -> None:
+        """`send` sends a `stream` message of a request."""
+        self._send = send
         self._request: R | None = None
         self._name = ""
         self._parts: list[bytes] = []
@@ -40,8 +39,8 @@ class Coalescer(Generic[R]):
         self._timer: asyncio.TimerHandle | None = None
         self._sent_at_s = 0.0
 
-    def take(self, parts: list[bytes], request: R) -> bool:
-        """Take a `stream` message; False when it is to be sent as it is, behind what has been gathered."""
+    def add(self, parts: list[bytes], request: R) -> bool:
+        """Hold a `stream` message back. False when the caller is to flush and send it as it is."""
         if len(parts) != _PARTS or len(parts[3]) > _SMALL_BYTES:
             return False
         if self._timer is None and time.monotonic() - self._sent_at_s >= _PAUSE_S:
@@ -66,7 +65,7 @@ class Coalescer(Generic[R]):
         return True
 
     def flush(self) -> None:
-        """Send what has been gathered."""
+        """Send what is held back."""
         if self._timer is None or self._request is None:
             return
         self._timer.cancel()
@@ -77,4 +76,4 @@ class Coalescer(Generic[R]):
         parts = [*self._parts[:3], content] if len(self._texts) > 1 else self._parts
         self._texts, self._characters = [], 0
         self._sent_at_s = time.monotonic()
-        self._put(parts, request)
+        self._send(parts, request)

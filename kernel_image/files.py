@@ -1,7 +1,7 @@
 """Files of the working directory for the gateway: listed, read in pieces, written, removed.
 
-What it asks for is checked and answered here, unnumbered; open_files.py does the work. The state is the open files by
-id, which is the gateway's choice. A call blocks for at most a piece, or a look at the whole directory.
+Requests are checked and answered here, by unnumbered frames; open_files.py does the work. A call blocks for one piece,
+or one scan of the directory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kernel_image.safe_directory import HIDDEN_PREFIX
 _MAX_OPEN = 16
 _MAX_ID_CHARACTERS = 64
 _PAGE_CHARACTERS = 512 << 10
-"""How long the JSON of a page of a list may be; the gateway takes twice as much in one control message."""
+"""How long the JSON of one page may be; the gateway accepts control messages of twice that."""
 
 _ENTRY_CHARACTERS = 60
 _JSON_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
@@ -30,7 +30,7 @@ Send = Callable[[str | bytes], None]
 
 
 class SessionFiles:
-    """The gateway's view of the working directory. `repr` tells what is open."""
+    """Serves the gateway's requests for files. Its state: the open files, by the id that the gateway has chosen."""
 
     def __init__(self, work: WorkingDirectory, send: Send) -> None:
         self._work = work
@@ -41,14 +41,14 @@ class SessionFiles:
         return f"<SessionFiles {len(self._open)} open>"
 
     def on_control(self, op: str, fields: dict[str, Any]) -> None:
-        """Do what a control message about files asks for, and answer it."""
+        """Handle a control message about files, and answer it."""
         file_id = fields.get("id")
         if not isinstance(file_id, str) or len(file_id) > _MAX_ID_CHARACTERS:
-            return  # there is nobody to answer
+            return  # an answer would need the id
         self._guarded(file_id, lambda: self._do(op, file_id, fields))
 
     def on_piece(self, parts: list[bytes]) -> None:
-        """Add a piece to a file that is being written, and answer how much of it is there."""
+        """Append a piece to a file that is being written, and answer its size."""
         try:
             content = json.loads(parts[3])
             file_id, offset = content["id"], content["offset"]
@@ -58,12 +58,12 @@ class SessionFiles:
             self._guarded(file_id, lambda: self._write(file_id, offset, parts))
 
     def close_all(self) -> None:
-        """Close what is open, and forget what is not committed: whoever asked for it is gone."""
+        """Close the open files and drop what is not committed: the gateway that asked is gone."""
         for file_id in list(self._open):
             self._close(file_id)
 
     def _guarded(self, file_id: str, work: Callable[[], None]) -> None:
-        """Do it; when that fails, say why and close the file."""
+        """Do `work`; when it fails, close the file and answer why."""
         try:
             work()
         except Refused as refused:
@@ -104,7 +104,7 @@ class SessionFiles:
                 raise Refused("invalid")
 
     def _list(self, file_id: str, after: Any) -> None:
-        """Answer with the next page of the files: so many, and of so much text, as a control message may have."""
+        """Answer with the next page of the files, as many as one control message may hold."""
         if not isinstance(after, str):
             raise Refused("invalid")
         files, _ = self._work.files()
@@ -151,7 +151,7 @@ class SessionFiles:
             file.close()
 
     def _path_of_new(self, file_id: str, fields: dict[str, Any]) -> str:
-        """The path of a file that is to be opened. Raises Refused when there is no room for one more."""
+        """The path of a file that is to be opened. Raises Refused when the id is in use or too many files are open."""
         if file_id in self._open:
             raise Refused("invalid")
         if len(self._open) >= _MAX_OPEN:

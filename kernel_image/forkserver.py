@@ -1,8 +1,7 @@
 """The fork server: a pristine process with everything imported, from which kernels are forked in milliseconds.
 
-It never runs user code and never starts a thread itself. It reads one JSON line per kernel to fork from the socket on
-its standard input and answers with the kernel's process id. The kernel is forked twice, so that it becomes a child of
-the supervisor, which alone waits for it.
+It runs no user code and starts no thread. For each kernel it reads one JSON line from the socket on its standard input
+and answers with the kernel's process id. The kernel is forked twice, so that it becomes a child of the supervisor.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ SEND_QUEUE_MESSAGES = 8
 
 
 def _preload(modules: list[str]) -> dict[str, str]:
-    """Import `modules`; returns the reasons of those that failed. A module that cannot be imported stops nothing."""
+    """Import `modules`; returns why those failed that could not be imported."""
     failed = {}
     for module in modules:
         try:
@@ -62,14 +61,14 @@ def _preload_kernel() -> None:
 
     ipykernel goes without it where it is missing. Users can still import it themselves.
     """
-    # An import statement takes this for "not installed".
+    # An import statement then behaves as if it were not installed.
     sys.modules["debugpy"] = None  # type: ignore[assignment]
-    _preload([*KERNEL_MODULES])  # some have a use only where something else is installed; the rest the kernel misses
+    _preload([*KERNEL_MODULES])  # some of them are optional; without the others the kernel itself fails
     del sys.modules["debugpy"]
 
 
 def _reseed() -> None:
-    """Give the kernel random numbers of its own. Python's `random` reseeds itself after a fork, these do not."""
+    """Give the kernel random numbers of its own: not every generator reseeds itself after a fork."""
     random.seed()
     if (numpy := sys.modules.get("numpy")) is not None:
         numpy.random.seed()
@@ -78,9 +77,9 @@ def _reseed() -> None:
 
 
 def _become_child_of(supervisor: int, between: int) -> None:
-    """Wait until the process between has ended, so that the parent's death is the supervisor's.
+    """Wait until the process in between has ended and the supervisor is the parent; then end with it.
 
-    A kernel whose supervisor has ended meanwhile falls to somebody else, and ends.
+    A kernel whose supervisor has ended meanwhile is adopted by another process, and exits.
     """
     while os.getppid() == between:
         time.sleep(0.0005)
@@ -90,20 +89,21 @@ def _become_child_of(supervisor: int, between: int) -> None:
 
 
 def _prepare(request: dict[str, Any], supervisor: int, between: int) -> None:
-    """Undo in the forked process what was the fork server's, and take on what is the kernel's."""
+    """Replace the fork server's signals, files and limits by the kernel's, in the forked process."""
     os.setsid()
     hardening.allow_tracing()
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:  # noqa: PTH123
         file.write(str(OOM_SCORE_ADJUSTMENT))
-    null = os.open(os.devnull, os.O_RDONLY)
+    null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
+    os.dup2(null, 2)  # standard error so far is the sandbox's log, which is not for code to write to
     os.close(null)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _become_child_of(supervisor, between)
     os.chdir(request["work_dir"])
-    os.environ[kernel_streams.TAIL_VARIABLE] = request["tail"]
+    os.environ[kernel_streams.RING_VARIABLE] = request["ring"]
     with contextlib.suppress(OSError):
         if os.path.isdir(user_site := site.getusersitepackages()):  # noqa: PTH112 - the fork server runs isolated
             site.addsitedir(user_site)
@@ -111,21 +111,21 @@ def _prepare(request: dict[str, Any], supervisor: int, between: int) -> None:
 
 
 def _put_working_directory_on_path() -> None:
-    """Let users import modules of their own, behind the standard library, as IPython does when not isolated."""
+    """Let users import modules from the working directory, behind the standard library, as IPython does."""
     if "" not in sys.path:
         places = [index for index, path in enumerate(sys.path) if path.endswith(("site-packages", "dist-packages"))]
         sys.path.insert(places[0] if places else 0, "")
 
 
 class _Unkept(dict[int, list[Any]]):
-    """Stands for the outputs that IPython 9 keeps for `%notebook`: all of them, so that printing fills the memory."""
+    """Replaces the outputs that IPython 9 keeps for `%notebook`: it keeps all, so that printing fills the memory."""
 
     def __missing__(self, execution_count: int) -> list[Any]:
         return []
 
 
 def _run_kernel(connection_file: str) -> None:
-    """Be an ipykernel, as `python -m ipykernel_launcher -f <connection_file>` would be, until it ends."""
+    """Run ipykernel until it ends, as `python -m ipykernel_launcher -f <connection_file>` would."""
     from ipykernel.kernelapp import IPKernelApp  # noqa: PLC0415 - imported before the fork, by _preload
     from traitlets.config import Config  # noqa: PLC0415
 
@@ -138,7 +138,7 @@ def _run_kernel(connection_file: str) -> None:
     config.HistoryManager.hist_file = ":memory:"
 
     class KernelApp(IPKernelApp):  # type: ignore[misc]
-        """Gives the socket its bound before it listens; the connections that it accepts keep that one."""
+        """Bounds the iopub queue before the socket listens: accepted connections keep the bound of that moment."""
 
         def init_iopub(self, context: Any) -> None:
             context.sndhwm = SEND_QUEUE_MESSAGES
@@ -148,8 +148,8 @@ def _run_kernel(connection_file: str) -> None:
     app.initialize([])
     app.shell.history_manager.outputs = _Unkept()
     _put_working_directory_on_path()
-    os.environ.pop(kernel_streams.TAIL_VARIABLE, None)
-    # Rather wait than drop when the supervisor reads more slowly than the kernel writes (zmq_setsockopt(3)).
+    os.environ.pop(kernel_streams.RING_VARIABLE, None)
+    # Wait, rather than drop messages, when the supervisor reads more slowly than the kernel writes (zmq_setsockopt(3)).
     import zmq  # noqa: PLC0415
 
     app.iopub_thread.socket.setsockopt(zmq.XPUB_NODROP, 1)
@@ -174,7 +174,7 @@ def _fork_kernel(request: dict[str, Any], supervisor: int) -> int:
 
 
 def _fork_again(request: dict[str, Any], supervisor: int, writer: int) -> NoReturn:
-    """Fork the kernel proper, say its process id, and end; the kernel is an orphan then, and the supervisor's."""
+    """Fork the kernel itself, report its process id, and end; the supervisor adopts the kernel then."""
     status = 1
     between = os.getpid()
     try:

@@ -1,6 +1,6 @@
-"""What the supervisor does to itself before the first kernel starts: no tracing, no secrets lying about, all orphans.
+"""The supervisor's hardening before the first kernel starts: no tracing, no secret in the environment, orphans adopted.
 
-Linux system calls through ctypes; nothing here keeps state.
+Linux system calls through ctypes; it keeps no state.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def adopt_orphans() -> None:
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends."""
+    """Have Linux kill this process when its parent ends."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def take_secret(variable: str) -> str:
-    """Take a variable out of the environment and overwrite the memory where the kernel had put it.
+def pop_secret(variable: str) -> str:
+    """Remove a variable from the environment, and overwrite the memory where exec(2) had put it.
 
-    Raises KeyError when it is not set. Without the overwriting, /proc/<pid>/environ would show it for ever.
+    Otherwise /proc/<pid>/environ would always show it. Raises KeyError when it is not set.
     """
     value = os.environ[variable]
     libc = ctypes.CDLL(None)

@@ -1,6 +1,6 @@
-"""How a kernel serializes its messages: as jupyter_client does, and what that cannot encode all the same.
+"""Serializes a kernel's messages as jupyter_client does, and lone surrogates as well.
 
-A lone surrogate in code, output or a traceback would otherwise raise inside the kernel, which then never replies.
+In code, output or a traceback they would otherwise raise inside the kernel, which then never replies.
 """
 
 from __future__ import annotations

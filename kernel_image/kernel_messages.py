@@ -1,6 +1,6 @@
-"""What the supervisor must understand of a kernel's messages, and how it makes one smaller. Pure.
+"""What the supervisor reads in a kernel's messages, and how it shortens them. Pure.
 
-User code writes these messages as it likes: what is not what it should be counts as not said.
+User code can write these messages itself: malformed fields count as absent.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ import json
 from contextlib import suppress
 
 JSON_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
-"""All that taking apart a message of hostile code can raise."""
+"""Everything that decoding a message of hostile code can raise."""
 
 _OUTCOME_CHARACTERS = 4096
 _OUTCOME_LINES = 20
 
 
 def is_idle(content: bytes) -> bool:
-    """Whether the content of a `status` says that the kernel has done what it was asked."""
+    """Whether the content of a `status` is `idle`."""
     with suppress(*JSON_ERRORS):
         return bool(json.loads(content)["execution_state"] == "idle")
     return False
@@ -30,7 +30,7 @@ def is_outcome(channel: str, msg_type: str) -> bool:
 def asks_exit(content: bytes) -> bool:
     """Whether the content of an `execute_reply` says that the kernel ends now, as it does after `exit()`.
 
-    The payload is deprecated and still how ipykernel tells it, in ZMQInteractiveShell.ask_exit.
+    It looks for the deprecated payload that ipykernel still sends, in ZMQInteractiveShell.ask_exit.
     """
     if b"ask_exit" not in content:
         return False
@@ -41,7 +41,7 @@ def asks_exit(content: bytes) -> bool:
 
 
 def shorten_outcome(parts: list[bytes]) -> list[bytes]:
-    """An `execute_reply` or `error` with the most telling of it, which is at most about a megabyte."""
+    """An `execute_reply` or `error` cut to the name and the ends of the traceback: about a megabyte at most."""
     try:
         content = json.loads(parts[3])
         lines = [str(line)[:_OUTCOME_CHARACTERS] for line in content.get("traceback", [])[-_OUTCOME_LINES:]]

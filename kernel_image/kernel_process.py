@@ -1,4 +1,4 @@
-"""Starting, signalling and reaping kernel processes. What they say is not this module's business.
+"""Starting, signalling and reaping kernel processes. Their messages are not this module's business.
 
 Python kernels are forked by the fork server; other kernels are started from their kernelspec's argv. Either way the
 kernel is a direct child of this process in a session of its own, and its end is what waitpid says.
@@ -23,6 +23,7 @@ from typing import Any
 
 from kernel_image import accounting
 from kernel_image.protocol import SETTINGS_VARIABLE, SupervisorSettings
+from kernel_image.sandbox_log import log_event
 
 FORKED_KERNEL = "python3"
 """The kernelspec name that stands for a fork of the fork server."""
@@ -43,9 +44,10 @@ class Exit:
 
 
 class Reaper:
-    """Waits for every child of this process, adopted orphans included. Its state: exits that nobody has asked for yet.
+    """Waits for every child of this process, adopted orphans included.
 
-    The kernel may be forked and gone before its process id is known here, so the last exits are remembered.
+    Its state: who watches which process id, and recent exits that nobody watched: a kernel may be forked and gone
+    before its process id is known here.
     """
 
     def __init__(self) -> None:
@@ -53,22 +55,22 @@ class Reaper:
         self._recent: dict[int, Exit] = {}
 
     def start(self) -> None:
-        """Reap from now on; needs a running event loop."""
+        """Reap at every SIGCHLD from now on; needs a running event loop."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.reap)
 
     def forget_recent(self) -> None:
-        """Forget the exits that nobody has asked for: from now on a process id can only mean a new process."""
+        """Forget recent exits: from now on a process id can only mean a new process."""
         self._recent.clear()
 
     def watch(self, pid: int, ended: Callable[[Exit], None]) -> None:
-        """Call `ended` once, soon, when the process has ended (or had already)."""
+        """Call `ended` once, when the process has ended, or soon if it has already."""
         if (known := self._recent.pop(pid, None)) is not None:
             asyncio.get_running_loop().call_soon(ended, known)
         else:
             self._watched[pid] = ended
 
     def reap(self) -> None:
-        """Collect whatever has ended."""
+        """Wait for all children that have ended."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -87,9 +89,9 @@ class Reaper:
 
 
 class ForkServer:
-    """The fork server's process and the socket it listens to. Started anew when it has gone or does not answer.
+    """The fork server's process and the socket to it. It is restarted when it has ended or does not answer.
 
-    It has the uid of the code, which may well stop it.
+    Its uid is the code's, which may well stop it.
     """
 
     def __init__(self, preload: Sequence[str], environment: dict[str, str], work_dir: str) -> None:
@@ -123,12 +125,12 @@ class ForkServer:
         self._reader, self._writer = await asyncio.open_connection(sock=ours)
         self.failed_preloads = (await self._answer(_START_TIMEOUT_S))["failed"]
 
-    async def fork(self, connection_file: Path, tail: Path) -> int:
-        """Fork a kernel; returns its process id. Starts the fork server anew, once, when it does not do its part.
+    async def fork(self, connection_file: Path, ring: Path) -> int:
+        """Fork a kernel; returns its process id. Restarts a fork server that fails, once.
 
         Raises OSError or ValueError when that does not help.
         """
-        request = {"connection_file": str(connection_file), "tail": str(tail), "work_dir": self._work_dir}
+        request = {"connection_file": str(connection_file), "ring": str(ring), "work_dir": self._work_dir}
         for attempt in range(2):
             try:
                 if self._writer is None:
@@ -138,10 +140,11 @@ class ForkServer:
                 pid: int = (await self._answer(_FORK_TIMEOUT_S))["pid"]
                 if pid <= 0:  # a signal sent to it would reach this process
                     raise OSError("the fork server could not fork")  # noqa: TRY301 - as bad as its end
-            except (OSError, ValueError):
+            except (OSError, ValueError) as error:
                 self.stop()
                 if attempt:
                     raise
+                log_event("fork_server_failed", error)
             else:
                 return pid
         raise AssertionError("unreachable")
@@ -204,6 +207,7 @@ def spawn_kernel(kernel_name: str, connection_file: Path, environment: dict[str,
         argv,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,  # the sandbox's log is not for code to write to
         env={**environment, **spec.env},
         cwd=work_dir,
         start_new_session=True,

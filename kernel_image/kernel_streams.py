@@ -1,9 +1,9 @@
 """stdout and stderr inside the kernel: ipykernel's OutStream, made to lose nothing.
 
-Four things differ from it. Every write is copied to the tail that the supervisor reads after a crash. What child
-processes write to the file descriptor is read out before a flush returns, so that it belongs to the run that made it,
-and is decoded across reads, so that multi-byte characters stay whole. A flush of an empty stream costs nothing; but one
-of a stream whose last output the IOPub thread is still packing waits for that, or `idle` would be sent before it.
+Four things differ from OutStream. Every write is copied to the output ring, which the supervisor reads after a crash.
+What child processes write to the file descriptor is read before a flush returns, so that it belongs to the run that
+made it, and is decoded across reads, so that multi-byte characters stay whole. A flush of an empty stream costs
+nothing; but one whose last output the IOPub thread is still packing waits for that, or `idle` would overtake it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ipykernel.iostream import OutStream
 
 from kernel_image import output_ring
 
-TAIL_VARIABLE = "CELLBLOCK_TAIL"
-"""Environment variable with the path of the tail's file; taken out as the kernel starts."""
+RING_VARIABLE = "CELLBLOCK_OUTPUT_RING"
+"""Environment variable with the path of the output ring's file; removed as the kernel starts."""
 
 _READ_BYTES = 65_536
 _WRITE_AHEAD_CHARACTERS = 1 << 19
@@ -40,12 +40,12 @@ def _available_bytes(descriptor: int) -> int:
 class KernelStream(OutStream):  # type: ignore[misc]
     """One of the kernel's two output streams.
 
-    Its own state: the tail, the sent count, the pipe's decoder, and whether output is on its way out of the buffers.
+    Its own state: the ring, the sent count, the pipe's decoder, and whether buffered output is being sent.
     """
 
     def __init__(self, session: Any, pub_thread: Any, name: str, **options: Any) -> None:
-        path = os.environ.get(TAIL_VARIABLE)
-        self._tail = output_ring.OutputRing(Path(path), name) if path else None
+        path = os.environ.get(RING_VARIABLE)
+        self._ring = output_ring.OutputRing(Path(path), name) if path else None
         self._sent_bytes = 0
         self._unsent_characters = 0
         self._is_sending = False
@@ -54,15 +54,15 @@ class KernelStream(OutStream):  # type: ignore[misc]
         super().__init__(session, pub_thread, name, **options)
 
     def write(self, string: object) -> int | None:
-        """Write, and copy to the tail unless this is a forked child (whose output the parent's pipe brings)."""
-        if self._tail is not None and isinstance(string, str) and self._is_master_process():
-            self._tail.write(output_ring.encode(string))
+        """Write, and copy to the ring unless this is a forked child, whose output comes through the parent's pipe."""
+        if self._ring is not None and isinstance(string, str) and self._is_master_process():
+            self._ring.write(output_ring.encode(string))
         count: int | None = super().write(string)
         if isinstance(string, str):
             self._unsent_characters += len(string)
         if self._unsent_characters > _WRITE_AHEAD_CHARACTERS:
             self._unsent_characters = 0
-            super().flush()  # not what is in the pipe: whoever empties the pipe comes by here
+            super().flush()  # not the pipe: emptying it calls this method
         return count
 
     def flush(self) -> None:
@@ -76,7 +76,7 @@ class KernelStream(OutStream):  # type: ignore[misc]
             super().flush()
 
     def _flush(self) -> None:
-        """Send what is buffered; runs in the IOPub thread. Each message says how far the stream is out with it."""
+        """Send what is buffered; runs in the IOPub thread. Each message says how much of the stream is sent with it."""
         if not self._is_master_process():
             super()._flush()
             return
@@ -90,7 +90,7 @@ class KernelStream(OutStream):  # type: ignore[misc]
             self._is_sending = False
 
     def _send(self, parent: dict[str, Any], text: str) -> None:
-        """Have a message sent. It is only queued here, even in the IOPub thread, behind all that is queued already."""
+        """Queue a message behind all that is queued already; even the IOPub thread sends it later."""
         self._sent_bytes += len(output_ring.encode(text))
         self.session.pid = os.getpid()
         message = self.session.msg(
@@ -111,14 +111,14 @@ class KernelStream(OutStream):  # type: ignore[misc]
         poller.register(self._fid, select.POLLIN)
         while self._should_watch:
             events = poller.poll()
-            # Whatever goes wrong with one piece: unwatched, the pipe fills up, and whoever writes to it hangs.
+            # Whatever one read raises: when nobody watches the pipe it fills up, and whoever writes to it hangs.
             with suppress(Exception):
                 self._drain_pipe()
             if any(event & (select.POLLHUP | select.POLLNVAL | select.POLLERR) for _, event in events):
                 return
 
     def _drain_pipe(self) -> None:
-        """Take what is in the pipe now. What a child goes on writing meanwhile keeps nobody here."""
+        """Read what is in the pipe now, and not what a child writes meanwhile: that could go on for ever."""
         if self._fid is None or not self._should_watch:
             return
         with self._pipe_lock:

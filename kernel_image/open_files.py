@@ -1,7 +1,7 @@
-"""A file of the working directory that the gateway has open: for reading, or being written beside what it will replace.
+"""A file of the working directory that the gateway has open, for reading or for writing.
 
-The sandbox's code may change or remove either of them at any moment; nothing here follows a link. Who asked, and how it
-is answered, is files.py's business.
+The sandbox's code may change or remove it at any moment; nothing here follows a link. Requests and answers are
+files.py's business.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _WHY = {
 
 
 class Refused(Exception):
-    """What was asked cannot be done; `why` is a word of the protocol."""
+    """The request cannot be fulfilled; `why` is a word of the protocol."""
 
     def __init__(self, why: str) -> None:
         super().__init__(why)
@@ -40,12 +40,12 @@ class Refused(Exception):
 
     @classmethod
     def by(cls, error: OSError) -> Refused:
-        """What the system's refusal means."""
+        """The protocol's word for a system error."""
         return cls(_WHY.get(error.errno or 0, "io"))
 
 
 class FileReading:
-    """A regular file, open for reading. Its state: the size it had when it was opened, and how much has been read."""
+    """A regular file, open for reading. Its state: its size when it was opened, and how much has been read."""
 
     def __init__(self, directory: SafeDirectory, path: str) -> None:
         """Raises Refused or OSError."""
@@ -68,15 +68,15 @@ class FileReading:
         return data
 
     def close(self) -> None:
-        """Let it go."""
+        """Close it."""
         os.close(self._file)
 
 
 class FileWriting:
-    """A file that is written under a hidden name, and takes its own in one step. Its state: how much is written."""
+    """A file that is written under a hidden name, then renamed in one step. Its state: how much is written."""
 
     def __init__(self, directory: SafeDirectory, path: str, limit_bytes: int) -> None:
-        """Raises Refused or OSError; nothing is left behind then but directories that were made."""
+        """Raises Refused or OSError, and leaves nothing behind but directories that were made."""
         self.path = path
         self._limit_bytes = limit_bytes
         self._hidden = HIDDEN_PREFIX + secrets.token_hex(8)
@@ -92,7 +92,7 @@ class FileWriting:
         self.mtime_ns = os.fstat(self._file).st_mtime_ns
 
     def write(self, data: bytes) -> None:
-        """Add to it. Raises Refused when that is more than the limit, or OSError."""
+        """Append to it. Raises Refused when it would exceed the limit, or OSError."""
         if self.written_bytes + len(data) > self._limit_bytes:
             raise Refused("too_large")
         view = memoryview(data)
@@ -102,9 +102,9 @@ class FileWriting:
             view = view[written:]
 
     def commit(self) -> tuple[Mark, bool]:
-        """Put it in its place, and say whether there was none of that name. Close it all the same.
+        """Rename it into place; returns its mark, and whether the name is new. It is still to be closed.
 
-        Raises Refused, `changed` when the code in here has laid hands on it, or OSError.
+        Raises Refused (`changed` when the code in here has touched it) or OSError.
         """
         status = os.fstat(self._file)
         try:
@@ -118,14 +118,14 @@ class FileWriting:
         return mark_of(status), is_new
 
     def close(self) -> None:
-        """Let it go, and remove it unless it has been put in its place."""
-        with contextlib.suppress(OSError):  # gone, or a directory by now: the code's own doing either way
+        """Close it, and remove it unless it was committed."""
+        with contextlib.suppress(OSError):  # the code has removed it, or made a directory of it
             os.unlink(self._hidden, dir_fd=self._above)
         os.close(self._file)
         os.close(self._above)
 
     def _check_target(self) -> bool:
-        """Whether there is nothing of that name. Raises Refused when there is what a file must not replace."""
+        """Whether the name is free. Raises Refused when it belongs to something that a file must not replace."""
         try:
             check_regular(self._name, self._above)
         except FileNotFoundError:
@@ -144,7 +144,7 @@ def remove(directory: SafeDirectory, path: str) -> None:
 
 
 def check_regular(name: str, above: int) -> None:
-    """Raise Refused when this name in the directory `above` is not a regular file's; OSError when there is none."""
+    """Raise Refused unless this name in the directory `above` is a regular file's; OSError when it is free."""
     mode = os.stat(name, dir_fd=above, follow_symlinks=False).st_mode
     if stat.S_ISLNK(mode):
         raise Refused("link")

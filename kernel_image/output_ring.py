@@ -1,8 +1,8 @@
-"""The last output of a kernel, in memory shared with the supervisor, so that a crash cannot take it along.
+"""The output ring: the end of a kernel's output, in memory shared with the supervisor, where a crash cannot lose it.
 
-ipykernel hands its output to a thread that sends it within 0.2 s; a kernel that dies in between loses it. Every write
-is therefore copied here first. The supervisor compares how much was written with how much arrived, and takes the rest.
-Both ends are here; who maps the file, and when, is not this module's business.
+ipykernel hands output to a thread that sends it within 0.2 s; a kernel that dies in between loses it. Every write is
+therefore copied here first. The supervisor compares how much was written with how much arrived, and sends the rest.
+This module has both ends of the ring; who maps the file, and when, is not its business.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import mmap
 import os
 import struct
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 RING_BYTES = 256 << 10
@@ -19,7 +20,7 @@ RING_BYTES = 256 << 10
 STREAMS = ("stdout", "stderr")
 
 SENT_METADATA = "cellblock_sent"
-"""Metadata field of `stream` messages: the stream's name, and how many of its bytes are out once this message is."""
+"""Metadata field of `stream` messages: the stream's name, and how many of its bytes have been sent with this one."""
 
 _TOTAL = struct.Struct("<Q")
 _REGION_BYTES = _TOTAL.size + RING_BYTES
@@ -46,6 +47,21 @@ def written_bytes(path: Path) -> dict[str, int]:
         written[stream] = ring.written_bytes
         ring.close()
     return written
+
+
+def unsent_output(path: Path, sent_bytes: Mapping[str, int]) -> dict[str, tuple[str, int]]:
+    """By stream: the text that was written but never sent, and how many bytes before it are lost."""
+    unsent = {}
+    for stream in STREAMS:
+        try:
+            ring = OutputRing(path, stream)
+        except (OSError, ValueError):  # the code has done something to the file
+            continue
+        data, gone_bytes = ring.after(sent_bytes.get(stream, 0))
+        ring.close()
+        if data:
+            unsent[stream] = (data.decode("utf-8", "replace"), gone_bytes)
+    return unsent
 
 
 class OutputRing:

@@ -1,8 +1,7 @@
-"""What the kernel has been asked and has not finished: the boundary of each run, what it cost and which files it made.
+"""The execute_requests that the kernel has not finished: where each run ends, what it used and which files it made.
 
-A request is finished when its execute_reply and its `idle` have both passed. Kernel messages go through here on their
-way to the relay. The mutable state is the outstanding requests in order, and the ids of the last finished and rejected
-ones.
+A request is finished when its execute_reply and its `idle` have both passed. All kernel messages go through here on
+their way to the relay.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from kernel_image.coalescing import Coalescer
 from kernel_image.kernel_messages import JSON_ERRORS, asks_exit, cut_stream, is_idle, is_outcome, shorten_outcome
 from kernel_image.output_ring import SENT_METADATA, STREAMS
 from kernel_image.relay import Relay
+from kernel_image.sandbox_log import log_event
 
 _REMEMBERED = 256
 _SAMPLE_S = 0.2
@@ -32,7 +32,7 @@ _MAX_OUTCOMES = 4
 
 @dataclass(slots=True)
 class _Request:
-    """One execute_request under way."""
+    """One execute_request that has not finished."""
 
     msg_id: str
     header: bytes
@@ -48,7 +48,10 @@ class _Request:
 
 
 class OutstandingRequests:
-    """The outstanding requests of the kernel, and the way of its messages to the relay."""
+    """Passes the kernel's messages to the relay and tells the end of each request.
+
+    Its state: the outstanding requests in order, and the ids of the last finished and rejected ones.
+    """
 
     def __init__(
         self, settings: protocol.SupervisorSettings, relay: Relay, meter: Meter, work: WorkingDirectory
@@ -57,8 +60,8 @@ class OutstandingRequests:
         self._relay = relay
         self._meter = meter
         self._work = work
-        self._delivery = ArtifactSender(settings, relay, work)
-        self._gathering = Coalescer[_Request](lambda parts, request: self._put_now("iopub", parts, "stream", request))
+        self._artifacts = ArtifactSender(settings, relay, work)
+        self._coalescer = Coalescer[_Request](lambda parts, request: self._put_now("iopub", parts, "stream", request))
         self._outstanding: dict[str, _Request] = {}
         self._sampler: asyncio.TimerHandle | None = None
         self._finishing: set[asyncio.Task[None]] = set()
@@ -78,42 +81,44 @@ class OutstandingRequests:
         """The msg_id of the oldest outstanding request."""
         return next(iter(self._outstanding), None)
 
-    def accept(self, parts: list[bytes], taking: int | None) -> bool:
-        """Note a shell request from the gateway. False when it must not go to the kernel, or not again.
+    def accept(self, parts: list[bytes], accepting: int | None) -> bool:
+        """Register a shell request from the gateway. False when it must not go to the kernel, or not again.
 
-        `taking` is the generation that takes requests now, if one does. Without it, or where another one is asked for,
-        an execute_request is answered at once, and not run later either.
+        `accepting` is the generation that accepts requests now, None when no kernel process does. An execute_request is
+        rejected at once, and never run later, without one, or when it is meant for another generation.
         """
         try:
             header = json.loads(parts[0])
             msg_id, msg_type = header["msg_id"], header["msg_type"]
             options = json.loads(parts[2]).get("cellblock", {}) if parts[2] != b"{}" else {}
             wants_artifacts = bool(options.get("artifacts", True))
-            is_taken = taking is not None and options.get("generation", taking) == taking
+            is_accepted = accepting is not None and options.get("generation", accepting) == accepting
         except JSON_ERRORS:
             return False
         if msg_type != "execute_request":
-            return taking is not None
+            return accepting is not None
         known = (self._outstanding, self.finished, self._rejected)
         if not isinstance(msg_id, str) or any(msg_id in ids for ids in known):
             return False
-        if is_taken:
+        if is_accepted:
+            log_event("request_accepted", msg_id=msg_id)
             self._outstanding[msg_id] = _Request(msg_id, parts[0], wants_artifacts)
         else:
+            log_event("request_rejected", msg_id=msg_id)
             self._rejected.append(msg_id)
             self._relay.put_control(protocol.REJECTED, msg_id=msg_id)
-        return is_taken
+        return is_accepted
 
     def measure(self) -> None:
-        """Begin to measure the oldest request, unless that has begun: its turn has come."""
+        """Begin to measure the oldest request, whose turn it is, unless that has begun."""
         request = self._outstanding.get(self.running or "")
         if request is not None and request.meterage is None:
             request.meterage = Meterage.start(self._meter.read())
             if self._sampler is None:
                 self._schedule_sample()
 
-    def relay(self, channel: str, parts: list[bytes], tail_sent: dict[str, int]) -> bool:
-        """Pass a kernel's message on, within bounds; `tail_sent` learns how much of each stream is out.
+    def relay(self, channel: str, parts: list[bytes], sent_bytes_by_stream: dict[str, int]) -> bool:
+        """Pass a kernel's message on, within bounds; and note in `sent_bytes_by_stream` how much has been sent of each.
 
         Returns whether it says that the kernel will end by itself.
         """
@@ -127,7 +132,7 @@ class OutstandingRequests:
             with suppress(*JSON_ERRORS):
                 stream, sent_bytes = json.loads(parts[2])[SENT_METADATA]
                 if stream in STREAMS:
-                    tail_sent[stream] = max(0, int(sent_bytes))
+                    sent_bytes_by_stream[stream] = max(0, int(sent_bytes))
         self._put(channel, parts, msg_type, request)
         if request is None:
             return False
@@ -142,7 +147,7 @@ class OutstandingRequests:
         return leaves
 
     def put_lost_output(self, lost: dict[str, tuple[str, int]]) -> None:
-        """Give the running request the output that its kernel took to the grave."""
+        """Send the output that the dead kernel had not sent, as the running request's."""
         request = self._outstanding.get(self.running or "")
         if request is None:
             return
@@ -155,21 +160,21 @@ class OutstandingRequests:
             self._put("iopub", [header, request.header, b"{}", content], "stream", request)
 
     async def fail_all(self, cause: str, *, exit_code: int | None, signal_number: int | None) -> None:
-        """Tell that the kernel has died, with what the running request made and used until then.
+        """Send `died`, behind what the running request made and used until then.
 
-        Requests that had ended before are told to have ended first, however long their files take.
+        The `done` of requests that had finished before goes first, however long their files take.
         """
         if self._finishing:
             await asyncio.wait(self._finishing)
         running = self._outstanding.get(self.running or "")
-        self._gathering.flush()
+        self._coalescer.flush()
         usage = None
         skipped: list[dict[str, Any]] = []
         if running is not None:
             usage = self._usage(running)
             if running.wants_artifacts:
                 found, complete = self._work.changes()
-                skipped = await self._delivery.send(running.header, found, complete=complete)
+                skipped = await self._artifacts.send(running.header, found, complete=complete)
             self._put_gap(running)
         never_run = self._behind_unanswered()
         self.finished.extend(self._outstanding)
@@ -186,7 +191,7 @@ class OutstandingRequests:
         )
 
     def _behind_unanswered(self) -> list[str]:
-        """The requests whose turn cannot have come. Behind one that was answered, its `idle` lost, the next may run."""
+        """The requests that cannot have begun. Behind one that was answered, its `idle` lost, the next may have."""
         requests = iter(self._outstanding.values())
         for request in requests:
             if not request.replied:
@@ -194,17 +199,17 @@ class OutstandingRequests:
         return [request.msg_id for request in requests]
 
     def _put(self, channel: str, parts: list[bytes], msg_type: str, request: _Request | None) -> None:
-        """Hand a message to the relay; small output that comes thick and fast is put together first."""
+        """Hand a message to the relay; small output in quick succession is joined first."""
         is_stream = channel == "iopub" and msg_type == "stream"
-        if is_stream and request is not None and self._gathering.take(parts, request):
+        if is_stream and request is not None and self._coalescer.add(parts, request):
             return
-        self._gathering.flush()
+        self._coalescer.flush()
         self._put_now(channel, parts, msg_type, request)
 
     def _put_now(self, channel: str, parts: list[bytes], msg_type: str, request: _Request | None) -> None:
-        """Hand a message to the relay unless it is too large or its run has said more than enough."""
+        """Hand a message to the relay unless it is too large or its run has sent too much."""
         size_bytes = sum(map(len, parts))
-        # Whatever a kernel publishes can be a flood; only what the end of a run is told by must never be missing.
+        # Anything a kernel publishes can be a flood; only the messages that end a run must never be missing.
         is_iopub = channel == "iopub"
         is_output = request is None or (is_iopub and (msg_type != "status" or size_bytes > _MAX_STATUS_BYTES))
         settings = self._settings
@@ -215,7 +220,7 @@ class OutstandingRequests:
             size_bytes = sum(map(len, parts))
         fits = self._fits(parts, size_bytes, request, extra_bytes=0 if is_output else _END_BYTES)
         if not fits and request is not None and is_outcome(channel, msg_type) and request.outcomes < _MAX_OUTCOMES:
-            # Whether the code raised must be known, however much it had to say about it.
+            # Whether the code raised must be known, however large its traceback is.
             request.outcomes += 1
             short = shorten_outcome(parts)
             short_bytes = sum(map(len, short))
@@ -232,7 +237,7 @@ class OutstandingRequests:
                 request.dropped_frames += 1
 
     def _fits(self, parts: list[bytes], size_bytes: int, request: _Request | None, *, extra_bytes: int) -> bool:
-        """Whether the gateway would take this message, and its run has not said more than enough."""
+        """Whether the gateway accepts a message of this size, and its run has not sent too much."""
         relayed_bytes = request.relayed_bytes if request is not None else 0
         return (
             size_bytes <= self._settings.max_message_bytes
@@ -241,7 +246,7 @@ class OutstandingRequests:
         )
 
     def _finish(self, request: _Request) -> None:
-        """The request has ended: send what it cost and what it made, then `done`."""
+        """The request has ended: send the files that it made, then `done` with what it used."""
         usage = self._usage(request)
         del self._outstanding[request.msg_id]
         self.finished.append(request.msg_id)
@@ -258,9 +263,10 @@ class OutstandingRequests:
     async def _put_artifacts_and_done(
         self, request: _Request, usage: dict[str, Any], found: list[Found], *, complete: bool
     ) -> None:
-        self._put_done(request, usage, await self._delivery.send(request.header, found, complete=complete))
+        self._put_done(request, usage, await self._artifacts.send(request.header, found, complete=complete))
 
     def _put_done(self, request: _Request, usage: dict[str, Any], skipped: list[dict[str, Any]]) -> None:
+        log_event("request_done", msg_id=request.msg_id)
         self._relay.put_control(protocol.DONE, msg_id=request.msg_id, usage=usage, skipped=skipped)
 
     def _put_gap(self, request: _Request) -> None:
@@ -282,7 +288,7 @@ class OutstandingRequests:
         self._sampler = asyncio.get_running_loop().call_later(_SAMPLE_S, self._sample)
 
     def _sample(self) -> None:
-        """Look at the memory while something runs; stops by itself when nothing does."""
+        """Sample the memory while something runs."""
         self._sampler = None
         request = self._outstanding.get(self.running or "")
         if request is not None:

@@ -1,7 +1,7 @@
 """The wire between supervisor and gateway: frame layout, control messages, start-up settings.
 
-Shared by both ends, so standard library only. It does not connect anything and keeps no state. docs/protocol.md has the
-whole conversation.
+Both ends import it, so it needs the standard library alone. It opens no connection and keeps no state.
+docs/protocol.md has the whole conversation.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class FrameError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class SupervisorSettings:
-    """What a supervisor is told at start. Sizes in bytes, times in seconds.
+    """The settings of a supervisor, which it reads at its start. Sizes in bytes, times in seconds.
 
     `gateway` is `unix:<path>`, or a `ws://`/`wss://` URL. `threads` is what linear algebra libraries may use.
     `max_message_bytes` bounds one Jupyter message, `spool_bytes` what is kept for a gateway that is away, `relay_bytes`

@@ -1,13 +1,11 @@
-"""The supervisor's WebSocket to the gateway: dialling, greeting, sending the spool, dialling again.
+"""The supervisor's WebSocket to the gateway: dialling, the hello, sending the spool, dialling again.
 
-It moves frames and keeps them until they are acknowledged; what they mean is the supervisor's business. Its state: the
-connection, and the last `seq` sent on it.
+It moves frames and keeps them until they are acknowledged; what they mean is the supervisor's business.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import secrets
 import socket
@@ -15,11 +13,12 @@ import time
 from functools import partial
 from typing import Any, Protocol
 
-from tornado.httpclient import HTTPRequest
+from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.netutil import Resolver
-from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, websocket_connect
+from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, WebSocketError, websocket_connect
 
 from kernel_image import protocol
+from kernel_image.sandbox_log import describe, log_event
 from kernel_image.spool import Frame, Gap, Spool
 
 _MAX_REQUEST_BYTES = 256 << 20
@@ -27,10 +26,12 @@ _FIRST_PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 1.0
 _CONNECT_TIMEOUT_S = 10.0
 _UNFLUSHED_LIMIT_BYTES = 1 << 20
+_NETWORK_ERRORS = (OSError, HTTPClientError, WebSocketError)
+"""What is raised when there is no gateway. Anything else is somebody's bug, and is logged with its traceback."""
 
 
-class RelayListener(Protocol):
-    """What the relay tells the supervisor."""
+class GatewayListener(Protocol):
+    """What the relay calls on the supervisor."""
 
     def hello(self) -> dict[str, Any]:
         """The fields of `hello` that are the supervisor's to fill."""
@@ -61,9 +62,13 @@ class _UnixResolver(Resolver):
 
 
 class Relay:
-    """Keeps one WebSocket to the gateway alive and everything numbered until it is acknowledged."""
+    """Keeps one WebSocket to the gateway alive, and every numbered frame until it is acknowledged.
 
-    def __init__(self, settings: protocol.SupervisorSettings, listener: RelayListener) -> None:
+    Its state: the connection, whether the gateway has welcomed it, the last `seq` sent on it, and the bytes that its
+    socket has not taken yet.
+    """
+
+    def __init__(self, settings: protocol.SupervisorSettings, listener: GatewayListener) -> None:
         self._settings = settings
         self._listener = listener
         self._boot_id = secrets.token_hex(16)
@@ -73,6 +78,7 @@ class Relay:
         self._sent_seq = 0
         self._unflushed_bytes = 0
         self._acknowledged = asyncio.Event()
+        self._dial_failure = ""
 
     def put_message(self, channel: str, parts: list[bytes], *, droppable: bool) -> bool:
         """Send a Jupyter message as soon as possible, and keep it until then. Returns False when it was dropped."""
@@ -107,14 +113,16 @@ class Relay:
                 pause_s = _FIRST_PAUSE_S
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+        log_event("no_gateway", waited_s=self._settings.orphan_timeout_s)
 
     async def _converse(self) -> bool:
-        """Dial, greet, and take what comes until the connection ends. Returns whether the gateway welcomed us."""
+        """Dial, say hello, and handle frames until the connection ends. Returns whether the gateway welcomed us."""
         try:
             connection = await self._dial()
-        except Exception:  # noqa: BLE001 - resolver, socket, HTTP and WebSocket errors alike: there is no gateway now
+        except Exception as error:  # noqa: BLE001 - whatever it is, the answer is to dial again
+            self._log_dial_failure(error)
             return False
-        with contextlib.suppress(Exception):  # whatever breaks the conversation, the answer is to dial again
+        try:
             hello = {
                 "protocol": protocol.PROTOCOL_VERSION,
                 "kernel_id": self._settings.kernel_id,
@@ -128,7 +136,10 @@ class Relay:
             self._unflushed_bytes = 0
             await connection.write_message(protocol.encode_control(protocol.HELLO, **hello))
             while (frame := await connection.read_message()) is not None:
-                self._take(frame)
+                self._handle_frame(frame)
+            log_event("link_closed", code=connection.close_code, reason=connection.close_reason)
+        except Exception as error:  # noqa: BLE001 - likewise
+            log_event("link_broken", error, with_traceback=not isinstance(error, _NETWORK_ERRORS))
         welcomed, self._welcomed = self._welcomed, False
         self._connection = None
         connection.close()
@@ -148,13 +159,21 @@ class Relay:
             resolver=resolver,
         )
 
-    def _take(self, frame: str | bytes) -> None:
+    def _log_dial_failure(self, error: Exception) -> None:
+        """Log why there is no gateway, once for as long as the reason stays the same."""
+        if describe(error) != self._dial_failure:
+            self._dial_failure = describe(error)
+            log_event("dial_failed", error, with_traceback=not isinstance(error, _NETWORK_ERRORS))
+
+    def _handle_frame(self, frame: str | bytes) -> None:
         if isinstance(frame, bytes):
             self._listener.on_message(*protocol.decode_message(frame))
             return
         fields = json.loads(frame)
         match op := fields.pop("op"):
             case protocol.WELCOME:
+                log_event("link_up", acknowledged=fields["acknowledged"], next_seq=self._spool.next_seq)
+                self._dial_failure = ""
                 self._welcomed = True
                 self._sent_seq = 0
                 self._acknowledge(fields["acknowledged"])
@@ -163,6 +182,8 @@ class Relay:
             case protocol.ACK:
                 self._acknowledge(fields["seq"])
                 self._send_unsent()
+            case protocol.REFUSED:
+                log_event("link_refused", reason=fields.get("reason"))
             case _:
                 self._listener.on_control(op, fields)
 
@@ -173,7 +194,7 @@ class Relay:
         self._acknowledged.set()
 
     def _send_unsent(self) -> None:
-        """Send from the spool until it is all sent or the socket is full enough; what drains it goes on with it."""
+        """Send from the spool until all is sent or the socket is full enough; `_flushed` continues from there."""
         connection = self._connection
         if not self._welcomed or connection is None:
             return

@@ -1,7 +1,7 @@
-"""A directory that belongs to hostile code, gone through without ever following a link.
+"""A directory that belongs to hostile code, walked without ever following a link.
 
-The code may change it at any moment: every step goes through directory descriptors with O_NOFOLLOW. What is made of the
-files in it is the business of others. It keeps no state but its path.
+The code may change it at any moment, so every step goes through directory descriptors with O_NOFOLLOW. What the files
+are for is not known here. Its only state is its path.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator
 
 HIDDEN_PREFIX = ".cellblock-"
-"""Begins the names of what is being written and not yet in its place; no scan and no list shows them."""
+"""Prefix of files that are being written; no scan and no list shows them."""
 
 _SKIPPED_DIRECTORIES = frozenset({"__pycache__", ".ipynb_checkpoints"})
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -37,7 +37,7 @@ class SafeDirectory:
         self._path = path
 
     def open_file(self, path: str) -> int:
-        """Open for reading what is at `path`, whatever it is. Raises OSError, of ELOOP when a link is on the way."""
+        """Open `path` for reading, whatever it is. Raises OSError, with ELOOP when a link is on the way."""
         above, name = self.open_above(path)
         try:
             return os.open(name, _FILE, dir_fd=above)
@@ -45,9 +45,9 @@ class SafeDirectory:
             os.close(above)
 
     def open_above(self, path: str, *, make: bool = False) -> tuple[int, str]:
-        """The descriptor of the directory that `path` is in, and its name there. `make` makes what is missing.
+        """The descriptor of the parent directory of `path`, and the name in it. `make` creates missing directories.
 
-        Raises OSError, of ELOOP when a link is on the way.
+        Raises OSError, with ELOOP when a link is on the way.
         """
         *directories, name = path.split("/")
         if make:
@@ -64,10 +64,10 @@ class SafeDirectory:
         return descriptor, name
 
     def walk(self) -> Iterator[tuple[str, Mark | None]]:
-        """Yield what is in here and below, in no order; nothing when the directory is gone.
+        """Yield every entry below the directory, in no order; none when it is gone.
 
-        Only regular files have a mark; the rest counts too, or a million empty directories would be looked at. The path
-        of what lies too deep to be looked at ends in `/`.
+        Only regular files have a mark. Other entries are yielded so that the caller can bound their number. The path of
+        a directory that is too deep to be entered ends in `/`.
         """
         try:
             descriptor = os.open(self._path, _DIRECTORY)
@@ -77,13 +77,13 @@ class SafeDirectory:
 
 
 def _step(above: int, name: str, *, make: bool) -> int:
-    """Open the directory `name`. The system calls a link no directory here, so that is looked at."""
+    """Open the directory `name`. Raises OSError: for a link of ELOOP, where the system says ENOTDIR."""
     try:
         return os.open(name, _DIRECTORY, dir_fd=above)
     except FileNotFoundError:
         if not make:
             raise
-        with contextlib.suppress(FileExistsError):  # made meanwhile; the next line looks at what it is
+        with contextlib.suppress(FileExistsError):  # the code was faster; the next line checks what it has made
             os.mkdir(name, 0o700, dir_fd=above)
         return os.open(name, _DIRECTORY, dir_fd=above)
     except NotADirectoryError:
@@ -93,7 +93,7 @@ def _step(above: int, name: str, *, make: bool) -> int:
 
 
 def _walk_below(prefix: str, descriptor: int, depth: int) -> Iterator[tuple[str, Mark | None]]:
-    """Yield what is in the directory of `descriptor`, which is closed in the end, and below it."""
+    """Yield every entry below the directory of `descriptor`, and close that."""
     try:
         with os.scandir(descriptor) as entries:
             for entry in entries:

@@ -1,6 +1,6 @@
 """The frames that the gateway has not acknowledged yet: numbered, in order, bounded.
 
-Pure bookkeeping: nothing is sent here. Its mutable state is the list of kept frames and the gap that is growing.
+Pure bookkeeping: nothing is sent here.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ class Gap:
 
 
 class Spool:
-    """Frames by `seq`, counting from 1. Overflow drops output and leaves a gap; everything else is always kept.
+    """Frames by `seq`, counting from 1. An overflow drops output and leaves a gap; everything else is always kept.
 
-    `render` makes a frame once its `seq` is known; `render_gap` makes the control frame that stands where output was
-    dropped. Memory stays below `limit_bytes` plus what may not be dropped (what tells the end of
-    what the gateway asked for).
+    Its state: the kept frames, and the gap that is growing. `render_gap` makes the control frame that replaces dropped
+    output. Memory stays below `limit_bytes` plus the frames that may not be dropped.
     """
 
     def __init__(self, limit_bytes: int, render_gap: Callable[[int, Gap], Frame]) -> None:
@@ -42,11 +41,11 @@ class Spool:
 
     @property
     def oldest_seq(self) -> int:
-        """The first frame still kept; `next_seq` when there is none."""
+        """The number of the first kept frame; `next_seq` when there is none."""
         return self._frames[0][0] if self._frames else self.next_seq
 
     def add(self, render: Callable[[int], Frame], size_bytes: int, *, droppable: bool) -> bool:
-        """Keep a frame of about `size_bytes`. Returns False when it was dropped instead."""
+        """Keep a frame of about `size_bytes`, which `render` makes of its `seq`. Returns False when it was dropped."""
         if droppable and self.size_bytes + size_bytes > self._limit_bytes:
             before = self._gap or Gap(0, 0)
             self._gap = Gap(before.frames + 1, before.size_bytes + size_bytes)
@@ -56,7 +55,7 @@ class Spool:
         return True
 
     def close_gap(self) -> None:
-        """Number the gap that has been growing, if there is one, so that it is told before anything later."""
+        """Number the growing gap, if there is one, so that it is reported before anything later."""
         if self._gap is not None:
             gap, self._gap = self._gap, None
             self._keep(lambda seq: self._render_gap(seq, gap))
@@ -74,7 +73,7 @@ class Spool:
         return iter([self._frames[index] for index in range(skip, len(self._frames))])
 
     def get(self, seq: int) -> Frame | None:
-        """The frame with this number, if it is kept."""
+        """The frame with this number; None when it is not kept."""
         index = seq - self.oldest_seq
         return self._frames[index][1] if 0 <= index < len(self._frames) else None
 

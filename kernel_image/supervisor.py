@@ -1,6 +1,6 @@
 """PID 1 of a kernel's container: starts the kernel, relays its messages, tells each run's end, survives its crashes.
 
-This module ties the parts together and holds the kernel's life cycle; outstanding.py knows what is running. It is
+This module holds the kernel's life cycle and ties the parts together; outstanding.py knows what is running. It is
 started as `python -I -m kernel_image.supervisor` with its settings in the environment.
 """
 
@@ -12,7 +12,6 @@ import json
 import os
 import secrets
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,9 @@ from kernel_image.artifacts import WorkingDirectory
 from kernel_image.channels import KernelChannels
 from kernel_image.files import SessionFiles
 from kernel_image.outstanding import OutstandingRequests
-from kernel_image.readiness import Readiness
 from kernel_image.relay import Relay
+from kernel_image.sandbox_log import log_event, log_loop_exception
+from kernel_image.warm_up import KernelWarmUp
 
 _LARGEST_FIRST_GENERATION = 1 << 30
 _START_TIMEOUT_S = 60.0
@@ -37,10 +37,10 @@ _DRAIN_QUIET_ROUNDS = 3
 
 
 class Supervisor:
-    """One kernel's life.
+    """The kernel processes of one container, one after the other.
 
-    Its state: the kernel process of the moment with its channels, whether it is ready and takes requests, and why it is
-    being killed. It takes none once it is known that it will end.
+    Its state: the current kernel process and its channels, whether it is ready, whether it accepts requests (none once
+    it is known that it will end), and why it is being killed.
     """
 
     def __init__(self, settings: protocol.SupervisorSettings) -> None:
@@ -55,15 +55,15 @@ class Supervisor:
         self._fork_server = kernel_process.ForkServer(settings.preload, self._environment, settings.work_dir)
         self._zmq = zmq.Context[Any]()
         self._started = 0
-        # No two boots count alike: a gateway that was away must not take the one's kernels for the other's.
+        # Each boot counts from another number: a gateway must not mistake this one's kernels for those of the last.
         self._first_generation = secrets.randbelow(_LARGEST_FIRST_GENERATION)
         self._pid: int | None = None
         self._channels: KernelChannels | None = None
-        self._readiness: Readiness | None = None
+        self._warm_up: KernelWarmUp | None = None
         self._is_ready = False
-        self._takes_requests = False
-        self._tail_path = Path(settings.ipc_dir, "tail")
-        self._tail_sent: dict[str, int] = {}
+        self._accepts_requests = False
+        self._ring_path = Path(settings.ipc_dir, "ring")
+        self._sent_bytes: dict[str, int] = {}
         self._state = "starting"
         self._kill_cause: str | None = None
         self._oom_kills_before = 0
@@ -76,8 +76,9 @@ class Supervisor:
         return self._first_generation + self._started
 
     async def run(self) -> None:
-        """Live until told to shut down, signalled, or left without a gateway for too long."""
-        self._heed_signals()
+        """Run until told to shut down, signalled, or left without a gateway for too long."""
+        asyncio.get_running_loop().set_exception_handler(log_loop_exception)
+        self._handle_signals()
         self._reaper.start()
         self._spawn(self._keep_kernel())
         relay = asyncio.ensure_future(self._relay.run())
@@ -91,8 +92,9 @@ class Supervisor:
             kernel_process.kill_all_but(None)
             self._close_channels()
             self._zmq.destroy(linger=0)
+            log_event("supervisor_ended")
 
-    def _heed_signals(self) -> None:
+    def _handle_signals(self) -> None:
         """End on SIGTERM and SIGINT, but never as PID 1: there they come from the user's code.
 
         Without a handler the system keeps them from PID 1, see pid_namespaces(7). The engine ends it by SIGKILL.
@@ -103,10 +105,10 @@ class Supervisor:
             else:
                 asyncio.get_running_loop().add_signal_handler(number, self._stopping.set)
 
-    # --- what the relay asks and tells --------------------------------------------------------------------------------
+    # --- calls from the relay -----------------------------------------------------------------------------------------
 
     def hello(self) -> dict[str, Any]:
-        """What a gateway needs to know of the kernel when the connection begins."""
+        """The fields of `hello` that tell of the kernel."""
         return {
             "state": self._state,
             "generation": self._generation,
@@ -121,22 +123,23 @@ class Supervisor:
         if channel == protocol.FILE_CHANNEL:
             self._files.on_piece(parts)
         elif channel == "shell":
-            self._reaper.reap()  # a kernel that has ended takes nothing, however little time ago that was
-            taking = self._generation if self._takes_requests else None
-            if self._requests.accept(parts, taking) and self._channels is not None:
+            self._reaper.reap()  # a kernel that ended a moment ago accepts nothing either
+            accepting = self._generation if self._accepts_requests else None
+            if self._requests.accept(parts, accepting) and self._channels is not None:
                 self._channels.send(channel, parts)
                 self._requests.measure()
         elif channel in ("control", "stdin") and self._is_ready and self._channels is not None:
             self._channels.send(channel, parts)
 
     def on_control(self, op: str, fields: dict[str, Any]) -> None:
-        """Do what the gateway says about the kernel's life, or asks of its files."""
+        """Handle a control message about the kernel's life, or about files."""
         match op:
             case protocol.INTERRUPT:
                 self._interrupt(fields.get("msg_id"), float(fields["grace_s"]))
             case protocol.RESTART:
                 self._kill("restart")
             case protocol.SHUTDOWN:
+                log_event("shutdown_requested")
                 self._stopping.set()
             case _ if op.startswith("file_"):
                 self._files.on_control(op, fields)
@@ -148,29 +151,31 @@ class Supervisor:
     # --- the kernel's life --------------------------------------------------------------------------------------------
 
     async def _keep_kernel(self) -> None:
-        """Start a kernel, wait for its end, tell it, and start the next one; give up when none comes up."""
+        """Start a kernel, wait for its end, report it, and start the next one; give up when none comes up."""
         failures = 0
         while failures < _START_ATTEMPTS:
             self._set_state("starting")
             try:
                 ended = await self._start_process()
-            except Exception as error:  # noqa: BLE001 - whatever stops a kernel from starting, the gateway hears of it
+            except Exception as error:  # noqa: BLE001 - the gateway is told in the end, whatever it is
                 failures += 1
                 self._close_channels()
-                _say(f"the kernel did not start: {type(error).__name__}: {error}")
+                log_event("kernel_start_failed", error)
                 continue
             if await self._becomes_ready(ended):
                 failures = 0
-                self._tail_sent.update(output_ring.written_bytes(self._tail_path))
+                self._sent_bytes.update(output_ring.written_bytes(self._ring_path))
                 # A restart may have been asked for while the last of this was awaited.
-                self._is_ready, self._takes_requests = True, self._kill_cause is None and not ended.done()
-                if self._takes_requests:
+                self._is_ready, self._accepts_requests = True, self._kill_cause is None and not ended.done()
+                if self._accepts_requests:
+                    log_event("kernel_ready", generation=self._generation)
                     self._set_state("idle")
             else:
                 failures += 1
-                _say("the kernel did not answer")
+                log_event("kernel_did_not_answer", pid=self._pid)
                 self._kill("start")
-            await self._bury(await ended)
+            await self._handle_death(await ended)
+        log_event("kernel_given_up", attempts=failures)
         self._set_state("dead")
 
     async def _start_process(self) -> asyncio.Future[kernel_process.Exit]:
@@ -180,40 +185,41 @@ class Supervisor:
         prefix = Path(settings.ipc_dir, f"k{self._started}")
         connection_file = prefix.with_suffix(".json")
         self._reaper.forget_recent()
-        output_ring.create(self._tail_path)
-        self._tail_sent.clear()
+        output_ring.create(self._ring_path)
+        self._sent_bytes.clear()
         self._kill_cause = None
         self._oom_kills_before = self._meter.read().oom_kills
         os.makedirs(settings.work_dir, exist_ok=True)  # noqa: PTH103 - the user may have removed it
         self._channels = KernelChannels(self._zmq, prefix, self._on_kernel_message)
-        self._readiness = Readiness(settings.kernel_name, self._channels)
+        self._warm_up = KernelWarmUp(settings.kernel_name, self._channels)
         connection_file.unlink(missing_ok=True)
         with connection_file.open("x") as file:  # never into a pipe or a link that the last kernel has left there
             json.dump(self._channels.connection_info(), file)
         if settings.kernel_name == kernel_process.FORKED_KERNEL:
-            self._pid = await self._fork_server.fork(connection_file, self._tail_path)
+            self._pid = await self._fork_server.fork(connection_file, self._ring_path)
         else:
             self._pid = kernel_process.spawn_kernel(
                 settings.kernel_name, connection_file, self._environment, settings.work_dir
             )
         ended: asyncio.Future[kernel_process.Exit] = asyncio.get_running_loop().create_future()
 
-        def take_end(end: kernel_process.Exit) -> None:
-            self._take_no_more()
+        def handle_end(end: kernel_process.Exit) -> None:
+            self._stop_accepting()
             if not ended.done():
                 ended.set_result(end)
 
-        self._reaper.watch(self._pid, take_end)
+        log_event("kernel_started", pid=self._pid, generation=self._generation)
+        self._reaper.watch(self._pid, handle_end)
         return ended
 
     async def _becomes_ready(self, ended: asyncio.Future[kernel_process.Exit]) -> bool:
-        """Whether the kernel answers, and its output arrives, before it ends or takes too long."""
-        assert self._readiness is not None  # noqa: S101 - set by _start_process
-        nudge = asyncio.ensure_future(self._readiness.wait())
-        either: set[asyncio.Future[Any]] = {nudge, ended}
+        """Whether the warm-up succeeds before the kernel ends or takes too long."""
+        assert self._warm_up is not None  # noqa: S101 - set by _start_process
+        warm_up = asyncio.ensure_future(self._warm_up.run())
+        either: set[asyncio.Future[Any]] = {warm_up, ended}
         done, _ = await asyncio.wait(either, timeout=_START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
-        nudge.cancel()
-        return nudge in done and nudge.exception() is None and ended not in done
+        warm_up.cancel()
+        return warm_up in done and warm_up.exception() is None and ended not in done
 
     def _set_state(self, state: str) -> None:
         self._state = state
@@ -225,19 +231,19 @@ class Supervisor:
             failed_preloads=self._fork_server.failed_preloads,
         )
 
-    def _take_no_more(self) -> None:
-        """This kernel process is about to end, or has: say so before the first request is rejected for it."""
-        if self._takes_requests:
-            self._takes_requests = False
+    def _stop_accepting(self) -> None:
+        """This kernel process is about to end, or has: send the state before the first request is rejected for it."""
+        if self._accepts_requests:
+            self._accepts_requests = False
             self._set_state("starting")
 
     def _on_kernel_message(self, channel: str, parts: list[bytes]) -> None:
-        """Pass a kernel's message on, and see whether it ends a request, or is the kernel's last."""
+        """Pass on a kernel's message, unless it belongs to the warm-up, and expect the kernel's end when it says so."""
         if not self._is_ready:
-            if self._readiness is not None:
-                self._readiness.hear(channel, parts)
-        elif self._requests.relay(channel, parts, self._tail_sent) and self._takes_requests:
-            self._take_no_more()
+            if self._warm_up is not None:
+                self._warm_up.on_message(channel, parts)
+        elif self._requests.relay(channel, parts, self._sent_bytes) and self._accepts_requests:
+            self._stop_accepting()
             self._spawn(self._kill_unless_ended(self._generation))
 
     async def _kill_unless_ended(self, generation: int) -> None:
@@ -260,17 +266,17 @@ class Supervisor:
     def _kill(self, cause: str) -> None:
         if self._pid is not None and self._kill_cause is None:
             self._kill_cause = cause
-            self._take_no_more()
+            self._stop_accepting()
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
 
-    async def _bury(self, end: kernel_process.Exit) -> None:
-        """Save what the dead kernel had still to say, clear up after it, and tell its death."""
+    async def _handle_death(self, end: kernel_process.Exit) -> None:
+        """Relay the output that the dead kernel left, clean up after it, and report its death."""
         self._pid = None
-        self._take_no_more()
-        # First of all: whoever is left could go on writing to the sockets, or cut the tail short while it is read.
+        self._stop_accepting()
+        # First of all: processes that are left could write to the sockets, or truncate the ring while it is read.
         if not kernel_process.kill_all_but(self._fork_server.pid):
-            _say("something in here cannot be killed; ending with everything that is left")
+            log_event("processes_not_killed", consequence="the supervisor ends, and they with it")
             self._stopping.set()
         if self._channels is not None:
             await self._drain(self._channels)
@@ -278,7 +284,15 @@ class Supervisor:
         self._is_ready = False
         oom = end.signal == signal.SIGKILL and self._meter.read().oom_kills > self._oom_kills_before
         cause = "oom" if oom else self._kill_cause or ("signal" if end.signal else "exited")
-        self._requests.put_lost_output(self._lost_output())
+        log_event(
+            "kernel_died",
+            generation=self._generation,
+            cause=cause,
+            exit_code=end.exit_code,
+            signal=end.signal,
+            msg_id=self._requests.running,
+        )
+        self._requests.put_lost_output(output_ring.unsent_output(self._ring_path, self._sent_bytes))
         await self._requests.fail_all(cause, exit_code=end.exit_code, signal_number=end.signal)
 
     def _close_channels(self) -> None:
@@ -287,26 +301,12 @@ class Supervisor:
             self._channels = None
 
     async def _drain(self, channels: KernelChannels) -> None:
-        """Take everything out of the dead kernel's sockets: what it had written is in there."""
+        """Receive what the dead kernel had sent and nobody has read yet."""
         quiet_rounds = 0
-        deadline_s = time.monotonic() + _DRAIN_S  # for whoever could not be killed
+        deadline_s = time.monotonic() + _DRAIN_S  # processes that could not be killed may go on writing
         while quiet_rounds < _DRAIN_QUIET_ROUNDS and time.monotonic() < deadline_s:
             quiet_rounds = 0 if channels.drain() else quiet_rounds + 1
             await asyncio.sleep(_DRAIN_PAUSE_S)
-
-    def _lost_output(self) -> dict[str, tuple[str, int]]:
-        """Per stream what was written but never sent, and how many bytes of it are gone for good."""
-        lost = {}
-        for stream in output_ring.STREAMS:
-            try:
-                ring = output_ring.OutputRing(self._tail_path, stream)
-            except (OSError, ValueError):
-                continue
-            data, gone_bytes = ring.after(self._tail_sent.get(stream, 0))
-            ring.close()
-            if data:
-                lost[stream] = (data.decode("utf-8", "replace"), gone_bytes)
-        return lost
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
@@ -314,24 +314,20 @@ class Supervisor:
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """A task that fails is a bug; the gateway rather hears that this sandbox is gone than nothing more of it."""
+        """End the supervisor when a task fails: that is a bug, and the gateway must not wait for a sandbox in limbo."""
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            _say(f"the supervisor failed: {type(error).__name__}: {error}")
+            log_event("supervisor_failed", error)
             self._stopping.set()
 
 
-def _say(text: str) -> None:
-    """Tell whoever looks at the container's own log; the gateway is told by control messages."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - PID 1 has no other log
-
-
 def main() -> None:
-    """Take the settings, harden, and supervise."""
-    settings = protocol.SupervisorSettings.from_json(hardening.take_secret(protocol.SETTINGS_VARIABLE))
+    """Read the settings, harden this process, and supervise."""
+    settings = protocol.SupervisorSettings.from_json(hardening.pop_secret(protocol.SETTINGS_VARIABLE))
     hardening.forbid_tracing()
     hardening.adopt_orphans()
     os.umask(0o077)
+    log_event("supervisor_started", kernel_id=settings.kernel_id, kernel_name=settings.kernel_name)
     asyncio.run(Supervisor(settings).run())
 
 

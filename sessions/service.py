@@ -135,10 +135,6 @@ class Service:
             reasons.append(str(Draining()))
         return Readiness(not reasons, tuple(reasons), self._kernel_pool.warm(), self._wiring.provisioner.name)
 
-    def limits_seen(self) -> Mapping[str, Any]:
-        """The limits that a connected container really has, as its supervisor reads them; empty without one."""
-        return self._kernel_pool.limits_seen()
-
     # --- runs ---------------------------------------------------------------------------------------------------------
 
     async def run(self, request: RunRequest) -> Result:

@@ -40,12 +40,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """How containers run. `network` is a Docker network name or `none`; `runtime` is e.g. `runc` or `runsc`."""
+    """How containers run. `network` is a Docker network name or `none`; `runtime` is e.g. `runc` or `runsc`.
+
+    `sandbox_log`: Docker keeps the end of what a supervisor logs, for `docker logs`.
+    """
 
     name: str = "auto"
     kernel_image: str = ""
     network: str = "none"
     runtime: str = ""
+    sandbox_log: bool = False
 
 
 @dataclass(frozen=True, slots=True)

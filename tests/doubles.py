@@ -18,8 +18,8 @@ from sessions.ports import Link, LinkListener
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait until `condition` holds, for at most 5 s."""
-    async with asyncio.timeout(5):
+    """Wait until `condition` holds, for at most 30 s."""
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.002)
 

@@ -6,8 +6,6 @@ A pytest plugin. `process_jupyter` has kernels that are plain processes, `docker
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +22,7 @@ from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 from jupyter_core.utils import ensure_event_loop
 
+from gateway.cli import kernelspec as kernelspec_command
 from gateway.local_jupyter.workspace import Workspace
 from sessions.provisioners.docker.container import GATEWAY_LABEL
 
@@ -111,12 +110,11 @@ def containers(docker_client: APIClient, gateway_id: str) -> list[Mapping[str, A
     return found
 
 
-def install(prefix: Path, config: Mapping[str, Any], *options: str) -> None:
-    """Install a kernelspec for this configuration, as an operator does."""
+def install(prefix: Path, config: Mapping[str, Any], **options: str) -> None:
+    """Install a kernelspec for this configuration, as `cellblock kernelspec install` does."""
     file = prefix / "cellblock.yaml"
     file.write_text(yaml.safe_dump(dict(config)))
-    command = [sys.executable, "-m", "gateway", "kernelspec", "install", "--prefix", str(prefix), "--config", str(file)]
-    subprocess.run([*command, *options], check=True, capture_output=True, timeout=PATIENCE_S)
+    kernelspec_command.install(prefix=prefix, config=file, **options)
 
 
 @contextmanager
@@ -150,6 +148,7 @@ def process_jupyter(tmp_path: Path, short_dir: Path, monkeypatch: pytest.MonkeyP
 def _docker_config(kernel_image: str) -> dict[str, Any]:
     return {
         "engine": {"name": "docker", "kernel_image": kernel_image},
+        "build": {"preload": []},
         "limits": {"memory": "512M", "disk": "64M"},
     }
 

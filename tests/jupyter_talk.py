@@ -90,7 +90,7 @@ class Client:
         while (item := await self.connection.next_item()) is not None:
             if isinstance(item, Replay):
                 self.replayed.append(item.run_id)
-                replay = replay_run(self.bench.service, self._tenant, item.run_id, self.connection.client)
+                replay = replay_run(self.bench.service, self._tenant, item.run_id, self.connection.client, retry_s=1.0)
                 async with aclosing(replay) as messages:  # type: ignore[type-var]
                     async for one in messages:
                         self._receive_one(one)

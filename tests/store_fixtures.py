@@ -5,20 +5,26 @@ A pytest plugin. Tests that stop or break a server start one themselves, as `Own
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import os
 import shutil
 import signal
+import subprocess
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 import psutil
 import pytest
 from sqlalchemy import Connection, create_engine, make_url, text
 
+from gateway.store.embedded import postgres as embedded_postgres
 from gateway.store.embedded.postgres import EmbeddedPostgres
-from gateway.store.migrate import migrate
+from gateway.store.migrate import VERSIONS, migrate
 from gateway.store.postgres import PostgresStore
 
 # What a crash of this machine would do to a test database is no matter.
@@ -42,13 +48,46 @@ def with_database(url: str, name: str) -> str:
     return make_url(url).set(database=name).render_as_string(hide_password=False)
 
 
+def copy_template_data_dir(data_dir: Path) -> None:
+    """Make `data_dir` a gateway's data directory with a migrated, empty database, as `cellblock serve` would.
+
+    A copy takes a tenth of the time of initdb and the migrations. Owner and permissions are kept: as root, the files
+    belong to the account that the server runs as.
+    """
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    subprocess.run(["cp", "-a", _template_pg_dir(), data_dir / "pg"], check=True)
+
+
+@cache
+def _template_pg_dir() -> Path:
+    """Where the template is. The first test process on this machine makes it, the others wait for that one.
+
+    There is one for each user and each state of the migrations and of the code that calls initdb.
+    """
+    sources = [*sorted(VERSIONS.glob("*.py")), Path(embedded_postgres.__file__)]
+    state = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
+    home = Path(tempfile.gettempdir()) / f"cellblock-template-{os.geteuid()}-{state}"
+    home.mkdir(mode=0o700, exist_ok=True)
+    if home.is_symlink() or home.stat().st_uid != os.geteuid():
+        raise RuntimeError(f"{home} belongs to somebody else")
+    with (home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (home / "complete").exists():
+            shutil.rmtree(home / "data", ignore_errors=True)
+            with EmbeddedPostgres(home / "data", settings=FAST) as server:
+                migrate(server.start())
+            (home / "complete").touch()
+    return home / "data" / "pg"
+
+
 @contextmanager
 def postgres_dir() -> Iterator[Path]:
-    """A directory for a server, outside pytest's own: as root the server has an account of its own, and a second pytest
-    closes that directory to all others.
+    """A data directory with a migrated database, outside pytest's own: as root the server has an account of its own,
+    and a second pytest closes that directory to all others.
     """
     directory = Path(tempfile.mkdtemp(prefix="cellblock-postgres-"))
     try:
+        copy_template_data_dir(directory)
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
@@ -63,8 +102,8 @@ def postgres_server() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def migrated_template(postgres_server: str) -> str:
-    execute(postgres_server, f"CREATE DATABASE {_TEMPLATE}")
-    migrate(with_database(postgres_server, _TEMPLATE))
+    """The name of a database to copy: a server's own, `postgres`, cannot be copied while anybody is connected to it."""
+    execute(with_database(postgres_server, "template1"), f"CREATE DATABASE {_TEMPLATE} TEMPLATE postgres")
     return _TEMPLATE
 
 
@@ -157,10 +196,9 @@ class OwnServer:
 def own_server() -> Iterator[OwnServer]:
     """A running, migrated server that nobody else uses."""
     with postgres_dir() as directory:
-        server = OwnServer(directory / "data")
+        server = OwnServer(directory)
         try:
             server.start()
-            migrate(server.url)
             yield server
         finally:
             server.stop()

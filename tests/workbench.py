@@ -299,7 +299,7 @@ def assert_whole(bench: Bench, run_id: RunId) -> None:
 
 async def ended(bench: Bench, run_id: RunId) -> Result:
     """Wait for the end of a run, and assert that it is whole."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         result = await bench.service.result(run_id)
     assert_whole(bench, run_id)
     return result

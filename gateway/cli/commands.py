@@ -16,11 +16,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from gateway import app as composition
 from gateway.cli.kernelspec import kernelspec
 from gateway.config import loader as configuration
 from gateway.config.loader import Config
-from gateway.console import show_findings
+from gateway.console import own_version, show_findings
 from gateway.doctor import Level
 from gateway.host.logs import configure_logs
 from sessions.errors import CellblockError, Misconfigured
@@ -53,7 +52,7 @@ ConfigOption = Annotated[
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
     if wanted:
-        typer.echo(f"cellblock {composition.own_version()}")
+        typer.echo(f"cellblock {own_version()}")
         raise typer.Exit
 
 
@@ -75,6 +74,8 @@ def serve(*, config: ConfigOption = None) -> None:
     Sets up what is missing (database, kernel image) and serves until SIGTERM or Ctrl-C, which lets running code end
     first; a second one hurries.
     """
+    from gateway import app as composition
+
     configure_logs()
     asyncio.run(composition.serve(_load(config), os.environ, Console()))
 
@@ -104,6 +105,8 @@ def build(
         proxy=proxy or configured.proxy,
         ca_bundle=str(ca_bundle or configured.ca_bundle),
     )
+    from gateway import app as composition
+
     # The tag alone goes to standard output, so that scripts can take it from there.
     tag = asyncio.run(composition.build_image(settings, Console(stderr=True), rebuild=rebuild))
     typer.echo(tag)
@@ -112,6 +115,8 @@ def build(
 @app.command()
 def migrate(*, config: ConfigOption = None) -> None:
     """Bring the database to the shape that this version needs; `serve` does so by itself."""
+    from gateway import app as composition
+
     changed = asyncio.run(composition.migrate_database(_load(config), os.environ))
     typer.echo("The database is up to date now." if changed else "The database was up to date already.")
 
@@ -126,6 +131,8 @@ def doctor(
 
     Changes nothing. The exit status is 1 when something fails.
     """
+    from gateway import app as composition
+
     findings = asyncio.run(composition.examine(_load(config), os.environ))
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))

@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from gateway.config import loader as configuration
-from gateway.local_jupyter import kernelspec as specs
 from sessions.errors import Misconfigured
 
 kernelspec = typer.Typer(
@@ -44,6 +43,8 @@ def install(
     ] = None,
 ) -> None:
     """Install a kernelspec. Its kernels run in containers, with the limits of the configuration."""
+    from gateway.local_jupyter import kernelspec as specs
+
     _check_place(user=user, sys_prefix=sys_prefix, prefix=prefix)
     if config is None and Path(configuration.DEFAULT_FILE).exists():
         config = Path(configuration.DEFAULT_FILE)
@@ -61,6 +62,8 @@ def install(
 @kernelspec.command("list")
 def list_() -> None:
     """List the kernelspecs of Cellblock's that Jupyter finds."""
+    from gateway.local_jupyter import kernelspec as specs
+
     for spec in specs.installed():
         typer.echo("  ".join(filter(None, (spec.name, spec.language, str(spec.directory), spec.config_file))))
 
@@ -74,6 +77,8 @@ def uninstall(
     prefix: PrefixOption = None,
 ) -> None:
     """Remove a kernelspec of Cellblock's: from the place that is named, else the first that Jupyter finds."""
+    from gateway.local_jupyter import kernelspec as specs
+
     _check_place(user=user, sys_prefix=sys_prefix, prefix=prefix)
     named = user or sys_prefix or prefix is not None
     directory = specs.places(user=user, prefix=str(prefix or sys.prefix)) if named else None

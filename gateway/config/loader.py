@@ -16,7 +16,7 @@ import msgspec
 import yaml
 
 from gateway.auth import Token
-from gateway.config.sections import ENGINES, SECTIONS, AuthSection, Config, Section, is_size
+from gateway.config.sections import ENGINES, SECTIONS, AuthSection, Config, Section, bare_type, is_size
 from gateway.field_errors import complaint, near, shown
 from sessions.errors import Misconfigured
 
@@ -88,7 +88,7 @@ def _apply_variable(raw: dict[str, Any], variable: str, value: str) -> None:
 
 def _parse_value(section: type[Section], key: str, variable: str, value: str) -> Any:
     """The value of a variable: text for text keys, YAML for all others; `a, b` will do for a list."""
-    kind = {field.name: field.type for field in msgspec.structs.fields(section)}[key]
+    kind = bare_type({field.name: field.type for field in msgspec.structs.fields(section)}[key])
     if kind is str:
         return value
     parsed = _parse_yaml(variable, value)

@@ -1,7 +1,7 @@
 """The bridge: a process with one kernel's container behind it and Jupyter's sockets in front. A composition root.
 
-It is started by the provisioner and ends with it: when its standard input ends, when its parent does, or at a
-shutdown_request. Then its container is removed. Between two kernel processes it waits for the provisioner's word.
+The provisioner starts it. It ends at a shutdown_request, when its standard input ends, or when its parent does, and
+removes its container then. Between two kernel processes it waits for the provisioner's RESUME.
 """
 
 from __future__ import annotations
@@ -14,42 +14,39 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import structlog
 
-from gateway.config import loader as configuration
 from gateway.config.loader import Config
 from gateway.host.clock import SystemClock
 from gateway.host.logs import configure_logs
-from gateway.local_jupyter import bridge_protocol, workspace
+from gateway.local_jupyter import bridge_protocol
+from gateway.local_jupyter.bridge_engine import choose_engine, load_config, remove_abandoned
 from gateway.local_jupyter.connection import read_connection
-from gateway.local_jupyter.relayed_kernel import RelayedKernel, RelayHandshake, RelayListener
+from gateway.local_jupyter.paced_handshake import PacedHandshake
 from gateway.local_jupyter.router import MessageRouter
 from gateway.local_jupyter.workspace import Workspace
 from gateway.supervisors import SupervisorSwitchboard
 from sessions.errors import CellblockError, EngineUnavailable, KernelLost, UnsupportedLanguage
-from sessions.kernels.kernel import KernelState
+from sessions.kernels.kernel import Kernel, KernelState
 from sessions.kernels.outcomes import Cause, Died
+from sessions.kernels.throttle import Throttle
 from sessions.model import KernelId, LaunchSpec
 from sessions.ports import Provisioner
-from sessions.provisioners.docker.engine import DockerEngine
-from sessions.provisioners.docker.provisioner import DockerProvisioner
-from sessions.provisioners.image.build import find_kernel_image
-from sessions.provisioners.process.provisioner import ProcessProvisioner
+from sessions.settings import Timeouts
 
 _READY_TIMEOUT_S = 60.0
-_LOOK_S = 0.5
+_FATE_PAUSE_S = 0.5
 _DEATH_TIMEOUT_S = 2.0
-_UNCLAIMED_S = 60.0
-_LAST_WORDS_S = 0.1
+_RESUME_TIMEOUT_S = 60.0
+_LATE_SHUTDOWN_S = 0.1
 _ORPHAN_TIMEOUT_S = 10.0
-_PARENT_LOOK_S = 1.0
+_PARENT_PAUSE_S = 1.0
 
 log = structlog.get_logger()
 
@@ -64,142 +61,145 @@ class Options:
     parent: int
 
 
-class News:
-    """The way to the provisioner: what was standard output. What libraries may print goes to standard error."""
+class EventWriter:
+    """Events for the provisioner, on what was standard output. What libraries print there goes to standard error."""
 
     def __init__(self) -> None:
         self._fd = os.dup(1)
         os.dup2(2, 1)
 
-    def say(self, event: str, **fields: Any) -> None:
-        """Tell one event."""
-        with suppress(OSError):  # there is nobody left to tell
+    def send(self, event: str, **fields: Any) -> None:
+        """Send one event of bridge_protocol.py."""
+        with suppress(OSError):  # nobody is left to read it
             os.write(self._fd, json.dumps({"event": event, **fields}).encode() + b"\n")
 
 
 class Bridge:
     """One container and the kernel processes in it, one after the other.
 
-    Its state: whether there is a kernel for clients to talk to or it has ended (`_ended`), and whether its end has
-    been asked for.
+    Its state: whether clients have been offered a kernel (`_serving`), whether that kernel process has ended
+    (`_ended`), and whether a client asked for its end (`_end_wanted`).
     """
 
-    def __init__(self, options: Options, config: Config, own: Workspace, provisioner: Provisioner, news: News) -> None:
+    def __init__(
+        self, options: Options, config: Config, own: Workspace, provisioner: Provisioner, events: EventWriter
+    ) -> None:
         self._options = options
         self._config = config
         self._limits = config.limits.limits()
-        self._place = own
+        self._workspace = own
         self._provisioner = provisioner
-        self._news = news
+        self._events = events
         self._switchboard = SupervisorSwitchboard(own.sockets, self._limits.message_bytes)
-        self._kernel_id = KernelId(str(uuid4()))
-        connection = read_connection(options.connection_file)
-        self._exchange = MessageRouter(connection, self._make_kernel, self, self._limits.memory_bytes)
-        self._kernel = self._exchange.kernel
+        self._kernel = _make_kernel(config, options.language)
+        self._router = MessageRouter(
+            read_connection(options.connection_file), self._kernel, self._on_shutdown_request, self._limits.memory_bytes
+        )
+        self._kernel.tap = self._router
         self._kernel.watch(lambda _kernel: self._on_change())
+        self._death: Died | None = None
         self._serving = False
         self._ended = False
         self._end_wanted = False
         self._stopping = asyncio.Event()
-        self._out_of_patience: asyncio.TimerHandle | None = None
+        self._deadline: asyncio.TimerHandle | None = None
         self._looking: asyncio.Task[None] | None = None
-        self._unfinished = b""
         self._resuming: asyncio.Task[None] | None = None
-
-    def _make_kernel(self, listener: RelayListener) -> RelayedKernel:
-        kernel_name = self._config.languages.get(self._options.language)
-        if kernel_name is None:
-            known = ", ".join(sorted(self._config.languages))
-            raise UnsupportedLanguage(f"`languages` of the configuration has no {self._options.language}, but {known}.")
-        return RelayedKernel(self._kernel_id, kernel_name, secrets.token_hex(32), SystemClock(), listener)
+        self._unfinished = b""
 
     async def run(self) -> None:
         """Serve until told to stop. Raises CellblockError when the kernel does not come up."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._stopping.set)
-        loop.add_reader(0, self._hear)
+        loop.add_reader(0, self._read_commands)
         work = [asyncio.ensure_future(task) for task in (self._watch_parent(), self._stopping.wait())]
         starting = asyncio.ensure_future(self._start())
         try:
             await asyncio.wait({starting, *work}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 starting.result()
-                clearing = asyncio.ensure_future(clear_abandoned(self._config))
+                cleaning = asyncio.ensure_future(remove_abandoned(self._config))
                 await self._stopping.wait()
-                clearing.cancel()
+                cleaning.cancel()
         finally:
             loop.remove_reader(0)
             for task in (starting, *work):
                 task.cancel()
             await asyncio.wait({starting, *work})
-            await self._clear_away()
+            await self._close()
 
     # --- the container ------------------------------------------------------------------------------------------------
 
     async def _start(self) -> None:
+        kernel = self._kernel
         directory = self._switchboard.open(
-            self._kernel_id, lambda link: RelayHandshake(self._kernel, link, self._exchange.sockets.room)
+            kernel.kernel_id, lambda link: PacedHandshake(kernel, link, self._router.sockets.room)
         )
         spec = LaunchSpec(
-            kernel_id=self._kernel_id,
-            gateway_id=self._place.gateway_id,
-            credential=self._kernel.credential,
+            kernel_id=kernel.kernel_id,
+            gateway_id=self._workspace.gateway_id,
+            credential=kernel.credential,
             socket_dir=directory,
             limits=self._limits,
-            kernel_name=self._kernel.kernel_name,
+            kernel_name=kernel.kernel_name,
             preload=self._config.build.preload,
             orphan_timeout_s=_ORPHAN_TIMEOUT_S,
         )
         await self._provisioner.launch(spec)
-        ready = asyncio.ensure_future(self._kernel.wait_ready(_READY_TIMEOUT_S))
-        while not (await asyncio.wait({ready}, timeout=_LOOK_S))[0]:
-            if await self._provisioner.fate(self._kernel_id) is not None:
-                self._kernel.discard("the sandbox has ended")
+        ready = asyncio.ensure_future(kernel.wait_ready(_READY_TIMEOUT_S))
+        while not (await asyncio.wait({ready}, timeout=_FATE_PAUSE_S))[0]:
+            if await self._provisioner.fate(kernel.kernel_id) is not None:
+                kernel.discard("the sandbox has ended")
         ready.result()
         self._serve()
 
-    async def _clear_away(self) -> None:
-        self._exchange.sockets.close()
+    async def _close(self) -> None:
+        self._router.sockets.close()
         self._kernel.unwatch()
         for task in (self._looking, self._resuming):
             if task is not None:
                 task.cancel()
         self._kernel.discard("the client is done")
-        self._switchboard.close(self._kernel_id)
+        self._switchboard.close(self._kernel.kernel_id)
         try:
-            await self._provisioner.kill(self._kernel_id)
+            await self._provisioner.kill(self._kernel.kernel_id)
         except EngineUnavailable as error:
             log.warning("sandbox_left", reason=str(error), consequence="it ends by itself")
 
-    # --- the kernel's life --------------------------------------------------------------------------------------------
+    # --- the kernel process -------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
         self._serving, self._ended, self._end_wanted = True, False, False
-        self._news.say(bridge_protocol.READY)
+        self._events.send(bridge_protocol.READY)
         self._on_change()
 
     def _on_change(self) -> None:
-        """The kernel has come up, or the link is lost, or all is over."""
-        self._exchange.sockets.read_requests(self._serving and not self._ended and self._kernel.is_ready())
-        if self._kernel.state is KernelState.GONE:
+        """The kernel has come up or died, or the link is lost, or the container is gone."""
+        kernel = self._kernel
+        self._router.sockets.read_requests(self._serving and not self._ended and kernel.is_ready())
+        if kernel.last_death is not self._death:
+            self._death = kernel.last_death
+            self._router.forget_requests()
+            self._on_kernel_died(self._death)
+        if kernel.state is KernelState.GONE:
             if self._serving:
-                self._end(1, self._kernel.violation or "its container is gone.")
+                self._end(1, kernel.violation or "its container is gone.")
                 self._stopping.set()
-        elif self._serving and not self._kernel.is_linked() and self._looking is None:
+        elif self._serving and not kernel.is_linked() and self._looking is None:
             self._looking = asyncio.ensure_future(self._look_for_end())
 
     async def _look_for_end(self) -> None:
-        """A link that breaks may dial again; a container that has ended will not."""
+        """A supervisor whose link breaks may dial again; a container that has ended will not."""
         while not self._kernel.is_linked():
             with suppress(EngineUnavailable):
-                if await self._provisioner.fate(self._kernel_id) is not None:
+                if await self._provisioner.fate(self._kernel.kernel_id) is not None:
                     self._kernel.discard("the sandbox has ended")
                     break
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_FATE_PAUSE_S)
         self._looking = None
 
-    def on_shutdown_request(self, *, restart: bool) -> None:
-        """End the kernel process, if it has not ended; and all of this, unless it is to be started again."""
+    def _on_shutdown_request(self, restart: bool) -> None:  # noqa: FBT001 - the field of Jupyter's message
+        """End the kernel process, if it has not ended; without a restart, the bridge as well."""
         if restart and self._ended:
             return
         self._end_wanted = True
@@ -209,132 +209,88 @@ class Bridge:
             self._end(0, "")
             self._stopping.set()
 
-    def on_kernel_died(self, died: Died) -> None:
-        """The kernel process is no more: requests wait until the provisioner wants the next one."""
+    def _on_kernel_died(self, died: Died | None) -> None:
+        """Requests wait from now on, until the provisioner wants the next kernel process."""
+        if died is None:
+            return
         code = died.exit_code if died.exit_code is not None else -(died.signal or signal.SIGKILL)
         wanted = self._end_wanted or died.cause is Cause.RESTART
         self._end(0 if self._end_wanted else code, "" if wanted else self._why(died, code))
 
     def _why(self, died: Died, code: int) -> str:
         if died.cause is Cause.OOM:
-            return self._exchange.out_of_memory
+            return self._router.out_of_memory
         return f"its process ended with signal {-code}." if code < 0 else f"its process ended with exit code {code}."
 
     def _kill(self) -> None:
-        """End the kernel process. A supervisor that does not say that it has is not waited for."""
+        """End the kernel process. A supervisor that does not report its death in time is not waited for."""
         if self._serving and not self._ended:
             self._kernel.restart()
-            self._wait_no_longer_than(_DEATH_TIMEOUT_S)
+            self._stop_after(_DEATH_TIMEOUT_S)
 
     def _end(self, code: int, reason: str) -> None:
         if self._serving and not self._ended:
             self._ended = True
-            self._exchange.sockets.read_requests(False)  # noqa: FBT003
-            self._news.say(bridge_protocol.ENDED, code=code, reason=reason)
-            # Whoever has let go of a dead kernel may never say so.
-            self._wait_no_longer_than(_UNCLAIMED_S)
+            self._router.sockets.read_requests(False)  # noqa: FBT003
+            self._events.send(bridge_protocol.ENDED, code=code, reason=reason)
+            # A client that has no more use for a dead kernel may never say so.
+            self._stop_after(_RESUME_TIMEOUT_S)
 
-    def _wait_no_longer_than(self, patience_s: float) -> None:
-        if self._out_of_patience is not None:
-            self._out_of_patience.cancel()
-        self._out_of_patience = asyncio.get_running_loop().call_later(patience_s, self._stopping.set)
+    def _stop_after(self, timeout_s: float) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = asyncio.get_running_loop().call_later(timeout_s, self._stopping.set)
 
     async def _resume(self) -> None:
         """Serve the kernel process that the supervisor has started meanwhile."""
-        if self._out_of_patience is not None:
-            self._out_of_patience.cancel()
+        if self._deadline is not None:
+            self._deadline.cancel()
         try:
-            # A shutdown_request that was meant for the kernel before may still be on its way.
-            await asyncio.sleep(_LAST_WORDS_S)
+            # A shutdown_request that was meant for the previous kernel process may still be on its way.
+            await asyncio.sleep(_LATE_SHUTDOWN_S)
             await self._kernel.wait_ready(_READY_TIMEOUT_S)
         except KernelLost as error:
-            self._news.say(bridge_protocol.FAILED, reason=str(error))
+            self._events.send(bridge_protocol.FAILED, reason=str(error))
             self._stopping.set()
         else:
             self._serve()
 
     # --- the provisioner ----------------------------------------------------------------------------------------------
 
-    def _hear(self) -> None:
-        said = os.read(0, 4096)
-        if not said:
+    def _read_commands(self) -> None:
+        data = os.read(0, 4096)
+        if not data:
             self._stopping.set()
             asyncio.get_running_loop().remove_reader(0)
-        *words, self._unfinished = (self._unfinished + said).split(b"\n")
-        for word in words:
-            match word.decode("ascii", "replace"):
+        *commands, self._unfinished = (self._unfinished + data).split(b"\n")
+        for command in commands:
+            match command.decode("ascii", "replace"):
                 case bridge_protocol.INTERRUPT:
-                    self._kernel.interrupt_whatever_runs()
+                    self._kernel.interrupt(None, 0)
                 case bridge_protocol.KILL:
                     self._kill()
                 case bridge_protocol.RESUME if self._ended:
                     self._resuming = asyncio.ensure_future(self._resume())
 
     async def _watch_parent(self) -> None:
-        """Return when the parent is gone. A process that it has forked may hold our standard input open."""
+        """Stop when the parent is gone. A process that it has forked may hold our standard input open."""
         while os.getppid() == self._options.parent:  # noqa: ASYNC110 - another process has no event to wait on
-            await asyncio.sleep(_PARENT_LOOK_S)
+            await asyncio.sleep(_PARENT_PAUSE_S)
         self._stopping.set()
 
 
-async def clear_abandoned(config: Config) -> None:
-    """Remove what bridges of this user that were killed have left. Their containers end by themselves, soon."""
-    for left in workspace.take_over_abandoned():
-        provisioner: Provisioner = (
-            ProcessProvisioner(left.gateway_id, left.kernels)
-            if left.kernels.exists()
-            else DockerProvisioner(left.gateway_id, config.engine.settings())
-        )
-        try:
-            for sandbox in await provisioner.list():
-                await provisioner.kill(sandbox.kernel_id)
-        except EngineUnavailable as error:
-            log.warning("leftovers_not_removed", path=str(left.path), reason=str(error))
-            left.release()
-        else:
-            left.remove()
-        finally:
-            await provisioner.close()
+def _make_kernel(config: Config, language: str) -> Kernel:
+    """A kernel that may take all of this process's time: it is the only one here. Raises UnsupportedLanguage."""
+    kernel_name = config.languages.get(language)
+    if kernel_name is None:
+        known = ", ".join(sorted(config.languages))
+        raise UnsupportedLanguage(f"`languages` of the configuration has no {language}, but {known}.")
+    clock = SystemClock()
+    throttle = Throttle(clock, share=1.0)
+    return Kernel(KernelId(str(uuid4())), kernel_name, secrets.token_hex(32), clock, Timeouts(), throttle=throttle)
 
 
-async def choose_engine(config: Config, own: Workspace) -> Provisioner:
-    """The engine of the configuration. Only a file that says so has kernels that nothing isolates.
-
-    Raises EngineUnavailable, Misconfigured, SetUpFailed.
-    """
-    if config.engine.name == "process":
-        return ProcessProvisioner(own.gateway_id, own.kernels)
-    engine = DockerEngine(threads=2)
-    try:
-        tag = await _kernel_image(config, engine)
-    except BaseException:
-        await engine.close()
-        raise
-    settings = replace(config.engine.settings(), name="docker", kernel_image=tag)
-    return DockerProvisioner(own.gateway_id, settings, engine)
-
-
-async def _kernel_image(config: Config, engine: DockerEngine) -> str:
-    """The tag of the image. Raises as `choose_engine` does: nothing is built while somebody waits for a kernel."""
-    if not (await engine.facts()).shares_host:
-        raise EngineUnavailable("The Docker engine is on another machine, whose containers cannot reach this one.")
-    tag = await find_kernel_image(config.build.settings(), engine, named=config.engine.kernel_image)
-    if tag is None:
-        raise EngineUnavailable("The kernel image is not there: run `cellblock build`, then try again.")
-    return tag
-
-
-def load_config(path: Path | None, environ: Mapping[str, str]) -> Config:
-    """The configuration that the kernelspec names, or the environment does.
-
-    Never ./config.yaml: a notebook's directory may hold one of another program's. Raises Misconfigured.
-    """
-    if path is None and not environ.get(configuration.FILE_VARIABLE):
-        path = Path(os.devnull)
-    return configuration.load(path, environ)
-
-
-async def bridge(options: Options, news: News) -> int:
+async def bridge(options: Options, events: EventWriter) -> int:
     """Run a bridge; returns its exit status."""
     try:
         own = Workspace.make()
@@ -342,19 +298,19 @@ async def bridge(options: Options, news: News) -> int:
             config = load_config(options.config, os.environ)
             provisioner = await choose_engine(config, own)
             try:
-                await Bridge(options, config, own, provisioner, news).run()
+                await Bridge(options, config, own, provisioner, events).run()
             finally:
                 await provisioner.close()
         finally:
             own.remove()
     except CellblockError as error:
-        news.say(bridge_protocol.FAILED, reason=str(error))
+        events.send(bridge_protocol.FAILED, reason=str(error))
         return 1
     return 0
 
 
 def main() -> None:
-    """Take the command line and run."""
+    """Parse the command line and run."""
     parser = argparse.ArgumentParser(prog="python -m gateway.local_jupyter.bridge", description=__doc__)
     parser.add_argument("--connection-file", type=Path, required=True)
     parser.add_argument("--language", default="python")
@@ -363,7 +319,7 @@ def main() -> None:
     options = Options(**vars(parser.parse_args()))
     configure_logs(level=logging.WARNING)
     os.umask(0o077)
-    sys.exit(asyncio.run(bridge(options, News())))
+    sys.exit(asyncio.run(bridge(options, EventWriter())))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The bridge as its provisioner has it: a child process, told single words and heard without ever waiting for it.
+"""The bridge as its provisioner sees it: a child process that gets commands and whose events are read, never awaited.
 
 Standard library only, and no event loop: jupyter_client calls a provisioner from whichever loop or thread it likes.
 """
@@ -47,18 +47,18 @@ class BridgeProcess:
         """None while it runs."""
         return self._process.poll()
 
-    def tell(self, word: str) -> None:
-        """Say something. A bridge that has ended, or does not read, is not told."""
+    def send(self, command: str) -> None:
+        """Send a command of bridge_protocol.py. It is lost on a bridge that has ended or does not read."""
         with suppress(OSError, ValueError):
-            self._stdin.write(f"{word}\n".encode())
+            self._stdin.write(f"{command}\n".encode())
 
-    def news(self) -> list[dict[str, Any]]:
-        """What it has said since this was last asked."""
-        said = b""
+    def read_events(self) -> list[dict[str, Any]]:
+        """The events that have arrived since the last call."""
+        data = b""
         with suppress(OSError, ValueError):
             while piece := self._stdout.read(_READ_BYTES):
-                said += piece
-        *lines, self._unfinished = (self._unfinished + said).split(b"\n")
+                data += piece
+        *lines, self._unfinished = (self._unfinished + data).split(b"\n")
         return [json.loads(line) for line in lines]
 
     def disconnect(self) -> None:
@@ -67,13 +67,13 @@ class BridgeProcess:
             self._stdin.close()
 
     def kill(self) -> None:
-        """End it by force, and be done with it; the container then ends by itself."""
+        """Kill the process and close its pipes; the container then ends by itself."""
         self._process.kill()
         self._process.wait()
         self.close()
 
     def close(self) -> None:
-        """Let go of the pipes of a bridge that has ended."""
+        """Close the pipes of a bridge that has ended."""
         self.disconnect()
         with suppress(OSError):
             self._stdout.close()

@@ -1,17 +1,17 @@
-"""What provisioner and bridge say to each other over the bridge's standard input and output, a line at a time.
+"""The protocol between provisioner and bridge, line by line over the bridge's standard input and output.
 
-The provisioner says one word; the bridge answers with JSON objects that have an `event`. When its standard input ends,
-the bridge does too. It imports nothing: the provisioner lives in somebody else's program.
+The provisioner sends commands of one word; the bridge sends JSON objects with an `event`. When its standard input ends,
+the bridge ends too. This module imports nothing: the provisioner runs inside somebody else's program.
 """
 
 from __future__ import annotations
 
-# provisioner -> bridge
+# commands: provisioner -> bridge
 INTERRUPT = "interrupt"  # SIGINT to the kernel, as Ctrl-C would send
-KILL = "kill"  # end the kernel process, now
+KILL = "kill"  # kill the kernel process
 RESUME = "resume"  # after `ended`: serve the next kernel process, in the same container
 
-# bridge -> provisioner
+# events: bridge -> provisioner
 READY = "ready"  # the kernel answers
 ENDED = "ended"  # code: as waitpid has it, negative for a signal; reason: a sentence, or empty where it was asked for
 FAILED = "failed"  # reason: why there is no kernel; the bridge ends

@@ -1,4 +1,4 @@
-"""The five ZMQ sockets that a kernel's clients connect to: binding, checking signatures, signing. Not what is said.
+"""The five ZMQ sockets that a kernel's clients connect to: binding, checking signatures, signing, and no meaning.
 
 Wire format: https://jupyter-client.readthedocs.io/en/stable/messaging.html#the-wire-protocol
 """
@@ -32,12 +32,12 @@ Listener = Callable[[str, list[bytes], list[bytes]], None]
 class ClientSockets:
     """The sockets of one kernel, for any number of clients.
 
-    Its state: whether requests are read now. What is not read waits in ZMQ's queues, within their bounds. The control
-    channel is read always: what is said there may be about a kernel that is deaf, or dead.
+    Its state: whether requests are read now. Unread ones wait in ZMQ's queues, within their bounds. The control channel
+    is always read: its requests may be about a kernel that hangs, or is dead.
     """
 
     def __init__(self, connection: Connection, listener: Listener) -> None:
-        """Bind. Raises SetUpFailed when somebody else has one of the addresses."""
+        """Bind all sockets. Raises SetUpFailed when one of the addresses is in use."""
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._session = Session(
@@ -51,7 +51,7 @@ class ClientSockets:
             for channel in REQUEST_CHANNELS:
                 address = connection.addresses[channel]
                 socket = self._add(channel, zmq.ROUTER)
-                # A client that connects anew under its old identity takes the old connection's place.
+                # A client that reconnects under its old identity replaces the old connection.
                 socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
                 socket.bind(address)
             address = connection.addresses["hb"]
@@ -72,22 +72,22 @@ class ClientSockets:
         return socket
 
     def read_requests(self, wanted: bool) -> None:  # noqa: FBT001 - there is no better name for either
-        """Read what is for the kernel to do from now on, or leave it where it is."""
+        """Read requests for the kernel from now on, or leave them in the queues."""
         if wanted and not self._reads_requests:
             for channel in _HELD_BACK:
                 self._loop.call_soon(self._read, channel)
         self._reads_requests = wanted
 
     def reply(self, channel: str, identities: Sequence[bytes], parts: Sequence[bytes]) -> None:
-        """Send a message, of serialized parts, to one client; one that has gone away misses it."""
+        """Send serialized parts to one client; a client that has disconnected misses them."""
         socket = self._sockets[channel]
         with suppress(zmq.ZMQError):
             socket.send_multipart([*identities, DELIM, self._session.sign(parts[:_PARTS]), *parts], zmq.NOBLOCK)
-        # Sending may have used up the signal of what has arrived meanwhile, and no other will come.
+        # Sending may have consumed the socket's only signal that messages have arrived meanwhile.
         self._loop.call_soon(self._read, channel)
 
     def publish(self, topic: str, parts: Sequence[bytes]) -> None:
-        """Send a message to all that subscribe to iopub."""
+        """Send serialized parts to all subscribers of iopub."""
         frames = [topic.encode("utf-8", "replace"), DELIM, self._session.sign(parts[:_PARTS]), *parts]
         self._publisher.publish(frames)
         self._loop.call_soon(self._welcome)
@@ -97,12 +97,12 @@ class ClientSockets:
         return self._publisher.room()
 
     def make(self, msg_type: str, content: dict[str, Any], parent: dict[str, Any]) -> list[bytes]:
-        """The serialized parts of a message of our own; `parent` is the header of what it answers."""
+        """The serialized parts of a message of our own; `parent` is the header of the message that it answers."""
         message = self._session.msg(msg_type, content, parent={"header": parent})
         return list(self._session.serialize(message)[-_PARTS:])
 
     def close(self) -> None:
-        """Close all; what has been sent gets half a second to arrive."""
+        """Close all sockets; sent messages get half a second to arrive."""
         for socket in (*self._sockets.values(), self._publisher.socket):
             self._loop.remove_reader(int(socket.fd))
         sockets = list(self._sockets.values())
@@ -113,7 +113,7 @@ class ClientSockets:
         self._context.term()
 
     def _read(self, channel: str) -> None:
-        """Take what has arrived. A signal stands for all of it (ZMQ_FD in zmq_getsockopt(3)): what is left is due."""
+        """Receive what has arrived. One signal stands for it all (ZMQ_FD in zmq_getsockopt(3)), so more may be left."""
         for _ in range(_MESSAGES_PER_TURN):
             socket = self._sockets.get(channel)
             if socket is None or (channel in _HELD_BACK and not self._reads_requests):
@@ -126,7 +126,7 @@ class ClientSockets:
         self._loop.call_soon(self._read, channel)
 
     def _receive(self, channel: str, frames: list[bytes]) -> None:
-        """Check and hand on. What is malformed, or signed with another key, is dropped."""
+        """Pass a message on if it is well-formed and signed with our key."""
         if DELIM not in frames:
             return
         start = frames.index(DELIM)
@@ -135,7 +135,7 @@ class ClientSockets:
             self._listener(channel, frames[:start], parts)
 
     def _beat(self) -> None:
-        """Send heartbeats back, all that have come."""
+        """Echo all heartbeats that have arrived."""
         while (socket := self._sockets.get("hb")) is not None:
             try:
                 socket.send_multipart(socket.recv_multipart(zmq.NOBLOCK), zmq.NOBLOCK)
@@ -143,7 +143,7 @@ class ClientSockets:
                 return
 
     def _welcome(self) -> None:
-        """Tell new subscribers that from now on they miss nothing: Jupyter's enhancement proposal 65."""
+        """Send `iopub_welcome` to new subscribers, which miss nothing from then on: Jupyter enhancement proposal 65."""
         if not self._sockets:
             return
         for topic in self._publisher.new_subscriptions():

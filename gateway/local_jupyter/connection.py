@@ -1,4 +1,4 @@
-"""The connection file: where a kernel's clients look for it, and the key with which their messages are signed.
+"""The connection file: the addresses of a kernel's sockets, and the key that signs its clients' messages.
 
 https://jupyter-client.readthedocs.io/en/stable/kernels.html#connection-files
 """

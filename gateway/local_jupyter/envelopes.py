@@ -1,6 +1,6 @@
-"""What must be known of a message to pass it on: its id and type, and what it answers. Pure.
+"""The envelope of a message, which is what routing needs: its id, its type, and what it answers. Pure.
 
-A kernel's message was written by code that nobody has read: it goes on only if a client can decode all of it.
+Hostile code writes a kernel's messages: one is passed on only if a client can decode all of it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Envelope:
 
 
 def of_client(parts: Sequence[bytes]) -> Envelope | None:
-    """The envelope of a client's message; None for what is no message."""
+    """The envelope of a client's message; None when it has none."""
     try:
         return _envelope(json.loads(parts[0]), {})
     except (ValueError, RecursionError):
@@ -39,7 +39,7 @@ def of_client(parts: Sequence[bytes]) -> Envelope | None:
 
 
 def of_kernel(parts: Sequence[bytes]) -> Envelope | None:
-    """The envelope of a kernel's message; None for what no client should see."""
+    """The envelope of a kernel's message; None when no client should see the message."""
     try:
         envelope = _envelope(decode_object(parts[0]), decode_object(parts[1]))
     except ProtocolViolation:
@@ -57,7 +57,7 @@ def _envelope(header: Any, parent: dict[str, Any]) -> Envelope | None:
 
 
 def _is_bounded_object(part: bytes) -> bool:
-    """More is let through than the gateway decodes: a plot may be a list of a million numbers, for one client."""
+    """The bounds are wider than the gateway's: a plot for one client may be a list of a million numbers."""
     text = part.decode("utf-8", "replace")
     if has_too_many_values(text, max_values=_MAX_VALUES, max_containers=_MAX_CONTAINERS):
         return False

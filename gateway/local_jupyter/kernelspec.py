@@ -1,4 +1,4 @@
-"""The kernelspecs by which Jupyter tools find our kernels: written, listed, removed. Ours name our provisioner.
+"""Writes, lists and removes the kernelspecs by which Jupyter tools find our kernels. Ours name our provisioner.
 
 https://jupyter-client.readthedocs.io/en/stable/kernels.html#kernel-specs
 """
@@ -26,7 +26,7 @@ _BRIDGE = "gateway.local_jupyter.bridge"
 
 @dataclass(frozen=True, slots=True)
 class InstalledSpec:
-    """A kernelspec of ours that is there. `config_file` is empty where it names none."""
+    """A kernelspec of ours that is installed. `config_file` is empty where it names none."""
 
     name: str
     directory: Path
@@ -36,10 +36,10 @@ class InstalledSpec:
 
 
 def kernelspec_content(language: str, display_name: str, config_file: Path | None) -> dict[str, Any]:
-    """What goes into kernel.json."""
+    """The content of kernel.json."""
     options = {"language": language, **({"config_file": str(config_file)} if config_file else {})}
     return {
-        # Every kernelspec has one. What is run is the provisioner's choice.
+        # A kernelspec must have one; our provisioner does not use it.
         "argv": [sys.executable, "-P", "-m", _BRIDGE, "--connection-file", "{connection_file}"],
         "display_name": display_name,
         "language": language,
@@ -49,9 +49,9 @@ def kernelspec_content(language: str, display_name: str, config_file: Path | Non
 
 
 def install(name: str, content: Mapping[str, Any], *, user: bool, prefix: str) -> Path:
-    """Write a kernelspec where Jupyter looks for it: the user's place, or below `prefix`; replaces one of ours.
+    """Write a kernelspec where Jupyter looks for it, in the user's directory or below `prefix`; replaces one of ours.
 
-    Raises Misconfigured for a name that is none, or another program's; SetUpFailed where it cannot be written.
+    Raises Misconfigured for an invalid name or another program's, SetUpFailed when it cannot be written.
     """
     if not re.fullmatch(r"[a-z0-9._-]{1,64}", name, re.IGNORECASE) or name.startswith("."):
         raise Misconfigured(f'A kernelspec\'s name has letters, digits, ".", "_" and "-", unlike "{name}".')
@@ -72,14 +72,14 @@ def install(name: str, content: Mapping[str, Any], *, user: bool, prefix: str) -
 
 
 def installed() -> list[InstalledSpec]:
-    """Ours, of all places where Jupyter looks."""
+    """Our kernelspecs in all directories where Jupyter looks."""
     found = KernelSpecManager().find_kernel_specs()
     specs = [_read(name, Path(directory)) for name, directory in sorted(found.items())]
     return [spec for spec in specs if spec is not None]
 
 
 def uninstall(name: str, directory: Path | None = None) -> Path:
-    """Remove one of ours, in `directory` or wherever Jupyter finds it first. Raises NotFound, SetUpFailed."""
+    """Remove one of ours, from `directory` or where Jupyter finds it first. Raises NotFound, SetUpFailed."""
     candidates = [_read(name, directory / name)] if directory else [spec for spec in installed() if spec.name == name]
     found = candidates[0] if candidates else None
     if found is None:

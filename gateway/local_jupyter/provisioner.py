@@ -1,7 +1,7 @@
-"""What jupyter_client loads for a kernelspec of ours: it starts a bridge, and is what the client calls the process.
+"""The provisioner that jupyter_client loads for our kernelspecs: it starts a bridge, and stands for the kernel process.
 
-See https://jupyter-client.readthedocs.io/en/stable/provisioning.html. This runs inside of JupyterLab, nbclient or
-whatever the client is, so it imports next to nothing. Ports and the connection file are as for a local kernel.
+See https://jupyter-client.readthedocs.io/en/stable/provisioning.html. It runs inside JupyterLab, nbclient or
+another client, so it imports next to nothing. Ports and the connection file are as for a local kernel.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gateway.local_jupyter.bridge_process import BridgeProcess
 
 _POLL_S = 0.02
 _START_TIMEOUT_S = 90.0
-_DEAF_S = 3.0
+_KILL_TIMEOUT_S = 3.0
 _REMOVAL_TIMEOUT_S = 20.0
 
 
@@ -31,8 +31,8 @@ class KernelNotStarted(RuntimeError):
 class CellblockProvisioner(LocalProvisioner):  # type: ignore[misc]
     """A kernel in a container.
 
-    Its state: the bridge, and how the kernel has ended, if it has. A bridge outlives its kernel: a restart asks it for
-    the next one, in the same container, so that the files in there are kept.
+    Its state: the bridge, and the kernel's exit code once it has ended. A bridge outlives its kernel process: a restart
+    asks it for the next one in the same container, so the files in there are kept.
     """
 
     language = Unicode("python", config=True, help="One of the `languages` of Cellblock's configuration.")
@@ -42,7 +42,7 @@ class CellblockProvisioner(LocalProvisioner):  # type: ignore[misc]
     _served: KernelConnectionInfo | None = None
     _exit_code: int | None = None
     _managing = False
-    _deaf_at_s: float | None = None
+    _kill_deadline_s: float | None = None
 
     @property
     def has_process(self) -> bool:
@@ -61,11 +61,11 @@ class CellblockProvisioner(LocalProvisioner):  # type: ignore[misc]
             self._served = dict(self.connection_info)
         assert self._bridge is not None  # noqa: S101 - it is ready
         self.pid = self._bridge.pid
-        self._exit_code, self._deaf_at_s, self._managing = None, None, True
+        self._exit_code, self._kill_deadline_s, self._managing = None, None, True
         return self.connection_info
 
     async def poll(self) -> int | None:
-        """None while the kernel lives; then its exit code, or 0 where there is none to be had."""
+        """None while the kernel lives; then its exit code, or 0 where that is not known."""
         if not self._managing or self._bridge is None:
             return 0
         if self._exit_code is None:
@@ -73,14 +73,14 @@ class CellblockProvisioner(LocalProvisioner):  # type: ignore[misc]
         return self._exit_code
 
     def _look_for_end(self, bridge: BridgeProcess) -> int | None:
-        """How the kernel has ended, or its bridge, if either has."""
-        bridge_exit_code = bridge.exit_code()  # asked first: what it said before it ended is there then
-        for news in bridge.news():
-            if news["event"] == bridge_protocol.ENDED:
-                if news["reason"]:
-                    self.log.warning("Cellblock kernel %s ended: %s", self.kernel_id, news["reason"])
-                return int(news["code"])
-        if bridge_exit_code is None and self._deaf_at_s is not None and time.monotonic() > self._deaf_at_s:
+        """The exit code of the kernel, or else of its bridge; None while both live."""
+        bridge_exit_code = bridge.exit_code()  # asked first: the events that it sent before it ended are there then
+        for event in bridge.read_events():
+            if event["event"] == bridge_protocol.ENDED:
+                if event["reason"]:
+                    self.log.warning("Cellblock kernel %s ended: %s", self.kernel_id, event["reason"])
+                return int(event["code"])
+        if bridge_exit_code is None and self._kill_deadline_s is not None and time.monotonic() > self._kill_deadline_s:
             bridge.kill()
             return -signal.SIGKILL
         return bridge_exit_code
@@ -97,10 +97,10 @@ class CellblockProvisioner(LocalProvisioner):  # type: ignore[misc]
         if self._bridge is None or await self.poll() is not None:
             return
         if signum == signal.SIGINT:
-            self._bridge.tell(bridge_protocol.INTERRUPT)
+            self._bridge.send(bridge_protocol.INTERRUPT)
         elif signum in (signal.SIGTERM, signal.SIGKILL):
-            self._bridge.tell(bridge_protocol.KILL)
-            self._deaf_at_s = self._deaf_at_s or time.monotonic() + _DEAF_S
+            self._bridge.send(bridge_protocol.KILL)
+            self._kill_deadline_s = self._kill_deadline_s or time.monotonic() + _KILL_TIMEOUT_S
 
     async def kill(self, restart: bool = False) -> None:  # noqa: FBT001, FBT002 - jupyter_client's
         """End the kernel process. What is in the container stays until `cleanup`, for a restart."""
@@ -108,7 +108,7 @@ class CellblockProvisioner(LocalProvisioner):  # type: ignore[misc]
         await self.send_signal(signal.SIGKILL)
 
     async def terminate(self, restart: bool = False) -> None:  # noqa: FBT001, FBT002 - jupyter_client's
-        """End the kernel process, which has not heeded a shutdown_request."""
+        """End a kernel process that has ignored a shutdown_request."""
         del restart
         await self.send_signal(signal.SIGTERM)
 
@@ -125,13 +125,13 @@ class CellblockProvisioner(LocalProvisioner):  # type: ignore[misc]
         return None
 
     async def _is_resumed(self) -> bool:
-        """Whether the bridge of the kernel before serves another one, at the same addresses."""
+        """Whether the bridge of the previous kernel process serves another one, at the same addresses."""
         bridge = self._bridge
         if bridge is None or self._exit_code is None or bridge.exit_code() is not None:
             return False
         if self._served != self.connection_info:
             return False
-        bridge.tell(bridge_protocol.RESUME)
+        bridge.send(bridge_protocol.RESUME)
         try:
             await self._wait_until_ready(bridge)
         except KernelNotStarted as error:
@@ -140,7 +140,7 @@ class CellblockProvisioner(LocalProvisioner):  # type: ignore[misc]
         return True
 
     async def _wait_until_ready(self, bridge: BridgeProcess) -> None:
-        """Raises KernelNotStarted; then the bridge has ended."""
+        """Raises KernelNotStarted once the bridge has ended, or has been ended for taking too long."""
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
                 while not _is_ready(bridge):  # noqa: ASYNC110 - another process has no event to wait on
@@ -152,7 +152,7 @@ class CellblockProvisioner(LocalProvisioner):  # type: ignore[misc]
             raise
 
     async def _end_bridge(self) -> None:
-        """Have the container removed; returns once it is, or once the bridge has been killed for taking too long."""
+        """Have the container removed. Returns once it is, or once a bridge that took too long has been killed."""
         bridge, self._bridge = self._bridge, None
         if bridge is None:
             return
@@ -167,13 +167,13 @@ class CellblockProvisioner(LocalProvisioner):  # type: ignore[misc]
 
 
 def _is_ready(bridge: BridgeProcess) -> bool:
-    """Raises KernelNotStarted, with what the bridge says."""
+    """Raises KernelNotStarted with the reason that the bridge gives."""
     ended = bridge.exit_code()
-    for news in bridge.news():
-        if news["event"] == bridge_protocol.READY:
+    for event in bridge.read_events():
+        if event["event"] == bridge_protocol.READY:
             return True
-        if news["event"] == bridge_protocol.FAILED:
-            raise KernelNotStarted(news["reason"])
+        if event["event"] == bridge_protocol.FAILED:
+            raise KernelNotStarted(event["reason"])
     if ended is not None:
         raise KernelNotStarted("Cellblock's bridge to the kernel has ended: its standard error says why.")
     return False

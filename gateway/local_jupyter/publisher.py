@@ -1,7 +1,7 @@
-"""What a kernel publishes, on its way to the clients: to all that subscribe, and waiting for the slow ones a moment.
+"""The iopub socket: sends what a kernel publishes to all subscribers, and waits a moment for slow ones.
 
-A client that reads nothing is waited for once; from then on it misses what does not fit its queue, as with any Jupyter
-kernel, and delays nobody until it has caught up.
+It waits once for a client that reads nothing. From then on that client misses what does not fit its queue, as with any
+Jupyter kernel, and delays nobody until it has caught up.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 import zmq
 
 _QUEUE_MESSAGES = 32
-"""How much may wait for one subscriber in here; a message has at most 16 MB or so, and most are small."""
+"""How many messages may wait for one subscriber; a message has at most 16 MB or so, and most are small."""
 
 _PATIENCE_S = 0.5
-"""Longer, and a kernel that prints as fast as it can fills what its supervisor keeps for us meanwhile."""
+"""If it were longer, a kernel that prints as fast as it can would fill its supervisor's spool meanwhile."""
 
 _SHORT_PATIENCE_S = 0.005
-"""For each message while somebody does not read at all: time for the others to take theirs.
+"""For each message while a client reads nothing: time for the others to receive theirs.
 
-Nobody is slowed down by it, since the supervisor puts together what a program prints within as long.
+It slows nobody down, since the supervisor joins output within the same time.
 """
 
 _PAUSE_S = 0.001
@@ -32,14 +32,14 @@ Frames = Sequence[bytes]
 
 
 class Publisher:
-    """Owns the iopub socket, an XPUB. Its state: what waits for room, and whether anybody is waited for at all."""
+    """Owns the iopub socket, an XPUB. Its state: messages that wait for room, and whether it waits for slow clients."""
 
     def __init__(self, context: zmq.Context[Any], address: str) -> None:
         self.socket = context.socket(zmq.XPUB)
         self.socket.sndhwm = _QUEUE_MESSAGES
-        # A second subscription to the same topic is told to us too: its owner wants a welcome of its own.
+        # Report a second subscription to the same topic too: its owner wants a welcome of its own.
         self.socket.setsockopt(zmq.XPUB_VERBOSE, 1)
-        # Without this, a message that does not fit is dropped without a word.
+        # Without this, a message that does not fit is dropped silently.
         self.socket.setsockopt(zmq.XPUB_NODROP, 1)
         self.socket.bind(address)
         self._waiting: deque[Frames] = deque()
@@ -47,7 +47,7 @@ class Publisher:
         self._emptying: asyncio.Task[None] | None = None
 
     def publish(self, frames: Frames) -> None:
-        """Send now, or behind what waits. What is published while `room` is not awaited waits in memory."""
+        """Send now, or behind the messages that wait. Callers await `room`, or those pile up in memory."""
         if self._waiting or not self._is_sent(frames):
             self._waiting.append(frames)
 
@@ -60,26 +60,26 @@ class Publisher:
         return self._emptying
 
     def new_subscriptions(self) -> list[bytes]:
-        """The topics that clients have subscribed to since this was last asked."""
+        """The topics that clients have subscribed to since the last call."""
         topics: list[bytes] = []
         while True:
             try:
-                word = self.socket.recv(zmq.NOBLOCK)
+                subscription = self.socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return topics
-            if word[:1] == b"\x01":
-                topics.append(word[1:])
+            if subscription[:1] == b"\x01":
+                topics.append(subscription[1:])
 
     def close(self, linger_ms: int) -> None:
-        """Send what waits to those that have room for it, and close."""
+        """Send the waiting messages to those that have room for them, and close."""
         if self._emptying is not None:
             self._emptying.cancel()
         while self._waiting:
-            self._send_to_who_has_room(self._waiting.popleft())
+            self._send_where_there_is_room(self._waiting.popleft())
         self.socket.close(linger_ms)
 
     async def _empty(self) -> None:
-        """Send all that waits. An XPUB always claims to be writable (dist_t::has_out), so there is nothing to poll."""
+        """Send all waiting messages. An XPUB always claims to be writable (dist_t::has_out), so polling is no use."""
         deadline_s = time.monotonic() + (_PATIENCE_S if self._patient else _SHORT_PATIENCE_S)
         while self._waiting:
             if self._is_sent(self._waiting[0]):
@@ -88,7 +88,7 @@ class Publisher:
                 await asyncio.sleep(_PAUSE_S)
             else:
                 self._patient = False
-                self._send_to_who_has_room(self._waiting.popleft())
+                self._send_where_there_is_room(self._waiting.popleft())
 
     def _is_sent(self, frames: Frames) -> bool:
         try:
@@ -98,7 +98,7 @@ class Publisher:
         self._patient = True
         return True
 
-    def _send_to_who_has_room(self, frames: Frames) -> None:
+    def _send_where_there_is_room(self, frames: Frames) -> None:
         self.socket.setsockopt(zmq.XPUB_NODROP, 0)
         try:
             self.socket.send_multipart(frames, zmq.NOBLOCK)

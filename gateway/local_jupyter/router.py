@@ -1,7 +1,7 @@
-"""Between local clients and the kernel: requests go in, replies go to who asked, what is published goes to all.
+"""Between local clients and the kernel: requests go in, a reply goes to who asked, what is published goes to everyone.
 
-Requests about the kernel's life, interrupt and shutdown, are answered here: they must work while the kernel is deaf,
-whatever its language. Whether there is a kernel to talk to is bridge.py's business.
+Interrupt and shutdown requests are answered here: they must work while the kernel hangs, whatever its language.
+Whether there is a kernel to talk to is bridge.py's business.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
@@ -18,32 +18,20 @@ from gateway.local_jupyter import envelopes
 from gateway.local_jupyter.client_sockets import ClientSockets
 from gateway.local_jupyter.connection import Connection
 from gateway.local_jupyter.envelopes import Envelope
-from gateway.local_jupyter.relayed_kernel import RelayedKernel
 from kernel_image import protocol
 from kernel_image.kernel_messages import is_idle
+from sessions.kernels.kernel import Kernel
 from sessions.kernels.messages import Message
 from sessions.kernels.outcomes import Cause, Died, Done
 
-_MAX_ASKED = 16_384
+_MAX_PENDING = 16_384
 _MAX_REQUEST_BYTES = 128 << 20
 
 log = structlog.get_logger()
 
 
-class Life(Protocol):
-    """Who decides how long the kernel lives."""
-
-    def on_shutdown_request(self, *, restart: bool) -> None:
-        """A client wants the kernel to end; it has its answer."""
-        ...
-
-    def on_kernel_died(self, died: Died) -> None:
-        """The kernel process has ended."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _PendingRequest:
     """A request without a reply so far: where it came in, who asked, and its header."""
 
     channel: str
@@ -52,110 +40,122 @@ class _Asked:
 
 
 class MessageRouter:
-    """`RelayListener`, and what listens to the clients' sockets. Its state: requests without a reply, and live runs."""
+    """`sessions.kernels.kernel.KernelTap`, and the listener of the clients' sockets.
+
+    Its state: requests without a reply, and runs under way. `on_shutdown_request` gets whether a restart is meant.
+    """
 
     def __init__(
-        self,
-        connection: Connection,
-        make_kernel: Callable[[MessageRouter], RelayedKernel],
-        life: Life,
-        memory_bytes: int,
+        self, connection: Connection, kernel: Kernel, on_shutdown_request: Callable[[bool], None], memory_bytes: int
     ) -> None:
-        """Listens at once, and reads requests when it is told to. Raises SetUpFailed."""
-        self.kernel = make_kernel(self)
-        self.sockets = ClientSockets(connection, self._take_request)
-        self._life = life
+        """Binds the sockets; requests are read once `sockets.read_requests` says so. Raises SetUpFailed."""
+        self.sockets = ClientSockets(connection, self._handle_request)
         self.out_of_memory = f"it ran out of memory: `limits.memory` is {memory_bytes / (1 << 20):g} MiB."
-        self._asked: OrderedDict[str, _Asked] = OrderedDict()
+        self._kernel = kernel
+        self._on_shutdown_request = on_shutdown_request
+        self._pending: OrderedDict[str, _PendingRequest] = OrderedDict()
         self._runs: dict[str, _Run] = {}
 
     # --- from clients -------------------------------------------------------------------------------------------------
 
-    def _take_request(self, channel: str, identities: list[bytes], parts: list[bytes]) -> None:
+    def _handle_request(self, channel: str, identities: list[bytes], parts: list[bytes]) -> None:
         envelope = envelopes.of_client(parts)
         if envelope is None:
             return
-        asked = _Asked(channel, identities, envelope.header)
+        request = _PendingRequest(channel, identities, envelope.header)
         match envelope.msg_type:
             case "interrupt_request":
-                self.kernel.interrupt_whatever_runs()
-                self._answer(asked, "interrupt_reply", {})
+                self._kernel.interrupt(None, 0)
+                self._answer(request, "interrupt_reply", {})
             case "shutdown_request":
                 restart = _is_restart(parts[3])
-                self._answer(asked, "shutdown_reply", {"restart": restart}, published=True)
-                self._life.on_shutdown_request(restart=restart)
+                self._answer(request, "shutdown_reply", {"restart": restart}, published=True)
+                self._on_shutdown_request(restart)
             case _:
-                self._forward(asked, envelope, parts)
+                self._forward(request, envelope, parts)
 
-    def _forward(self, asked: _Asked, envelope: Envelope, parts: list[bytes]) -> None:
+    def _forward(self, request: _PendingRequest, envelope: Envelope, parts: list[bytes]) -> None:
         if len(parts) > protocol.MAX_PARTS or sum(map(len, parts)) > _MAX_REQUEST_BYTES:
             log.warning("request_not_passed_on", msg_type=envelope.msg_type, reason="it is too large")
             return
         if envelope.msg_type.endswith("_request"):
-            self._asked[envelope.msg_id] = asked
-            if len(self._asked) > _MAX_ASKED:
-                self._asked.popitem(last=False)
-        if envelope.msg_type == "execute_request" and asked.channel == "shell":
+            self._pending[envelope.msg_id] = request
+            if len(self._pending) > _MAX_PENDING:
+                self._pending.popitem(last=False)
+        if envelope.msg_type == "execute_request" and request.channel == "shell":
             run = self._runs[envelope.msg_id] = _Run(self, envelope)
-            self.kernel.run(envelope.msg_id, _without_artifacts(parts), run)
+            frame = protocol.encode_message("shell", _without_artifacts(parts))
+            self._kernel.execute_frame(envelope.msg_id, frame, run)
         else:
-            self.kernel.send(asked.channel, parts)
+            self._kernel.forward(protocol.encode_message(request.channel, parts))
 
-    def _answer(self, asked: _Asked, msg_type: str, content: dict[str, Any], *, published: bool = False) -> None:
-        """Answer in the kernel's place, busy and idle around it as a kernel has them."""
-        self._publish("status", {"execution_state": "busy"}, asked.header)
+    def _answer(
+        self, request: _PendingRequest, msg_type: str, content: dict[str, Any], *, published: bool = False
+    ) -> None:
+        """Answer in the kernel's place, with busy and idle around the reply as a kernel sends them."""
+        self._publish("status", {"execution_state": "busy"}, request.header)
         content = {"status": "ok", **content}
-        self.sockets.reply(asked.channel, asked.identities, self.sockets.make(msg_type, content, asked.header))
+        self.sockets.reply(request.channel, request.identities, self.sockets.make(msg_type, content, request.header))
         if published:
-            self._publish(msg_type, content, asked.header)
-        self._publish("status", {"execution_state": "idle"}, asked.header)
+            self._publish(msg_type, content, request.header)
+        self._publish("status", {"execution_state": "idle"}, request.header)
 
     # --- from the kernel ----------------------------------------------------------------------------------------------
 
-    def on_message(self, channel: str, parts: list[bytes]) -> None:
-        """Pass a message on to whom it concerns."""
+    def on_frame(self, frame: memoryview) -> None:
+        """Pass a message on to the clients that it concerns."""
+        channel, parts = protocol.decode_message(frame)
+        if channel not in protocol.MESSAGE_CHANNELS:
+            return
         envelope = envelopes.of_kernel(parts)
         if envelope is None:
-            self._tell_not_passed_on(parts)
+            self._report_unreadable(parts)
         elif channel == "iopub":
             run = self._runs.get(envelope.parent_id)
             if run is not None and envelope.msg_type == "status" and is_idle(parts[3]):
                 run.idle = parts
             elif envelope.msg_type != "iopub_welcome":  # that one was for the supervisor
                 self.publish(envelope.msg_type, parts)
-        elif (asked := self._asked.get(envelope.parent_id)) is not None:
-            if channel == asked.channel:
-                del self._asked[envelope.parent_id]
-                self.sockets.reply(channel, asked.identities, parts)
+        elif (request := self._pending.get(envelope.parent_id)) is not None:
+            if channel == request.channel:
+                del self._pending[envelope.parent_id]
+                self.sockets.reply(channel, request.identities, parts)
             elif channel == "stdin":
-                self.sockets.reply(channel, asked.identities, parts)
+                self.sockets.reply(channel, request.identities, parts)
 
-    def on_kernel_died(self, died: Died) -> None:
-        """Nothing more comes of what it was asked."""
-        self._asked.clear()
-        self._life.on_kernel_died(died)
+    def on_gap(self, msg_id: str | None, dropped_bytes: int) -> None:
+        """Say that output is missing, in the run that wrote it or in all that it may have been."""
+        for run in self._runs.values() if msg_id is None else [self._runs.get(msg_id)]:
+            if run is not None:
+                notice = f"{dropped_bytes} bytes of output were dropped: one cell may say only so much."
+                self.print_notice(run.header, notice)
 
-    def _tell_not_passed_on(self, parts: list[bytes]) -> None:
+    def forget_requests(self) -> None:
+        """The kernel process has ended, and answers nothing that it was asked."""
+        self._pending.clear()
+
+    def _report_unreadable(self, parts: list[bytes]) -> None:
+        """Tell the cell's author that a message of the kernel's is kept from the clients."""
         envelope = envelopes.of_kernel([parts[1], b"{}", b"{}", b"{}"])
-        if envelope is not None and envelope.msg_id in self._asked:
-            size_bytes = sum(map(len, parts))
-            self.say(envelope.header, f"A message of {size_bytes} bytes is no message of Jupyter's, or too costly.")
+        if envelope is not None and envelope.msg_id in self._pending:
+            notice = f"A message of {sum(map(len, parts))} bytes is no message of Jupyter's, or too costly."
+            self.print_notice(envelope.header, notice)
 
-    # --- of our own ---------------------------------------------------------------------------------------------------
+    # --- from the bridge itself ---------------------------------------------------------------------------------------
 
-    def say(self, parent: dict[str, Any], sentence: str) -> None:
-        """Tell the user something, among the output of the cell that it is about."""
+    def print_notice(self, parent: dict[str, Any], sentence: str) -> None:
+        """Print a sentence of Cellblock's own among the output of the cell whose header is `parent`."""
         self._publish("stream", {"name": "stderr", "text": f"Cellblock: {sentence}\n"}, parent)
 
     def end_run(self, run: _Run) -> None:
-        """Nothing more comes of a run."""
+        """Nothing more comes of a run: let its clients stop listening."""
         self._runs.pop(run.msg_id, None)
         if run.idle is not None:
             self.publish("status", run.idle)
 
     def publish(self, msg_type: str, parts: Sequence[bytes]) -> None:
         """Send serialized parts to all clients."""
-        self.sockets.publish(f"kernel.{self.kernel.kernel_id}.{msg_type}", parts)
+        self.sockets.publish(f"kernel.{self._kernel.kernel_id}.{msg_type}", parts)
 
     def _publish(self, msg_type: str, content: dict[str, Any], parent: dict[str, Any]) -> None:
         self.publish(msg_type, self.sockets.make(msg_type, content, parent))
@@ -164,37 +164,33 @@ class MessageRouter:
 class _Run:
     """`sessions.kernels.outstanding.RequestListener` for one execute_request. Nothing of it has to be committed.
 
-    Its state: its `idle`, at which clients stop listening. That is kept until the supervisor has said what was dropped.
+    Its state: its `idle`, at which clients stop listening. It is kept until the supervisor has said what was dropped.
     """
 
     uncommitted_seq: int | None = None
 
-    def __init__(self, exchange: MessageRouter, envelope: Envelope) -> None:
+    def __init__(self, router: MessageRouter, envelope: Envelope) -> None:
         self.msg_id = envelope.msg_id
+        self.header = envelope.header
         self.idle: list[bytes] | None = None
-        self._exchange = exchange
-        self._header = envelope.header
+        self._router = router
 
     def on_message(self, seq: int, message: Message) -> None:
-        """Messages go another way."""
+        """Do nothing: the router has passed the message on as it came."""
 
     def on_gap(self, seq: int, dropped_bytes: int) -> None:
-        """More was said than a run may say."""
-        del seq
-        self._exchange.say(
-            self._header, f"{dropped_bytes} bytes of output were dropped: one cell may say only so much."
-        )
+        """Do nothing: the router hears of what was lost on the way; what the gateway cannot decode has passed."""
 
     def on_done(self, done: Done) -> None:
-        """The client may stop listening."""
+        """Let the clients stop listening."""
         del done
-        self._exchange.end_run(self)
+        self._router.end_run(self)
 
     def on_died(self, died: Died) -> None:
         """The kernel has died of it, or before it."""
         if died.ran and died.cause is Cause.OOM:
-            self._exchange.say(self._header, f"The kernel was ended because {self._exchange.out_of_memory}")
-        self._exchange.end_run(self)
+            self._router.print_notice(self.header, f"The kernel was ended because {self._router.out_of_memory}")
+        self._router.end_run(self)
 
 
 def _is_restart(content: bytes) -> bool:

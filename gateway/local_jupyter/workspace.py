@@ -1,7 +1,7 @@
-"""A bridge's own directory, and what bridges that were killed have left behind.
+"""A bridge's own directory, and those that killed bridges have left behind.
 
-It is short, since the paths of unix sockets are; it is not below `server.data_dir`, whose containers and sockets a
-gateway that starts there clears away. A lock on it says that its bridge lives.
+Its path is short, as paths of unix sockets must be. It is not below `server.data_dir`, where a gateway that starts
+removes foreign containers and sockets. A lock on it says that its bridge lives.
 """
 
 from __future__ import annotations
@@ -35,47 +35,47 @@ class Workspace:
     def make(cls) -> Workspace:
         """Make one. Raises SetUpFailed."""
         path = _root() / f"{_PREFIX}{uuid4().hex[:12]}"
-        # Under this name nobody takes it for one whose bridge has died, before it is locked.
-        unborn = path.with_name(f".{path.name}")
+        # Until it is locked it has a name that `take_over_abandoned` does not match.
+        unlocked = path.with_name(f".{path.name}")
         try:
-            unborn.mkdir(mode=0o700)
-            lock_fd = os.open(unborn, os.O_RDONLY | os.O_DIRECTORY)
+            unlocked.mkdir(mode=0o700)
+            lock_fd = os.open(unlocked, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(lock_fd, fcntl.LOCK_EX)
-            unborn.rename(path)
+            unlocked.rename(path)
         except OSError as error:
             raise SetUpFailed(f"No directory can be made in {path.parent} ({error.strerror}): set TMPDIR.") from error
         return cls(path, lock_fd)
 
     @property
     def gateway_id(self) -> GatewayId:
-        """What the containers of this bridge carry."""
+        """The gateway id on the labels of this bridge's containers."""
         return GatewayId(f"jupyter-{self.path.name.removeprefix(_PREFIX)}")
 
     @property
     def sockets(self) -> Path:
-        """Where the supervisor dials in."""
+        """The directory of the socket that the supervisor dials."""
         return self.path / "s"
 
     @property
     def kernels(self) -> Path:
-        """What the process engine's kernel owns."""
+        """The directory of the process engine's kernels."""
         return self.path / "k"
 
     def remove(self) -> None:
-        """Remove the directory, and let go of it."""
+        """Remove the directory and its lock."""
         shutil.rmtree(self.path, ignore_errors=True)
         self.release()
 
     def release(self) -> None:
-        """Leave it to somebody else."""
+        """Unlock it, and leave it to the next bridge."""
         os.close(self._lock_fd)
 
 
 def take_over_abandoned() -> Iterator[Workspace]:
-    """The places of this user's bridges that have been killed; each is the caller's to clear away and `remove`."""
+    """The workspaces of this user's bridges that were killed, locked for the caller, who is to `remove` each."""
     for path in _root().glob(f"{_PREFIX}*"):
-        if re.fullmatch(f"{_PREFIX}[0-9a-f]{{12}}", path.name) and (place := _take_over(path)) is not None:
-            yield place
+        if re.fullmatch(f"{_PREFIX}[0-9a-f]{{12}}", path.name) and (workspace := _take_over(path)) is not None:
+            yield workspace
 
 
 def _take_over(path: Path) -> Workspace | None:
@@ -94,6 +94,6 @@ def _take_over(path: Path) -> Workspace | None:
 
 
 def _root() -> Path:
-    """Where temporary files go, unless that leaves no room for a socket's name."""
+    """The directory for temporary files, or /tmp when its path leaves no room for a socket's name."""
     usual = Path(tempfile.gettempdir())
     return usual if len(os.fsencode(usual / _LONGEST_SOCKET)) <= UNIX_PATH_MAX_BYTES else _SHORT_ROOT

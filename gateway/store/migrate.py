@@ -1,34 +1,36 @@
-"""Brings a database to the current shape: the migrations, all in one transaction, one gateway at a time.
+"""Brings a database to the current shape: all missing migrations in one transaction, one gateway at a time.
 
-What the shape is says `tables`; what each step does, `migrations/versions`.
+The shape is in `tables`, the steps are in `migrations/versions`. Alembic is imported only when a step is missing.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, exc, text
 
 from gateway.store.engine import make_engine, outages_as_unavailable
 from sessions.errors import SetUpFailed
 
-_MIGRATIONS = Path(__file__).parent / "migrations"
+MIGRATIONS = Path(__file__).parent / "migrations"
+VERSIONS = MIGRATIONS / "versions"
 _LOCK_KEY = 0x63656C6C  # "cell"
-_LOCK_PATIENCE_S = 120
+_LOCK_TIMEOUT_S = 120
 _OLDEST_SERVER = 140_000
 _LOCK_NOT_AVAILABLE = "55P03"
 _INSUFFICIENT_PRIVILEGE = "42501"
 
 
+def known_revisions() -> list[str]:
+    """The revisions of this version's migrations, oldest first: the numbers that their files' names begin with."""
+    return sorted(path.name.partition("_")[0] for path in VERSIONS.glob("[0-9]*.py"))
+
+
 def migrate(url: str, *, connect_timeout_s: float = 5.0) -> bool:
     """Bring the database at `url` to the current shape; returns whether there was something to do. Blocks.
 
-    Interrupted, it leaves nothing behind. Of gateways that start together one migrates and the others wait. Raises
-    StoreUnavailable when the database is out of reach, and SetUpFailed, saying what to do, when it cannot be used.
+    An interrupted migration leaves nothing behind. Of gateways that start together, one migrates and the others wait.
+    Raises StoreUnavailable when the database is out of reach, and SetUpFailed, saying what to do, when it is unusable.
     """
     engine = make_engine(url, pool_size=1, connect_timeout_s=connect_timeout_s)
     try:
@@ -49,21 +51,35 @@ def migrate(url: str, *, connect_timeout_s: float = 5.0) -> bool:
 def _migrate(connection: Connection) -> bool:
     _check_server(connection)
     _lock(connection)
-    config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    scripts = ScriptDirectory.from_config(config)
-    known = {script.revision for script in scripts.walk_revisions()}
-    current = MigrationContext.configure(connection).get_current_revision()
+    known = known_revisions()
+    current = _current_revision(connection)
     if current is not None and current not in known:
         raise SetUpFailed(
             f"The database has the shape of a newer Cellblock (revision {current}): update this one, or give it "
             "another database."
         )
-    if current == scripts.get_current_head():
+    if current == known[-1]:
         return False
-    command.upgrade(config, "head")
+    _upgrade(connection)
     return True
+
+
+def _current_revision(connection: Connection) -> str | None:
+    """The revision that Alembic noted in the database; None for a database without tables."""
+    if connection.execute(text("SELECT to_regclass('alembic_version')")).scalar_one() is None:
+        return None
+    revision: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+    return revision
+
+
+def _upgrade(connection: Connection) -> None:
+    from alembic import command  # noqa: PLC0415 - a fifth of a second of imports, seldom needed
+    from alembic.config import Config  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
 
 
 def _check_server(connection: Connection) -> None:
@@ -77,13 +93,13 @@ def _check_server(connection: Connection) -> None:
 
 
 def _lock(connection: Connection) -> None:
-    """Held to the end of the transaction, however that ends."""
-    connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_PATIENCE_S}s'"))
+    """Take the lock that gateways migrate under; the server releases it with the transaction."""
+    connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT_S}s'"))
     try:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
     except exc.OperationalError as error:
         if getattr(error.orig, "pgcode", None) == _LOCK_NOT_AVAILABLE:
             raise SetUpFailed(
-                f"Another gateway has been migrating the database for {_LOCK_PATIENCE_S} s: wait for it, then retry."
+                f"Another gateway has been migrating the database for {_LOCK_TIMEOUT_S} s: wait for it, then retry."
             ) from error
         raise

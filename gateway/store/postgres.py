@@ -1,11 +1,10 @@
 """`sessions.ports.Store` on PostgreSQL: what is written when, what a repeated call does, and how long it may take.
 
-The SQL is in `statements`, what rows mean in `rows`, the threads in `calls`, the tables' shape in `schema`.
+The SQL is in `statements`, the mapping from rows to records in `rows`, the threads in `db_threads`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from datetime import datetime
 from typing import Any, TypeVar
@@ -42,81 +41,78 @@ _ARTIFACT_BYTES_PER_S = 5 << 20
 """How slow the database may be with large artifacts before it counts as hung."""
 
 _CONNECT_SHARE = 0.6
-"""Of a call's time, what connecting may take: a thread that connects cannot be called back."""
+"""Of a call's time, what connecting may take: a thread that connects cannot be interrupted."""
 
 _NOT_KEPT = "The code was run, but the database is out of reach, and what it made could not be kept."
-_RETRY_EVERY_S = 0.1
 _EXPIRY_TIMEOUT_S = 120.0
 
 _log = structlog.get_logger(__name__)
 
 
 class PostgresStore:
-    """Made without connecting; the database must have been through `schema.migrate`.
+    """Made without connecting; the database must have been through `migrate.migrate`.
 
-    The state: `_living`, the runs added or taken over here and not finished yet; `_is_reachable`, as last logged.
+    The state: `_held`, the runs added or taken over here and not finished yet; `_is_reachable`, as last logged.
     """
 
     def __init__(self, url: str, *, timeout_s: float = 5.0, pool_size: int = 4) -> None:
         self._engine = make_engine(url, pool_size=pool_size, connect_timeout_s=timeout_s * _CONNECT_SHARE)
         self._calls = DbThreads(self._engine, threads=pool_size)
         self._timeout_s = timeout_s
-        self._living = HeldRuns()
+        self._held = HeldRuns()
         self._is_reachable = True
 
     def __repr__(self) -> str:
-        return (
-            f"<PostgresStore {'reachable' if self._is_reachable else 'out of reach'}, {len(self._living)} living runs>"
-        )
+        return f"<PostgresStore {'reachable' if self._is_reachable else 'out of reach'}, {len(self._held)} living runs>"
 
     async def add_run(self, run: Run) -> RunRecord | None:
         """See `Store`. Survives a crash of the gateway at once, and one of PostgreSQL while this store lives.
 
         With an idempotency key, or without a kernel, it survives a power cut, too.
         """
-        epoch = self._living.epoch(run.run_id)
+        epoch = self._held.epoch(run.run_id)
         existing = await self._run(lambda connection: _add_run(connection, run, epoch))
         if existing is None:
-            self._living.added(run)
+            self._held.added(run)
         return existing
 
     async def start_run(self, run_id: RunId, kernel_id: KernelId, started_at: datetime) -> None:
         """See `Store`. Survives a power cut."""
-        parameters = runs.start_parameters(run_id, self._living.epoch(run_id), kernel_id, started_at)
+        parameters = runs.start_parameters(run_id, self._held.epoch(run_id), kernel_id, started_at)
 
         def work(connection: Connection) -> bool:
             return connection.execute(runs.START_RUN, parameters).one_or_none() is not None
 
-        if not await self._run(lambda connection: self._living.write(connection, run_id, work)):
+        if not await self._run(lambda connection: self._held.write(connection, run_id, work)):
             raise NotFound(f"The run {run_id} has ended, or another gateway has taken it over.")
-        self._living.started(run_id, kernel_id, started_at)
+        self._held.started(run_id, kernel_id, started_at)
 
     async def withdraw_run(self, run_id: RunId) -> None:
         """See `Store`. A finished run stays as it is."""
-        parameters = {"run_id": run_id, "epoch": self._living.epoch(run_id)}
+        parameters = {"run_id": run_id, "epoch": self._held.epoch(run_id)}
         await self._run(lambda connection: connection.execute(runs.WITHDRAW_RUN, parameters))
-        self._living.ended(run_id)
+        self._held.ended(run_id)
 
     async def append(self, run_id: RunId, batch: Batch) -> None:
-        """See `Store`. A finished run stays as it is. Waits for a database that restarts. Raises NotFound.
+        """See `Store`. A finished run stays as it is. Raises NotFound.
 
         Progress that is less than what is stored is left out. So is all of it when a later gateway holds the run: there
         is one to a data directory, so this process is on its way out, and its followers hang up with it.
         """
-        epoch = self._living.epoch(run_id)
+        epoch = self._held.epoch(run_id)
         await self._persist(run_id, lambda connection: writing.append(connection, run_id, epoch, batch), batch)
 
     async def finish_run(
         self, result: Result, batch: Batch, finished_at: datetime, session: Session | None = None
     ) -> None:
-        """See `Store`. A finished run stays as it is. Waits for a database that restarts. Raises NotFound."""
-        epoch = self._living.epoch(result.run_id)
+        """See `Store`. A finished run stays as it is. Raises NotFound."""
+        epoch = self._held.epoch(result.run_id)
 
         def work(connection: Connection) -> bool:
             return writing.finish(connection, result, epoch, batch, finished_at, session=session)
 
         await self._persist(result.run_id, work, batch)
-        self._living.ended(result.run_id)
+        self._held.ended(result.run_id)
 
     async def get_run(self, run_id: RunId) -> RunRecord | None:
         """See `Store`."""
@@ -144,7 +140,7 @@ class PostgresStore:
         """See `Store`. Whatever is being written to them is waited for."""
         taken = await self._run(lambda connection: _take_over(connection, gateway_id))
         for row in taken:
-            self._living.taken_over(row.run_id, row.epoch)
+            self._held.taken_over(row.run_id, row.epoch)
         return [rows.to_record(row) for row in taken]
 
     async def get_artifact(self, artifact_id: ArtifactId) -> Artifact | None:
@@ -160,17 +156,17 @@ class PostgresStore:
 
     async def update_session(self, session: Session) -> None:
         """See `Store`. One of the same name that is not this one is left alone."""
-        parameters = sessions.parameters(session)
+        parameters = rows.from_session(session)
         await self._run(lambda connection: connection.execute(sessions.UPDATE_SESSION, parameters))
 
     async def renew_session(self, session: Session) -> None:
         """See `Store`. One of the same name that is not this one is left alone."""
-        parameters = sessions.parameters(session)
+        parameters = rows.from_session(session)
         await self._run(lambda connection: connection.execute(sessions.RENEW_SESSION, parameters))
 
     async def remove_session(self, session: Session) -> None:
         """See `Store`. One of the same name that is not this one is left alone."""
-        parameters = sessions.parameters(session)
+        parameters = rows.from_session(session)
         await self._run(lambda connection: connection.execute(sessions.REMOVE_SESSION, parameters))
 
     async def sessions_of(self, gateway_id: GatewayId) -> list[Session]:
@@ -224,21 +220,13 @@ class PostgresStore:
         return answer
 
     async def _persist(self, run_id: RunId, work: Work[bool], batch: Batch) -> None:
-        """Write what exists nowhere else: while the database refuses (it restarts), try until the time is over."""
-        loop = asyncio.get_running_loop()
+        """Write what exists nowhere else, with a time-out that grows with the artifacts. The caller retries."""
         size_bytes = sum(len(artifact.data) for artifact in batch.artifacts)
-        deadline = loop.time() + self._timeout_s + size_bytes / _ARTIFACT_BYTES_PER_S
-        while True:
-            try:
-                await self._run(
-                    lambda connection: self._living.write(connection, run_id, work), timeout_s=deadline - loop.time()
-                )
-            except StoreUnavailable as error:
-                if loop.time() + _RETRY_EVERY_S >= deadline:
-                    raise StoreUnavailable(_NOT_KEPT) from error
-                await asyncio.sleep(_RETRY_EVERY_S)
-            else:
-                return
+        timeout_s = self._timeout_s + size_bytes / _ARTIFACT_BYTES_PER_S
+        try:
+            await self._run(lambda connection: self._held.write(connection, run_id, work), timeout_s=timeout_s)
+        except StoreUnavailable as error:
+            raise StoreUnavailable(_NOT_KEPT) from error
 
 
 def _add_run(connection: Connection, run: Run, epoch: int) -> RunRecord | None:
@@ -268,7 +256,7 @@ def _take_over(connection: Connection, gateway_id: GatewayId) -> list[Row[Any]]:
 
 def _add_session(connection: Connection, session: Session) -> Session | None:
     """None when the session is there now, or the one that has its name."""
-    parameters = sessions.parameters(session)
+    parameters = rows.from_session(session)
     while connection.execute(sessions.ADD_SESSION, parameters).one_or_none() is None:
         row = connection.execute(sessions.session(session.tenant, session.session_id)).one_or_none()
         if row is not None:

@@ -1,7 +1,11 @@
-"""From rows to records. All times come out in UTC, whatever the server's time zone is."""
+"""The mapping between records and rows, both ways. All times are in UTC, whatever the server's time zone is.
+
+It runs no statements. The part of an answer without a column of its own is in `answers`.
+"""
 
 from __future__ import annotations
 
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,48 +32,68 @@ from sessions.model import (
 )
 
 
+def _names(record: type[Any], *left_out: str) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(record) if field.name not in left_out)
+
+
+# Fields and columns have the same names, so that each is written down in the record and in `tables`, and nowhere else.
+_USAGE_COLUMNS = _names(Usage)
+RUN_COLUMNS = _names(Run)
+RESULT_COLUMNS = ("status", "output", "stderr", "answer", *_USAGE_COLUMNS)
+_SUMMARY_FIELDS = _names(RunSummary, "usage")
+SUMMARY_COLUMNS = (*_SUMMARY_FIELDS, *_USAGE_COLUMNS)
+_SESSION_COLUMNS = _names(Session, "usage")
+
+
+def from_run(run: Run) -> dict[str, Any]:
+    """The values of `RUN_COLUMNS`."""
+    return {
+        **_values(run, RUN_COLUMNS),
+        "variables": dict(run.variables),
+        "jupyter": None if run.jupyter is None else asdict(run.jupyter),
+    }
+
+
+def from_result(result: Result) -> dict[str, Any]:
+    """The values of `RESULT_COLUMNS`."""
+    usage = dict.fromkeys(_USAGE_COLUMNS) if result.usage is None else asdict(result.usage)
+    answer = answers.from_result(result)
+    return {**_values(result, ("output", "stderr")), "status": result.status.value, "answer": answer, **usage}
+
+
+def from_session(session: Session) -> dict[str, Any]:
+    """The values of all columns of `sessions`."""
+    return {
+        **_values(session, _SESSION_COLUMNS),
+        **asdict(session.usage),
+        "news": session.news.value,
+        "expires_at": session.expires_at,
+        "jupyter": None if session.jupyter is None else session.jupyter.as_json(),
+    }
+
+
 def to_record(row: Row[Any]) -> RunRecord:
     """From all columns of `runs`. A tombstone's code is empty, and it has no variables."""
-    run = Run(
-        run_id=row.run_id,
-        tenant=row.tenant,
-        gateway_id=row.gateway_id,
-        language=row.language,
-        code=row.code or "",
-        variables=row.variables or {},
-        timeout_s=row.timeout_s,
-        created_at=_in_utc(row.created_at),
-        kernel_id=row.kernel_id,
-        started_at=_in_utc_if_set(row.started_at),
-        session_id=row.session_id,
-        allow_stdin=row.allow_stdin,
-        idempotency_key=row.idempotency_key,
-        request_sha256=row.request_sha256,
-        jupyter=None if row.jupyter is None else JupyterRequest(**row.jupyter),
-    )
+    changed = {
+        "code": row.code or "",
+        "variables": row.variables or {},
+        "jupyter": None if row.jupyter is None else JupyterRequest(**row.jupyter),
+    }
     return RunRecord(
-        run=run,
+        run=Run(**{**_values(row, RUN_COLUMNS), **changed}),
         number=row.number,
         status=RunStatus(row.status),
-        finished_at=_in_utc_if_set(row.finished_at),
-        expired_at=_in_utc_if_set(row.expired_at),
+        finished_at=_in_utc(row.finished_at),
+        expired_at=_in_utc(row.expired_at),
         result=_to_result(row) if row.finished_at is not None and row.expired_at is None else None,
         progress=None if row.progress is None else Progress(row.taken_seq, **row.progress),
     )
 
 
 def to_summary(row: Row[Any]) -> RunSummary:
-    """From the columns of `reading.listed_runs`."""
-    return RunSummary(
-        run_id=row.run_id,
-        number=row.number,
-        status=RunStatus(row.status),
-        language=row.language,
-        created_at=_in_utc(row.created_at),
-        finished_at=_in_utc_if_set(row.finished_at),
-        session_id=row.session_id,
-        usage=_to_usage(row),
-    )
+    """From `SUMMARY_COLUMNS`."""
+    changed = {"status": RunStatus(row.status), "usage": _to_usage(row)}
+    return RunSummary(**{**_values(row, _SUMMARY_FIELDS), **changed})
 
 
 def to_event(row: Row[Any]) -> Event:
@@ -85,24 +109,17 @@ def to_artifact(row: Row[Any]) -> Artifact:
 
 def to_session(row: Row[Any]) -> Session:
     """From all columns of `sessions`."""
-    return Session(
-        tenant=row.tenant,
-        session_id=row.session_id,
-        gateway_id=row.gateway_id,
-        language=row.language,
-        idle_timeout_s=row.idle_timeout_s,
-        max_lifetime_s=row.max_lifetime_s,
-        created_at=_in_utc(row.created_at),
-        last_used_at=_in_utc(row.last_used_at),
-        kernel_id=row.kernel_id,
-        generation=row.generation,
-        news=SessionNews(row.news),
-        version=row.version,
-        runs=row.runs,
-        usage=Usage(row.wall_ms, row.cpu_ms, row.memory_peak_bytes),
-        jupyter=None if row.jupyter is None else JupyterSession(**row.jupyter),
-        jupyter_version=row.jupyter_version,
-    )
+    changed = {
+        "news": SessionNews(row.news),
+        "usage": _to_usage(row),
+        "jupyter": None if row.jupyter is None else JupyterSession(**row.jupyter),
+    }
+    return Session(**{**_values(row, _SESSION_COLUMNS), **changed})
+
+
+def _values(source: object, names: tuple[str, ...]) -> dict[str, Any]:
+    """These attributes of a record or a row; times in UTC."""
+    return {name: _in_utc(getattr(source, name)) for name in names}
 
 
 def _to_result(row: Row[Any]) -> Result:
@@ -118,12 +135,8 @@ def _to_result(row: Row[Any]) -> Result:
 
 
 def _to_usage(row: Row[Any]) -> Usage | None:
-    return None if row.wall_ms is None else Usage(row.wall_ms, row.cpu_ms, row.memory_peak_bytes)
+    return None if row.wall_ms is None else Usage(**_values(row, _USAGE_COLUMNS))
 
 
-def _in_utc(at: datetime) -> datetime:
-    return at.astimezone(UTC)
-
-
-def _in_utc_if_set(at: datetime | None) -> datetime | None:
-    return None if at is None else at.astimezone(UTC)
+def _in_utc(value: Any) -> Any:
+    return value.astimezone(UTC) if isinstance(value, datetime) else value

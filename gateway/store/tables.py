@@ -145,7 +145,7 @@ sessions = Table(
     Index("sessions_of_gateway", "gateway_id"),
 )
 
-# Only the SHA-256 of a token is known here.
+# Reserved for tokens that are made and revoked at run time; nothing reads it yet. It has only the SHA-256 of a token.
 tokens = Table(
     "tokens",
     metadata,

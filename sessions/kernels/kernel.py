@@ -72,6 +72,7 @@ class Kernel:
         timeouts: Timeouts,
         *,
         adopted: bool = False,
+        throttle: Throttle | None = None,
     ) -> None:
         self.kernel_id = kernel_id
         self.kernel_name = kernel_name
@@ -81,6 +82,7 @@ class Kernel:
         self.failed_preloads: Mapping[str, Any] = {}
         self.violation: str | None = None
         self.deaths = 0
+        self.last_death: Died | None = None
         self.credential = credential
         self.files = SupervisorFiles(self._send_file_question, self._send_piece, timeouts.file_answer_timeout_s)
         self.tap: KernelTap | None = None
@@ -93,7 +95,7 @@ class Kernel:
         self._requests = PendingRequests()
         self._unsent: deque[str] = deque(maxlen=_UNSENT)
         self._refusals = 0
-        self._throttle = Throttle(clock)
+        self._throttle = throttle or Throttle(clock)
         self._changed = asyncio.Event()
         self._reconnect_deadline: asyncio.TimerHandle | None = None
         self._watchers: list[Callable[[Kernel], None]] = []
@@ -161,11 +163,15 @@ class Kernel:
 
         Raises KernelLost when no kernel would take it.
         """
-        if self._link is None or not self.is_ready():
-            raise KernelLost("The sandbox ended before the code was sent to it.")
         frame = self._builder.execute(
             msg_id, code, silent=silent, allow_stdin=allow_stdin, metadata=metadata, jupyter=jupyter
         )
+        self.execute_frame(msg_id, frame, listener)
+
+    def execute_frame(self, msg_id: str, frame: bytes, listener: RequestListener) -> None:
+        """Send an execute_request that is framed already, under its own msg_id; otherwise as `execute` does."""
+        if self._link is None or not self.is_ready():
+            raise KernelLost("The sandbox ended before the code was sent to it.")
         self._requests.add(msg_id, listener, frame)
         self._link.send_binary(frame)
 
@@ -190,8 +196,11 @@ class Kernel:
         """Have the kernel process killed and a fresh one forked; what is outstanding dies with it."""
         self._send_later(protocol.RESTART)
 
-    def interrupt(self, msg_id: str, grace_s: float) -> None:
-        """Interrupt this request; the supervisor kills the kernel when it is still running after `grace_s`."""
+    def interrupt(self, msg_id: str | None, grace_s: float) -> None:
+        """Interrupt this request; the supervisor kills the kernel when it is still running after `grace_s`.
+
+        None interrupts whatever runs, and nothing is killed.
+        """
         self._send_later(protocol.INTERRUPT, msg_id=msg_id, grace_s=grace_s)
 
     def acknowledge(self) -> None:
@@ -400,7 +409,7 @@ class Kernel:
         """Only what is named has died: what was asked since then is another kernel process's."""
         self.deaths += 1
         self.state = KernelState.STARTING
-        died = died_of(fields)
+        died = self.last_death = died_of(fields)
         self._requests.fail(str(fields.get("msg_id")), died)
         self._requests.refuse(_ids(fields.get("never_run")), died.cause)
         self._notify_change()

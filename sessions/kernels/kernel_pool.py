@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
 
 import structlog
 
@@ -94,10 +93,6 @@ class KernelPool:
         if not any(pool.ever_warm for pool in self._pools.values()):
             return [f"The first sandbox is still being started.{f' {self.last_failure}' if self.last_failure else ''}"]
         return []
-
-    def limits_seen(self) -> Mapping[str, Any]:
-        """What a connected supervisor last said of the limits that its container really has; empty when none has."""
-        return next((kernel.limits_seen for kernel in self._kernels.values() if kernel.limits_seen), {})
 
     # --- claims -------------------------------------------------------------------------------------------------------
 

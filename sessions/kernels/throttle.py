@@ -14,8 +14,9 @@ _BURST_S = 1.0
 class Throttle:
     """The state: what is left of the time, and when it was last added to."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, share: float = _SHARE) -> None:
         self._clock = clock
+        self._share = share
         self._left_s = _BURST_S
         self._at_s = clock.monotonic()
 
@@ -24,7 +25,7 @@ class Throttle:
         before_s = self._clock.monotonic()
         handle(*args)
         now_s = self._clock.monotonic()
-        earned_s = (now_s - self._at_s) * _SHARE
+        earned_s = (now_s - self._at_s) * self._share
         self._left_s = min(_BURST_S, self._left_s + earned_s) - (now_s - before_s)
         self._at_s = now_s
-        return max(0.0, -self._left_s / _SHARE)
+        return max(0.0, -self._left_s / self._share)

@@ -42,6 +42,7 @@ class CrashableGateway:
             "PORT": str(self.port),
             "CELLBLOCK_SERVER_DATA_DIR": str(directory / "d"),
             "CELLBLOCK_ENGINE_NAME": engine,
+            "CELLBLOCK_BUILD_PRELOAD": "[]",
             "CELLBLOCK_POOL_SIZE": "1",
             "CRASH_FILE": str(self.crash_file),
             **settings,

@@ -19,6 +19,7 @@ from gateway import app
 from gateway.cli import commands
 from kernel_image import protocol
 from sessions.ports import Link, LinkListener
+from sessions.provisioners.docker import provisioner
 
 STORE = (
     "add_run",
@@ -158,6 +159,6 @@ class CrashingSwitchboard(app.SupervisorSwitchboard):
 if __name__ == "__main__":
     app.PostgresStore = with_failpoints(app.PostgresStore, "store", STORE)  # type: ignore[misc]
     app.ProcessProvisioner = with_failpoints(app.ProcessProvisioner, "engine", ENGINE)  # type: ignore[misc]
-    app.DockerProvisioner = with_failpoints(app.DockerProvisioner, "engine", ENGINE)  # type: ignore[misc]
+    provisioner.DockerProvisioner = with_failpoints(provisioner.DockerProvisioner, "engine", ENGINE)  # type: ignore[misc]
     app.SupervisorSwitchboard = CrashingSwitchboard  # type: ignore[misc]
     commands.main()

@@ -1,4 +1,4 @@
-"""Fifty random `kill -9` of a gateway with live sessions in real containers. `make crash-test ROUNDS=…` for more."""
+"""Random `kill -9` of a gateway with live sessions in real containers. `make crash-test ROUNDS=…` for more."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import pytest
 from crash_rig import CrashableGateway
 from random_kills import crash_again_and_again
 
-ROUNDS = 50
+ROUNDS = 15
 
 
 @pytest.mark.docker
 @pytest.mark.timeout(900)
-@pytest.mark.xdist_group("random kills")
-async def test_fifty_random_kills_lose_no_session_no_run_and_no_line(kernel_image: str) -> None:
+async def test_random_kills_lose_no_session_no_run_and_no_line(kernel_image: str) -> None:
     directory = Path(tempfile.mkdtemp(prefix="cb-"))
     gateway = CrashableGateway(directory, "docker", CELLBLOCK_ENGINE_KERNEL_IMAGE=kernel_image, CELLBLOCK_POOL_MAX="8")
     seed = random.SystemRandom().randrange(1 << 32)

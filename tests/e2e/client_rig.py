@@ -204,6 +204,7 @@ def settings(kernel_image: str, database_url: str, **more: str) -> dict[str, str
         "CELLBLOCK_ENGINE_KERNEL_IMAGE": kernel_image,
         "CELLBLOCK_DATABASE_URL": database_url,
         "CELLBLOCK_AUTH_TOKENS": TOKENS,
+        "CELLBLOCK_BUILD_PRELOAD": "[]",
         **more,
     }
 

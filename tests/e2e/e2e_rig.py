@@ -27,7 +27,6 @@ from sessions.kernels.pool_policy import PoolSettings
 from sessions.model import ANONYMOUS, GatewayId, KernelId, Result, RunRequest, RunStatus
 from sessions.provisioners.docker.container import GATEWAY_LABEL
 from sessions.provisioners.docker.provisioner import DockerProvisioner
-from sessions.provisioners.image.default_packages import DEFAULT_PRELOAD
 from sessions.service import Service
 from sessions.settings import EngineSettings, Limits, SessionLimits
 from sessions.wiring import Wiring
@@ -141,10 +140,12 @@ def module_database_url(postgres_server: str, migrated_template: str) -> Iterato
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def rig(
+    request: pytest.FixtureRequest,
     docker_client: APIClient,
     kernel_image: str,
     module_database_url: str,
 ) -> AsyncIterator[Rig]:
+    """The gateway of a module. The module's `PRELOAD` names what its kernels have imported before they are asked."""
     top = Path(tempfile.mkdtemp(prefix="cb-"))  # short, since socket paths are
     root = top / "s"
     gateway_id = GatewayId(uuid.uuid4().hex)
@@ -159,7 +160,7 @@ async def rig(
             limits=LIMITS,
             pool=PoolSettings(WARM, MAX_CONTAINERS),
             languages={"python": "python3"},
-            preload=DEFAULT_PRELOAD,
+            preload=getattr(request.module, "PRELOAD", ()),
             credential_of=credential_of,
             clock=SystemClock(),
         ),

@@ -42,6 +42,7 @@ def environment(data_dir: Path, **variables: str) -> dict[str, str]:
         "CELLBLOCK_SERVER_DATA_DIR": str(data_dir),
         "CELLBLOCK_ENGINE_NAME": "process",
         "CELLBLOCK_BUILD_DEPENDENCIES": "[]",  # kernels run in the tests' own environment
+        "CELLBLOCK_BUILD_PRELOAD": "[]",
         "CELLBLOCK_POOL_SIZE": "1",
         **variables,
     }

@@ -17,7 +17,6 @@ pytestmark = [
     pytest.mark.docker,
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.usefixtures("settled"),
-    pytest.mark.xdist_group("e2e-attacks"),
 ]
 
 DENIED = {"EPERM", "EACCES"}

@@ -31,7 +31,7 @@ with warnings.catch_warnings():
 PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 3, 2])\nplt.show()"
 PNG_MAGIC = b"\x89PNG\r\n"
 
-pytestmark = [pytest.mark.docker, FORGETFUL, pytest.mark.xdist_group("e2e-jupyter-agents")]
+pytestmark = [pytest.mark.docker, FORGETFUL]
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ GARBAGE: list[str | bytes] = [
     b"\x00\x00\x00\x02\x00\x00\x00\x0c\x7f\xff\xff\xff{}",
 ]
 
-pytestmark = [pytest.mark.docker, pytest.mark.xdist_group("e2e-jupyter-channels")]
+pytestmark = pytest.mark.docker
 
 
 @pytest.fixture(scope="module")

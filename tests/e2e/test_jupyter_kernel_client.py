@@ -23,7 +23,7 @@ from jupyter_kernel_client import JupyterKernelClient
 from requests.exceptions import HTTPError
 from serve_rig import Gateway
 
-pytestmark = [pytest.mark.docker, FORGETFUL, pytest.mark.xdist_group("e2e-jupyter-kernel-client")]
+pytestmark = [pytest.mark.docker, FORGETFUL]
 
 PROTOCOLS = pytest.mark.parametrize("protocol", [{}, IN_BINARY], ids=["legacy", "v1"])
 

@@ -25,7 +25,7 @@ display(Image(base64.b64decode(
 )))
 """
 
-pytestmark = [pytest.mark.docker, FORGETFUL, pytest.mark.xdist_group("e2e-jupyter-kernel-tests")]
+pytestmark = [pytest.mark.docker, FORGETFUL]
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ PATIENCE_MS = 60_000
 PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 3, 2])\nplt.title('drawn here')\nplt.show()"
 LINES = 100
 
-pytestmark = [pytest.mark.docker, pytest.mark.xdist_group("e2e-jupyter-lab")]
+pytestmark = pytest.mark.docker
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,6 @@ PNG_MAGIC = b"\x89PNG\r\n"
 pytestmark = [
     pytest.mark.docker,
     FORGETFUL,
-    pytest.mark.xdist_group("e2e-jupyter-notebooks"),
 ]
 
 

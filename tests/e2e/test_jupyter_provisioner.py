@@ -17,7 +17,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat.v4 import new_code_cell, new_notebook
 
-pytestmark = [pytest.mark.docker, pytest.mark.xdist_group("jupyter-provisioner")]
+pytestmark = pytest.mark.docker
 
 
 def notebook(*cells: str) -> Any:

@@ -25,7 +25,7 @@ FLOOD_LINES = 700
 FLOODS = 3
 CODE = NUMBERED.format(count=LINES, pause_s=0.05)
 
-pytestmark = [pytest.mark.docker, pytest.mark.xdist_group("e2e-jupyter-reconnect")]
+pytestmark = pytest.mark.docker
 
 
 class Site:

@@ -19,7 +19,7 @@ LINES = 60
 LOOP = f"import time\nfor n in range({LINES}):\n    print(n, flush=True)\n    time.sleep(0.1)\nx = 1"
 EXPECTED = "".join(f"{n}\n" for n in range(LINES))
 
-pytestmark = [pytest.mark.docker, pytest.mark.xdist_group("e2e-outages")]
+pytestmark = pytest.mark.docker
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from sessions.provisioners.docker.container import GATEWAY_LABEL, KERNEL_LABEL
 
 LOOP = "import time\nfor n in range({}):\n    print(n, flush=True)\n    time.sleep(0.1)"
 
-pytestmark = [pytest.mark.docker, pytest.mark.xdist_group("e2e-restart")]
+pytestmark = pytest.mark.docker
 
 
 class Site:

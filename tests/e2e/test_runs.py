@@ -11,11 +11,13 @@ from e2e_rig import LIMITS, Rig
 
 from sessions.errors import UnsupportedLanguage
 from sessions.model import ANONYMOUS, RunRequest, RunStatus
+from sessions.provisioners.image.default_packages import DEFAULT_PRELOAD
+
+PRELOAD = DEFAULT_PRELOAD
 
 pytestmark = [
     pytest.mark.docker,
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.xdist_group("e2e-runs"),
 ]
 
 

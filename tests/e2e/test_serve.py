@@ -22,8 +22,6 @@ from serve_rig import PATIENCE_S, Gateway, environment, free_port, processes_of,
 
 TINY_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
-pytestmark = pytest.mark.xdist_group("serve")
-
 
 @pytest.fixture
 def data_dir() -> Iterator[Path]:

@@ -12,8 +12,9 @@ from docker.api.client import APIClient
 from serve_rig import start
 
 from sessions.provisioners.docker.container import GATEWAY_LABEL
+from sessions.provisioners.image.default_packages import DEFAULT_PRELOAD
 
-pytestmark = [pytest.mark.docker, pytest.mark.xdist_group("serve")]
+pytestmark = pytest.mark.docker
 
 TRIANGLE = """
 import matplotlib.pyplot as plt
@@ -31,7 +32,12 @@ def test_hello_world_and_a_triangle_from_containers_that_are_gone_afterwards(
 ) -> None:
     other_gateway = uuid.uuid4().hex
     foreign = docker_client.create_container(kernel_image, labels={GATEWAY_LABEL: other_gateway})["Id"]
-    gateway = start(short_dir / "data", CELLBLOCK_ENGINE_NAME="docker", CELLBLOCK_ENGINE_KERNEL_IMAGE=kernel_image)
+    gateway = start(
+        short_dir / "data",
+        CELLBLOCK_ENGINE_NAME="docker",
+        CELLBLOCK_ENGINE_KERNEL_IMAGE=kernel_image,
+        CELLBLOCK_BUILD_PRELOAD=",".join(DEFAULT_PRELOAD),
+    )
     try:
         gateway_id = (gateway.data_dir / "gateway_id").read_text().strip()
         fields = {"languageType": "python", "variables": {}, "code": "print('Hello, World!')"}

@@ -18,7 +18,7 @@ DISK_BYTES = 160 << 20
 LARGE_BYTES = 100 << 20
 PIECE = bytes(range(256)) * 1024
 
-pytestmark = [pytest.mark.docker, pytest.mark.xdist_group("e2e-files")]
+pytestmark = pytest.mark.docker
 
 
 @pytest.fixture(scope="module")

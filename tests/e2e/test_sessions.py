@@ -21,7 +21,7 @@ while True:
     except BaseException: pass
 """
 
-pytestmark = [pytest.mark.docker, pytest.mark.xdist_group("e2e-sessions")]
+pytestmark = pytest.mark.docker
 
 
 @pytest.fixture(scope="module")

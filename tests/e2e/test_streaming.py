@@ -15,7 +15,7 @@ MANY_LINES = 2_000
 MANY_RUNS = 100
 SLOW_OUTPUT_BYTES = 6 << 20
 
-pytestmark = [pytest.mark.docker, pytest.mark.xdist_group("e2e-streaming")]
+pytestmark = pytest.mark.docker
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import httpx
+import pytest
 import pytest_asyncio
 from http_face import Face, serving
 from websockets.asyncio.client import ClientConnection, connect
 
 
 @pytest_asyncio.fixture
-async def face() -> AsyncIterator[Face]:
-    async with serving() as face:
+async def face(request: pytest.FixtureRequest) -> AsyncIterator[Face]:
+    """A server; a test gives it bounds with `@pytest.mark.parametrize("face", [HttpBounds(…)], indirect=True)`."""
+    async with serving(bounds=getattr(request, "param", None)) as face:
         yield face
 
 

@@ -10,10 +10,9 @@ from typing import Any
 
 from memory_service import MemoryService
 
-from gateway.auth import Doorkeeper, SiteRules, Token
-from gateway.http.base.bodies import BufferedBodies
-from gateway.http.base.context import Context, InFlight
-from gateway.http.base.streams import Streams
+from gateway.auth import Authenticator, SiteRules, Token
+from gateway.http.base.context import Context
+from gateway.http.base.limits import BufferedBodies, HttpBounds, HttpLimits, InFlight, Streams
 from gateway.http.server import make_server
 from sessions.settings import Limits, SessionLimits
 
@@ -42,6 +41,7 @@ async def serving(
     limits: Limits | None = None,
     languages: Mapping[str, str] = MappingProxyType({"python": "python3"}),
     service: Any = None,
+    bounds: HttpBounds | None = None,
     **server_settings: Any,
 ) -> AsyncIterator[Face]:
     session_limits = SessionLimits(idle_timeout_s=600, max_lifetime_s=3600)
@@ -49,10 +49,10 @@ async def serving(
     limits = limits or Limits(request_bytes=10_000)
     context = Context(
         service=service,
-        doorkeeper=Doorkeeper(tokens, required=bool(tokens)),
+        authenticator=Authenticator(tokens, required=bool(tokens)),
         site=SiteRules.of(loopback=loopback, public_url=public_url, allowed_origins=allowed_origins, allowed_hosts=()),
         limits=limits,
-        bodies=BufferedBodies(limits.request_bytes),
+        http=HttpLimits(limits.request_bytes, bounds),
         session_limits=session_limits,
         languages=languages,
         public_url=public_url,
@@ -61,8 +61,9 @@ async def serving(
     server.listen(0, "127.0.0.1")
     port = next(iter(server._sockets.values())).getsockname()[1]
     try:
-        yield Face(f"http://127.0.0.1:{port}", port, service, context.in_flight, context.bodies, context.streams)
+        http = context.http
+        yield Face(f"http://127.0.0.1:{port}", port, service, http.in_flight, http.bodies, http.streams)
     finally:
         server.stop()
-        await context.streams.close_all()
+        await context.http.streams.close_all()
         await server.close_all_connections()

@@ -1,4 +1,4 @@
-"""The service double: `gateway.http.base.context.RunService` in memory. It runs nothing.
+"""The service double: the part of `sessions.service.Service` that HTTP calls, in memory. It runs nothing.
 
 It records what it was asked and answers what the test has laid out: a result for the next run, or events that the test
 adds one by one while they are followed. Sessions and their files are held for real; what Jupyter makes of sessions is

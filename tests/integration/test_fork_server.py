@@ -36,7 +36,7 @@ def children() -> set[int]:
 
 async def fork(server: ForkServer, directory: Path) -> int:
     """Fork a kernel, which ends at once. Returns the fork server's process id."""
-    forked = await asyncio.wait_for(server.fork(directory / "k.json", directory / "tail"), 60)
+    forked = await asyncio.wait_for(server.fork(directory / "k.json", directory / "ring"), 60)
     assert forked > 0
     assert server.pid is not None
     return server.pid
@@ -68,7 +68,7 @@ async def test_a_fork_server_that_never_comes_up_is_given_up_after_the_second_ti
 
 async def test_a_kernel_that_does_not_come_to_its_supervisor_ends(server: ForkServer, short_dir: Path) -> None:
     """This process is no reaper of orphans, so the kernel falls to another, as when its supervisor has been killed."""
-    kernel = await asyncio.wait_for(server.fork(short_dir / "k.json", short_dir / "tail"), 60)
+    kernel = await asyncio.wait_for(server.fork(short_dir / "k.json", short_dir / "ring"), 60)
     async with asyncio.timeout(10):
         while psutil.pid_exists(kernel) and psutil.Process(kernel).status() != psutil.STATUS_ZOMBIE:
             await asyncio.sleep(0.02)

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 from http_face import Face, serving
 
-from gateway.http.base import handler
+from gateway.http.base.limits import HttpBounds
 from sessions.errors import InvalidRequest, TooLarge, Unavailable
 from sessions.settings import Limits
 
@@ -20,8 +20,10 @@ REQUEST_LIMIT = 10_000
 
 
 @pytest_asyncio.fixture
-async def face() -> AsyncIterator[Face]:
-    async with serving(limits=Limits(request_bytes=REQUEST_LIMIT, disk_bytes=LIMIT)) as face:
+async def face(request: pytest.FixtureRequest) -> AsyncIterator[Face]:
+    async with serving(
+        limits=Limits(request_bytes=REQUEST_LIMIT, disk_bytes=LIMIT), bounds=getattr(request, "param", None)
+    ) as face:
         async with httpx.AsyncClient(base_url=face.url) as client:
             await client.post("/sessions", json={"session_id": "s"})
         yield face
@@ -287,8 +289,8 @@ async def test_a_file_that_shrinks_does_not_look_whole(face: Face, client: httpx
     assert face.service.files.open_count == 0
 
 
-async def test_a_client_that_does_not_take_the_file_is_hung_up_on(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handler, "SEND_TIMEOUT_S", 0.3)
+@pytest.mark.parametrize("face", [HttpBounds(send_timeout_s=0.3)], indirect=True)
+async def test_a_client_that_does_not_take_the_file_is_hung_up_on(face: Face) -> None:
     face.service.files.content["a"] = bytes(40 << 20)
     reader, writer = await asyncio.open_connection("127.0.0.1", face.port, limit=1024)
     writer.write(b"GET /sessions/s/files/a HTTP/1.1\r\nHost: localhost\r\n\r\n")

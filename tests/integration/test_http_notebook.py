@@ -17,7 +17,7 @@ from http_face import Face, serving
 from jupyter_client.manager import AsyncKernelManager
 
 from gateway.auth import Token
-from gateway.http.api import session_notebook
+from gateway.http.base.limits import HttpBounds
 from gateway.http.render import notebook
 from sessions.model import ANONYMOUS, ArtifactId, ArtifactKind, EventType, RunRequest, RunStatus, SessionId
 
@@ -25,8 +25,8 @@ PNG = b"\x89PNG\r\n\x1a\nfigure"
 
 
 @pytest_asyncio.fixture
-async def face() -> AsyncIterator[Face]:
-    async with serving() as face:
+async def face(request: pytest.FixtureRequest) -> AsyncIterator[Face]:
+    async with serving(bounds=getattr(request, "param", None)) as face:
         async with httpx.AsyncClient(base_url=face.url) as client:
             await client.post("/sessions", json={"session_id": "s:1"})
         yield face
@@ -73,10 +73,8 @@ async def test_runs_are_cells_in_order_with_their_figures(face: Face, client: ht
     assert document.metadata.kernelspec.name == "python3"
 
 
-async def test_what_is_too_much_leaves_a_note(
-    face: Face, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(session_notebook, "MAX_SHOWN_BYTES", 1000)
+@pytest.mark.parametrize("face", [HttpBounds(notebook_shown_bytes=1000)], indirect=True)
+async def test_what_is_too_much_leaves_a_note(face: Face, client: httpx.AsyncClient) -> None:
     run = add_run(face, "plot()")
     for number in range(1, 5):
         add_figure(face, run, f"figure-{number}.png", PNG.ljust(400))
@@ -85,15 +83,16 @@ async def test_what_is_too_much_leaves_a_note(
     outputs = (await read(client)).cells[0].outputs
     assert [output.output_type for output in outputs] == ["display_data", "display_data", "stream"]
     assert outputs[-1].text == "[cellblock] 3 outputs were left out: the notebook would be too large\n"
-    monkeypatch.setattr(session_notebook, "MAX_SOURCE_BYTES", 3)
-    answer = await client.get("/sessions/s:1/notebook")
+    async with (
+        serving(service=face.service, bounds=HttpBounds(notebook_source_bytes=3)) as smaller,
+        httpx.AsyncClient(base_url=smaller.url) as other,
+    ):
+        answer = await other.get("/sessions/s:1/notebook")
     assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
 
 
-async def test_the_newest_runs_go_in_and_that_there_are_others_is_said(
-    face: Face, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(session_notebook, "MAX_RUNS", 3)
+@pytest.mark.parametrize("face", [HttpBounds(notebook_runs=3)], indirect=True)
+async def test_the_newest_runs_go_in_and_that_there_are_others_is_said(face: Face, client: httpx.AsyncClient) -> None:
     for code in "123":
         add_run(face, code).end()
     add_run(face, "still running")
@@ -105,11 +104,8 @@ async def test_the_newest_runs_go_in_and_that_there_are_others_is_said(
     assert [cell.source for cell in cells] == ["3", "4", "5"]
 
 
-async def test_runs_that_are_left_out_take_nothing_of_the_bounds(
-    face: Face, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(session_notebook, "MAX_RUNS", 1)
-    monkeypatch.setattr(session_notebook, "MAX_SOURCE_BYTES", 100)
+@pytest.mark.parametrize("face", [HttpBounds(notebook_runs=1, notebook_source_bytes=100)], indirect=True)
+async def test_runs_that_are_left_out_take_nothing_of_the_bounds(face: Face, client: httpx.AsyncClient) -> None:
     add_run(face, "#" * 99).end()
     add_run(face, "#" * 98).end()
     assert [cell.cell_type for cell in (await read(client)).cells] == ["markdown", "code"]

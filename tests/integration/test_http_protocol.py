@@ -9,7 +9,8 @@ from collections.abc import Callable
 import pytest
 from http_face import Face, serving
 
-from gateway.http.base import bodies, handler
+from gateway.http.base.handler import MAX_HEADER_BYTES
+from gateway.http.base.limits import BUFFERED_BODIES, HttpBounds
 from sessions.model import ArtifactKind
 
 LIMIT = 10_000
@@ -198,10 +199,8 @@ async def test_clients_that_vanish_leave_no_task_behind(face: Face) -> None:
     assert face.service.requests == []
 
 
-async def test_a_client_that_does_not_take_its_answer_is_hung_up_on(
-    face: Face, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(handler, "SEND_TIMEOUT_S", 0.3)
+@pytest.mark.parametrize("face", [HttpBounds(send_timeout_s=0.3)], indirect=True)
+async def test_a_client_that_does_not_take_its_answer_is_hung_up_on(face: Face) -> None:
     ref = face.service.add("big.bin", bytes(40 << 20), ArtifactKind.FILE)
     reader, writer = await asyncio.open_connection("127.0.0.1", face.port, limit=1024)
     writer.write(f"GET /file/{ref.url_name} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
@@ -224,7 +223,7 @@ async def test_a_client_that_takes_its_time_within_the_bound_gets_it_all(face: F
     writer.close()
 
 
-@pytest.mark.parametrize("size", [handler.MAX_HEADER_BYTES, 3 * handler.MAX_HEADER_BYTES])
+@pytest.mark.parametrize("size", [MAX_HEADER_BYTES, 3 * MAX_HEADER_BYTES])
 async def test_an_overlong_url_or_header_gets_its_413(face: Face, size: int) -> None:
     for request in (
         b"GET /runcode?code=" + b"1" * size + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
@@ -236,7 +235,7 @@ async def test_an_overlong_url_or_header_gets_its_413(face: Face, size: int) -> 
 
 
 async def test_headers_that_do_not_end_get_their_413(face: Face) -> None:
-    status, body = split(await talk(face, b"GET / HTTP/1.1\r\nX: ".ljust(4 * handler.MAX_HEADER_BYTES + 1, b"a")))
+    status, body = split(await talk(face, b"GET / HTTP/1.1\r\nX: ".ljust(4 * MAX_HEADER_BYTES + 1, b"a")))
     assert (status, body["code"]) == (413, "too_large")
 
 
@@ -270,18 +269,18 @@ async def test_an_old_client_has_no_host_but_the_targets(face: Face) -> None:
 async def test_all_bodies_together_are_bounded_and_given_back(face: Face) -> None:
     started = post(LIMIT)
     writers = []
-    for _ in range(bodies.BUFFERED_BODIES):
+    for _ in range(BUFFERED_BODIES):
         _, writer = await asyncio.open_connection("127.0.0.1", face.port)
         writer.write(started + b" " * (LIMIT - 1))
         writers.append(writer)
     async with asyncio.timeout(10):
-        while repr(face.bodies) != f"<BufferedBodies {bodies.BUFFERED_BODIES * (LIMIT - 1)}>":
+        while repr(face.bodies) != f"<BufferedBodies {BUFFERED_BODIES * (LIMIT - 1)}>":
             await asyncio.sleep(0.01)
     answer = await talk(face, post(LIMIT), b'{"code": "1"}'.ljust(LIMIT))
     assert (split(answer)[0], split(answer)[1]["code"]) == (503, "unavailable")
     assert b"Retry-After: " in answer
     assert face.service.requests == []
-    assert repr(face.bodies) == f"<BufferedBodies {bodies.BUFFERED_BODIES * (LIMIT - 1)}>"
+    assert repr(face.bodies) == f"<BufferedBodies {BUFFERED_BODIES * (LIMIT - 1)}>"
     for writer in writers:
         writer.transport.abort()
     async with asyncio.timeout(10):

@@ -12,7 +12,7 @@ import pytest
 from events_talk import asked, frames, run_of, until_left
 from http_face import Face
 
-from gateway.http.base import handler, streams
+from gateway.http.base.limits import HttpBounds
 from sessions.errors import Draining, StoreUnavailable
 from sessions.model import EventType, RunStatus
 
@@ -57,10 +57,8 @@ def _stingy_connection(port: int) -> socket.socket:
     return connection
 
 
-async def test_a_client_that_takes_nothing_is_sent_no_more_and_is_hung_up_on(
-    face: Face, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(handler, "SEND_TIMEOUT_S", 2.0)
+@pytest.mark.parametrize("face", [HttpBounds(send_timeout_s=2.0)], indirect=True)
+async def test_a_client_that_takes_nothing_is_sent_no_more_and_is_hung_up_on(face: Face) -> None:
     run = face.service.add_run(asked())
     pulled = 0
     follow = face.service.follow
@@ -89,8 +87,8 @@ async def test_a_client_that_takes_nothing_is_sent_no_more_and_is_hung_up_on(
     assert pulled == held
 
 
-async def test_a_reader_that_is_slow_but_reads_gets_everything(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handler, "SEND_TIMEOUT_S", 0.5)
+@pytest.mark.parametrize("face", [HttpBounds(send_timeout_s=0.5)], indirect=True)
+async def test_a_reader_that_is_slow_but_reads_gets_everything(face: Face) -> None:
     run = face.service.add_run(asked())
     for _ in range(300):
         run.add(EventType.STDOUT, text="x" * 32_000)
@@ -144,10 +142,8 @@ async def test_an_end_that_comes_with_the_shutdown_is_still_sent(face: Face, cli
         assert frames((await asking).text)[-1]["type"] == "end"
 
 
-async def test_streams_are_bounded_before_anything_is_run(
-    face: Face, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(streams, "MAX_STREAMS_PER_TENANT", 1)
+@pytest.mark.parametrize("face", [HttpBounds(streams_per_tenant=1)], indirect=True)
+async def test_streams_are_bounded_before_anything_is_run(face: Face, client: httpx.AsyncClient) -> None:
     run = face.service.add_run(asked())
     asking = asyncio.ensure_future(client.get(f"/runs/{run.run_id}/events"))
     async with asyncio.timeout(5):

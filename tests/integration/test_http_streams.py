@@ -10,7 +10,7 @@ import pytest
 from events_talk import asked, frames, run_of
 from http_face import Face
 
-from gateway.http.api import streaming
+from gateway.http.base.limits import HttpBounds
 from sessions.errors import Gone, StoreUnavailable, TooManyRequests
 from sessions.model import ArtifactKind, EventType, RunStatus, Usage
 
@@ -209,10 +209,10 @@ async def test_lines_of_json_for_who_accepts_them(face: Face, client: httpx.Asyn
     assert json.loads(lines[1])["text"] == "a\nb\u2028c"
 
 
+@pytest.mark.parametrize("face", [HttpBounds(keep_alive_s=0.05)], indirect=True)
 async def test_silence_is_filled_with_comments_in_sse_and_with_nothing_in_ndjson(
-    face: Face, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    face: Face, client: httpx.AsyncClient
 ) -> None:
-    monkeypatch.setattr(streaming, "KEEP_ALIVE_S", 0.05)
     run = face.service.add_run(asked())
     lines = asyncio.ensure_future(client.get(f"/runs/{run.run_id}/events", headers={"Accept": "application/x-ndjson"}))
     async with client.stream("GET", f"/runs/{run.run_id}/events") as answer:

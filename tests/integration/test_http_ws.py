@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from websockets.asyncio.client import ClientConnection, connect
 from ws_talk import TOKENS, begun, hear, tell
 
-from gateway.http.api import runcode_ws
+from gateway.http.base.limits import HttpBounds
 from sessions.errors import StoreUnavailable, TooManyRequests
 from sessions.model import EventType, RunRequest
 
@@ -86,10 +86,8 @@ async def test_runs_of_one_session_begin_in_the_order_they_were_sent(face: Face,
     assert order == ["other", "0", "1", "2", "3"]
 
 
-async def test_too_many_runs_in_flight_are_refused_and_the_others_go_on(
-    face: Face, ws: ClientConnection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(runcode_ws, "MAX_RUNS", 2)
+@pytest.mark.parametrize("face", [HttpBounds(runs_per_socket=2)], indirect=True)
+async def test_too_many_runs_in_flight_are_refused_and_the_others_go_on(face: Face, ws: ClientConnection) -> None:
     for number in range(3):
         await tell(ws, op="run", id=number, code="1")
     heard = [await hear(ws) for _ in range(3)]

@@ -20,7 +20,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from ws_talk import TOKENS, UPGRADE, begun, hear, tell, until
 
-from gateway.http.base import handler, websocket
+from gateway.http.base.limits import HttpBounds
+from gateway.http.base.websocket import SocketHandler
 from sessions.model import ANONYMOUS, EventType, RunRequest, RunStatus
 from sessions.settings import Limits
 
@@ -125,8 +126,8 @@ async def test_a_run_that_was_asked_for_is_begun_though_the_client_has_gone(face
             await asyncio.wait(left, timeout=0.1)
 
 
-async def test_a_client_that_does_not_answer_pings_is_noticed(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(websocket, "PING_S", 0.1)
+@pytest.mark.parametrize("face", [HttpBounds(ping_s=0.1)], indirect=True)
+async def test_a_client_that_does_not_answer_pings_is_noticed(face: Face) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", face.port)
     writer.write(UPGRADE)
     async with asyncio.timeout(10):
@@ -138,8 +139,8 @@ async def test_a_client_that_does_not_answer_pings_is_noticed(face: Face, monkey
     writer.close()
 
 
-async def test_a_client_that_answers_pings_may_be_silent(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(websocket, "PING_S", 0.05)
+@pytest.mark.parametrize("face", [HttpBounds(ping_s=0.05)], indirect=True)
+async def test_a_client_that_answers_pings_may_be_silent(face: Face) -> None:
     async with connect(face.ws_url) as ws:
         await asyncio.sleep(0.5)
         await tell(ws, op="run", code="1")
@@ -152,22 +153,22 @@ def _frame(text: str) -> bytes:
     return b"\x81" + struct.pack("!BH", 0xFE, len(data)) + bytes(4) + data
 
 
+@pytest.mark.parametrize("face", [HttpBounds(send_timeout_s=3.0)], indirect=True)
 async def test_a_client_that_stops_reading_is_sent_no_more_and_is_hung_up_on(
     face: Face, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handler, "SEND_TIMEOUT_S", 3.0)
     run = face.service.add_run(RunRequest(ANONYMOUS, "1", "python", {}, 30.0, idempotency_key="k"))
     for _ in range(2000):
         run.add(EventType.STDOUT, text="x" * 32_000)
     sent = 0
-    send_message = websocket.SocketHandler.send_message
+    send_message = SocketHandler.send_message
 
-    async def counted(self: websocket.SocketHandler, message: dict[str, Any]) -> None:
+    async def counted(self: SocketHandler, message: dict[str, Any]) -> None:
         nonlocal sent
         await send_message(self, message)
         sent += 1
 
-    monkeypatch.setattr(websocket.SocketHandler, "send_message", counted)
+    monkeypatch.setattr(SocketHandler, "send_message", counted)
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", face.port))

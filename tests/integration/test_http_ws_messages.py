@@ -14,8 +14,7 @@ from http_face import Face
 from websockets.asyncio.client import ClientConnection
 from ws_talk import UPGRADE, hear, tell
 
-from gateway.http.base import incoming_messages
-from gateway.http.base.bodies import BUFFERED_BODIES
+from gateway.http.base.limits import BUFFERED_BODIES, HttpBounds
 
 LIMIT = 10_000  # the face's own `request_bytes`
 TEXT, CONTINUATION, PING = 0x01, 0x00, 0x89
@@ -102,10 +101,8 @@ async def test_when_too_much_is_held_the_others_wait(face: Face, raw: Opener, ws
     assert (await hear(ws))["type"] == "started"
 
 
-async def test_a_message_that_never_ends_closes_its_connection(
-    face: Face, raw: Opener, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(incoming_messages, "MESSAGE_TIMEOUT_S", 0.2)
+@pytest.mark.parametrize("face", [HttpBounds(message_timeout_s=0.2)], indirect=True)
+async def test_a_message_that_never_ends_closes_its_connection(face: Face, raw: Opener) -> None:
     slow, quick = await raw(), await raw()
     slow.frame(TEXT, 3000)
     quick.frame(TEXT | FINAL, 3000)

@@ -25,8 +25,6 @@ from jupyter_rig import KERNEL, Jupyter, install, run, until
 
 from gateway.local_jupyter.provisioner import KernelNotStarted
 
-pytestmark = pytest.mark.xdist_group("jupyter-bridge")
-
 
 def test_streams_results_errors_and_the_reply_come_as_from_any_kernel(process_jupyter: Jupyter) -> None:
     with process_jupyter.kernel() as (_, client):
@@ -328,7 +326,8 @@ def test_nonsense_of_a_kernels_is_kept_from_its_clients(process_jupyter: Jupyter
         )
         assert ("stream", "sent\n") in heard
         assert "display_data" not in dict(heard)
-        assert ["no message of Jupyter's" in str(text) for _, text in heard].count(True) == 5
+        # Two of them may come in one message: output in small pieces is put together.
+        assert sum(str(text).count("no message of Jupyter's") for _, text in heard) == 5
         assert run(client, "print('on')")[1] == "on\n"
 
 
@@ -377,8 +376,8 @@ def test_a_kernelspec_is_of_a_language_of_the_configuration(process_jupyter: Jup
         "build": {"preload": []},
         "languages": {"snake": "python3", "none": "gone"},
     }
-    install(tmp_path, config, "--language", "snake")
-    install(tmp_path, config, "--language", "none")
+    install(tmp_path, config, language="snake")
+    install(tmp_path, config, language="none")
     with process_jupyter.kernel(kernel_name="cellblock-snake") as (_, client):
         assert run(client, "print(1)")[1] == "1\n"
     manager = KernelManager(kernel_name="cellblock-none")

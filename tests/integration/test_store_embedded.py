@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import psycopg2
 import pytest
-from store_fixtures import FAST, execute
+from store_fixtures import FAST, copy_template_data_dir, execute
 
 from gateway.store.embedded.postgres import EmbeddedPostgres
 from gateway.store.embedded.service_account import ACCOUNT_NAME, for_postgres, grant_passage
@@ -28,10 +28,16 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="what root has to prepare
 
 
 @pytest.fixture
-def data_dir(tmp_path: Path) -> Path:
+def empty_data_dir(tmp_path: Path) -> Path:
     path = tmp_path / "data"
     path.mkdir(mode=0o700)
     return path
+
+
+@pytest.fixture
+def data_dir(empty_data_dir: Path) -> Path:
+    copy_template_data_dir(empty_data_dir)
+    return empty_data_dir
 
 
 @pytest.fixture
@@ -112,7 +118,7 @@ def test_a_directory_that_was_closed_again_is_opened_again(data_dir: Path) -> No
 
 def test_a_path_too_long_for_a_socket_gets_a_private_short_one(tmp_path: Path) -> None:
     data_dir = tmp_path / ("long" * 30) / "data"
-    data_dir.mkdir(parents=True, mode=0o700)
+    copy_template_data_dir(data_dir)
     with EmbeddedPostgres(data_dir, settings=FAST) as server:
         url = server.start()
         assert count_of(url) == 1
@@ -126,7 +132,7 @@ def test_a_path_too_long_for_a_socket_gets_a_private_short_one(tmp_path: Path) -
 
 def test_a_short_socket_directory_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data_dir = tmp_path / ("long" * 30) / "data"
-    data_dir.mkdir(parents=True, mode=0o700)
+    copy_template_data_dir(data_dir)
     with tempfile.TemporaryDirectory(prefix="s", dir="/tmp") as shared:
         monkeypatch.setattr(tempfile, "tempdir", shared)
         with EmbeddedPostgres(data_dir, settings=FAST) as server:
@@ -183,20 +189,20 @@ def test_a_stale_lock_file_with_anybodys_number_is_no_obstacle(data_dir: Path, p
         assert count_of(server.start()) == 1
 
 
-def test_an_interrupted_first_start_is_begun_anew(data_dir: Path) -> None:
-    half = data_dir / "pg.new"
+def test_an_interrupted_first_start_is_begun_anew(empty_data_dir: Path) -> None:
+    half = empty_data_dir / "pg.new"
     half.mkdir()
     (half / "PG_VERSION").write_text("18\n")
-    with EmbeddedPostgres(data_dir, settings=FAST) as server:
+    with EmbeddedPostgres(empty_data_dir, settings=FAST) as server:
         assert count_of(server.start()) == 1
     assert not half.exists()
 
 
-def test_a_database_of_a_version_that_is_not_installed_is_refused(data_dir: Path) -> None:
-    (data_dir / "pg").mkdir(mode=0o700)
-    (data_dir / "pg" / "PG_VERSION").write_text("9.6\n")
+def test_a_database_of_a_version_that_is_not_installed_is_refused(empty_data_dir: Path) -> None:
+    (empty_data_dir / "pg").mkdir(mode=0o700)
+    (empty_data_dir / "pg" / "PG_VERSION").write_text("9.6\n")
     with pytest.raises(SetUpFailed, match=r"made by PostgreSQL 9\.6"):
-        EmbeddedPostgres(data_dir).start()
+        EmbeddedPostgres(empty_data_dir).start()
 
 
 def test_a_server_that_cannot_start_says_why(data_dir: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,14 +15,14 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from run_records import NOW, new_run
 from sqlalchemy import Engine, create_engine, event, inspect, text
 from store_fixtures import execute, with_database
 
-from gateway.store import migrate as migrating
 from gateway.store import tables
 from gateway.store.engine import make_engine, parse_url
-from gateway.store.migrate import migrate
+from gateway.store.migrate import MIGRATIONS, known_revisions, migrate
 from gateway.store.postgres import PostgresStore
 from sessions.errors import Misconfigured, SetUpFailed, StoreUnavailable
 
@@ -32,6 +33,25 @@ def table_names(url: str) -> set[str]:
         return set(inspect(engine).get_table_names())
     finally:
         engine.dispose()
+
+
+def alembic_config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    return config
+
+
+def test_the_files_of_the_migrations_are_named_by_their_revisions() -> None:
+    scripts = ScriptDirectory.from_config(alembic_config())
+    assert known_revisions() == [script.revision for script in scripts.walk_revisions()][::-1]
+
+
+def test_a_migrated_database_is_recognised_without_alembic(database_url: str) -> None:
+    script = (
+        "import sys; from gateway.store.migrate import migrate\n"
+        "assert not migrate(sys.argv[1]); assert 'alembic' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script, database_url], check=True)
 
 
 def test_a_second_migration_has_nothing_to_do(empty_database_url: str) -> None:
@@ -50,8 +70,7 @@ def test_the_migrated_shape_is_the_one_that_queries_expect(database_url: str) ->
 
 
 async def test_runs_of_the_first_shape_are_numbered_by_age_and_new_ones_come_after(empty_database_url: str) -> None:
-    scripts = Config()
-    scripts.set_main_option("script_location", str(Path(migrating.__file__).parent / "migrations"))
+    scripts = alembic_config()
     engine = make_engine(empty_database_url, pool_size=1, connect_timeout_s=5)
     with engine.connect().execution_options(isolation_level="READ COMMITTED") as connection, connection.begin():
         scripts.attributes["connection"] = connection

@@ -348,10 +348,10 @@ async def test_a_killed_fork_server_is_replaced_when_it_is_needed(kernel: Superv
     "obstacle",
     [
         "for n in range(2, 9): os.mkfifo(f'{ipc}/k{n}.json')",
-        "os.unlink(f'{ipc}/tail'); os.mkfifo(f'{ipc}/tail')",
-        "os.truncate(f'{ipc}/tail', 1)",
+        "os.unlink(f'{ipc}/ring'); os.mkfifo(f'{ipc}/ring')",
+        "os.truncate(f'{ipc}/ring', 1)",
         "shutil.rmtree(os.getcwd())",
-        "os.unlink(f'{ipc}/tail'); os.symlink('/dev/full', f'{ipc}/tail')",
+        "os.unlink(f'{ipc}/ring'); os.symlink('/dev/full', f'{ipc}/ring')",
     ],
 )
 async def test_what_a_kernel_puts_in_the_way_does_not_stop_the_next_one(kernel: Supervised, obstacle: str) -> None:

@@ -26,7 +26,7 @@ async def tell(ws: ClientConnection, **message: Any) -> None:
 
 
 async def hear(ws: ClientConnection) -> dict[str, Any]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         message = await ws.recv()
     assert isinstance(message, str)
     heard: dict[str, Any] = json.loads(message)
@@ -34,13 +34,13 @@ async def hear(ws: ClientConnection) -> dict[str, Any]:
 
 
 async def begun(face: Face, count: int = 1) -> list[MemoryRun]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while len(face.service.runs) < count:
             await asyncio.sleep(0.005)
     return face.service.runs
 
 
 async def until(face: Face, expected: str) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while repr(face.streams) != expected:
             await asyncio.sleep(0.005)

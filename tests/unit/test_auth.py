@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.auth import MAX_TOKEN_CHARACTERS, Doorkeeper, SiteRules, Token
+from gateway.auth import MAX_TOKEN_CHARACTERS, Authenticator, SiteRules, Token
 from sessions.errors import Forbidden, Unauthorized
 from sessions.model import ANONYMOUS
 
@@ -17,7 +17,7 @@ def token(secret: str, tenant: str) -> Token:
     return Token(sha256=hashlib.sha256(secret.encode()).hexdigest(), tenant=tenant)
 
 
-DOORKEEPER = Doorkeeper([token("alpha", "alice"), token("bêta", "bob")], required=True)
+AUTHENTICATOR = Authenticator([token("alpha", "alice"), token("bêta", "bob")], required=True)
 RULES = SiteRules.of(
     loopback=True,
     public_url="https://cells.example.org/base",
@@ -28,11 +28,11 @@ RULES = SiteRules.of(
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "token", "Token", "BEARER  "])
 def test_a_known_token_is_its_tenant(scheme: str) -> None:
-    assert DOORKEEPER.tenant(f"{scheme} alpha") == "alice"
+    assert AUTHENTICATOR.tenant(f"{scheme} alpha") == "alice"
 
 
 def test_a_token_beyond_ascii_is_compared_as_the_bytes_that_were_sent() -> None:
-    assert DOORKEEPER.tenant("Bearer " + "bêta".encode().decode("latin-1")) == "bob"
+    assert AUTHENTICATOR.tenant("Bearer " + "bêta".encode().decode("latin-1")) == "bob"
 
 
 @pytest.mark.parametrize(
@@ -54,21 +54,21 @@ def test_a_token_beyond_ascii_is_compared_as_the_bytes_that_were_sent() -> None:
 )
 def test_everything_else_is_unauthorized(header: str | None) -> None:
     with pytest.raises(Unauthorized):
-        DOORKEEPER.tenant(header)
+        AUTHENTICATOR.tenant(header)
 
 
 @given(st.text())
 def test_no_header_does_more_than_be_refused(header: str) -> None:
     with pytest.raises(Unauthorized):
-        DOORKEEPER.tenant(header)
+        AUTHENTICATOR.tenant(header)
 
 
 def test_where_there_are_no_tokens_a_header_means_nothing() -> None:
-    assert Doorkeeper([], required=False).tenant("Bearer whatever") == ANONYMOUS
+    assert Authenticator([], required=False).tenant("Bearer whatever") == ANONYMOUS
 
 
 def test_where_tokens_are_optional_a_wrong_one_is_still_wrong() -> None:
-    optional = Doorkeeper([token("alpha", "alice")], required=False)
+    optional = Authenticator([token("alpha", "alice")], required=False)
     assert optional.tenant(None) == ANONYMOUS
     with pytest.raises(Unauthorized):
         optional.tenant("Bearer beta")

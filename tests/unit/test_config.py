@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.config import reference
 from gateway.config.loader import load, parse_size
-from gateway.config.sections import Config, is_loopback
+from gateway.config.sections import SECTIONS, Config, is_loopback
 from sessions.errors import Misconfigured
 from sessions.settings import BuildSettings, EngineSettings, Limits
 
@@ -29,6 +31,22 @@ def test_without_a_file_the_defaults_hold(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_file_in_the_repository_spells_out_the_defaults() -> None:
     assert load(REPOSITORY / "config.yaml", {}) == Config()
+
+
+def test_the_file_in_the_repository_has_every_key() -> None:
+    written = yaml.safe_load((REPOSITORY / "config.yaml").read_text())
+    known = {title: {*section.__struct_fields__} for title, section in SECTIONS.items()}
+    assert {title: {*keys} for title, keys in written.items() if title != "languages"} == known
+
+
+def test_the_committed_reference_is_up_to_date() -> None:
+    assert (REPOSITORY / "docs" / "configuration.md").read_text() == reference.render(), "see the page's first lines"
+
+
+def test_the_reference_gives_defaults_and_bounds_as_a_person_would_write_them() -> None:
+    rows = {line.split("`")[1]: line for line in reference.render().splitlines() if line.startswith("| `")}
+    assert "| size | `1M` | at least 1, at most 8M | `CELLBLOCK_LIMITS_OUTPUT_BYTES` |" in rows["limits.output_bytes"]
+    assert "| seconds | `30` | above 0, at most 2592000 |" in rows["limits.timeout"]
 
 
 def test_the_engine_gets_its_own_records() -> None:

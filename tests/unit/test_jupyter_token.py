@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tornado.httputil import HTTPHeaders
 
-from gateway.auth import Doorkeeper, Token
+from gateway.auth import Authenticator, Token
 from gateway.http.jupyter.handler import jupyter_authorization
 from sessions.model import ANONYMOUS
 
@@ -20,7 +20,7 @@ def test_an_empty_header_is_none(header: str | None) -> None:
     assert authorization("", header) is None
     assert authorization("token=", header) is None
     assert authorization("token=a", header) == "token a"
-    unneeded = Doorkeeper((Token(sha256="0" * 64),), required=False)
+    unneeded = Authenticator((Token(sha256="0" * 64),), required=False)
     assert unneeded.tenant(authorization("", header)) == ANONYMOUS
 
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from gateway.http.render import notebook
 from gateway.http.render.answer import strict_json
-from gateway.http.render.notebook import NotebookRun, python_literal
+from gateway.http.render.notebook import python_literal
+from gateway.http.render.outputs import NotebookRun, final_outputs
 from sessions.model import Event, EventType, GatewayId, Result, Run, RunId, RunRecord, RunStatus, TenantId
 
 RUN_ID = RunId("0f000000-0000-4000-8000-000000000000")
@@ -57,7 +58,7 @@ def built(
     """The notebook as a reader gets it: written, read back, and valid."""
     of = of or record()
     count = of.result.execution_count if of.result is not None else None
-    run = NotebookRun(of.run, count, notebook.shown_by(of, events(*several)), images or {})
+    run = NotebookRun(of.run, count, final_outputs(of, events(*several)), images or {})
     document = strict_json(notebook.notebook([run], language="python", kernel_name=kernel_name))
     read = nbformat.reads(document.decode(), as_version=4)
     nbformat.validate(read)
@@ -235,7 +236,7 @@ def test_very_many_events_are_folded_in_linear_time() -> None:
     many = [out("x" * 100) for _ in range(20_000)]
     many += [result({"text/plain": "a"}, "d") for _ in range(1000)]
     many += [(EventType.UPDATE, {"data": {"text/plain": "b"}, "display_id": "d"}) for _ in range(10_000)]
-    shown = notebook.shown_by(record(), events(*many))
+    shown = final_outputs(record(), events(*many))
     assert len(shown) == 1001
     assert len(json.dumps(shown[0].content)) > 2_000_000
     assert shown[-1].content["data"] == {"text/plain": "b"}

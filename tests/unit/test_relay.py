@@ -56,7 +56,7 @@ def connect(spooled: Relay, acknowledged: int) -> SlowConnection:
 
 
 def tell(spooled: Relay, op: str, **fields: Any) -> None:
-    spooled._take(protocol.encode_control(op, **fields))
+    spooled._handle_frame(protocol.encode_control(op, **fields))
 
 
 async def test_everything_not_acknowledged_is_sent_in_order(spooled: Relay) -> None:

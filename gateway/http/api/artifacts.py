@@ -1,4 +1,4 @@
-"""`GET /image/<uuid>_<name>` and `GET /file/<uuid>_<name>`: what runs made, served so that a browser cannot be hurt.
+"""`GET /image/<uuid>_<name>` and `GET /file/<uuid>_<name>`: files that runs made, served so that no browser is harmed.
 
 The content is hostile: only four picture formats, told by their first bytes, are shown; all else is an attachment, and
 everything is sandboxed. The unguessable id is the only key, so that chat pages can embed pictures.
@@ -11,7 +11,6 @@ import uuid
 from typing import ClassVar
 from urllib.parse import quote, unquote_to_bytes
 
-from gateway.http.base.exposure import Exposure
 from gateway.http.base.handler import BaseHandler
 from gateway.http.render.answer import file_name
 from sessions.errors import NotFound
@@ -26,12 +25,10 @@ _SHOWN = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})  # an
 class ArtifactHandler(BaseHandler):
     """Serves one kind of artifact; `kind` and `missing` differ between images and files."""
 
-    exposure: ClassVar[Exposure] = Exposure.EMBEDDABLE
-    needs_token: ClassVar[bool] = False
     kind: ClassVar[ArtifactKind]
     missing: ClassVar[str]
 
-    async def answer(self) -> None:
+    async def handle_request(self) -> None:
         """Send the artifact's bytes, or 304 to a client that has them."""
         artifact = await self._find()
         etag = f'"{artifact.ref.id}"'
@@ -50,7 +47,7 @@ class ArtifactHandler(BaseHandler):
 
     async def _find(self) -> Artifact:
         """The artifact that the path names. Raises NotFound, whatever is wrong with the name."""
-        segment = unquote_to_bytes(self.request.path.removeprefix(f"{self.route}/"))
+        segment = unquote_to_bytes(self.request.path.split("/", 2)[2])
         identifier, separator, name = segment.partition(b"_")
         try:
             canonical = str(uuid.UUID(identifier.decode("ascii")))
@@ -70,7 +67,6 @@ class ArtifactHandler(BaseHandler):
 class ImageHandler(ArtifactHandler):
     """Pictures."""
 
-    route: ClassVar[str] = "/image"
     kind: ClassVar[ArtifactKind] = ArtifactKind.IMAGE
     missing: ClassVar[str] = "Image not found"
 
@@ -78,7 +74,6 @@ class ImageHandler(ArtifactHandler):
 class FileHandler(ArtifactHandler):
     """All other files."""
 
-    route: ClassVar[str] = "/file"
     kind: ClassVar[ArtifactKind] = ArtifactKind.FILE
     missing: ClassVar[str] = "File not found"
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from gateway.http.api.streaming import SSE, StreamingHandler, accepts
-from gateway.http.base.exposure import Exposure
 from gateway.http.parse import body, run_request
 from gateway.http.render.answer import run_answer
 from sessions.errors import InvalidRequest
@@ -15,21 +12,17 @@ from sessions.model import RunRequest, RunStatus
 class RunCodeHandler(StreamingHandler):
     """A client that disconnects does not stop its run: nothing here is cancelled with the connection."""
 
-    route: ClassVar[str] = "/runcode"
-    methods: ClassVar[tuple[str, ...]] = ("GET", "POST")
-    exposure: ClassVar[Exposure] = Exposure.GUARDED
-
     def _check_headers(self) -> None:
         super()._check_headers()
         if self.request.method == "POST":
             body.check_media_type(self.request.headers)
 
-    async def answer(self) -> None:
+    async def handle_request(self) -> None:
         """Run the code and send all that came of it."""
         given = self._fields()
         request = self._run_request(given)
         if given.stream or accepts(self.request.headers, "text/event-stream"):
-            with self.context.streams.holding(self):
+            with self.context.http.streams.holding(self):
                 run_id = await self.context.service.begin(request)
                 await self.stream_events(run_id, 0, SSE)
             return

@@ -8,22 +8,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, aclosing, asynccontextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import structlog
 from tornado.httputil import HTTPServerRequest
 from tornado.web import Application
 from tornado.websocket import WebSocketClosedError
 
+from gateway.http.api.streaming import wire_events
+from gateway.http.base.errors import error_message
 from gateway.http.base.websocket import SocketHandler
 from gateway.http.parse import run_request, socket_messages
 from gateway.http.parse.socket_messages import InputMessage, InterruptMessage, MessageId, RunMessage
-from gateway.http.render.events import wire_events
+from sessions.concurrency import BackgroundTasks
 from sessions.errors import CellblockError, TooManyRequests
 from sessions.model import RunId, RunRequest, SessionId
-
-MAX_RUNS = 32
-"""Runs in flight per connection."""
 
 _log = structlog.get_logger("cellblock.http")
 
@@ -31,10 +30,8 @@ _log = structlog.get_logger("cellblock.http")
 class RunCodeSocket(SocketHandler):
     """One connection. Its state: its runs, those of them that are being followed, and whose turn it is per session."""
 
-    route: ClassVar[str] = "/runcode/ws"
-
     def __init__(self, application: Application, request: HTTPServerRequest, **kwargs: Any) -> None:
-        self._runs: set[asyncio.Task[None]] = set()
+        self._runs = BackgroundTasks("/runcode/ws")
         self._followed: set[asyncio.Task[None]] = set()
         self._turns: dict[SessionId, asyncio.Event] = {}
         super().__init__(application, request, **kwargs)
@@ -47,11 +44,11 @@ class RunCodeSocket(SocketHandler):
                 held.enter_context(self.holding(message))
                 value = socket_messages.parse_message(message)
                 identifier = socket_messages.message_id(value)
-                await self._obey(socket_messages.typed(value), identifier, held)
+                await self._handle(socket_messages.typed(value), identifier, held)
         except WebSocketClosedError:
             return
         except Exception as error:  # noqa: BLE001 - whatever it was, the connection goes on
-            await self._tell(error, identifier)
+            await self._send_error(error, identifier)
 
     def on_close(self) -> None:
         """Follow nothing any more. What has been asked for is still begun, as it is for a client of POST /runcode."""
@@ -59,7 +56,7 @@ class RunCodeSocket(SocketHandler):
         for task in self._followed:
             task.cancel()
 
-    async def _obey(
+    async def _handle(
         self, message: RunMessage | InputMessage | InterruptMessage, identifier: MessageId | None, held: ExitStack
     ) -> None:
         service = self.context.service
@@ -84,11 +81,10 @@ class RunCodeSocket(SocketHandler):
     # --- runs ---------------------------------------------------------------------------------------------------------
 
     def _start(self, request: RunRequest, identifier: MessageId | None, held: ExitStack) -> None:
-        if len(self._runs) >= MAX_RUNS:
-            raise TooManyRequests(f"This connection has {MAX_RUNS} runs in flight: wait for one of them to end.")
-        task = asyncio.ensure_future(self._run(request, identifier, held.pop_all()))
-        self._runs.add(task)
-        task.add_done_callback(self._runs.discard)
+        most = self.context.http.bounds.runs_per_socket
+        if len(self._runs) >= most:
+            raise TooManyRequests(f"This connection has {most} runs in flight: wait for one of them to end.")
+        self._runs.spawn(self._run(request, identifier, held.pop_all()))
 
     async def _run(self, request: RunRequest, identifier: MessageId | None, held: ExitStack) -> None:
         """Begin a run and send its events. `held` is its message, which is not held any more once it has begun."""
@@ -102,7 +98,7 @@ class RunCodeSocket(SocketHandler):
         except WebSocketClosedError:
             return
         except Exception as error:  # noqa: BLE001 - the connection and its other runs go on
-            await self._tell(error, identifier)
+            await self._send_error(error, identifier)
 
     async def _follow(self, run_id: RunId, identifier: MessageId | None) -> None:
         task = asyncio.current_task()
@@ -134,13 +130,13 @@ class RunCodeSocket(SocketHandler):
             if self._turns[session_id] is mine:
                 del self._turns[session_id]
 
-    async def _tell(self, error: Exception, identifier: MessageId | None) -> None:
+    async def _send_error(self, error: Exception, identifier: MessageId | None) -> None:
         """Send what went wrong. What nobody foresaw is in the log."""
         if self.is_closed:
             return
-        message = socket_messages.error_message(error, identifier)
+        message = error_message(error, identifier)
         if not isinstance(error, CellblockError):
-            _log.error("unexpected error", route=self.route, request_id=self.request_id, exc_info=error)
+            _log.error("unexpected error", route=self.route.path, request_id=self.request_id, exc_info=error)
         try:
             await self.send_message(message)
         except WebSocketClosedError:

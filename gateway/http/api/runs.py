@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any
 
 from gateway.http.api.streaming import NDJSON, SSE, StreamingHandler, accepts
 from gateway.http.base.handler import BaseHandler
@@ -18,9 +18,7 @@ from sessions.model import Result, RunId, RunQuery, RunRecord, RunSummary
 class RunsHandler(BaseHandler):
     """The tenant's runs, newest first."""
 
-    route: ClassVar[str] = "/runs"
-
-    async def answer(self) -> None:
+    async def handle_request(self) -> None:
         """List those that are asked for."""
         asked = run_query.runs_asked(self.request.query)
         query = RunQuery(tenant=self.tenant, limit=asked.limit, session_id=asked.session_id, status=asked.status)
@@ -45,9 +43,7 @@ class RunsHandler(BaseHandler):
 class RunHandler(BaseHandler):
     """One run."""
 
-    route: ClassVar[str] = "/runs/{id}"
-
-    async def answer(self) -> None:
+    async def handle_request(self) -> None:
         """Send all that is known of it."""
         run_id = urls.run_in(self.request.path)
         record = await self.context.service.get_run(self.tenant, run_id)
@@ -57,26 +53,21 @@ class RunHandler(BaseHandler):
 class RunEventsHandler(StreamingHandler):
     """The events of one run, from the beginning or behind those that the client has."""
 
-    route: ClassVar[str] = "/runs/{id}/events"
-
-    async def answer(self) -> None:
+    async def handle_request(self) -> None:
         """Send them, and those that are still to come."""
         run_id = urls.run_in(self.request.path)
         headers = self.request.headers
         after = run_query.events_after(self.request.query, headers.get("Last-Event-ID"))
         await self.context.service.get_run(self.tenant, run_id)
         wants_lines = accepts(headers, "application/x-ndjson") and not accepts(headers, "text/event-stream")
-        with self.context.streams.holding(self):
+        with self.context.http.streams.holding(self):
             await self.stream_events(run_id, after, NDJSON if wants_lines else SSE)
 
 
 class RunCancelHandler(BaseHandler):
     """The end of a run that is not wanted any more."""
 
-    route: ClassVar[str] = "/runs/{id}/cancel"
-    methods: ClassVar[tuple[str, ...]] = ("POST",)
-
-    async def answer(self) -> None:
+    async def handle_request(self) -> None:
         """Have it ended; it has not yet, as a rule, when this is answered."""
         run_id = urls.run_in(self.request.path)
         await self.context.service.cancel(self.tenant, run_id)

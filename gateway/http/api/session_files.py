@@ -1,4 +1,4 @@
-"""The files below a session's working directory: listed, sent and taken, piece by piece: none is in memory whole.
+"""The files below a session's working directory: list, download, upload and remove. No file is in memory whole.
 
 Their content is hostile: every file is a download, and sandboxed.
 """
@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from pathlib import PurePosixPath
-from typing import Any, ClassVar
+from typing import Any
 
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError
 
 from gateway.http.api.artifacts import disposition
-from gateway.http.base.bodies import declared_bytes
 from gateway.http.base.handler import BaseHandler
+from gateway.http.base.limits import declared_bytes
 from gateway.http.parse import urls
 from gateway.http.parse.times import iso
 from sessions.errors import CellblockError, Conflict, TooLarge
@@ -29,9 +29,7 @@ SLOWEST_UPLOAD_BYTES_PER_S = 64 << 10
 class SessionFilesHandler(BaseHandler):
     """All files of a session."""
 
-    route: ClassVar[str] = "/sessions/{id}/files"
-
-    async def answer(self) -> None:
+    async def handle_request(self) -> None:
         """List them."""
         session_id = urls.session_in(self.request.path)
         files = await self.context.service.session_files(self.tenant, session_id)
@@ -41,12 +39,9 @@ class SessionFilesHandler(BaseHandler):
 class SessionFileHandler(BaseHandler):
     """One file. Its state beside the base class's: `_writer`, into which the body goes while it comes."""
 
-    route: ClassVar[str] = "/sessions/{id}/files/{path}"
-    methods: ClassVar[tuple[str, ...]] = ("GET", "HEAD", "PUT", "DELETE")
-
     _writer: FileWriter | None = None
 
-    async def answer(self) -> None:
+    async def handle_request(self) -> None:
         """Send it, put the body in its place, or remove it."""
         session_id, path = self._address()
         if self.request.method == "PUT":
@@ -106,7 +101,7 @@ class SessionFileHandler(BaseHandler):
 
     def _check_headers(self) -> None:
         super()._check_headers()
-        if self.request.method in self.methods:
+        if self.request.method in self.route.methods:
             self._address()
 
     async def prepare(self) -> None:  # type: ignore[override]  # tornado awaits it
@@ -131,9 +126,9 @@ class SessionFileHandler(BaseHandler):
         """Write a piece; tornado reads the next one when this is done."""
         if self.request.method != "PUT":
             return super().data_received(chunk)
-        return self._take(chunk)
+        return self._write_chunk(chunk)
 
-    async def _take(self, chunk: bytes) -> None:
+    async def _write_chunk(self, chunk: bytes) -> None:
         if self._counts(chunk) and self._writer is not None:
             try:
                 await self._writer.write(chunk)
@@ -141,7 +136,7 @@ class SessionFileHandler(BaseHandler):
                 self._refusal = error
         if self._refusal is not None:
             self._drop_writer()
-            self._give_up_on_endless()
+            self._disconnect_endless()
 
     async def _commit(self) -> None:
         if self._writer is None:

@@ -1,54 +1,43 @@
 """`GET /sessions/{id}/notebook`: the runs of a session, with their outputs and images, as one `.ipynb` file.
 
-It fetches, and bounds what is fetched; what a notebook looks like is notebook.py's.
+The handler fetches runs within bounds; render/notebook.py decides what a notebook looks like.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 from gateway.http.api.artifacts import disposition
 from gateway.http.base.handler import BaseHandler
+from gateway.http.base.limits import HttpBounds
 from gateway.http.parse import urls
-from gateway.http.render import notebook
 from gateway.http.render.answer import strict_json
-from gateway.http.render.notebook import NotebookRun, Shown
+from gateway.http.render.outputs import NotebookRun, Output, final_outputs, note
 from sessions.errors import Gone, NotFound, TooLarge
 from sessions.model import ArtifactId, Session
-
-MAX_RUNS = 1000
-"""So many runs go in, the newest ones; a text tells of the others."""
-
-MAX_SHOWN_BYTES = 64 << 20
-"""Images, and apart from them all other outputs, may take so much of one notebook; later ones leave a note."""
-
-MAX_SOURCE_BYTES = 64 << 20
 
 
 class SessionNotebookHandler(BaseHandler):
     """A download of what happened in a session.
 
-    Its state beside the base class's: whether the client has gone. Nothing more is fetched for it then; a document that
-    is being written is finished, because its memory is in use until then, and with it the tenant's turn.
+    The mutable state, beside the base class's, is whether the client has disconnected. Fetching stops then, but a
+    document that is being written is finished: until then its memory is in use, and the tenant's turn lasts.
     """
 
-    route: ClassVar[str] = "/sessions/{id}/notebook"
+    _is_disconnected = False
 
-    _is_abandoned = False
-
-    async def answer(self) -> None:
-        """Make it, and send it."""
+    async def handle_request(self) -> None:
+        """Make the notebook and send it."""
         session = self.context.service.get_session(self.tenant, urls.session_in(self.request.path)).session
-        async with self.context.notebooks.turn(self.tenant):
-            if self._is_abandoned:  # while it waited
+        async with self.context.http.notebook(self.tenant):
+            if self._is_disconnected:  # while it waited
                 return
             runs, has_older = await self._runs(session)
-            if self._is_abandoned:
+            if self._is_disconnected:
                 return
             kernel_name = self.context.languages.get(session.language, session.language)
-            # Validation takes its time, and the event loop belongs to everybody.
+            # Validation is slow, and must not block the event loop.
             document = await asyncio.to_thread(_document, runs, session.language, kernel_name, has_older)
         self.set_header("Content-Type", "application/x-ipynb+json")
         self.set_header("Content-Disposition", disposition(f"{session.session_id}.ipynb", inline=False))
@@ -56,21 +45,21 @@ class SessionNotebookHandler(BaseHandler):
         await self.send(document)
 
     def on_connection_close(self) -> None:
-        """Nobody waits for it any more."""
+        """Stop fetching: nobody waits for the notebook."""
         super().on_connection_close()
-        self._is_abandoned = True
+        self._is_disconnected = True
 
     async def _runs(self, session: Session) -> tuple[list[NotebookRun], bool]:
         """The newest runs, within the bounds, and whether there are older ones.
 
         Raises TooLarge when even their code is beyond the bounds. It is not all of them when the client has gone.
         """
-        service = self.context.service
-        summaries = await service.session_runs(self.tenant, session.session_id, MAX_RUNS + 1)
+        service, bounds = self.context.service, self.context.http.bounds
+        summaries = await service.session_runs(self.tenant, session.session_id, bounds.notebook_runs + 1)
         runs: list[NotebookRun] = []
-        left = _Budget()
-        for summary in summaries[-MAX_RUNS:]:
-            if self._is_abandoned:
+        left = _Budget(bounds)
+        for summary in summaries[-bounds.notebook_runs :]:
+            if self._is_disconnected:
                 break
             try:
                 record, events = await service.get_events(self.tenant, summary.run_id)
@@ -79,12 +68,12 @@ class SessionNotebookHandler(BaseHandler):
             if record.run.jupyter is not None and not record.run.jupyter.is_noted:
                 continue  # a Jupyter client's own question, which no notebook shows
             left.charge_source(record.run.code, record.run.variables)
-            shown = left.fitting(notebook.shown_by(record, events))
+            shown = left.fitting(final_outputs(record, events))
             count = None if record.result is None else record.result.execution_count
             runs.append(NotebookRun(record.run, count, shown, await self._images(shown)))
-        return runs, len(summaries) > MAX_RUNS
+        return runs, len(summaries) > bounds.notebook_runs
 
-    async def _images(self, shown: Sequence[Shown]) -> dict[str, bytes]:
+    async def _images(self, shown: Sequence[Output]) -> dict[str, bytes]:
         images = {}
         for output in shown:
             if output.image is not None:
@@ -99,10 +88,10 @@ class SessionNotebookHandler(BaseHandler):
 class _Budget:
     """How many bytes the rest of a notebook may still take. Its state is those three numbers."""
 
-    def __init__(self) -> None:
-        self._source_bytes = MAX_SOURCE_BYTES
-        self._image_bytes = MAX_SHOWN_BYTES
-        self._other_bytes = MAX_SHOWN_BYTES
+    def __init__(self, bounds: HttpBounds) -> None:
+        self._source_bytes = bounds.notebook_source_bytes
+        self._image_bytes = bounds.notebook_shown_bytes
+        self._other_bytes = bounds.notebook_shown_bytes
 
     def charge_source(self, code: str, variables: Mapping[str, object]) -> None:
         """Count what cannot be left out."""
@@ -110,9 +99,9 @@ class _Budget:
         if self._source_bytes < 0:
             raise TooLarge("The code of this session is too large for one notebook: read its runs one by one at /runs.")
 
-    def fitting(self, shown: Sequence[Shown]) -> list[Shown]:
+    def fitting(self, shown: Sequence[Output]) -> list[Output]:
         """The outputs that fit, and a note where some do not."""
-        kept: list[Shown] = []
+        kept: list[Output] = []
         for output in shown:
             image_bytes = 0 if output.image is None else output.image.size_bytes
             if output.size_bytes <= self._other_bytes and image_bytes <= self._image_bytes:
@@ -121,9 +110,11 @@ class _Budget:
                 kept.append(output)
         if len(kept) < len(shown):
             left_out = len(shown) - len(kept)
-            kept.append(notebook.note(f"{left_out} outputs were left out: the notebook would be too large"))
+            kept.append(note(f"{left_out} outputs were left out: the notebook would be too large"))
         return kept
 
 
 def _document(runs: Sequence[NotebookRun], language: str, kernel_name: str, has_older: bool) -> bytes:  # noqa: FBT001
+    from gateway.http.render import notebook  # noqa: PLC0415 - nbformat is slow to import, and few gateways need it
+
     return strict_json(notebook.notebook(runs, language=language, kernel_name=kernel_name, has_older=has_older))

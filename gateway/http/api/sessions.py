@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from gateway.http.base.handler import BaseHandler
 from gateway.http.parse import session_request, urls
@@ -13,10 +13,7 @@ from sessions.model import SessionView
 class SessionsHandler(BaseHandler):
     """The tenant's sessions."""
 
-    route: ClassVar[str] = "/sessions"
-    methods: ClassVar[tuple[str, ...]] = ("GET", "HEAD", "POST")
-
-    async def answer(self) -> None:
+    async def handle_request(self) -> None:
         """List them, or make one."""
         if self.request.method != "POST":
             views = self.context.service.list_sessions(self.tenant)
@@ -36,10 +33,7 @@ class SessionsHandler(BaseHandler):
 class SessionHandler(BaseHandler):
     """One session."""
 
-    route: ClassVar[str] = "/sessions/{id}"
-    methods: ClassVar[tuple[str, ...]] = ("GET", "HEAD", "PATCH", "DELETE")
-
-    async def answer(self) -> None:
+    async def handle_request(self) -> None:
         """Show it, renew it, or end it."""
         session_id = urls.session_in(self.request.path)
         service = self.context.service
@@ -61,10 +55,7 @@ class SessionHandler(BaseHandler):
 class SessionInterruptHandler(BaseHandler):
     """Ctrl-C for what runs in a session."""
 
-    route: ClassVar[str] = "/sessions/{id}/interrupt"
-    methods: ClassVar[tuple[str, ...]] = ("POST",)
-
-    async def answer(self) -> None:
+    async def handle_request(self) -> None:
         """Send it."""
         session_id = urls.session_in(self.request.path)
         await self.context.service.interrupt_session(self.tenant, session_id)
@@ -74,10 +65,7 @@ class SessionInterruptHandler(BaseHandler):
 class SessionRestartHandler(BaseHandler):
     """A fresh kernel for a session."""
 
-    route: ClassVar[str] = "/sessions/{id}/restart"
-    methods: ClassVar[tuple[str, ...]] = ("POST",)
-
-    async def answer(self) -> None:
+    async def handle_request(self) -> None:
         """Start it, and show the session as it is then."""
         session_id = urls.session_in(self.request.path)
         await self.send_json(session_view(await self.context.service.restart_session(self.tenant, session_id)))

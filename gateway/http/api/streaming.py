@@ -19,10 +19,9 @@ from tornado.iostream import StreamClosedError
 
 from gateway.http.base.handler import BaseHandler
 from gateway.http.render import events
-from sessions.model import RunId
-
-KEEP_ALIVE_S = 15.0
-"""So much silence gets a comment line, which keeps proxies from closing the connection."""
+from gateway.http.render.answer import run_answer
+from sessions.model import EventType, RunId
+from sessions.service import Service
 
 _PIECE_BYTES = 64 << 10
 _NOT_WANTED = re.compile(r"q=0(\.0*)?")
@@ -56,11 +55,11 @@ class StreamingHandler(BaseHandler):
     _is_ended = False
 
     async def stream_events(self, run_id: RunId, after: int, form: EventFormat) -> None:
-        """Answer with the events of a run, up to its end. Enter `context.streams.holding` before."""
+        """Answer with the events of a run, up to its end. Enter `context.http.streams.holding` before."""
         self.set_header("Content-Type", form.content_type)
         self.set_header("X-Accel-Buffering", "no")  # nginx would collect events until it has a few KiB
         self._streaming = asyncio.ensure_future(self._send_events(run_id, after, form))
-        self._leave()  # shutdown waits for answers, and this one may take as long as its run
+        self._release()  # shutdown waits for answers, and this one may take as long as its run
         try:
             if not self._is_ended:
                 await asyncio.wait([self._streaming])
@@ -86,8 +85,8 @@ class StreamingHandler(BaseHandler):
         await self.send_piece()
         if self.request.method == "HEAD":
             return
-        arriving = events.wire_events(self.context.service, run_id, after, self.base_url)
-        async with aclosing(with_silences(arriving, KEEP_ALIVE_S)) as batches:
+        arriving = wire_events(self.context.service, run_id, after, self.base_url)
+        async with aclosing(with_silences(arriving, self.context.http.bounds.keep_alive_s)) as batches:
             async for batch in batches:
                 if batch is not None:
                     for piece in _pieces(batch, form):
@@ -103,6 +102,22 @@ class StreamingHandler(BaseHandler):
             if not isinstance(error, TimeoutError):
                 _log.warning("stream broken off", request_id=self.request_id, run_id=run_id, exc_info=error)
             self.disconnect()
+
+
+async def wire_events(
+    service: Service, run_id: RunId, after: int, base_url: str
+) -> AsyncGenerator[list[events.WireEvent]]:
+    """The events of a run above `after`, in batches as they are committed, up to and with `end`.
+
+    Raises what `Service.follow` and `Service.result` raise.
+    """
+    async with aclosing(service.follow(run_id, after)) as batches:  # type: ignore[type-var]
+        async for batch in batches:
+            wired = [events.wire_event(run_id, event, base_url) for event in batch]
+            for event, stored in zip(wired, batch, strict=True):
+                if stored.type is EventType.END:
+                    event.update(run_answer(await service.result(run_id), base_url))
+            yield wired
 
 
 def accepts(headers: HTTPHeaders, media_type: str) -> bool:

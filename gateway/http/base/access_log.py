@@ -26,7 +26,7 @@ def log_access(handler: RequestHandler) -> None:
         request_id=handler.request_id,
         tenant=handler.tenant,
         method=handler.request.method,
-        route=handler.route,
+        route=handler.route.path,
         status=handler.get_status(),
         ms=round((time.time() - handler.request._start_time) * 1000, 1),  # noqa: SLF001 - tornado's own clock for this
         **refusal,

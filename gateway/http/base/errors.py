@@ -1,4 +1,12 @@
-"""Which HTTP status an error has, and what is said where there is a status alone. Tables, and no more."""
+"""How an error reads to a client: its HTTP status, its sentence, and its message on a WebSocket. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.http.parse.socket_messages import MessageId
+from sessions.errors import CellblockError
+from sessions.sanitize import well_formed
 
 STATUS_OF_CODE = {
     "invalid_json": 400,
@@ -27,3 +35,14 @@ SHAPE_OF_STATUS = {
     405: ("method_not_allowed", "This route does not take this method."),
 }
 """Code and sentence of an answer that tornado itself decided on."""
+
+
+def error_message(error: Exception, identifier: MessageId | None) -> dict[str, Any]:
+    """The error shape of HTTP as a message, with the `id` of the client's message that caused it."""
+    message: dict[str, Any] = {"type": "error", "error": INTERNAL_SENTENCE, "code": "internal", "id": identifier}
+    if isinstance(error, CellblockError):
+        if error.code in STATUS_OF_CODE:
+            message |= {"error": well_formed(str(error)), "code": error.code}
+        if error.retry_after_s is not None:
+            message["retry_after"] = error.retry_after_s
+    return message

@@ -1,6 +1,7 @@
 """What all HTTP answers have in common: request id, error shape, security headers, bounded bodies.
 
-A subclass says its `route`, `methods` and `exposure`, and implements `answer`. It knows nothing of runs.
+The route says which methods there are and who may call them; a subclass implements `handle_request`. It knows
+nothing of runs.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from tornado.httputil import HTTPServerRequest
 from tornado.iostream import StreamClosedError
 from tornado.web import Application, HTTPError, RequestHandler, stream_request_body
 
-from gateway.http.base.bodies import IncomingBody, declared_bytes, no_room
 from gateway.http.base.context import Context
 from gateway.http.base.errors import INTERNAL_SENTENCE, SHAPE_OF_STATUS, STATUS_OF_CODE
-from gateway.http.base.exposure import Exposure
+from gateway.http.base.limits import IncomingBody, declared_bytes, no_room
+from gateway.http.base.route import Exposure, Route
 from gateway.http.render.answer import strict_json
 from sessions.errors import CellblockError, TooLarge
 from sessions.model import ANONYMOUS, TenantId
@@ -28,9 +29,6 @@ from sessions.sanitize import well_formed
 
 MAX_HEADER_BYTES = 64 << 10
 """The request line and the headers together. The parser reads longer ones too, so that the answer is a 413 in JSON."""
-
-SEND_TIMEOUT_S = 120.0
-"""A client that does not take its answer in this time loses its connection."""
 
 _EXPOSED_HEADERS = "X-Request-Id, Retry-After, ETag, Location, Content-Disposition"
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -41,14 +39,10 @@ _log = structlog.get_logger("cellblock.http")
 class BaseHandler(RequestHandler):
     """One request.
 
-    The state is `_refusal` (why it will not be served), `_body`, `tenant`, and how far the answer is: `_is_in_flight`,
-    `_is_answering`, `_is_sending`.
+    The mutable state is `_refusal` (why it will not be served), `_body`, `tenant`, and how far the answer is:
+    `_is_in_flight`, `_is_answering`, `_is_sending`.
     """
 
-    route: ClassVar[str]
-    methods: ClassVar[tuple[str, ...]] = ("GET", "HEAD")
-    exposure: ClassVar[Exposure] = Exposure.GUARDED
-    needs_token: ClassVar[bool] = True
     is_probe: ClassVar[bool] = False
     """Asked every few seconds by a machine: a 200 is no news for the log."""
 
@@ -62,12 +56,13 @@ class BaseHandler(RequestHandler):
         self._is_sending = False
         super().__init__(application, request, **kwargs)
 
-    def initialize(self, context: Context) -> None:
-        """Take what the composition root gives."""
+    def initialize(self, context: Context, route: Route) -> None:
+        """Accept the context, and the route that leads here."""
         self.context = context
-        self._body = IncomingBody(context.bodies, context.limits.request_bytes)
+        self.route = route
+        self._body = IncomingBody(context.http.bodies, context.limits.request_bytes)
 
-    async def answer(self) -> None:
+    async def handle_request(self) -> None:
         """Serve the request, whose whole body is in `body`. May raise any CellblockError."""
         raise NotImplementedError
 
@@ -101,7 +96,7 @@ class BaseHandler(RequestHandler):
 
         A refusal waits for the body where that is short enough: a client that is still sending sees no answer.
         """
-        self.context.in_flight.enter()
+        self.context.http.in_flight.add()
         self._is_in_flight = True
         self._set_cors_headers(self.context)
         try:
@@ -121,19 +116,19 @@ class BaseHandler(RequestHandler):
         if _header_bytes(self.request) > MAX_HEADER_BYTES:
             raise TooLarge("The URL and the headers are too long: POST takes its fields in the body.")
         site.check_host(host)
-        if self.exposure is not Exposure.EMBEDDABLE:
+        if self.route.exposure is not Exposure.EMBEDDABLE:
             site.check_origin(origin, host)
         if self.request.method == "OPTIONS":
             return
-        if self.exposure is Exposure.GUARDED:
+        if self.route.exposure is Exposure.GUARDED:
             site.check_fetch_site(headers.get("Sec-Fetch-Site"), origin)
-        if self.request.method not in self.methods:
+        if self.request.method not in self.route.methods:
             raise HTTPError(405)
-        if self.needs_token:
-            self.tenant = self.context.doorkeeper.tenant(self.authorization())
+        if self.route.needs_token:
+            self.tenant = self.context.authenticator.tenant(self.authorization())
 
     def authorization(self) -> str | None:
-        """What names the tenant: the header, unless a subclass takes other things for it."""
+        """The credentials: the header, unless a subclass accepts them elsewhere."""
         return self.request.headers.get("Authorization")
 
     def _set_cors_headers(self, context: Context) -> None:
@@ -147,19 +142,19 @@ class BaseHandler(RequestHandler):
     def on_finish(self) -> None:
         """The answer has been handed to the connection; a large one is still on its way then, and `send` waits."""
         if not self._is_sending:
-            self._leave()
+            self._release()
 
     def on_connection_close(self) -> None:
         """Nobody waits for the answer any more."""
         super().on_connection_close()
-        self._leave()
+        self._release()
 
-    def _leave(self) -> None:
+    def _release(self) -> None:
         if self._is_in_flight:
             self._is_in_flight = False
-            self.context.in_flight.leave()
+            self.context.http.in_flight.remove()
         if not self._is_answering:  # what answers goes on without the client, and so does its body
-            self._body.forget()
+            self._body.discard()
 
     # --- the body comes in --------------------------------------------------------------------------------------------
 
@@ -171,13 +166,13 @@ class BaseHandler(RequestHandler):
         return TooLarge()
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
-        """Keep what will be used, count the rest, and hang up on a body that does not end."""
+        """Keep what will be used, count the rest, and disconnect a client whose body does not end."""
         if self._counts(chunk):
             if self._body.keep(chunk):
                 return None
             self._refusal = no_room()
-        self._body.forget()
-        self._give_up_on_endless()
+        self._body.discard()
+        self._disconnect_endless()
         return None
 
     def _counts(self, chunk: bytes) -> bool:
@@ -187,7 +182,7 @@ class BaseHandler(RequestHandler):
             self._refusal = self._too_large()
         return self._refusal is None
 
-    def _give_up_on_endless(self) -> None:
+    def _disconnect_endless(self) -> None:
         if not self._body.is_drained(self._body.received_bytes) and not self._finished:
             error = self._refusal
             self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, exc_info=(type(error), error, None))
@@ -203,18 +198,18 @@ class BaseHandler(RequestHandler):
             return
         self._is_answering = True
         try:
-            await self.answer()
+            await self.handle_request()
         finally:
             self._is_answering = False
-            self._body.forget()
+            self._body.discard()
 
     head = post = put = delete = patch = options = get
 
     def _answer_preflight(self) -> None:
         self.set_status(204)
-        self.set_header("Allow", self._allow)
+        self.set_header("Allow", self.route.allow)
         if "Access-Control-Allow-Origin" in self._headers:
-            self.set_header("Access-Control-Allow-Methods", self._allow)
+            self.set_header("Access-Control-Allow-Methods", self.route.allow)
             self.set_header(
                 "Access-Control-Allow-Headers",
                 "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Request-Id",
@@ -236,16 +231,16 @@ class BaseHandler(RequestHandler):
         await self.send(None)
 
     async def send(self, data: bytes | None) -> None:
-        """Send the whole answer, and hang up on a client that does not take it."""
+        """Send the whole answer, and disconnect a client that does not read it."""
         self._is_sending = True
         try:
-            await asyncio.wait_for(self.finish(data), SEND_TIMEOUT_S)
+            await asyncio.wait_for(self.finish(data), self.context.http.bounds.send_timeout_s)
         except StreamClosedError:
             pass  # the client is gone; its run is recorded all the same
         except TimeoutError:
             self.disconnect()
         finally:
-            self._leave()
+            self._release()
 
     async def send_piece(self, data: bytes = b"") -> None:
         """Send a piece of the answer, the headers before the first one; return once the client has taken it.
@@ -253,7 +248,7 @@ class BaseHandler(RequestHandler):
         Raises StreamClosedError when the client is gone, and TimeoutError when it takes nothing.
         """
         self.write(data)
-        await asyncio.wait_for(self.flush(), SEND_TIMEOUT_S)
+        await asyncio.wait_for(self.flush(), self.context.http.bounds.send_timeout_s)
 
     def disconnect(self) -> None:
         """Close the connection in the middle of an answer, which tells the client that it is not whole."""
@@ -271,7 +266,7 @@ class BaseHandler(RequestHandler):
         if status_code == HTTPStatus.UNAUTHORIZED:
             self.set_header("WWW-Authenticate", "Bearer")
         if status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            self.set_header("Allow", self._allow)
+            self.set_header("Allow", self.route.allow)
         self.error_code = code
         self.set_status(status_code)
         self.set_header("Content-Type", "application/json; charset=utf-8")
@@ -279,21 +274,17 @@ class BaseHandler(RequestHandler):
         self.finish(strict_json(self.complete_error(shape)))
 
     def complete_error(self, shape: dict[str, Any]) -> dict[str, Any]:
-        """What a subclass adds to the error shape."""
+        """The error shape with the additions of a subclass."""
         return shape
 
     def compute_etag(self) -> None:
         """No answer gets an ETag by itself."""
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
-        """Log what nobody foresaw, without the request's URL; refusals are in the access log."""
+        """Log unexpected errors, without the request's URL; refusals are in the access log."""
         if isinstance(value, HTTPError) or (isinstance(value, CellblockError) and value.code in STATUS_OF_CODE):
             return
-        _log.error("unexpected error", route=self.route, request_id=self.request_id, exc_info=(typ, value, tb))
-
-    @property
-    def _allow(self) -> str:
-        return ", ".join((*self.methods, "OPTIONS"))
+        _log.error("unexpected error", route=self.route.path, request_id=self.request_id, exc_info=(typ, value, tb))
 
 
 def _header_bytes(request: HTTPServerRequest) -> int:

@@ -24,7 +24,7 @@ _TORNADOS_400 = b"HTTP/1.1 400 Bad Request\r\n\r\n"
 _SCHEMES = ("http://", "https://")
 
 
-def bare_answer(status_line: str, code: str, sentence: str, *, retry_after_s: int | None = None) -> bytes:
+def raw_error(status_line: str, code: str, sentence: str, *, retry_after_s: int | None = None) -> bytes:
     """A whole HTTP error answer, for a connection that is about to be closed."""
     request_id = uuid.uuid4().hex
     body = json.dumps({"error": sentence, "code": code, "request_id": request_id}, separators=(",", ":"))
@@ -37,18 +37,18 @@ def bare_answer(status_line: str, code: str, sentence: str, *, retry_after_s: in
     return (head + body).encode("ascii")
 
 
-class SpeakingStream(IOStream):
+class ErrorReportingStream(IOStream):
     """A stream on which tornado's bare 400 goes out as JSON, and overlong headers get an answer."""
 
     @classmethod
-    def taking_over(cls, stream: IOStream) -> SpeakingStream:
+    def on_socket_of(cls, stream: IOStream) -> ErrorReportingStream:
         """A stream on the socket of another one, that has not been used yet."""
         return cls(stream.socket, max_buffer_size=stream.max_buffer_size, read_chunk_size=stream.read_chunk_size)
 
     def write(self, data: bytes | memoryview, *args: Any, **kwargs: Any) -> Any:
         """Write, with the one answer replaced."""
         if data == _TORNADOS_400:
-            data = bare_answer("400 Bad Request", "invalid_request", "The request is malformed: it is no valid HTTP.")
+            data = raw_error("400 Bad Request", "invalid_request", "The request is malformed: it is no valid HTTP.")
         return super().write(data, *args, **kwargs)
 
     def close(self, exc_info: Any = False) -> None:  # noqa: FBT002 - the base class has it so
@@ -56,11 +56,11 @@ class SpeakingStream(IOStream):
         if isinstance(exc_info, UnsatisfiableReadError) and not self.closed():
             sentence = "The URL, the headers or a line of this request are too long: POST takes its fields in the body."
             with suppress(StreamClosedError):
-                super().write(bare_answer("413 Request Entity Too Large", "too_large", sentence))
+                super().write(raw_error("413 Request Entity Too Large", "too_large", sentence))
         super().close(exc_info)
 
 
-class AbsoluteFormRequest(HTTPMessageDelegate):
+class AbsoluteFormDelegate(HTTPMessageDelegate):
     """Makes `GET http://host/path` what `GET /path` with `Host: host` is (RFC 9112, 3.2.2), and passes all else on."""
 
     def __init__(self, delegate: HTTPMessageDelegate) -> None:

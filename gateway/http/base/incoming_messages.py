@@ -1,6 +1,6 @@
-"""WebSocket messages while they come in: what is held of them is counted with all bodies, and none takes for ever.
+"""Incoming WebSocket messages: counts the memory of unfinished ones with that of all bodies, and bounds their time.
 
-Tornado keeps the unfinished message of each connection; this sees how much that is, and reads on when there is room.
+Tornado keeps the unfinished message of each connection; this counts it, and reads on when there is room.
 """
 
 from __future__ import annotations
@@ -11,10 +11,7 @@ from typing import Any
 from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketProtocol13
 
-from gateway.http.base.bodies import BufferedBodies
-
-MESSAGE_TIMEOUT_S = 60.0
-"""From the first byte of a message that does not come at once to its last one."""
+from gateway.http.base.limits import HttpLimits
 
 _WAIT_FOR_ROOM_S = 0.02
 _TRY_AGAIN_LATER = 1013  # https://www.iana.org/assignments/websocket/websocket.xml
@@ -28,9 +25,10 @@ class IncomingMessages(WebSocketProtocol13):
     message must be there, and whether the connection is over.
     """
 
-    def __init__(self, handler: Any, params: Any, among: BufferedBodies) -> None:
+    def __init__(self, handler: Any, params: Any, limits: HttpLimits) -> None:
         super().__init__(handler, False, params)  # noqa: FBT003 - tornado's own: a server masks nothing
-        self._among = among
+        self._bodies = limits.bodies
+        self._timeout_s = limits.bounds.message_timeout_s
         self._frame_bytes = 0
         self._counted_bytes = 0
         self._deadline: asyncio.TimerHandle | None = None
@@ -48,7 +46,7 @@ class IncomingMessages(WebSocketProtocol13):
         await self._wait_for_room()
 
     def _handle_message(self, opcode: int, data: bytes) -> Any:
-        """A whole message is there: whoever takes it counts it from now on. Or a control frame amid a message."""
+        """A whole message has arrived, which its handler counts from now on; or a control frame amid a message."""
         self._frame_bytes = 0
         self._count()
         return super()._handle_message(opcode, data)
@@ -58,14 +56,14 @@ class IncomingMessages(WebSocketProtocol13):
         self._count()
         super()._abort()
 
-    def _give_up(self) -> None:
+    def _on_timeout(self) -> None:
         """The message has not come in time, or there was no room for it."""
         self.close(_TRY_AGAIN_LATER, "The message did not come in time, or there was no room for it: try again.")
         self._abort()
 
     async def _wait_for_room(self) -> None:
         """Count what is held now, when there is room for it. Raises StreamClosedError when the connection is over."""
-        while not self._count():  # noqa: ASYNC110 - whoever gives room back, bodies among them, wakes nobody
+        while not self._count():  # noqa: ASYNC110 - releasing memory wakes nobody
             await asyncio.sleep(_WAIT_FOR_ROOM_S)
         if self._is_over:
             raise StreamClosedError
@@ -78,10 +76,10 @@ class IncomingMessages(WebSocketProtocol13):
             self._deadline.cancel()
             self._deadline = None
         elif size_bytes and self._deadline is None:
-            self._deadline = asyncio.get_running_loop().call_later(MESSAGE_TIMEOUT_S, self._give_up)
-        if more > 0 and not self._among.take(more):
+            self._deadline = asyncio.get_running_loop().call_later(self._timeout_s, self._on_timeout)
+        if more > 0 and not self._bodies.reserve(more):
             return False
         if more < 0:
-            self._among.release(-more)
+            self._bodies.release(-more)
         self._counted_bytes = size_bytes
         return True

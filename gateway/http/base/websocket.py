@@ -1,6 +1,6 @@
 """What all WebSockets have in common: the checks of every request before the upgrade, pings, one message at a time.
 
-A subclass implements `on_message`. It knows nothing of what is said.
+A subclass implements `on_message`. The content of messages is not known here.
 """
 
 from __future__ import annotations
@@ -14,15 +14,11 @@ from tornado.httputil import HTTPServerRequest
 from tornado.web import Application
 from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
 
-from gateway.http.base import handler
-from gateway.http.base.bodies import no_room
 from gateway.http.base.handler import BaseHandler
 from gateway.http.base.incoming_messages import IncomingMessages
+from gateway.http.base.limits import no_room
 from gateway.http.render.answer import strict_json
 from sessions.errors import InvalidRequest
-
-PING_S = 20.0
-"""So often the other end is pinged, and so long it may take to answer."""
 
 _SERVICE_RESTART = 1012
 _VERSION = "13"
@@ -31,7 +27,6 @@ _VERSION = "13"
 class SocketHandler(BaseHandler, WebSocketHandler):
     """One WebSocket. Its state beside the base class's: whether it is closed, and who is writing."""
 
-    methods: ClassVar[tuple[str, ...]] = ("GET",)
     ends_early: ClassVar[bool] = False
 
     def __init__(self, application: Application, request: HTTPServerRequest, **kwargs: Any) -> None:
@@ -41,10 +36,10 @@ class SocketHandler(BaseHandler, WebSocketHandler):
 
     # --- opening ------------------------------------------------------------------------------------------------------
 
-    async def answer(self) -> None:
+    async def handle_request(self) -> None:
         """Be a WebSocket until it is closed. Raises InvalidRequest when that is not what the client wants."""
         self._check_handshake()
-        with self.context.streams.holding(self):
+        with self.context.http.streams.holding(self):
             await WebSocketHandler.get(self)
 
     def _check_handshake(self) -> None:
@@ -68,12 +63,12 @@ class SocketHandler(BaseHandler, WebSocketHandler):
     @property
     def ping_interval(self) -> float:
         """Seconds between pings."""
-        return PING_S
+        return self.context.http.bounds.ping_s
 
     @property
     def ping_timeout(self) -> float:
         """Seconds to wait for the answer."""
-        return PING_S
+        return self.context.http.bounds.ping_s
 
     @property
     def max_message_size(self) -> int:
@@ -84,18 +79,18 @@ class SocketHandler(BaseHandler, WebSocketHandler):
         """The base class's, with what comes in counted."""
         protocol = super().get_websocket_protocol()
         if isinstance(protocol, WebSocketProtocol13):
-            return IncomingMessages(self, protocol.params, self.context.bodies)
+            return IncomingMessages(self, protocol.params, self.context.http)
         return protocol
 
     @contextmanager
     def holding(self, message: str | bytes) -> Iterator[None]:
         """Count a message among all bodies while it is being worked on. Raises Unavailable when there are too many."""
-        if not self.context.bodies.take(len(message)):
+        if not self.context.http.bodies.reserve(len(message)):
             raise no_room()
         try:
             yield
         finally:
-            self.context.bodies.release(len(message))
+            self.context.http.bodies.release(len(message))
 
     # --- talking ------------------------------------------------------------------------------------------------------
 
@@ -106,7 +101,9 @@ class SocketHandler(BaseHandler, WebSocketHandler):
         """
         async with self._writing:
             try:
-                await asyncio.wait_for(self.write_message(strict_json(message)), handler.SEND_TIMEOUT_S)
+                await asyncio.wait_for(
+                    self.write_message(strict_json(message)), self.context.http.bounds.send_timeout_s
+                )
             except TimeoutError:
                 self.disconnect()
                 raise WebSocketClosedError from None

@@ -17,7 +17,6 @@ from tornado.web import Application
 from tornado.websocket import WebSocketClosedError
 
 from gateway.host.clock import SystemClock
-from gateway.http.base import handler
 from gateway.http.base.websocket import SocketHandler
 from gateway.http.jupyter.framing import Framing, framing_of
 from gateway.http.jupyter.handler import JupyterHandler
@@ -45,7 +44,6 @@ class JupyterChannels(JupyterHandler, SocketHandler):
     whether a ping is on its way, and how much garbage has come.
     """
 
-    route: ClassVar[str] = "/api/kernels/{id}/channels"
     ends_early: ClassVar[bool] = True
 
     def __init__(self, application: Application, request: HTTPServerRequest, **kwargs: Any) -> None:
@@ -59,7 +57,7 @@ class JupyterChannels(JupyterHandler, SocketHandler):
 
     # --- coming and going ---------------------------------------------------------------------------------------------
 
-    async def answer(self) -> None:
+    async def handle_request(self) -> None:
         """Be a WebSocket until it is closed. Raises NotFound when there is no such kernel, TooManyRequests."""
         self._check_handshake()
         kernel_id = unquote_to_bytes(self.request.path.split("/")[3]).decode("utf-8", "replace")
@@ -67,7 +65,7 @@ class JupyterChannels(JupyterHandler, SocketHandler):
         client = self.get_query_argument("session_id", None)
         self._connection = await self.context.service.attach(self.tenant, session_id, client or None)
         try:
-            await super().answer()
+            await super().handle_request()
         finally:
             if self._telling is not None:
                 self._telling.cancel()
@@ -80,9 +78,9 @@ class JupyterChannels(JupyterHandler, SocketHandler):
     def open(self, *args: str, **kwargs: str) -> None:
         """Begin to tell the client what it is to be told."""
         super().open(*args, **kwargs)
-        assert self._connection is not None  # noqa: S101 - for mypy; `answer` has seen to it
+        assert self._connection is not None  # noqa: S101 - for mypy; `handle_request` has set it
         self._framing = framing_of(self.selected_subprotocol)
-        self._telling = asyncio.ensure_future(self._tell(self._connection))
+        self._telling = asyncio.ensure_future(self._send_items(self._connection))
         self._connection.on_replaced(self._be_replaced)
 
     def _be_replaced(self) -> None:
@@ -100,7 +98,7 @@ class JupyterChannels(JupyterHandler, SocketHandler):
 
     async def on_message(self, message: str | bytes) -> None:
         """Do what is asked; tornado reads the next message when this is done."""
-        assert self._connection is not None  # noqa: S101 - for mypy; `answer` has seen to it
+        assert self._connection is not None  # noqa: S101 - for mypy; `handle_request` has set it
         taken: list[ClientMessage] = []
         try:
             with self.holding(message):
@@ -126,7 +124,7 @@ class JupyterChannels(JupyterHandler, SocketHandler):
 
     # --- telling the client -------------------------------------------------------------------------------------------
 
-    async def _tell(self, connection: ClientConnection) -> None:
+    async def _send_items(self, connection: ClientConnection) -> None:
         """Send what there is to be told, until there is no kernel any more."""
         try:
             while (item := await connection.next_item()) is not None:
@@ -143,8 +141,11 @@ class JupyterChannels(JupyterHandler, SocketHandler):
             self.disconnect()
 
     async def _replay(self, connection: ClientConnection, replay: Replay) -> None:
-        telling = replay_run(self.context.service, self.tenant, replay.run_id, connection.client)
-        async with aclosing(telling) as messages:  # type: ignore[type-var]
+        bounds = self.context.http.bounds
+        replayed = replay_run(
+            self.context.service, self.tenant, replay.run_id, connection.client, retry_s=bounds.replay_retry_s
+        )
+        async with aclosing(replayed) as messages:  # type: ignore[type-var]
             async for message in messages:
                 await self._send(message)
         connection.replay_sent(replay.run_id)
@@ -153,7 +154,8 @@ class JupyterChannels(JupyterHandler, SocketHandler):
         data = self._framing.encode(message)
         async with self._writing:
             try:
-                async with asyncio.timeout(handler.SEND_TIMEOUT_S):  # `wait_for` may swallow a cancellation
+                # `wait_for` may swallow a cancellation.
+                async with asyncio.timeout(self.context.http.bounds.send_timeout_s):
                     await self.write_message(data, binary=isinstance(data, bytes))
             except TimeoutError:
                 self.disconnect()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from tornado.httputil import HTTPHeaders
 
-from gateway.http.base.exposure import Exposure
 from gateway.http.base.handler import BaseHandler
 from gateway.http.parse.body import parse_json
 from sessions.errors import InvalidJSON, InvalidRequest, NotFound
@@ -58,12 +57,7 @@ class JupyterHandler(BaseHandler):
 class JupyterUnknownHandler(JupyterHandler):
     """What jupyter_server has, and Cellblock has not: contents, terminals and all else."""
 
-    route: ClassVar[str] = "/api/unknown"
-    methods: ClassVar[tuple[str, ...]] = BaseHandler.SUPPORTED_METHODS
-    exposure: ClassVar[Exposure] = Exposure.OPEN
-    needs_token: ClassVar[bool] = False
-
-    async def answer(self) -> None:
+    async def handle_request(self) -> None:
         """Say that there is nothing."""
         raise NotFound("Not Found")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import ClassVar
 from urllib.parse import quote
 
 from gateway.field_errors import shown
@@ -18,10 +17,7 @@ from sessions.model import SessionView
 class KernelsHandler(JupyterHandler):
     """The tenant's kernels."""
 
-    route: ClassVar[str] = "/api/kernels"
-    methods: ClassVar[tuple[str, ...]] = ("GET", "HEAD", "POST")
-
-    async def answer(self) -> None:
+    async def handle_request(self) -> None:
         """List them, or start one."""
         service = self.context.service
         if self.request.method != "POST":
@@ -62,10 +58,7 @@ class OneKernelHandler(JupyterHandler):
 class KernelHandler(OneKernelHandler):
     """One kernel."""
 
-    route: ClassVar[str] = "/api/kernels/{id}"
-    methods: ClassVar[tuple[str, ...]] = ("GET", "HEAD", "DELETE")
-
-    async def answer(self) -> None:
+    async def handle_request(self) -> None:
         """Show it, or end it."""
         view = self.kernel()
         if self.request.method != "DELETE":
@@ -78,10 +71,7 @@ class KernelHandler(OneKernelHandler):
 class KernelInterruptHandler(OneKernelHandler):
     """Ctrl-C for what runs on a kernel."""
 
-    route: ClassVar[str] = "/api/kernels/{id}/interrupt"
-    methods: ClassVar[tuple[str, ...]] = ("POST",)
-
-    async def answer(self) -> None:
+    async def handle_request(self) -> None:
         """Send it."""
         await self.context.service.interrupt_session(self.tenant, self.kernel().session.session_id)
         await self.send_nothing()
@@ -90,10 +80,7 @@ class KernelInterruptHandler(OneKernelHandler):
 class KernelRestartHandler(OneKernelHandler):
     """A fresh process for a kernel."""
 
-    route: ClassVar[str] = "/api/kernels/{id}/restart"
-    methods: ClassVar[tuple[str, ...]] = ("POST",)
-
-    async def answer(self) -> None:
+    async def handle_request(self) -> None:
         """Start it, and show the kernel as it is then."""
         view = await self.context.service.restart_session(self.tenant, self.kernel().session.session_id)
         await self.send_json(kernel_model(view))

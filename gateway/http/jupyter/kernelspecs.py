@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
 
 from gateway.field_errors import shown
 from gateway.http.jupyter.handler import JupyterHandler
@@ -20,9 +19,7 @@ _CONTENT_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 class KernelSpecsHandler(JupyterHandler):
     """All kernelspecs."""
 
-    route: ClassVar[str] = "/api/kernelspecs"
-
-    async def answer(self) -> None:
+    async def handle_request(self) -> None:
         """List them, with the name of the default one."""
         languages = self.context.languages
         specs = kernelspecs(languages, python_logos(), self.base_path)
@@ -32,9 +29,7 @@ class KernelSpecsHandler(JupyterHandler):
 class KernelSpecHandler(JupyterHandler):
     """One kernelspec."""
 
-    route: ClassVar[str] = "/api/kernelspecs/{name}"
-
-    async def answer(self) -> None:
+    async def handle_request(self) -> None:
         """Show it."""
         name = segment(self.request.path, 3)
         spec = kernelspecs(self.context.languages, python_logos(), self.base_path).get(name)
@@ -46,9 +41,7 @@ class KernelSpecHandler(JupyterHandler):
 class KernelSpecFileHandler(JupyterHandler):
     """A file that belongs to a kernelspec."""
 
-    route: ClassVar[str] = "/kernelspecs/{name}/{file}"
-
-    async def answer(self) -> None:
+    async def handle_request(self) -> None:
         """Send it, if it is one of those that are known: no path is made of what the client says."""
         name, file = segment(self.request.path, 2), segment(self.request.path, 3)
         logo = python_logos().get(file) if self.context.languages.get(PYTHON) == name else None

@@ -1,62 +1,43 @@
-"""A run told to a Jupyter client from its events: to one that was away, or too slow to be told as it happened.
+"""Replays a run from its events to a Jupyter client that was away, or too slow to receive it live.
 
-It begins with `clear_output`, so that nothing is shown twice to whoever has seen some of it.
+A replay begins with `clear_output`, so that a client that has seen a part of the run shows nothing twice.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing
-from typing import Any, Protocol
+from contextlib import aclosing, suppress
+from typing import Any
 
-from gateway.http.render.notebook import Shown, ShownImage, output_content, shown_image, shown_result
+from gateway.http.render.outputs import Output, OutputMessages, output_content
 from sessions.errors import Gone, NotFound, StoreUnavailable
 from sessions.jupyter import messages
 from sessions.jupyter.messages import ClientMessage, make, run_ending
-from sessions.model import Artifact, ArtifactId, Event, EventType, RunId, RunRecord, TenantId
-
-_RETRY_S = 1.0
-
-
-class RunReader(Protocol):
-    """The part of the service that is needed here; see `context.RunService`."""
-
-    async def get_run(self, tenant: TenantId, run_id: RunId) -> RunRecord:
-        """A run."""
-        ...
-
-    def follow(self, run_id: RunId, after: int) -> AsyncIterator[Any]:
-        """Its events."""
-        ...
-
-    async def artifact(self, artifact_id: ArtifactId) -> Artifact:
-        """One of its files."""
-        ...
-
-    def waits_for_input(self, run_id: RunId) -> bool:
-        """Whether it does now."""
-        ...
+from sessions.model import ArtifactId, Event, EventType, RunId, TenantId
+from sessions.service import Service
 
 
-async def replay_run(service: RunReader, tenant: TenantId, run_id: RunId, client: str) -> AsyncIterator[ClientMessage]:
-    """All that the run has shown, and what comes of it from now on, to its end; the reply, where this client asked.
+async def replay_run(
+    service: Service, tenant: TenantId, run_id: RunId, client: str, *, retry_s: float
+) -> AsyncIterator[ClientMessage]:
+    """All output of the run so far, then live output to its end; the reply only for the client that asked.
 
-    When the database goes away in between, it begins anew. Nothing is told of a run that was removed meanwhile.
+    The replay starts again, after `retry_s`, when the database fails. A run that was removed yields nothing.
     """
     while True:
         try:
             async for message in _replay(service, tenant, run_id, client):
                 yield message
         except StoreUnavailable:
-            await asyncio.sleep(_RETRY_S)
+            await asyncio.sleep(retry_s)
         except (NotFound, Gone):
             return
         else:
             return
 
 
-async def _replay(service: RunReader, tenant: TenantId, run_id: RunId, client: str) -> AsyncIterator[ClientMessage]:
+async def _replay(service: Service, tenant: TenantId, run_id: RunId, client: str) -> AsyncIterator[ClientMessage]:
     record = await service.get_run(tenant, run_id)
     jupyter = record.run.jupyter
     is_asker = jupyter is not None and jupyter.client == client
@@ -66,7 +47,7 @@ async def _replay(service: RunReader, tenant: TenantId, run_id: RunId, client: s
     if jupyter is None or jupyter.is_noted:
         yield make("execute_input", {"code": record.run.code, "execution_count": count or 0}, header)
     yield make("clear_output", {"wait": False}, header)
-    teller = _Teller(service, header, count)
+    outputs, has_error = OutputMessages(count), False
     last: EventType | None = None
     async with aclosing(service.follow(run_id, 0)) as batches:  # type: ignore[type-var]
         async for events in batches:
@@ -75,70 +56,28 @@ async def _replay(service: RunReader, tenant: TenantId, run_id: RunId, client: s
                 last = event.type
                 if event.type is EventType.INPUT_REQUEST:
                     question = event
-                elif (message := await teller.tell(event)) is not None:
-                    yield message
-            # The last one; threads may have printed since. What has been answered is not asked again.
+                elif (output := outputs.output(event)) is not None:
+                    has_error |= output.msg_type == "error"
+                    yield await _message(service, output, header)
+            # The last question; threads may have printed since. An answered question is not asked again.
             if question is not None and is_asker and service.waits_for_input(run_id):
-                yield teller.question(question)
+                content = {name: question.fields[name] for name in ("prompt", "password")}
+                yield make("input_request", content, header, "stdin")
     if last is not EventType.END:
         return  # this gateway is stopping: the next one goes on
     result = (await service.get_run(tenant, run_id)).result
-    for message in run_ending(header, result, has_error=teller.has_error):
+    for message in run_ending(header, result, has_error=has_error):
         if message.channel == "iopub" or is_asker:
             yield message
 
 
-class _Teller:
-    """Events as messages. Its state: the images so far, by name, and whether an error was told."""
-
-    def __init__(self, service: RunReader, header: Mapping[str, Any], execution_count: int | None) -> None:
-        self.has_error = False
-        self._service = service
-        self._header = header
-        self._execution_count = execution_count
-        self._images: dict[str, ShownImage] = {}
-
-    async def tell(self, event: Event) -> ClientMessage | None:
-        """One event; None for those that a notebook does not show."""
-        fields = event.fields
-        match event.type:
-            case EventType.STARTED:
-                self._execution_count = fields.get("execution_count") or self._execution_count
-            case EventType.STDOUT | EventType.STDERR:
-                return self._make("stream", {"name": event.type.value, "text": fields["text"]})
-            case EventType.IMAGE:
-                self._images[fields["name"]] = shown_image(fields)
-            case EventType.RESULT:
-                shown = shown_result(fields, self._images, self._execution_count)
-                return self._make(shown.kind, await self._content(shown))
-            case EventType.UPDATE:
-                shown = shown_result(fields, self._images, self._execution_count)
-                return self._make("update_display_data", await self._content(shown))
-            case EventType.CLEAR:
-                return self._make("clear_output", {"wait": bool(fields.get("wait"))})
-            case EventType.ERROR:
-                self.has_error = True
-                content = {"ename": fields["name"], "evalue": fields["value"], "traceback": list(fields["traceback"])}
-                return self._make("error", content)
-            case _:
-                pass
-        return None
-
-    def question(self, event: Event) -> ClientMessage:
-        """What an `input()` asks for."""
-        content = {"prompt": event.fields["prompt"], "password": event.fields["password"]}
-        return make("input_request", content, self._header, "stdin")
-
-    async def _content(self, shown: Shown) -> dict[str, Any]:
-        images = {}
-        if shown.image is not None:
-            try:
-                artifact = await self._service.artifact(ArtifactId(shown.image.artifact_id))
-                images[shown.image.artifact_id] = artifact.data
-            except NotFound:
-                pass  # retention has removed it meanwhile
-        transient = {"display_id": shown.display_id} if shown.display_id is not None else {}
-        return {**output_content(shown, images), "transient": transient}
-
-    def _make(self, msg_type: str, content: Mapping[str, Any]) -> ClientMessage:
-        return make(msg_type, content, self._header)
+async def _message(service: Service, output: Output, header: Mapping[str, Any]) -> ClientMessage:
+    """An output as a message, with its image, unless retention has removed that."""
+    images = {}
+    if output.image is not None:
+        with suppress(NotFound):
+            images[output.image.artifact_id] = (await service.artifact(ArtifactId(output.image.artifact_id))).data
+    content = output_content(output, images)
+    if "data" in content:
+        content["transient"] = {"display_id": output.display_id} if output.display_id is not None else {}
+    return make(output.msg_type, content, header)

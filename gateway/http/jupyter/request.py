@@ -40,7 +40,7 @@ class NotebookFields(msgspec.Struct, frozen=True, kw_only=True):
     name: str | UnsetType = UNSET
 
 
-class SessionFields(msgspec.Struct, frozen=True, kw_only=True):
+class JupyterSessionFields(msgspec.Struct, frozen=True, kw_only=True):
     """The fields of `POST /api/sessions` and `PATCH /api/sessions/{id}`."""
 
     path: str | UnsetType = UNSET
@@ -97,13 +97,13 @@ def changed_session(model: Mapping[str, Any] | None, languages: Mapping[str, str
     return ChangedSession(changes, KernelChoice(kernel.id, language_of(kernel.name, languages)), kernel.name)
 
 
-def _session_fields(model: Mapping[str, Any] | None) -> SessionFields:
+def _session_fields(model: Mapping[str, Any] | None) -> JupyterSessionFields:
     if model is None:
         raise InvalidRequest("No JSON data provided")
-    return fields_of(SessionFields, model)
+    return fields_of(JupyterSessionFields, model)
 
 
-def _changes(fields: SessionFields, name_of_notebook: str | UnsetType) -> dict[str, str | None]:
+def _changes(fields: JupyterSessionFields, name_of_notebook: str | UnsetType) -> dict[str, str | None]:
     """What is given of `path`, `name` and `type`; a `notebook` says the first and the last."""
     given = {"path": fields.path, "name": fields.name, "type": fields.type}
     if fields.notebook is not None:

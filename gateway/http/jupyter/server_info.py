@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
-from gateway.http.base.exposure import Exposure
 from gateway.http.jupyter.handler import JupyterHandler
 from gateway.http.jupyter.models import identity_model
 from gateway.http.parse.body import parse_json
@@ -21,11 +20,7 @@ _ACTIONS = frozenset({"read", "write", "execute"})
 class VersionHandler(JupyterHandler):
     """Which API this is. Clients ask before they have a token."""
 
-    route: ClassVar[str] = "/api"
-    exposure: ClassVar[Exposure] = Exposure.OPEN
-    needs_token: ClassVar[bool] = False
-
-    async def answer(self) -> None:
+    async def handle_request(self) -> None:
         """Say so."""
         await self.send_json({"version": _JUPYTER_SERVER_API})
 
@@ -33,9 +28,7 @@ class VersionHandler(JupyterHandler):
 class StatusHandler(JupyterHandler):
     """How much the tenant has here."""
 
-    route: ClassVar[str] = "/api/status"
-
-    async def answer(self) -> None:
+    async def handle_request(self) -> None:
         """Count it."""
         views = self.context.service.list_sessions(self.tenant)
         started_at = self.context.started_at
@@ -52,9 +45,7 @@ class StatusHandler(JupyterHandler):
 class IdentityHandler(JupyterHandler):
     """Who the client is, and what it may do."""
 
-    route: ClassVar[str] = "/api/me"
-
-    async def answer(self) -> None:
+    async def handle_request(self) -> None:
         """Say so; of permissions, those that were asked for."""
         permissions = _permissions(self.get_query_argument("permissions", ""))
         await self.send_json({"identity": identity_model(self.tenant), "permissions": permissions})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import ClassVar
 
 from gateway.field_errors import shown
 from gateway.http.jupyter.handler import JupyterHandler
@@ -25,10 +24,7 @@ class _SessionRouteHandler(JupyterHandler):
 class JupyterSessionsHandler(_SessionRouteHandler):
     """The tenant's Jupyter sessions."""
 
-    route: ClassVar[str] = "/api/sessions"
-    methods: ClassVar[tuple[str, ...]] = ("GET", "HEAD", "POST")
-
-    async def answer(self) -> None:
+    async def handle_request(self) -> None:
         """List them, or open one."""
         sessions = self.context.service.jupyter
         if self.request.method != "POST":
@@ -53,10 +49,7 @@ class JupyterSessionsHandler(_SessionRouteHandler):
 class JupyterSessionHandler(_SessionRouteHandler):
     """One Jupyter session."""
 
-    route: ClassVar[str] = "/api/sessions/{id}"
-    methods: ClassVar[tuple[str, ...]] = ("GET", "HEAD", "PATCH", "DELETE")
-
-    async def answer(self) -> None:
+    async def handle_request(self) -> None:
         """Show it, change it, or end it with its kernel."""
         jupyter_id, sessions = segment(self.request.path, 3), self.context.service.jupyter
         try:

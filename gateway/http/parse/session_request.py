@@ -23,7 +23,7 @@ class RenewFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_lifetime: float | None = None
 
 
-class SessionFields(RenewFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CreateSessionFields(RenewFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The fields of `POST /sessions`, by type alone."""
 
     session_id: str | None = None
@@ -35,7 +35,7 @@ def session_request(
     value: Mapping[str, Any], *, tenant: TenantId, languages: Mapping[str, str], limits: SessionLimits
 ) -> SessionRequest:
     """Check a body. Raises InvalidRequest and UnsupportedLanguage."""
-    fields = fields_of(SessionFields, value)
+    fields = fields_of(CreateSessionFields, value)
     idle_timeout_s, max_lifetime_s = _time_outs(fields, limits)
     return SessionRequest(
         tenant=tenant,

@@ -8,13 +8,11 @@ from typing import Any
 import msgspec
 
 from gateway.field_errors import near, shown
-from gateway.http.base.errors import INTERNAL_SENTENCE, STATUS_OF_CODE
 from gateway.http.parse.body import fields_of, parse_json_object
 from gateway.http.parse.run_request import RunFields
 from gateway.http.parse.urls import run_id_of
-from sessions.errors import CellblockError, InvalidJSON, InvalidRequest
+from sessions.errors import InvalidJSON, InvalidRequest
 from sessions.model import RunId
-from sessions.sanitize import well_formed
 
 MessageId = str | int | float
 """What a client calls a message; its answers carry it unchanged."""
@@ -85,17 +83,3 @@ def typed(value: dict[str, Any]) -> RunMessage | InputMessage | InterruptMessage
 def named_run(message: InputMessage | InterruptMessage) -> RunId:
     """The run that a message is about. Raises NotFound."""
     return run_id_of(message.run_id)
-
-
-def error_message(error: Exception, identifier: MessageId | None) -> dict[str, Any]:
-    """What the client hears of an error: the shape of HTTP errors, as a message."""
-    is_known = isinstance(error, CellblockError) and error.code in STATUS_OF_CODE
-    message: dict[str, Any] = {
-        "type": "error",
-        "error": well_formed(str(error)) if is_known else INTERNAL_SENTENCE,
-        "code": error.code if isinstance(error, CellblockError) and is_known else "internal",
-        "id": identifier,
-    }
-    if isinstance(error, CellblockError) and error.retry_after_s is not None:
-        message["retry_after"] = error.retry_after_s
-    return message

@@ -5,35 +5,16 @@ Stored events name artifacts by id and leave the answer out; here they get URLs,
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from gateway.http.base.context import RunService
-from gateway.http.render.answer import artifact_url, run_answer, strict_json
+from gateway.http.render.answer import artifact_url, strict_json
 from sessions.model import ArtifactId, ArtifactKind, ArtifactRef, Event, EventType, RunId
 
 _ARTIFACTS = {EventType.IMAGE: ArtifactKind.IMAGE, EventType.FILE: ArtifactKind.FILE}
 
 WireEvent = dict[str, Any]
 """`{"run_id", "seq", "type", …}`, JSON-ready but for what `strict_json` replaces."""
-
-
-async def wire_events(service: RunService, run_id: RunId, after: int, base_url: str) -> AsyncGenerator[list[WireEvent]]:
-    """The events of a run behind `after`, in batches as they are committed, up to and with `end`.
-
-    Raises what `RunService.follow` and `RunService.result` raise.
-    """
-    batches = service.follow(run_id, after)
-    try:
-        async for batch in batches:
-            events = [wire_event(run_id, event, base_url) for event in batch]
-            for event, stored in zip(events, batch, strict=True):
-                if stored.type is EventType.END:
-                    event.update(run_answer(await service.result(run_id), base_url))
-            yield events
-    finally:
-        if hasattr(batches, "aclose"):  # a generator that is left early ends now, not when it is garbage
-            await batches.aclose()
 
 
 def wire_event(run_id: RunId, event: Event, base_url: str) -> WireEvent:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import ColumnElement, Select, and_, or_, select
 
+from gateway.store.rows import SUMMARY_COLUMNS
 from gateway.store.tables import artifacts, events, runs
 from sessions.model import ArtifactId, GatewayId, Run, RunId, RunQuery, TenantId
 
@@ -47,10 +48,7 @@ def listed_runs(query: RunQuery) -> _Any:
         conditions.append(columns.created_at < query.created_before)
     if query.created_from is not None:
         conditions.append(columns.created_at >= query.created_from)
-    shown = (
-        columns.run_id, columns.number, columns.status, columns.language, columns.created_at, columns.finished_at,
-        columns.session_id, columns.wall_ms, columns.cpu_ms, columns.memory_peak_bytes,
-    )  # fmt: skip
+    shown = (columns[name] for name in SUMMARY_COLUMNS)
     return select(*shown).where(*conditions).order_by(columns.number.desc()).limit(query.limit)
 
 

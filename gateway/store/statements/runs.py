@@ -1,18 +1,18 @@
-"""The statements that write runs: added, started, withdrawn, gone on and finished. Reading is in `reading`."""
+"""The statements that add, start, withdraw, continue and finish runs. Those that read them are in `reading`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import datetime
 from functools import cache
 from typing import Any
 
 from sqlalchemy import Row, TextClause, text
 
-from gateway.store import answers
+from gateway.store import tables
 from gateway.store.column_types import dump_json
-from gateway.store.statements import sessions, typed
+from gateway.store.rows import RESULT_COLUMNS, RUN_COLUMNS, from_result, from_run
+from gateway.store.statements import insert, sessions, typed
 from gateway.store.statements.batches import with_batch
 from gateway.store.tables import runs
 from sessions.model import GatewayId, KernelId, Progress, Result, Run, RunId, RunStatus
@@ -20,7 +20,7 @@ from sessions.model import GatewayId, KernelId, Progress, Result, Run, RunId, Ru
 # The commit of a run that goes to a kernel at once, and has no idempotency key, does not wait for the disk, which is
 # most of the time an insert takes. That loses nothing when the gateway crashes, and when PostgreSQL crashes at most the
 # last fraction of a second of runs that have not ended: finishing a run waits for its own commit, which is later in the
-# log. `LivingRuns` adds such a run again. With a key it waits: whoever sends the request again after a power cut must
+# log. `HeldRuns` adds such a run again. With a key it waits: whoever sends the request again after a power cut must
 # find that it was taken. So it does without a kernel: what only waits is known to nobody else when the gateway crashes,
 # too.
 _COMMIT = """
@@ -30,16 +30,12 @@ _COMMIT = """
 # Returns a row when it has added one: nothing is added where the id or the key is taken.
 ADD_RUN = typed(
     f"""
-    INSERT INTO runs (run_id, tenant, gateway_id, kernel_id, session_id, language, timeout_s, allow_stdin, created_at,
-                      started_at, status, idempotency_key, request_sha256, code, variables, jupyter, epoch)
-    VALUES (:run_id, :tenant, :gateway_id, :kernel_id, :session_id, :language, :timeout_s, :allow_stdin, :created_at,
-            :started_at, :status, :idempotency_key, :request_sha256, :code, :variables, :jupyter, :epoch)
+    {insert(runs, (*RUN_COLUMNS, "status", "epoch"))}
     ON CONFLICT DO NOTHING
     RETURNING {_COMMIT}
-    """,  # noqa: S608 - a constant
-    runs, "tenant", "gateway_id", "session_id", "language", "idempotency_key", "request_sha256", "code", "variables",
-    "jupyter",
-)  # fmt: skip
+    """,
+    runs,
+)
 
 # The fence: a run that has ended, or that another store has taken over, is left alone.
 _HELD = "run_id = :run_id AND finished_at IS NULL AND epoch = :epoch"
@@ -71,8 +67,8 @@ TAKE_OVER = typed(
           AND runs.gateway_id = :gateway_id AND runs.finished_at IS NULL
     RETURNING {", ".join(f"runs.{column.name}" for column in runs.columns)}
     """,  # noqa: S608 - the table's own names
-    runs, "gateway_id",
-).columns(*runs.columns)  # fmt: skip
+    runs,
+).columns(*runs.columns)
 
 # Locked, since its events are written only after it has been looked at: a take-over must not come in between.
 _LIVING = f"SELECT run_id FROM runs WHERE {_HELD} FOR NO KEY UPDATE"  # noqa: S608 - a constant
@@ -84,8 +80,7 @@ _PROGRESSED = f"""
     RETURNING run_id
 """  # noqa: S608 - a constant
 _FINISHED = f"""
-    UPDATE runs SET status = :status, finished_at = :finished_at, output = :output, stderr = :stderr, answer = :answer,
-                    wall_ms = :wall_ms, cpu_ms = :cpu_ms, memory_peak_bytes = :memory_peak_bytes,
+    UPDATE runs SET finished_at = :finished_at, {", ".join(f"{name} = :{name}" for name in RESULT_COLUMNS)},
                     taken_seq = NULL, progress = NULL
     WHERE {_HELD}
     RETURNING run_id
@@ -102,31 +97,13 @@ def append(*, has_progress: bool, has_artifacts: bool) -> TextClause:
 def finish(*, has_session: bool, has_artifacts: bool) -> TextClause:
     """End a run with its last batch; returns 1, or 0 when there is no such run, of this epoch, that has not ended."""
     others = [sessions.AFTER_RUN] if has_session else []
-    statement = typed(with_batch(_FINISHED, *others, has_artifacts=has_artifacts), runs, "output", "stderr", "answer")
-    return sessions.with_types_after_run(statement) if has_session else statement
+    return typed(with_batch(_FINISHED, *others, has_artifacts=has_artifacts), runs, session_=tables.sessions)
 
 
 def add_parameters(run: Run, epoch: int) -> dict[str, Any]:
     """For `ADD_RUN`."""
-    return {
-        "run_id": run.run_id,
-        "tenant": run.tenant,
-        "gateway_id": run.gateway_id,
-        "kernel_id": run.kernel_id,
-        "session_id": run.session_id,
-        "language": run.language,
-        "timeout_s": run.timeout_s,
-        "allow_stdin": run.allow_stdin,
-        "created_at": run.created_at,
-        "started_at": run.started_at,
-        "status": (RunStatus.QUEUED if run.kernel_id is None else RunStatus.RUNNING).value,
-        "idempotency_key": run.idempotency_key,
-        "request_sha256": run.request_sha256,
-        "code": run.code,
-        "variables": dict(run.variables),
-        "jupyter": None if run.jupyter is None else asdict(run.jupyter),
-        "epoch": epoch,
-    }
+    status = RunStatus.QUEUED if run.kernel_id is None else RunStatus.RUNNING
+    return {**from_run(run), "status": status.value, "epoch": epoch}
 
 
 def take_over_parameters(gateway_id: GatewayId, seen: Sequence[Row[Any]]) -> dict[str, Any]:
@@ -157,16 +134,4 @@ def progress_parameters(progress: Progress) -> dict[str, Any]:
 
 def finish_parameters(result: Result, epoch: int, finished_at: datetime) -> dict[str, Any]:
     """For a `finish`, less the batch and the session."""
-    usage = result.usage
-    return {
-        "run_id": result.run_id,
-        "epoch": epoch,
-        "status": result.status.value,
-        "finished_at": finished_at,
-        "output": result.output,
-        "stderr": result.stderr,
-        "answer": answers.from_result(result),
-        "wall_ms": usage.wall_ms if usage else None,
-        "cpu_ms": usage.cpu_ms if usage else None,
-        "memory_peak_bytes": usage.memory_peak_bytes if usage else None,
-    }
+    return {"run_id": result.run_id, "epoch": epoch, "finished_at": finished_at, **from_result(result)}

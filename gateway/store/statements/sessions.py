@@ -1,35 +1,34 @@
 """The statements about sessions.
 
-What is written of one names it by its gateway and the time when it was made, too: one of the same name that has taken
-its place is left alone. `expires_at` always follows from the row's other columns.
+Every write names a session by its gateway and its creation time, too, so that it leaves alone a later session of the
+same name. `expires_at` always follows from the row's other columns.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Select, TextClause, bindparam, select
+from sqlalchemy import Select, select
 
-from gateway.store.statements import typed
+from gateway.store.rows import from_session
+from gateway.store.statements import insert, typed
 from gateway.store.tables import sessions
 from sessions.model import GatewayId, Session, SessionId, TenantId
 
 _COLUMNS = tuple(column.name for column in sessions.columns)
-_NAMING = "tenant", "session_id", "gateway_id"
 _TAKEN_OVER = ", ".join(f"{name} = EXCLUDED.{name}" for name in _COLUMNS if name not in ("tenant", "session_id"))
 
 # Nobody ends the sessions of a gateway that is gone for ever; once their time is over their names are free. Returns a
 # row when it has added one.
 ADD_SESSION = typed(
     f"""
-    INSERT INTO sessions ({", ".join(_COLUMNS)})
-    VALUES ({", ".join(f":{name}" for name in _COLUMNS)})
+    {insert(sessions, _COLUMNS)}
     ON CONFLICT (tenant, session_id) DO UPDATE SET {_TAKEN_OVER}
     WHERE sessions.gateway_id <> EXCLUDED.gateway_id AND sessions.expires_at <= EXCLUDED.created_at
     RETURNING 1
-    """,  # noqa: S608 - made of the table's own names
-    sessions, *_NAMING, "language", "jupyter",
-)  # fmt: skip
+    """,
+    sessions,
+)
 
 UPDATE_SESSION = typed(
     """
@@ -37,8 +36,8 @@ UPDATE_SESSION = typed(
     WHERE tenant = :tenant AND session_id = :session_id AND gateway_id = :gateway_id AND created_at = :created_at
           AND version < :version
     """,
-    sessions, *_NAMING,
-)  # fmt: skip
+    sessions,
+)
 
 RENEW_SESSION = typed(
     """
@@ -51,18 +50,16 @@ RENEW_SESSION = typed(
                                            + make_interval(secs => :idle_timeout_s))
     WHERE tenant = :tenant AND session_id = :session_id AND gateway_id = :gateway_id AND created_at = :created_at
     """,
-    sessions, *_NAMING, "jupyter",
-)  # fmt: skip
+    sessions,
+)
 
 REMOVE_SESSION = typed(
     """
     DELETE FROM sessions
     WHERE tenant = :tenant AND session_id = :session_id AND gateway_id = :gateway_id AND created_at = :created_at
     """,
-    sessions, *_NAMING,
-)  # fmt: skip
-
-_PREFIX = "session_"
+    sessions,
+)
 
 # Part of the statement that ends a run, `run`. The time-outs are the row's own: a client may be changing them just now.
 # What has changed of the kernel since the run's end was put together stays, and the rest is written all the same.
@@ -83,39 +80,9 @@ AFTER_RUN = """
 """
 
 
-def with_types_after_run(statement: TextClause) -> TextClause:
-    """A statement of which `AFTER_RUN` is a part, with the types of its parameters."""
-    return statement.bindparams(*(bindparam(_PREFIX + name, type_=sessions.c[name].type) for name in _NAMING))
-
-
 def after_run_parameters(session: Session) -> dict[str, Any]:
     """For `AFTER_RUN`."""
-    return {_PREFIX + name: value for name, value in parameters(session).items()}
-
-
-def parameters(session: Session) -> dict[str, Any]:
-    """All columns of a session's row."""
-    return {
-        "tenant": session.tenant,
-        "session_id": session.session_id,
-        "gateway_id": session.gateway_id,
-        "kernel_id": session.kernel_id,
-        "generation": session.generation,
-        "news": session.news.value,
-        "version": session.version,
-        "language": session.language,
-        "idle_timeout_s": session.idle_timeout_s,
-        "max_lifetime_s": session.max_lifetime_s,
-        "created_at": session.created_at,
-        "last_used_at": session.last_used_at,
-        "expires_at": session.expires_at,
-        "runs": session.runs,
-        "wall_ms": session.usage.wall_ms,
-        "cpu_ms": session.usage.cpu_ms,
-        "memory_peak_bytes": session.usage.memory_peak_bytes,
-        "jupyter": None if session.jupyter is None else session.jupyter.as_json(),
-        "jupyter_version": session.jupyter_version,
-    }
+    return {f"session_{name}": value for name, value in from_session(session).items()}
 
 
 def session(tenant: TenantId, session_id: SessionId) -> Select[tuple[object, ...]]:

@@ -36,6 +36,7 @@ _IPC_BYTES = 1 << 20
 _IPC_INODES = 64
 _OOM_SCORE = 500
 _NANO = 1_000_000_000
+_SANDBOX_LOG = {"Type": "json-file", "Config": {"max-size": "1m", "max-file": "2"}}
 
 
 def container_name(uid: int) -> str:
@@ -77,7 +78,7 @@ def container_config(spec: LaunchSpec, settings: EngineSettings, *, uid: int) ->
                 }
             ],
             "AutoRemove": True,
-            "LogConfig": {"Type": "none"},
+            "LogConfig": _SANDBOX_LOG if settings.sandbox_log else {"Type": "none"},
         },
     }
 

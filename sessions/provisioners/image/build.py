@@ -18,14 +18,10 @@ from sessions.errors import Misconfigured, SetUpFailed
 from sessions.provisioners.docker.engine import DockerEngine
 from sessions.provisioners.image.base import DEBIAN, debian_base_tag, ensure_base, image_exists
 from sessions.provisioners.image.build_stream import Progress, follow
+from sessions.provisioners.image.requirements import constraints, requirements
 from sessions.settings import BuildSettings
 
 REPOSITORY = "cellblock-kernel"
-
-OWN_REQUIREMENTS = ("ipykernel>=7.4,<7.5", "jupyter_client>=8.9,<9", "pyzmq", "tornado>=6.5.8,<6.7", "tzdata")
-"""What the supervisor and the kernels need. The upper bounds are those of pyproject.toml."""
-
-NO_CONSTRAINTS = "none"
 
 _HERE = Path(__file__).parent
 _CA_VARIABLES = ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
@@ -136,24 +132,6 @@ def _kernel_sources() -> Iterator[tuple[str, bytes]]:
     for path in sorted(root.rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts:
             yield f"kernel_image/{path.relative_to(root).as_posix()}", path.read_bytes()
-
-
-def requirements(settings: BuildSettings) -> bytes:
-    """A requirements file for pip: what the configuration asks for, then what the supervisor needs."""
-    return "".join(f"{line}\n" for line in (*settings.dependencies, *OWN_REQUIREMENTS)).encode()
-
-
-def constraints(settings: BuildSettings) -> bytes:
-    """A constraints file for pip: ours, the operator's, or an empty one. Raises SetUpFailed."""
-    if settings.constraints == NO_CONSTRAINTS:
-        return b""
-    path = Path(settings.constraints).expanduser() if settings.constraints else _HERE / "constraints.txt"
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise SetUpFailed(
-            f"The file that `build.constraints` names cannot be read ({error.strerror}): correct or empty it."
-        ) from error
 
 
 def _base_identity(base: str) -> str:

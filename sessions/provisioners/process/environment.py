@@ -16,7 +16,7 @@ from pathlib import Path
 
 import kernel_image
 from sessions.errors import SetUpFailed
-from sessions.provisioners.image.build import constraints, requirements
+from sessions.provisioners.image.requirements import constraints, requirements
 from sessions.settings import BuildSettings
 
 Progress = Callable[[str], None]

@@ -1,4 +1,4 @@
-"""The tail: what was written last is there, in whatever pieces it was written, and a hostile count harms nobody."""
+"""The output ring: what was written last is there, however it was written, and a hostile count harms nobody."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from kernel_image.output_ring import RING_BYTES, OutputRing
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    output_ring.create(tmp_path / "tail")
-    return tmp_path / "tail"
+    output_ring.create(tmp_path / "ring")
+    return tmp_path / "ring"
 
 
 @pytest.fixture
@@ -95,17 +95,17 @@ def test_a_file_cut_short_is_refused_and_not_read(path: Path) -> None:
 
 
 def test_a_pipe_in_the_place_of_the_file_is_replaced(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "tail")
-    output_ring.create(tmp_path / "tail")
-    assert (tmp_path / "tail").is_file()
+    os.mkfifo(tmp_path / "ring")
+    output_ring.create(tmp_path / "ring")
+    assert (tmp_path / "ring").is_file()
 
 
 def test_a_link_in_the_place_of_the_file_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("untouched")
-    (tmp_path / "tail").symlink_to(tmp_path / "precious")
-    output_ring.create(tmp_path / "tail")
+    (tmp_path / "ring").symlink_to(tmp_path / "precious")
+    output_ring.create(tmp_path / "ring")
     assert (tmp_path / "precious").read_text() == "untouched"
-    assert not (tmp_path / "tail").is_symlink()
+    assert not (tmp_path / "ring").is_symlink()
 
 
 def test_lone_surrogates_count_the_same_at_both_ends() -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from jupyter_talk import content
 
-from gateway.http.jupyter import replay
 from gateway.http.jupyter.replay import replay_run
 from sessions.errors import Gone, NotFound, StoreUnavailable
 from sessions.jupyter.messages import ClientMessage
@@ -87,7 +86,7 @@ class Story:
         return EventType.IMAGE, _image(name, content_type, len(data))
 
     async def told(self, client: str = "lab") -> list[ClientMessage]:
-        return [message async for message in replay_run(self, TENANT, RUN, client)]
+        return [message async for message in replay_run(self, TENANT, RUN, client, retry_s=0.001)]
 
 
 def _image(name: str, content_type: str, size_bytes: int) -> dict[str, Any]:
@@ -105,11 +104,6 @@ def body(messages: list[ClientMessage]) -> list[tuple[str, dict[str, Any]]]:
     assert [kind for kind, _ in pairs[1:3]] == ["execute_input", "clear_output"]
     assert [kind for kind, _ in pairs[-2:]] == ["execute_reply", "status"]
     return pairs[3:-2]
-
-
-@pytest.fixture(autouse=True)
-def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay, "_RETRY_S", 0.001)
 
 
 async def test_every_event_is_told_as_the_message_that_it_came_from() -> None:

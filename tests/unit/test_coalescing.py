@@ -14,20 +14,20 @@ HEAD = [b'{"msg_type": "stream"}', b"{}", b"{}"]
 
 
 class Out:
-    """What has been sent, as (request, stream, text); and a gathering that sends it."""
+    """What has been sent, as (request, stream, text); and the coalescer that sends it."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, str, str]] = []
-        self.gathering = Coalescer[str](self._put)
+        self.coalescer = Coalescer[str](self._put)
 
     def say(self, text: str, name: str = "stdout", request: str = "r") -> None:
         parts = [*HEAD, json.dumps({"name": name, "text": text}).encode()]
         self.put(parts, request)
 
     def put(self, parts: list[bytes], request: str = "r") -> None:
-        """As its user does: what is not taken goes out behind what has been."""
-        if not self.gathering.take(parts, request):
-            self.gathering.flush()
+        """As its user does: what is not held back goes out behind what is."""
+        if not self.coalescer.add(parts, request):
+            self.coalescer.flush()
             self._put(parts, request)
 
     def _put(self, parts: list[bytes], request: str) -> None:
@@ -42,12 +42,12 @@ async def test_the_first_piece_goes_out_at_once_and_those_behind_it_together() -
     for text in ("a", "b", "c"):
         out.say(text)
     assert out.sent == [("r", "stdout", "a")]
-    out.gathering.flush()
+    out.coalescer.flush()
     assert out.sent == [("r", "stdout", "a"), ("r", "stdout", "bc")]
 
 
 @pytest.mark.asyncio
-async def test_what_has_been_gathered_goes_out_by_itself() -> None:
+async def test_what_is_held_back_goes_out_by_itself() -> None:
     out = Out()
     out.say("a")
     out.say("b")
@@ -62,7 +62,7 @@ async def test_streams_and_requests_are_kept_apart_and_in_order() -> None:
     out = Out()
     for name, request in (("stdout", "r"), ("stdout", "r"), ("stderr", "r"), ("stdout", "r"), ("stdout", "s")):
         out.say("x", name, request)
-    out.gathering.flush()
+    out.coalescer.flush()
     expected = [("r", "stdout"), ("r", "stdout"), ("r", "stderr"), ("r", "stdout"), ("s", "stdout")]
     assert [said[:2] for said in out.sent] == expected
 
@@ -76,11 +76,11 @@ async def test_a_large_piece_goes_out_as_it_is_behind_the_small_ones() -> None:
 
 
 @pytest.mark.asyncio
-async def test_no_message_becomes_large_by_gathering() -> None:
+async def test_no_message_becomes_large_by_coalescing() -> None:
     out = Out()
     for _ in range(100):
         out.say("x" * 1000)
-    out.gathering.flush()
+    out.coalescer.flush()
     assert sum(len(text) for _, _, text in out.sent) == 100_000
     assert max(len(text) for _, _, text in out.sent) < 40_000
 
@@ -90,7 +90,7 @@ async def test_lone_surrogates_pass() -> None:
     out = Out()
     for text in ("a", "\ud800", "é"):
         out.say(text)
-    out.gathering.flush()
+    out.coalescer.flush()
     assert out.sent[1:] == [("r", "stdout", "\ud800é")]
 
 
@@ -99,4 +99,4 @@ async def test_lone_surrogates_pass() -> None:
 async def test_what_is_no_stream_message_is_not_touched(content: bytes) -> None:
     out = Out()
     out.say("a")
-    assert not out.gathering.take([*HEAD, content], "r")
+    assert not out.coalescer.add([*HEAD, content], "r")

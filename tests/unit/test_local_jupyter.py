@@ -1,4 +1,4 @@
-"""The parts of a Jupyter kernel's bridge by themselves: envelopes, places, kernelspecs, and the command for them."""
+"""The parts of the local bridge by themselves: envelopes, workspaces, kernelspecs, and the command for them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_plot_of_a_million_numbers_passes() -> None:
     assert envelopes.of_kernel([HEADER, PARENT, b"{}", content]) is not None
 
 
-def test_a_place_is_nobodys_while_its_bridge_lives_and_can_be_taken_over_afterwards(temporary: Path) -> None:
+def test_a_workspace_is_nobodys_while_its_bridge_lives_and_can_be_taken_over_afterwards(temporary: Path) -> None:
     own = Workspace.make()
     assert own.path.parent == temporary
     assert own.path.stat().st_mode & 0o777 == 0o700
@@ -70,7 +70,7 @@ def test_a_place_is_nobodys_while_its_bridge_lives_and_can_be_taken_over_afterwa
     assert list(temporary.iterdir()) == []
 
 
-def test_a_place_of_another_user_a_link_and_a_strange_name_are_left_alone(
+def test_a_workspace_of_another_user_a_link_and_a_strange_name_are_left_alone(
     temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (temporary / "elsewhere").mkdir()
@@ -82,7 +82,7 @@ def test_a_place_of_another_user_a_link_and_a_strange_name_are_left_alone(
     assert list(workspace.take_over_abandoned()) == []
 
 
-def test_a_place_is_elsewhere_when_temporary_files_leave_no_room_for_sockets(
+def test_a_workspace_is_elsewhere_when_temporary_files_leave_no_room_for_sockets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deep = tmp_path / ("d" * 80)

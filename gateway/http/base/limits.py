@@ -1,0 +1,266 @@
+"""What the HTTP face bounds and counts, over all connections: bodies in memory, streams, notebooks, requests in flight.
+
+It knows sizes and numbers. What a client is told beyond these errors, the handlers know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from tornado.httputil import HTTPHeaders
+
+from sessions.concurrency import KeyedLock
+from sessions.errors import Draining, TooManyRequests, Unavailable
+from sessions.model import TenantId
+
+DRAIN_FACTOR = 8
+"""A body up to this many times the limit is read to its end, so that the client gets to see the 413."""
+
+BUFFERED_BODIES = 16
+"""Request bodies of the largest allowed size that fit in memory at once; of smaller ones, more fit."""
+
+NOTEBOOKS_AT_ONCE = 2
+"""Notebooks that are made at once, over all tenants. One may take half a gigabyte."""
+
+_LAST_EVENTS_S = 0.5
+_GOODBYE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class HttpBounds:
+    """Time-outs and bounds of the HTTP face. No configuration sets them; tests do."""
+
+    send_timeout_s: float = 120.0
+    """A client that does not read its answer within this time loses its connection."""
+
+    message_timeout_s: float = 60.0
+    """From the first byte of a WebSocket message that arrives in pieces to its last byte."""
+
+    keep_alive_s: float = 15.0
+    """After this much silence, a stream sends a comment line, which keeps proxies from closing the connection."""
+
+    ping_s: float = 20.0
+    """The time between WebSocket pings, and the time that the other end has to answer one."""
+
+    replay_retry_s: float = 1.0
+    """The pause before a replay starts again after a failure of the database."""
+
+    streams: int = 512
+    streams_per_tenant: int = 128
+    """Streams and WebSockets that may be open at once."""
+
+    runs_per_socket: int = 32
+    """Runs in flight per connection of `/runcode/ws`."""
+
+    notebook_runs: int = 1000
+    """A notebook holds this many of the newest runs; a text mentions the others."""
+
+    notebook_shown_bytes: int = 64 << 20
+    """The images of one notebook, and all its other outputs, may each take this much; a note replaces later ones."""
+
+    notebook_source_bytes: int = 64 << 20
+
+
+class HttpLimits:
+    """One per server; `request_bytes` is `limits.request_bytes`, which all bodies are measured by.
+
+    The mutable state is that of the counters, and which tenants make a notebook.
+    """
+
+    def __init__(self, request_bytes: int, bounds: HttpBounds | None = None) -> None:
+        self.bounds = bounds or HttpBounds()
+        self.bodies = BufferedBodies(request_bytes)
+        self.streams = Streams(self.bounds)
+        self.in_flight = InFlight()
+        self._tenants: KeyedLock[TenantId] = KeyedLock()
+        self._notebooks = asyncio.Semaphore(NOTEBOOKS_AT_ONCE)
+
+    @asynccontextmanager
+    async def notebook(self, tenant: TenantId) -> AsyncIterator[None]:
+        """Wait until this tenant may make a notebook: one per tenant, a few in all.
+
+        A tenant that waits for its own earlier notebook takes up no place of the others.
+        """
+        async with self._tenants.hold(tenant), self._notebooks:
+            yield
+
+
+# --- request bodies ---------------------------------------------------------------------------------------------------
+
+
+class BufferedBodies:
+    """Counts the bytes of request bodies and WebSocket messages that are in memory, over all connections."""
+
+    def __init__(self, request_bytes: int) -> None:
+        self._limit_bytes = BUFFERED_BODIES * request_bytes
+        self._bytes = 0
+
+    def __repr__(self) -> str:
+        return f"<BufferedBodies {self._bytes}>"
+
+    def reserve(self, size_bytes: int) -> bool:
+        """Count these bytes too; False, and nothing is counted, when there is no room for them."""
+        if self._bytes + size_bytes > self._limit_bytes:
+            return False
+        self._bytes += size_bytes
+        return True
+
+    def release(self, size_bytes: int) -> None:
+        """Stop counting these bytes."""
+        self._bytes -= size_bytes
+
+
+def no_room() -> Unavailable:
+    """The error when a body or a message finds no room."""
+    return Unavailable("Too many requests are being read; nothing was run: try again in a moment.")
+
+
+class IncomingBody:
+    """The body of one request. The mutable state is the part that is kept, and how many bytes have arrived."""
+
+    def __init__(self, bodies: BufferedBodies, request_bytes: int) -> None:
+        self._bodies = bodies
+        self._request_bytes = request_bytes
+        self._kept = bytearray()
+        self.received_bytes = 0
+
+    def __repr__(self) -> str:
+        return f"<IncomingBody {len(self._kept)} of {self.received_bytes}>"
+
+    def __bytes__(self) -> bytes:
+        return bytes(self._kept)
+
+    def is_drained(self, size_bytes: int) -> bool:
+        """Whether an unwanted body of this size is read to its end."""
+        return size_bytes <= DRAIN_FACTOR * self._request_bytes
+
+    def count(self, chunk: bytes) -> None:
+        """Count a piece as received."""
+        self.received_bytes += len(chunk)
+
+    def keep(self, chunk: bytes) -> bool:
+        """Append a piece; False, and it is dropped, when all bodies together would take too much memory."""
+        if not self._bodies.reserve(len(chunk)):
+            return False
+        self._kept += chunk
+        return True
+
+    def discard(self) -> None:
+        """Drop what was kept, and release its memory."""
+        self._bodies.release(len(self._kept))
+        self._kept.clear()
+
+
+def declared_bytes(headers: HTTPHeaders) -> int:
+    """Content-Length, or 0 where there is none; tornado refuses malformed ones after this."""
+    length = headers.get("Content-Length", "0")
+    return int(length[:18]) if length.isascii() and length[:18].isdigit() else 0
+
+
+# --- requests and streams ---------------------------------------------------------------------------------------------
+
+
+class InFlight:
+    """Counts the requests that have no answer yet, so that a server can stop when there are none."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def __repr__(self) -> str:
+        return f"<InFlight {self._count}>"
+
+    def add(self) -> None:
+        """Count a request."""
+        self._count += 1
+        self._none.clear()
+
+    def remove(self) -> None:
+        """Stop counting a request."""
+        self._count -= 1
+        if self._count == 0:
+            self._none.set()
+
+    async def wait_for_none(self) -> None:
+        """Return once every answer has been written."""
+        await self._none.wait()
+
+
+class Stream(Protocol):
+    """An answer that lasts as long as a run or a connection does. It is not counted as in flight."""
+
+    tenant: TenantId
+    ends_early: ClassVar[bool]
+    """Whether it ends as soon as this gateway is told to stop, rather than after the last run has ended."""
+
+    def end_stream(self) -> None:
+        """End it as politely as its protocol allows."""
+        ...
+
+    def disconnect(self) -> None:
+        """Close its connection."""
+        ...
+
+
+class Streams:
+    """The open streams of one server. The mutable state is the set of them, and whether the server is closing."""
+
+    def __init__(self, bounds: HttpBounds) -> None:
+        self._bounds = bounds
+        self._open: set[Stream] = set()
+        self._none = asyncio.Event()
+        self._none.set()
+        self._is_closed = False
+
+    def __repr__(self) -> str:
+        return f"<Streams {len(self._open)}{' closed' if self._is_closed else ''}>"
+
+    @contextmanager
+    def holding(self, stream: Stream) -> Iterator[None]:
+        """Count a stream for the length of the block. Raises TooManyRequests, Unavailable and Draining."""
+        self._check_room(stream.tenant)
+        self._open.add(stream)
+        self._none.clear()
+        try:
+            yield
+        finally:
+            self._open.discard(stream)
+            if not self._open:
+                self._none.set()
+
+    def _check_room(self, tenant: TenantId) -> None:
+        if self._is_closed:
+            raise Draining
+        if len(self._open) >= self._bounds.streams:
+            raise Unavailable("Too many streams and WebSockets are open here: try again in a moment.")
+        per_tenant = self._bounds.streams_per_tenant
+        if sum(stream.tenant == tenant for stream in self._open) >= per_tenant:
+            raise TooManyRequests(f"You have {per_tenant} streams and WebSockets open: close one, or try again later.")
+
+    def end_early(self) -> None:
+        """End the streams whose clients need not wait for the last run: they reconnect, to the next gateway."""
+        for stream in list(self._open):
+            if stream.ends_early:
+                stream.end_stream()
+
+    async def close_all(self) -> None:
+        """Refuse new streams and end the open ones; their runs go on. Takes two seconds at most.
+
+        Events that have just been committed are still sent.
+        """
+        self._is_closed = True
+        await self._wait_for_none(_LAST_EVENTS_S)
+        for stream in list(self._open):
+            stream.end_stream()
+        await self._wait_for_none(_GOODBYE_S)
+        for stream in list(self._open):
+            stream.disconnect()
+
+    async def _wait_for_none(self, timeout_s: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._none.wait(), timeout_s)

@@ -1,0 +1,83 @@
+"""Where a bridge's container comes from: configuration, engine, and the clean-up after bridges that were killed.
+
+What happens in the container is bridge.py's business. It keeps no state.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import structlog
+
+from gateway.config import loader
+from gateway.config.loader import Config
+from gateway.local_jupyter import workspace
+from gateway.local_jupyter.workspace import Workspace
+from sessions.errors import EngineUnavailable
+from sessions.ports import Provisioner
+from sessions.provisioners.docker.engine import DockerEngine
+from sessions.provisioners.docker.provisioner import DockerProvisioner
+from sessions.provisioners.image.build import find_kernel_image
+from sessions.provisioners.process.provisioner import ProcessProvisioner
+
+log = structlog.get_logger()
+
+
+def load_config(path: Path | None, environ: Mapping[str, str]) -> Config:
+    """The configuration that the kernelspec names, or the environment does.
+
+    Never ./config.yaml: a notebook's directory may hold one of another program's. Raises Misconfigured.
+    """
+    if path is None and not environ.get(loader.FILE_VARIABLE):
+        path = Path(os.devnull)
+    return loader.load(path, environ)
+
+
+async def choose_engine(config: Config, own: Workspace) -> Provisioner:
+    """The engine of the configuration. Only a file that says so has kernels that nothing isolates.
+
+    Raises EngineUnavailable, Misconfigured, SetUpFailed.
+    """
+    if config.engine.name == "process":
+        return ProcessProvisioner(own.gateway_id, own.kernels)
+    engine = DockerEngine(threads=2)
+    try:
+        tag = await _kernel_image(config, engine)
+    except BaseException:
+        await engine.close()
+        raise
+    settings = replace(config.engine.settings(), name="docker", kernel_image=tag)
+    return DockerProvisioner(own.gateway_id, settings, engine)
+
+
+async def _kernel_image(config: Config, engine: DockerEngine) -> str:
+    """The tag of the image. Raises as `choose_engine` does: nothing is built while somebody waits for a kernel."""
+    if not (await engine.facts()).shares_host:
+        raise EngineUnavailable("The Docker engine is on another machine, whose containers cannot reach this one.")
+    tag = await find_kernel_image(config.build.settings(), engine, named=config.engine.kernel_image)
+    if tag is None:
+        raise EngineUnavailable("The kernel image is not there: run `cellblock build`, then try again.")
+    return tag
+
+
+async def remove_abandoned(config: Config) -> None:
+    """Remove what bridges of this user that were killed have left. Their containers end by themselves, soon."""
+    for left in workspace.take_over_abandoned():
+        provisioner: Provisioner = (
+            ProcessProvisioner(left.gateway_id, left.kernels)
+            if left.kernels.exists()
+            else DockerProvisioner(left.gateway_id, config.engine.settings())
+        )
+        try:
+            for sandbox in await provisioner.list():
+                await provisioner.kill(sandbox.kernel_id)
+        except EngineUnavailable as error:
+            log.warning("leftovers_not_removed", path=str(left.path), reason=str(error))
+            left.release()
+        else:
+            left.remove()
+        finally:
+            await provisioner.close()

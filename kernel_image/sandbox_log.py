@@ -1,0 +1,40 @@
+"""The sandbox's own log: one JSON line on standard error for each thing that happens to the supervisor.
+
+It tells of links, kernel processes and failures, never code, output or secrets. An engine keeps it where
+`engine.sandbox_log` says so. Kernels cannot write to it: their standard error is elsewhere from the start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import traceback
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+_MAX_ERROR_CHARACTERS = 1000
+_MAX_TRACEBACK_CHARACTERS = 8000
+
+
+def log_event(event: str, error: BaseException | None = None, *, with_traceback: bool = True, **fields: Any) -> None:
+    """Write one line. `error` adds its type and message, and the traceback unless it is an expected one."""
+    line = {"timestamp": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
+    if error is not None:
+        line["error"] = describe(error)
+        if with_traceback:
+            line["exception"] = "".join(traceback.format_exception(error))[-_MAX_TRACEBACK_CHARACTERS:]
+    with suppress(OSError, ValueError):  # nobody reads it
+        print(json.dumps(line), file=sys.stderr, flush=True)  # noqa: T201 - PID 1 has no other log
+
+
+def describe(error: BaseException) -> str:
+    """The exception's type and message."""
+    return f"{type(error).__name__}: {error}"[:_MAX_ERROR_CHARACTERS]
+
+
+def log_loop_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """The event loop's exception handler: what a callback raised, or a task that nobody awaits."""
+    del loop
+    log_event("exception_in_callback", context.get("exception"), message=str(context.get("message")))
