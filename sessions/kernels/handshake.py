@@ -1,4 +1,4 @@
-"""One connection to a kernel's socket, of whoever in the sandbox has dialled it. The hello decides who that is."""
+"""One connection to a kernel's socket. Any code in the sandbox may have dialled it; the hello decides who that is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_HELLO_CHARACTERS = 64 << 10
 
 
 class Handshake:
-    """`sessions.ports.LinkListener`. Its state: whether it has been welcomed, and the deadline of the hello."""
+    """`sessions.ports.LinkListener`. The mutable state: whether it was welcomed, and the deadline of the hello."""
 
     def __init__(self, kernel: Kernel, link: Link, hello_timeout_s: float) -> None:
         self._kernel = kernel

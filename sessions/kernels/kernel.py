@@ -1,7 +1,7 @@
-"""A live kernel as the gateway sees it: the conversation with its supervisor, from the greeting to the end.
+"""A live kernel as the gateway sees it: the conversation with its supervisor, from the hello to the end.
 
-What is listened to is decided here: a message counts only when it answers a request that is outstanding. How a
-connection gets that far is in handshake.py; which kernel serves which run is decided elsewhere.
+A message counts only when it answers a pending request. A connection is checked in handshake.py first. Which kernel
+serves which run is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ log = structlog.get_logger()
 
 
 class KernelState(StrEnum):
-    """`starting` until the kernel behind the supervisor answers; `gone` for good once the supervisor is."""
+    """`starting` until the kernel behind the supervisor answers; `gone` for good once the supervisor is gone."""
 
     STARTING = "starting"
     READY = "ready"
@@ -44,7 +44,7 @@ class KernelState(StrEnum):
 
 
 class KernelTap(Protocol):
-    """Hears all that a kernel says, whoever has asked; before whoever has asked does."""
+    """Receives everything that a kernel sends, before the listener of the request does."""
 
     def on_frame(self, frame: memoryview) -> None:
         """A Jupyter message in its framing: the layout is sound, and nothing more is known of it."""
@@ -58,9 +58,9 @@ class KernelTap(Protocol):
 class Kernel:
     """One kernel and the link to its supervisor.
 
-    Its state: the link of the moment, the supervisor's boot, which kernel process it is at (`generation`), the numbers
-    of its frames, and the outstanding requests. `repr` tells it. An `adopted` one has been launched by
-    an earlier gateway, and its supervisor is in mid-conversation.
+    The mutable state: the current link, the supervisor's boot id, the number of the kernel process (`generation`), the
+    numbers of its frames, and the pending requests. An `adopted` kernel was launched by an earlier gateway, and its
+    supervisor is in mid-conversation.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Kernel:
         self._watchers.append(on_change)
 
     def unwatch(self) -> None:
-        """Call nobody any more."""
+        """Call no watcher any more."""
         self._watchers.clear()
 
     async def wait_ready(self, timeout_s: float) -> None:
@@ -210,7 +210,7 @@ class Kernel:
             self._send_control(protocol.ACK, seq=seq)
 
     def discard(self, reason: str) -> None:
-        """Give the kernel up: whatever is outstanding has died with it. Does nothing the second time."""
+        """Destroy the kernel: pending requests die with it. Does nothing the second time."""
         if self.state is KernelState.GONE:
             return
         self._send_control(protocol.SHUTDOWN)
@@ -219,7 +219,7 @@ class Kernel:
         self._notify_change()
 
     def hand_over(self, reason: str) -> None:
-        """Hang up and leave the kernel, and all that it is at, to a later gateway. Nobody is told anything."""
+        """Close the link, and leave the kernel and its requests to the next gateway. No listener is called."""
         self._watchers.clear()
         self._requests.forget_all()
         if self.state is not KernelState.GONE:
@@ -273,7 +273,7 @@ class Kernel:
         return True
 
     def _why_not(self, hello: Mapping[str, Any], boot_id: Any) -> str | None:
-        """Why whoever says this hello is not to be listened to."""
+        """Why this hello is refused; None when it is not."""
         credential = hello.get("credential")
         known = isinstance(credential, str) and hmac.compare_digest(
             credential.encode("utf-8", "replace"), self.credential.encode()
@@ -287,13 +287,13 @@ class Kernel:
         return "this kernel has been given up" if self._is_gone() else None
 
     def _join(self, hello: Mapping[str, Any]) -> None:
-        """Begin in the middle: what the supervisor has forgotten, an earlier gateway has committed."""
+        """Begin in mid-conversation: what the supervisor has forgotten, an earlier gateway has committed."""
         self._frame_numbers.begin_after(max(0, _count(hello.get("oldest_seq")) - 1))
         self._handle_generation(hello)
         self._handle_state(hello.get("state"))
 
     def refuse(self, link: Link, reason: str) -> None:
-        """Turn a connection away. After too many of these the kernel is given up: somebody in there tries to get in."""
+        """Refuse a connection. After too many of these the kernel is discarded: code in the sandbox guesses."""
         self._refusals += 1
         log.warning("supervisor_refused", kernel_id=self.kernel_id, reason=reason, refusals=self._refusals)
         link.send_text(protocol.encode_control(protocol.REFUSED, reason=reason))
@@ -321,7 +321,7 @@ class Kernel:
     # --- frames -------------------------------------------------------------------------------------------------------
 
     def handle_binary(self, data: bytes) -> None:
-        """Take a numbered Jupyter message; none any more once the kernel has been given up."""
+        """Handle a numbered Jupyter message; nothing once the kernel is discarded."""
         if self.state is KernelState.GONE:
             return
         seq, frame = protocol.split_number(data)
@@ -336,7 +336,7 @@ class Kernel:
         self._acknowledge_if_due()
 
     def _tap(self, frame: memoryview) -> None:
-        """A mistake of whoever listens in is not the kernel's: whoever has asked hears it all the same."""
+        """An error in the tap must not keep the message from the request's listener."""
         if self.tap is not None:
             try:
                 self.tap.on_frame(frame)
@@ -344,7 +344,7 @@ class Kernel:
                 log.exception("message_not_passed_on", kernel_id=self.kernel_id)
 
     def handle_control(self, fields: Mapping[str, Any]) -> None:
-        """Take a numbered control message; none any more once the kernel has been given up."""
+        """Handle a numbered control message; nothing once the kernel is discarded."""
         if self.state is KernelState.GONE:
             return
         seq, op = fields.get("seq"), fields.get("op")
@@ -435,7 +435,7 @@ class Kernel:
         self._linked().send_binary(data)
 
     def _linked(self) -> Link:
-        """The link of the moment. Raises Unavailable."""
+        """The current link. Raises Unavailable."""
         if self._link is None:
             raise Unavailable("The sandbox is out of reach: try again in a moment.")
         return self._link

@@ -1,7 +1,6 @@
-"""Where kernels come from and go to: keeping some warm, handing them out, taking used ones away. The pool's I/O.
+"""The pool of kernels: launches them ahead of need, serves claims, and removes used ones.
 
-The decisions are made in pool_policy.py; a single sandbox is handled in sandboxes.py. The mutable state is the pools,
-the live kernels, the waiting claims, and the kernels whose sandboxes the engine is being asked about.
+The decisions are made in pool_policy.py; a single sandbox is handled in sandboxes.py.
 """
 
 from __future__ import annotations
@@ -26,7 +25,11 @@ log = structlog.get_logger()
 
 
 class KernelPool:
-    """Hands out kernels that are ready, each once, and has others made in their place."""
+    """Gives out kernels that are ready, each once, and launches others in their place.
+
+    The mutable state: the warm pools, the live kernels, the waiting claims, the tasks, and the kernels without a link
+    about whose sandboxes the engine is polled.
+    """
 
     def __init__(
         self,
@@ -192,7 +195,7 @@ class KernelPool:
         await self._tasks.cancel()
 
     async def close(self, kept: Collection[Kernel] = ()) -> None:
-        """End every kernel of this gateway but those that a later one will want, and everything that was under way."""
+        """Discard every kernel but the `kept` ones, which are left to the next gateway."""
         if self._timer is not None:
             self._timer.cancel()
         if self._engine_watch is not None:
@@ -209,7 +212,7 @@ class KernelPool:
         await self._sandboxes.remove_all_but({kernel.kernel_id for kernel in kept})
 
     def stop_refilling(self) -> None:
-        """Begin no more launches and take no more claims, those that wait included; what runs goes on."""
+        """Launch nothing and refuse all claims, waiting ones included. Claimed kernels stay."""
         self._closing = self._sandboxes.hurries = True
         for waiters in self._waiters.values():
             for waiter in waiters:
@@ -244,7 +247,7 @@ class KernelPool:
         return max(0, self._max - sum(pool.live() for pool in self._pools.values()))
 
     def _make_room(self, pool: WarmPool, wanted: int) -> None:
-        """Where warm kernels of other languages fill the whole, the oldest of them go: somebody waits for this one."""
+        """Discard the oldest warm kernels of other languages when they leave no room for a claim that waits."""
         coming = self._room() + sum(len(other.removing) for other in self._pools.values())
         idle = [kernel_id for other in self._pools.values() if other is not pool for kernel_id in other.warm]
         for kernel_id in idle[: max(0, min(wanted, pool.waiting - len(pool.launching)) - coming)]:

@@ -1,7 +1,7 @@
-"""What a kernel has been asked and has not ended, seen from the gateway: who listens, and what must be sent again.
+"""The pending requests of a kernel: who listens to each, and which must be sent again on a new link.
 
-It is told what comes and does not read the wire. The mutable state is the outstanding requests in order, those that an
-earlier gateway may have sent, and the ended ones of which not all is committed yet.
+The kernel calls it with decoded messages. The mutable state is the pending requests in order, those that an earlier
+gateway may have sent, and the ended ones that are not wholly committed yet.
 
 One run may be sent more than once, when a kernel has not taken it; its msg_id tells which run it is, to which kernel
 process it was sent, and the attempts apart: `<run_id>.<generation>.<attempt>`.
@@ -20,7 +20,7 @@ from sessions.kernels.outcomes import Cause, Died, Done
 
 
 class RequestListener(Protocol):
-    """Whoever sent a request, as the kernel calls it back. `done` or `died` comes last, and exactly once."""
+    """Receives what comes of a request. `on_done` or `on_died` comes last, and exactly once."""
 
     @property
     def uncommitted_seq(self) -> int | None:
@@ -45,19 +45,19 @@ class RequestListener(Protocol):
 
 
 def make_msg_id(run_id: str, generation: int) -> str:
-    """A new msg_id for a run that is sent to this kernel process."""
+    """Make a new msg_id for a run that is sent to this kernel process."""
     return f"{run_id}.{generation}.{uuid4().hex[:8]}"
 
 
 def generation_of(msg_id: str) -> int:
-    """To which kernel process this was sent; 0 when it does not say."""
+    """The kernel process that this was sent to; 0 when the msg_id does not say."""
     generation = msg_id.split(".")[1:2]
     return int(generation[0]) if generation and re.fullmatch(r"[0-9]{1,10}", generation[0]) else 0
 
 
 @dataclass(slots=True)
 class _Request:
-    """An outstanding request. `frame` is kept until it is certain that the supervisor has it."""
+    """A pending request. `frame` is kept until the supervisor is known to have it."""
 
     listener: RequestListener
     frame: bytes | None
@@ -101,7 +101,7 @@ class PendingRequests:
         return None
 
     def forget_all(self) -> None:
-        """Listen to nothing more."""
+        """Call no listener any more."""
         self._outstanding.clear()
         self._expected.clear()
 
@@ -152,7 +152,7 @@ class PendingRequests:
             self.fail(msg_id, Died(cause, None, None, None, (), ran=False))
 
     def fail_all(self, died: Died) -> None:
-        """Nothing more will come of any of them."""
+        """The kernel is gone, and all requests with it."""
         for msg_id in list(self._outstanding):
             self.fail(msg_id, died)
 

@@ -1,6 +1,6 @@
-"""One kernel's sandbox, made, asked after and removed: the engine, the switchboard and the supervisor's hello together.
+"""Launches, watches and removes the sandbox of one kernel, with the engine and the switchboard.
 
-Which kernels there should be, and who gets them, is kernel_pool.py's.
+How many kernels there are, and who gets them, is decided in kernel_pool.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How much of the gateway's time one sandbox may take: whatever a flood is made of, it gets a share and no more."""
+"""Limits how much of the gateway's time one sandbox may use, whatever it floods the gateway with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BURST_S = 1.0
 
 
 class Throttle:
-    """The state: what is left of the time, and when it was last added to."""
+    """The mutable state: the time that is left, and when time was last added."""
 
     def __init__(self, clock: Clock, share: float = _SHARE) -> None:
         self._clock = clock

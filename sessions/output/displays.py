@@ -1,7 +1,7 @@
-"""What a run shows and makes: its MIME bundles in order, its displayed figures, its files; each within the limits.
+"""What a run displays and makes: MIME bundles in order, figures and files, each within its limits. Pure: no I/O.
 
-Displayed figures are numbered as they stand in the results and become artifacts; a file arrives in pieces. Pure: no
-I/O. Its state is the bundles, the artifacts that belong to them, the files, and what was dropped.
+Figures become artifacts, numbered by their place in the results; files arrive in pieces. The mutable state is the
+bundles with their figures, the files, and what was dropped.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ class Displays:
         entry.number = int(number[1])
 
     def state(self) -> dict[str, Any]:
-        """What no event tells, JSON-ready."""
+        """What the events do not say, JSON-ready."""
         return {
             "left_bytes": self._left_bytes,
             "dropped": dict(self._dropped),
@@ -222,7 +222,7 @@ class Displays:
     # --- files --------------------------------------------------------------------------------------------------------
 
     def add_piece(self, content: Mapping[str, Any], buffers: tuple[bytes, ...]) -> Artifact | None:
-        """Take one piece of a file; returns the artifact when it was the last one.
+        """Add one piece of a file; returns the artifact when it was the last one.
 
         Pieces come in order, one file after the other; whatever does not is dropped.
         """

@@ -1,8 +1,8 @@
-"""The fold: one run's Jupyter messages in, events and the final answer out, with every limit applied. Pure: no I/O.
+"""Folds one run's Jupyter messages into events and a result, with every limit applied. Pure: no I/O.
 
-Everything here comes from hostile code; types are checked where they are used and what does not fit is dropped. How a
-MIME bundle or a file becomes an artifact is in displays.py. The fold of a run whose gateway has died is had again
-from what was committed of it: its events, and `state`.
+Hostile code wrote the messages: types are checked where they are used, and what does not fit is dropped. How a MIME
+bundle or a file becomes an artifact is in displays.py. After a crash, the next gateway rebuilds the fold from the
+committed events and `state`.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ _STREAMS = {"stdout": EventType.STDOUT, "stderr": EventType.STDERR}
 class RunFold:
     """One run, from its first message to its result.
 
-    Its state: the output so far, what waits to be taken as the next batch, how the kernel said the run ended, whether
-    the code waits for input, and whether the `end` event is there.
+    The mutable state: the output so far, the next batch of events, how the kernel said that the run ended, whether the
+    code waits for input, and whether the `end` event was added.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class RunFold:
         was_pending, seq = self._clear_pending, self._log.next_seq
         self._fold(message)
         if was_pending and not self._clear_pending and seq == self._log.next_seq:
-            # What it said is shown by no event, and yet it has cleared what was shown before.
+            # The message added no event, but it has cleared what was shown before.
             self._log.add(EventType.CLEAR, wait=False)
 
     def _fold(self, message: Message) -> None:
@@ -203,7 +203,7 @@ class RunFold:
         }
 
     def resume(self, events: Iterable[Event], state: Mapping[str, Any]) -> None:
-        """Become what another fold was after these events, with that `state`. Call it first, or not at all."""
+        """Rebuild a fold from its events and its `state`. Call it first, or not at all."""
         self._execution_count = state.get("execution_count")
         for event in events:
             self._log.next_seq = event.seq + 1
@@ -401,7 +401,7 @@ def _ref(kind: ArtifactKind, fields: Mapping[str, Any]) -> ArtifactRef:
 
 
 def _end_fields(result: Result) -> dict[str, Any]:
-    """The fields of the `end` event: what of the answer no earlier event has said."""
+    """The fields of the `end` event: the parts of the result that no earlier event has."""
     fields: dict[str, Any] = {"truncated": result.truncated, "execution_count": result.execution_count}
     if result.error is not None:
         fields["error"] = result.error

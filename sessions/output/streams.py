@@ -1,6 +1,6 @@
 """What a run has written to stdout and stderr, cut at a common limit. Pure.
 
-The state is the text so far, how much may still come, and how much beyond that was dropped.
+The mutable state is the text so far, how many bytes may still come, and how many were dropped.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class OutputStreams:
         return kept
 
     def add(self, stream: EventType, text: str) -> None:
-        """Add a text of our own, which costs nothing, or one that was taken by another gateway."""
+        """Add text that does not count: our own notices, and output that an earlier gateway has counted."""
         self._text[stream].append(text)
 
     def state(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""The exceptions that a run's messages tell of: checked, without ANSI codes, and bounded like all output. Pure.
+"""Exceptions in a run's messages: checked, without ANSI codes, and bounded like all output. Pure.
 
-The state is how much of the run's share is left, and what was dropped beyond it.
+The mutable state is how many bytes are left to the run, and how many were dropped.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A run on its way into the store: the kernel's messages are folded, written in batches, and only then acknowledged.
+"""Records a run: folds its kernel's messages, writes the events in batches, and then lets their frames be acknowledged.
 
-It owns the writing and its retries; what the messages mean is fold.py's, and when the run must end executor.py's.
+It owns the writing and its retries. What the messages mean is decided in fold.py, when the run must end in executor.py.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ log = structlog.get_logger()
 class Recorder:
     """`sessions.kernels.outstanding.RequestListener` of one run.
 
-    `code_ended` is done when the kernel has said so, or its first file comes, which the supervisor sends only then;
-    `ended` once all that the code has made has come as well. `feed` has what is committed. Its state: the run's fold,
-    the batch that is being written, the last frame taken, the first that no commit covers yet, and up to where an
-    earlier gateway's commits go.
+    `code_ended` is done when the kernel has said so, or when its first file comes, which the supervisor sends only
+    then; `ended` once the files have come as well. `feed` has the committed events. The mutable state: the run's fold,
+    the batch that is being written, the last frame folded, the first frame that no commit covers yet, and the last
+    frame that an earlier gateway's commits cover.
     """
 
     def __init__(self, run_id: RunId, fold: RunFold, store: Store, clock: Clock, timeouts: Timeouts) -> None:
@@ -67,7 +67,7 @@ class Recorder:
 
     @property
     def uncommitted_seq(self) -> int | None:
-        """The first frame taken whose content is not yet committed."""
+        """The first folded frame whose content is not committed yet."""
         return self._uncommitted_seq if self._writing_seq is None else self._writing_seq
 
     def on_commit(self, committed: Callable[[], None]) -> None:
@@ -75,7 +75,7 @@ class Recorder:
         self._committed = committed
 
     def resume(self, events: Sequence[Event], progress: Progress) -> None:
-        """Go on from what an earlier gateway has committed; frames that it covers will be passed over."""
+        """Go on from what an earlier gateway has committed; frames that this covers are skipped."""
         self.fold.resume(events, progress.state.get("execution", {}))
         self._seen_types = set(progress.state.get("said", ()))
         self.has_files = bool(progress.state.get("has_files", False))
@@ -86,7 +86,7 @@ class Recorder:
         self._note_code_ended()
 
     def on_message(self, seq: int, message: Message) -> None:
-        """Fold a message in; what it adds is written soon."""
+        """Fold a message; the events that it adds are written soon."""
         if self._is_covered(seq, is_piece=message.msg_type == "artifact"):
             return
         if not self.fold.is_assembling():
@@ -109,15 +109,15 @@ class Recorder:
         self._end(done)
 
     def on_died(self, died: Died) -> None:
-        """The kernel has."""
+        """The kernel has died."""
         self._end(died)
 
     def has_begun(self) -> bool:
-        """Whether something of what the kernel said is committed."""
+        """Whether anything of the run is committed."""
         return self.feed.last_seq > 0 or self._covered.taken_seq > 0
 
     def begin_again(self) -> None:
-        """The kernel that this run was sent to has not taken it: it will be sent to another one."""
+        """The kernel did not take this run, which will be sent to another one."""
         self.ended = asyncio.get_running_loop().create_future()
         self.code_ended = asyncio.get_running_loop().create_future()
         self._covered = Progress(0, None, {})
@@ -163,20 +163,20 @@ class Recorder:
         await self._persist(lambda: self._store.finish_run(result, batch, finished_at, session))
 
     def _least_batch(self, refused: Batch) -> Batch:
-        """Of a batch that the database does not take, what a run cannot be without: its beginning and its end."""
+        """Of a batch that the database refuses, the events that every run must have: its start and its end."""
         kept = [event for event in refused.events if event.type in (EventType.STARTED, EventType.END)]
         first_seq = self.feed.last_seq + 1
         return Batch(tuple(replace(event, seq=first_seq + index) for index, event in enumerate(kept)))
 
     async def break_off(self) -> None:
-        """Write no more: what is not committed has not been acknowledged, and another gateway gets it again."""
+        """Write no more. What is not committed was not acknowledged either, so the next gateway gets it again."""
         if self._writer is not None:
             self._writer.cancel()
             await asyncio.wait([self._writer])
         self.feed.close()
 
     def _is_covered(self, seq: int, *, is_piece: bool) -> bool:
-        """Whether an earlier gateway has committed what this frame says."""
+        """Whether an earlier gateway has committed the content of this frame."""
         if seq > self._covered.taken_seq:
             return False
         return not is_piece or self._covered.file_seq is None or seq < self._covered.file_seq
@@ -197,7 +197,7 @@ class Recorder:
             self.code_ended.set_result(None)
 
     def _end(self, end: Done | Died) -> None:
-        """The frame that says so has a number above all others, and only `finish` commits what it says."""
+        """The frame that says so has a number above all others; only `finish` commits it."""
         if not self.code_ended.done():
             self.code_ended.set_result(None)
         if not self.ended.done():
@@ -206,7 +206,7 @@ class Recorder:
                 self._uncommitted_seq = self._taken_seq + 1
 
     async def _write(self) -> None:
-        """Write what has come, again and again, until the run's end, which `finish` commits."""
+        """Write batch after batch until the run ends; `finish` commits the end."""
         pause_s = _FIRST_FOLLOWED_PAUSE_S
         while True:
             if not self._has_events.is_set():
@@ -235,19 +235,19 @@ class Recorder:
             if self._is_stopping:
                 return
             if self.feed.followed.is_set():
-                # The more there is to come the less often it is committed; a single line never waits.
+                # Continuous output is committed less and less often; a single line never waits.
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, _FOLLOWED_PAUSE_S)
 
     async def _pause(self) -> None:
-        """Let output gather, unless somebody watches and there is something to see: then that goes out at once."""
+        """Let output gather. Events go out at once while somebody follows the run."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._timeouts.batch_pause_s):
                 await self.feed.followed.wait()
                 await self._has_events.wait()
 
     async def _stop_writing(self) -> None:
-        """End the writer; a batch that is on its way arrives first."""
+        """End the writer, after the batch that is being written."""
         self._is_stopping = True
         if self._writer is not None:
             if not self._is_writing:

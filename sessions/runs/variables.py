@@ -20,7 +20,7 @@ _CODE = {
 
 
 def can_set(kernel_name: str) -> bool:
-    """Whether kernels of this kernelspec can be given variables."""
+    """Whether variables can be set in kernels of this kernelspec."""
     return kernel_name in _CODE
 
 
