@@ -1,4 +1,4 @@
-"""Small real implementations of the ports, for tests that own the time and see every frame."""
+"""Small working implementations of the ports, for tests that control time and see every frame."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from sessions.ports import Link, LinkListener
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for it, while the loop goes on."""
+    """Wait until `condition` holds, for at most 30 s."""
     async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.002)
 
 
 class ManualClock:
-    """Time that passes when a test says so."""
+    """A clock that the test moves."""
 
     def __init__(self) -> None:
         self.at_s = 1000.0
@@ -38,7 +38,7 @@ class ManualClock:
 
 
 class RecordingLink:
-    """`sessions.ports.Link` that remembers what was sent."""
+    """`sessions.ports.Link` that records what was sent."""
 
     def __init__(self) -> None:
         self.binary: list[bytes] = []
@@ -86,10 +86,10 @@ def hello(**fields: Any) -> str:
 
 
 class MemorySupervisor:
-    """One sandbox's supervisor, as far as its gateway can tell: what it says comes from the test.
+    """A sandbox's supervisor, seen from the gateway; the test decides what it says.
 
-    The state: the frames that have not been acknowledged, the requests it has taken (each once, however often it comes)
-    with those that have not ended, and which kernel process it is at.
+    The mutable state: the frames that are not acknowledged; the requests received, each once however often it was sent;
+    those that have not ended; and the number of the kernel process.
     """
 
     def __init__(self, spec: LaunchSpec) -> None:
@@ -120,7 +120,7 @@ class MemorySupervisor:
             self.outstanding.append(header["msg_id"])
 
     def start_anew(self) -> None:
-        """Its container is started once more: it knows nothing of before, and its kernel is another one."""
+        """Its container is started again: it has forgotten everything, and its kernel is a new one."""
         self.boot_id = uuid4().hex
         self.generation += 1000
         self.last_seq = 0
@@ -246,7 +246,7 @@ class MemoryEngine:
         self.say(kernel_id, protocol.STATE, state="idle", generation=supervisor.generation)
 
     def dial(self, kernel_id: KernelId, **fields: Any) -> None:
-        """Connect, and say again what has not been acknowledged."""
+        """Connect, and send again the frames that are not acknowledged."""
         supervisor = self.supervisors[kernel_id]
         link = _SupervisedLink(supervisor)
         listener = self.ports[kernel_id](link)
@@ -284,7 +284,7 @@ class MemoryEngine:
             self.dialled.pop(kernel_id)[0].on_closed()
 
     def end_sandbox(self, kernel_id: KernelId, *, oom: bool = False) -> None:
-        """Its container ends, as one does that is killed from outside."""
+        """End its container, as if it were killed from outside."""
         self.fates[kernel_id] = Fate(137, oom)
         self.disconnect(kernel_id)
 
@@ -299,7 +299,7 @@ class MemoryEngine:
 
 
 class Lifeline:
-    """What one gateway reaches the world by, until it is `cut`, as by a crash: no call of its returns after that."""
+    """A gateway's access to a port. Once it is cut, as by a crash, no call through it returns."""
 
     def __init__(self, port: object) -> None:
         self._port = port

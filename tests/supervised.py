@@ -85,7 +85,7 @@ class Supervised:
     """The supervisor, its directories, and what the gateway's end has received: `frames`, each number once.
 
     `acknowledges` is whether everything is acknowledged as it comes; `resent` counts frames that came again. What is
-    not numbered goes to `transfers`.
+    not numbered goes to `files`.
     """
 
     def __init__(self, root: Path, switchboard: SupervisorSwitchboard, **settings: Any) -> None:
@@ -105,7 +105,7 @@ class Supervised:
         self._builder = RequestBuilder()
         self._log = root / "log"
         directory = switchboard.open(self.kernel_id, self.accept)
-        self.transfers = SupervisorFiles(self._send_text, self.send_frame, Timeouts().file_answer_timeout_s)
+        self.files = SupervisorFiles(self._send_text, self.send_frame, Timeouts().file_answer_timeout_s)
         self._settings = protocol.SupervisorSettings(
             kernel_id=self.kernel_id,
             credential="the credential",
@@ -255,7 +255,7 @@ class _End:
     def on_binary(self, data: bytes) -> None:
         seq, message = protocol.split_number(data)
         if seq == 0:
-            self._supervised.transfers.handle_frame(message)
+            self._supervised.files.handle_frame(message)
             return
         channel, (header, parent, _, content, *buffers) = protocol.decode_message(message)
         msg_type = json.loads(header)["msg_type"]
@@ -267,7 +267,7 @@ class _End:
         fields = json.loads(text)
         op = fields.pop("op")
         if op.startswith("file_"):
-            supervised.transfers.handle_control({"op": op, **fields})
+            supervised.files.handle_control({"op": op, **fields})
         elif op != protocol.HELLO:
             supervised.take(Frame(fields.pop("seq"), "", op, fields))
         elif supervised.welcomes:
@@ -281,7 +281,7 @@ class _End:
     def on_closed(self) -> None:
         if self._supervised.link is self._link:
             self._supervised.link = None
-            self._supervised.transfers.handle_link_lost()
+            self._supervised.files.handle_link_lost()
         self._supervised.changed()
 
 

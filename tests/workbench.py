@@ -1,4 +1,4 @@
-"""A service on an engine and a store in memory, the hands of the supervisors at the other end, and a store's faults."""
+"""A service on an in-memory engine and store, supervisors that the test drives, and faults of the store."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ HURRIED = Timeouts(
     withdrawal_pause_s=0.01,
     withdrawal_retry_s=0.01,
 )
-"""What waits for minutes in earnest waits for an instant here."""
+"""Very short time-outs, where production waits for seconds or minutes."""
 
 
 class Kernel:
-    """A kernel that has been sent a run, and says of it what the test wants it to."""
+    """A kernel that was sent a run; the test decides what it answers."""
 
     def __init__(self, engine: MemoryEngine, kernel_id: KernelId) -> None:
         self.engine = engine
@@ -101,7 +101,7 @@ class Kernel:
         self.engine.say(self.kernel_id, protocol.DIED, **{"msg_id": self.msg_id, "cause": cause, **fields})
 
     def reject(self) -> None:
-        """The supervisor does not take this request, and never will."""
+        """The supervisor refuses this request for good."""
         self.supervisor.outstanding.remove(self.msg_id)
         self.engine.say(self.kernel_id, protocol.REJECTED, msg_id=self.msg_id)
 
@@ -109,7 +109,7 @@ class Kernel:
         self.engine.start_process(self.kernel_id)
 
     def die_idle(self) -> None:
-        """Its process ends while it runs nothing, and the next one comes up."""
+        """Its process dies while it is idle, and the next one starts."""
         self.engine.say(self.kernel_id, protocol.DIED, msg_id=None, cause="signal", signal=9)
         self.next_process()
 
@@ -131,7 +131,7 @@ class Kernel:
 
 
 class Bench:
-    """A service with one warm kernel. What one gateway has left, the next `Bench` on the same world finds."""
+    """A service with one warm kernel. The next `Bench` on the same store and engine finds what this one left."""
 
     def __init__(
         self,
@@ -171,13 +171,13 @@ class Bench:
         return self
 
     async def stop(self) -> None:
-        """End the gateway, and everything that it has left to a later one."""
+        """Close the gateway, and remove what it has handed over."""
         self.store.is_reachable = True
         await self.service.close()
         self.engine.sandboxes.clear()
 
     def crash(self) -> None:
-        """What `kill -9` does: nothing more is done, and nobody is told. The supervisors dial when the test says so."""
+        """Stop at once and tell nobody, as `kill -9` does. Supervisors dial again when the test says so."""
         for lifeline in self._lifelines:
             lifeline.is_cut = True
         for task in self.tasks():
@@ -186,7 +186,7 @@ class Bench:
         self.engine.ports.clear()
 
     def tasks(self) -> set[asyncio.Task[Any]]:
-        """What has been begun since this gateway was made, and goes on."""
+        """The unfinished tasks started since this gateway was made."""
         return asyncio.all_tasks() - self._others - {asyncio.current_task()}
 
     async def successor(self, **changes: Any) -> Bench:
@@ -208,7 +208,7 @@ class Bench:
         return await self.service.begin(self.request(code, **fields))
 
     async def sent(self, code: str | None = None) -> Kernel:
-        """The kernel that a request has been sent to which has not ended: the one with this code, or else any."""
+        """Wait for a kernel with an unfinished request, with this `code` if given, and return it."""
         found: list[Kernel] = []
 
         def is_sent() -> bool:
@@ -235,7 +235,7 @@ class Bench:
         return Kernel(self.engine, kernel_id)
 
     def times_sent(self, code: str) -> int:
-        """How often supervisors have taken a request with this code."""
+        """How often supervisors have received a request with this code."""
         return sum([*supervisor.codes.values()].count(code) for supervisor in self.engine.supervisors.values())
 
     # --- what is stored -----------------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ class Bench:
         return self.stored(run_id).finished_at is not None
 
     def text(self, run_id: RunId) -> str:
-        """What of its output is committed."""
+        """The committed output of a run."""
         events = self.stored(run_id).events.values()
         return "".join(str(event.fields["text"]) for event in events if event.type is EventType.STDOUT)
 
@@ -286,7 +286,7 @@ def come_back(bench: Bench, *kernels: Kernel) -> None:
 
 
 def assert_whole(bench: Bench, run_id: RunId) -> None:
-    """Its events are there without a gap, begin and end once, and say what the answer says."""
+    """Assert that its events have no gap, start and end once, and agree with the result."""
     stored = bench.stored(run_id)
     types = [event.type for _, event in sorted(stored.events.items())]
     assert sorted(stored.events) == list(range(1, len(types) + 1))
@@ -298,7 +298,7 @@ def assert_whole(bench: Bench, run_id: RunId) -> None:
 
 
 async def ended(bench: Bench, run_id: RunId) -> Result:
-    """The end of a run, of which nothing is missing."""
+    """Wait for the end of a run, and assert that it is whole."""
     async with asyncio.timeout(30):
         result = await bench.service.result(run_id)
     assert_whole(bench, run_id)
@@ -311,7 +311,7 @@ _Method = Callable[..., Awaitable[Any]]
 
 
 def unavailable(store: MemoryStore, *names: str) -> AbstractContextManager[None]:
-    """Meanwhile these methods do nothing, and say that the database is out of reach."""
+    """Within the block these methods do nothing, and raise StoreUnavailable."""
 
     def faulty(_: _Method) -> _Method:
         async def method(*_args: Any) -> None:
@@ -323,7 +323,7 @@ def unavailable(store: MemoryStore, *names: str) -> AbstractContextManager[None]
 
 
 def answers_lost(store: MemoryStore, *names: str) -> AbstractContextManager[None]:
-    """Meanwhile these methods do what they are asked to; but all that is heard is that the database is out of reach."""
+    """Within the block these methods do their work, but raise StoreUnavailable, as if the reply were lost."""
 
     def faulty(do: _Method) -> _Method:
         async def method(*args: Any) -> None:
@@ -336,7 +336,7 @@ def answers_lost(store: MemoryStore, *names: str) -> AbstractContextManager[None
 
 
 class Late:
-    """What was asked of a store that hung; all of it is done when it `arrives`, and nobody waits for it any more."""
+    """Calls to a store that hung. Nobody waits for them any more; they are made when the test lets them arrive."""
 
     def __init__(self) -> None:
         self.calls: list[Callable[[], Awaitable[Any]]] = []
@@ -348,7 +348,7 @@ class Late:
 
 @contextmanager
 def late(store: MemoryStore, *names: str) -> Iterator[Late]:
-    """Meanwhile whoever calls these methods hears that the database is out of reach, and is done with it."""
+    """Within the block these methods raise StoreUnavailable, and their work is done only when it `arrives`."""
     late = Late()
 
     def faulty(do: _Method) -> _Method:
@@ -363,14 +363,14 @@ def late(store: MemoryStore, *names: str) -> Iterator[Late]:
 
 
 class Held:
-    """How many calls have come."""
+    """The number of calls so far."""
 
     count = 0
 
 
 @contextmanager
 def held(store: MemoryStore, *names: str) -> Iterator[Held]:
-    """Meanwhile these methods wait; after that they go on."""
+    """Within the block these methods wait; after it they go on."""
     held, goes_on = Held(), asyncio.Event()
 
     def faulty(do: _Method) -> _Method:
@@ -401,6 +401,6 @@ def _instead(store: MemoryStore, names: tuple[str, ...], faulty: Callable[[_Meth
 
 
 def news(result: Result) -> tuple[bool, bool]:
-    """Whether it says that the session was created, and that variables were lost."""
+    """Whether the result says that the session is new, and that variables were lost."""
     assert result.session_id == S
     return result.session_created, result.session_lost

@@ -23,13 +23,13 @@ async def kernel(short_dir: Path, switchboard: SupervisorSwitchboard) -> AsyncIt
 
 
 async def put(kernel: Supervised, path: str, data: bytes) -> None:
-    writer = await kernel.transfers.create(path, 1 << 30)
+    writer = await kernel.files.create(path, 1 << 30)
     await writer.write(data)
     await writer.commit()
 
 
 async def get(kernel: Supervised, path: str) -> bytes:
-    reader = await kernel.transfers.open(path)
+    reader = await kernel.files.open(path)
     data = b""
     while piece := await reader.read():
         data += piece
@@ -46,8 +46,8 @@ async def test_what_a_client_puts_the_code_reads_and_the_other_way_round(kernel:
     assert run.files() == {}
     run = await kernel.run("open('out.bin', 'wb').write(blob[::-1])", cellblock={"artifacts": False})
     assert await get(kernel, "out.bin") == data[::-1]
-    assert [entry.path for entry in await kernel.transfers.list()] == ["in/data.bin", "out.bin"]
-    await kernel.transfers.remove("out.bin")
+    assert [entry.path for entry in await kernel.files.list()] == ["in/data.bin", "out.bin"]
+    await kernel.files.remove("out.bin")
     assert (await kernel.run("import os; os.listdir()")).value() == "['in']"
 
 
@@ -64,7 +64,7 @@ async def test_files_are_there_while_code_runs_and_its_output_goes_on(kernel: Su
 
 async def test_a_link_that_breaks_leaves_nothing_half_written(kernel: Supervised) -> None:
     await put(kernel, "t", b"old")
-    writer = await kernel.transfers.create("t", 100)
+    writer = await kernel.files.create("t", 100)
     await writer.write(b"new")
     assert list(kernel.work_dir.glob(f"{HIDDEN_PREFIX}*"))
     await kernel.reconnect()
@@ -75,22 +75,22 @@ async def test_a_link_that_breaks_leaves_nothing_half_written(kernel: Supervised
 
 
 async def test_what_is_asked_as_the_link_breaks_fails_at_once(kernel: Supervised) -> None:
-    asking = asyncio.ensure_future(kernel.transfers.list())
+    asking = asyncio.ensure_future(kernel.files.list())
     await asyncio.sleep(0)
     await kernel.reconnect()
     async with asyncio.timeout(5):
         try:
             assert await asking == []
         except Unavailable:
-            assert await kernel.transfers.list() == []
+            assert await kernel.files.list() == []
 
 
 async def test_links_that_code_plants_lead_nowhere(kernel: Supervised) -> None:
     await kernel.run("import os\nos.symlink('/etc', 'etc')\nos.symlink('/etc/hostname', 'name')\nos.mkfifo('pipe')")
     for path in ("etc/hostname", "name", "pipe"):
         with pytest.raises(InvalidRequest):
-            await kernel.transfers.open(path)
-    assert await kernel.transfers.list() == []
+            await kernel.files.open(path)
+    assert await kernel.files.list() == []
 
 
 async def test_files_are_there_without_a_kernel(kernel: Supervised) -> None:

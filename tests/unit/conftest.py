@@ -1,4 +1,4 @@
-"""The gateways that unit tests talk to, alone or one after the other, and the parts that they put on a bench."""
+"""Fixtures of the unit tests: one gateway or several in turn, a kernel with its supervisor, a client router."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sessions.settings import Timeouts
 
 @pytest.fixture
 def timeouts(request: pytest.FixtureRequest) -> Timeouts:
-    """How long a gateway of this test waits: an instant, but for what its `timeouts` marker says."""
+    """The time-outs of this test's gateways: very short, except those that its `timeouts` marker sets."""
     return replace(
         HURRIED,
         **{name: value for mark in request.node.iter_markers("timeouts") for name, value in mark.kwargs.items()},
@@ -24,7 +24,7 @@ def timeouts(request: pytest.FixtureRequest) -> Timeouts:
 
 @pytest.fixture
 async def benches(timeouts: Timeouts) -> AsyncIterator[Benches]:
-    """The gateways of a test, one after the other; the last one is ended with it."""
+    """The gateways of a test, one after another; the last one is stopped at the end."""
     benches = [await Bench(timeouts=timeouts).start()]
     yield benches
     await benches[-1].stop()

@@ -1,4 +1,4 @@
-"""A kernel and a supervisor on a link that remembers all, as tests talk over it; and a listener that does, too."""
+"""A kernel and its supervisor over a link that records every frame, and a listener that records every call."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ CREDENTIAL = "s3cret"
 
 
 @dataclass
-class Heard:
-    """A request listener that remembers; the test says what it has not committed yet."""
+class RecordingListener:
+    """A request listener that records its calls; the test sets what it has not committed yet."""
 
     uncommitted_seq: int | None = None
     messages: list[tuple[int, Message]] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Heard:
 
 
 class Line:
-    """A kernel, and the supervisor at the other end of the line. `seq` is the last frame the supervisor numbered."""
+    """A kernel and, driven by the test, its supervisor. `seq` is the number of the supervisor's last frame."""
 
     def __init__(self, timeouts: Timeouts = Timeouts(), *, adopted: bool = False) -> None:
         self.clock = ManualClock()
@@ -54,20 +54,20 @@ class Line:
 
     def dial(self) -> None:
         self.link = RecordingLink()
-        self.greeting = Handshake(self.kernel, self.link, self._timeouts.hello_timeout_s)
+        self.handshake = Handshake(self.kernel, self.link, self._timeouts.hello_timeout_s)
 
     def greet(self, **fields: Any) -> None:
-        self.greeting.on_text(hello(**{"kernel_id": "k1", "credential": CREDENTIAL, **fields}))
+        self.handshake.on_text(hello(**{"kernel_id": "k1", "credential": CREDENTIAL, **fields}))
 
     def say(self, op: str, **fields: Any) -> None:
         self.seq += 1
-        self.greeting.on_text(protocol.encode_control(op, seq=self.seq, **fields))
+        self.handshake.on_text(protocol.encode_control(op, seq=self.seq, **fields))
 
     def publish(self, parent_id: str, msg_type: str = "stream", **content: Any) -> None:
         self.seq += 1
-        self.greeting.on_binary(message_frame(self.seq, msg_type, parent_id, content))
+        self.handshake.on_binary(message_frame(self.seq, msg_type, parent_id, content))
 
-    def execute(self, code: str, listener: Heard) -> str:
+    def execute(self, code: str, listener: RecordingListener) -> str:
         msg_id = uuid4().hex
         self.kernel.execute(msg_id, code, listener)
         return msg_id

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from kernel_line import Heard, Line
+from kernel_line import Line, RecordingListener
 from router_room import MSG_ID, RUN, Room, request, told, types
 
 from kernel_image import protocol
@@ -76,7 +76,7 @@ async def test_a_mistake_of_whoever_listens_in_costs_a_run_nothing(line: Line) -
             raise AssertionError(msg_id, dropped_bytes)
 
     line.ready()
-    heard = Heard()
+    heard = RecordingListener()
     msg_id = line.execute("x", heard)
     line.kernel.tap = Broken()
     line.publish(msg_id, name="stdout", text="x")

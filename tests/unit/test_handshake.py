@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from doubles import message_frame
-from kernel_line import Heard, Line
+from kernel_line import Line, RecordingListener
 
 from sessions.errors import KernelLost
 from sessions.kernels.kernel import KernelState
@@ -38,23 +38,23 @@ async def test_the_right_credential_is_welcomed(line: Line) -> None:
     ],
 )
 async def test_anything_else_is_refused_and_hears_nothing(line: Line, fields: dict[str, Any]) -> None:
-    line.greet(**fields) if "op" not in fields else line.greeting.on_text('{"op": "state", "state": "idle", "seq": 1}')
+    line.greet(**fields) if "op" not in fields else line.handshake.on_text('{"op": "state", "state": "idle", "seq": 1}')
     assert [control["op"] for control in line.link.controls] == ["refused"]
     assert line.link.closed is not None
     line.say("state", state="idle")
-    line.greeting.on_binary(message_frame(1, "stream", "p"))
+    line.handshake.on_binary(message_frame(1, "stream", "p"))
     assert line.kernel.state is KernelState.STARTING
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"op": 5}', "[" * 60_000, '{"op": "hello"}', " " * 70_000])
 async def test_a_first_message_that_is_no_hello_is_refused(line: Line, text: str) -> None:
-    line.greeting.on_text(text)
+    line.handshake.on_text(text)
     assert line.link.closed is not None
     assert line.kernel.state is KernelState.STARTING
 
 
 async def test_a_jupyter_message_before_the_hello_is_refused(line: Line) -> None:
-    line.greeting.on_binary(message_frame(1, "stream", "p"))
+    line.handshake.on_binary(message_frame(1, "stream", "p"))
     assert line.link.closed is not None
     line.greet()
     assert line.link.sent("welcome") == []
@@ -83,7 +83,7 @@ async def test_too_many_guesses_end_the_kernel(line: Line) -> None:
 
 
 async def test_a_newer_connection_takes_the_place_of_the_older(line: Line) -> None:
-    older, listener = line.ready().link, line.greeting
+    older, listener = line.ready().link, line.handshake
     line.dial()
     line.greet()
     assert older.closed is not None
@@ -92,7 +92,7 @@ async def test_a_newer_connection_takes_the_place_of_the_older(line: Line) -> No
 
 
 async def test_a_supervisor_that_has_started_anew_is_another_one(line: Line) -> None:
-    heard = Heard()
+    heard = RecordingListener()
     line.ready().execute("x", heard)
     line.dial()
     line.greet(boot_id="b2")
@@ -151,7 +151,7 @@ async def test_an_adopted_kernel_that_does_not_start_is_given_up() -> None:
 
 
 async def test_a_run_that_was_sent_is_listened_to_under_the_name_it_was_sent_by() -> None:
-    line, sent, finished, unsent = AdoptedLine(9), Heard(), Heard(), Heard()
+    line, sent, finished, unsent = AdoptedLine(9), RecordingListener(), RecordingListener(), RecordingListener()
     for run_id, heard in (("r1", sent), ("r2", finished), ("r3", unsent)):
         line.kernel.expect(run_id, heard)
     line.join(outstanding=["r1.a", "silent", "r9.a"], finished=["r2.b"])
@@ -165,17 +165,17 @@ async def test_a_run_that_was_sent_is_listened_to_under_the_name_it_was_sent_by(
 
 
 async def test_a_run_that_was_sent_twice_is_listened_to_under_its_last_name() -> None:
-    line, heard = AdoptedLine(), Heard()
+    line, heard = AdoptedLine(), RecordingListener()
     line.kernel.expect("r1", heard)
     line.join(finished=["r1.never_run", "r2.a"], outstanding=["r1.running"])
     assert line.kernel.msg_id_of(heard) == "r1.running"
 
 
 async def test_only_the_first_hello_tells_what_an_earlier_gateway_has_sent() -> None:
-    line, heard = AdoptedLine(), Heard()
+    line, heard = AdoptedLine(), RecordingListener()
     line.kernel.expect("r1", heard)
     line.join()
-    line.greeting.on_closed()
+    line.handshake.on_closed()
     line.dial()
     line.join(outstanding=["r1.a"])
     assert line.kernel.msg_id_of(heard) is None
@@ -195,7 +195,7 @@ async def test_a_link_is_waited_for_until_the_kernel_is_given_up() -> None:
     await asyncio.sleep(0)
     line.join(state="starting")
     await waiting
-    line.greeting.on_closed()
+    line.handshake.on_closed()
     waiting = asyncio.ensure_future(line.kernel.wait_linked(5.0))
     await asyncio.sleep(0)
     line.kernel.discard("enough")

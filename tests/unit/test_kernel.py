@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from doubles import message_frame
-from kernel_line import Heard, Line
+from kernel_line import Line, RecordingListener
 
 from kernel_image import protocol
 from sessions.errors import KernelLost, Unavailable
@@ -17,7 +17,7 @@ from sessions.model import Usage
 
 
 async def test_messages_reach_the_request_they_answer_and_nobody_else(line: Line) -> None:
-    one, two = Heard(), Heard()
+    one, two = RecordingListener(), RecordingListener()
     first = line.ready().execute("1", one)
     second = line.execute("2", two)
     assert line.link.request_ids() == [first, second]
@@ -30,7 +30,7 @@ async def test_messages_reach_the_request_they_answer_and_nobody_else(line: Line
 
 
 async def test_a_request_ends_once_and_hears_nothing_after(line: Line) -> None:
-    heard = Heard()
+    heard = RecordingListener()
     msg_id = line.ready().execute("x", heard)
     usage = {"wall_ms": 1.5, "cpu_ms": 1, "memory_peak_bytes": 7, "oom_kills": 2}
     line.say("done", msg_id=msg_id, usage=usage, skipped=[{"path": "f"}, "odd"])
@@ -57,14 +57,14 @@ async def test_a_request_ends_once_and_hears_nothing_after(line: Line) -> None:
     ],
 )
 async def test_usage_that_cannot_be_true_is_none(line: Line, usage: object) -> None:
-    heard = Heard()
+    heard = RecordingListener()
     msg_id = line.ready().execute("x", heard)
     line.say("done", msg_id=msg_id, usage=usage, skipped={"not": "a list"})
     assert heard.ends == [Done(None, 0, ())]
 
 
 async def test_a_death_ends_every_request_and_tells_which_had_not_begun(line: Line) -> None:
-    one, two = Heard(), Heard()
+    one, two = RecordingListener(), RecordingListener()
     first = line.ready().execute("1", one)
     second = line.execute("2", two)
     line.say("died", msg_id=first, never_run=[second], cause="signal", exit_code=None, signal=9, usage=None)
@@ -74,7 +74,7 @@ async def test_a_death_ends_every_request_and_tells_which_had_not_begun(line: Li
 
 
 async def test_a_request_that_a_death_does_not_name_is_another_kernel_processs(line: Line) -> None:
-    heard = Heard()
+    heard = RecordingListener()
     msg_id = line.ready().execute("x", heard)
     line.say("died", msg_id=None, cause="signal", signal=9)
     assert heard.ends == []
@@ -86,25 +86,25 @@ async def test_after_a_death_nothing_is_sent_until_the_next_kernel_answers(line:
     line.ready().say("died", cause="exited", exit_code=0)
     assert not line.kernel.is_ready()
     with pytest.raises(KernelLost):
-        line.execute("x", Heard())
+        line.execute("x", RecordingListener())
     assert line.link.binary == []
     line.say("state", state="starting")
     line.say("state", state="idle")
-    assert line.execute("x", Heard()) in line.link.request_ids()
+    assert line.execute("x", RecordingListener()) in line.link.request_ids()
 
 
 @pytest.mark.parametrize(
     "fields", [{}, {"cause": ["x"]}, {"cause": "gone"}, {"never_run": 7}, {"exit_code": "4", "signal": 1.5}]
 )
 async def test_a_death_told_badly_is_still_a_death(line: Line, fields: dict[str, Any]) -> None:
-    heard = Heard()
+    heard = RecordingListener()
     msg_id = line.ready().execute("x", heard)
     line.say("died", msg_id=msg_id, **fields)
     assert heard.ends == [Died(Cause.EXITED, None, None, None, ())]
 
 
 async def test_a_gap_reaches_the_request_it_names_or_else_all(line: Line) -> None:
-    one, two = Heard(), Heard()
+    one, two = RecordingListener(), RecordingListener()
     first = line.ready().execute("1", one)
     line.execute("2", two)
     line.say("gap", msg_id=first, dropped_bytes=5)
@@ -116,21 +116,21 @@ async def test_a_gap_reaches_the_request_it_names_or_else_all(line: Line) -> Non
 
 
 async def test_a_frame_that_comes_again_is_taken_once(line: Line) -> None:
-    heard = Heard()
+    heard = RecordingListener()
     msg_id = line.ready().execute("x", heard)
     frame = message_frame(2, "stream", msg_id, {"text": "once"})
     for _ in range(3):
-        line.greeting.on_binary(frame)
-    line.greeting.on_text(protocol.encode_control("state", seq=2, state="dead"))
+        line.handshake.on_binary(frame)
+    line.handshake.on_text(protocol.encode_control("state", seq=2, state="dead"))
     assert len(heard.messages) == 1
     assert line.kernel.is_ready()
 
 
 @pytest.mark.parametrize("frame", [b"", b"1234567", protocol.number_frame(2, b"junk"), message_frame(3, "stream", "p")])
 async def test_a_frame_that_breaks_the_protocol_ends_the_kernel(line: Line, frame: bytes) -> None:
-    heard = Heard()
+    heard = RecordingListener()
     line.ready().execute("x", heard)
-    line.greeting.on_binary(frame)
+    line.handshake.on_binary(frame)
     assert line.kernel.state is KernelState.GONE
     assert line.kernel.violation is not None
     assert line.link.closed is not None
@@ -139,18 +139,18 @@ async def test_a_frame_that_breaks_the_protocol_ends_the_kernel(line: Line, fram
 
 @pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, '{"seq": 3, "op": "state"}', '{"seq": ' + "9" * 5000 + "}"])
 async def test_a_control_message_that_is_none_ends_the_kernel(line: Line, text: str) -> None:
-    line.ready().greeting.on_text(text)
+    line.ready().handshake.on_text(text)
     assert line.kernel.state is KernelState.GONE
 
 
 @pytest.mark.parametrize("fields", [{}, {"seq": "2"}, {"seq": True}, {"seq": 2.0}, {"seq": None}])
 async def test_a_control_message_without_a_number_says_nothing(line: Line, fields: dict[str, Any]) -> None:
-    line.ready().greeting.on_text(protocol.encode_control("state", **{"state": "dead", **fields}))
+    line.ready().handshake.on_text(protocol.encode_control("state", **{"state": "dead", **fields}))
     assert line.kernel.is_ready()
 
 
 async def test_an_overlong_control_message_is_refused(line: Line) -> None:
-    line.ready().greeting.on_text('{"x": "' + "y" * (1 << 20) + '"}')
+    line.ready().handshake.on_text('{"x": "' + "y" * (1 << 20) + '"}')
     assert line.link.closed is not None
 
 
@@ -179,7 +179,7 @@ async def test_a_flood_gets_a_share_of_the_time_and_a_pause_forgives_it(line: Li
     pauses = [line.ready().kernel.metered(take_long) for _ in range(30)]
     assert pauses[:10] == [0.0] * 10
     assert 4 < pauses[-1] < 6
-    paused = line.greeting.on_text(protocol.encode_control("gap", seq=99))
+    paused = line.handshake.on_text(protocol.encode_control("gap", seq=99))
     assert line.kernel.state is KernelState.GONE  # frame 99 was not the next one: that is said at once
     assert paused is None
     line.clock.at_s += 100.0
@@ -190,7 +190,7 @@ async def test_the_next_frame_of_a_flood_waits(line: Line) -> None:
     line.ready()
     line.kernel._throttle._left_s = -0.01
     started_s = asyncio.get_running_loop().time()
-    waiting = line.greeting.on_text(protocol.encode_control("unknown"))
+    waiting = line.handshake.on_text(protocol.encode_control("unknown"))
     assert waiting is not None
     await waiting
     assert asyncio.get_running_loop().time() - started_s >= 0.035
@@ -218,7 +218,7 @@ async def test_many_bytes_are_acknowledged_at_once(line: Line) -> None:
 
 
 async def test_nothing_is_acknowledged_before_it_is_committed(line: Line) -> None:
-    heard = Heard()
+    heard = RecordingListener()
     msg_id = line.ready().execute("x", heard)
     heard.uncommitted_seq = 2
     for _ in range(200):
@@ -234,7 +234,7 @@ async def test_nothing_is_acknowledged_before_it_is_committed(line: Line) -> Non
 
 @pytest.mark.parametrize("end", ["done", "died"])
 async def test_the_end_of_a_request_is_not_acknowledged_before_it_is_committed(line: Line, end: str) -> None:
-    heard = Heard()
+    heard = RecordingListener()
     msg_id = line.ready().execute("x", heard)
     line.publish(msg_id, text="x")
     heard.uncommitted_seq = 2
@@ -248,7 +248,7 @@ async def test_the_end_of_a_request_is_not_acknowledged_before_it_is_committed(l
 
 
 async def test_the_slowest_of_several_requests_holds_the_acknowledgement(line: Line) -> None:
-    one, two = Heard(uncommitted_seq=5), Heard(uncommitted_seq=3)
+    one, two = RecordingListener(uncommitted_seq=5), RecordingListener(uncommitted_seq=3)
     line.ready().execute("1", one)
     line.execute("2", two)
     for _ in range(100):
@@ -257,13 +257,13 @@ async def test_the_slowest_of_several_requests_holds_the_acknowledgement(line: L
 
 
 async def test_a_reconnected_supervisor_is_told_what_is_committed_not_what_is_taken(line: Line) -> None:
-    heard = Heard()
+    heard = RecordingListener()
     msg_id = line.ready().execute("x", heard)
     heard.uncommitted_seq = 4
     for _ in range(6):
         line.publish(msg_id, text="x")
     line.kernel.acknowledge()
-    line.greeting.on_closed()
+    line.handshake.on_closed()
     assert not line.kernel.is_ready()
     line.dial()
     line.greet()
@@ -277,12 +277,12 @@ async def test_a_reconnected_supervisor_is_told_what_is_committed_not_what_is_ta
 
 @pytest.mark.timeouts(reconnect_timeout_s=0.01)
 async def test_a_supervisor_that_does_not_come_back_is_given_up(line: Line) -> None:
-    heard = Heard()
+    heard = RecordingListener()
     line.ready().execute("x", heard)
-    line.greeting.on_closed()
+    line.handshake.on_closed()
     assert heard.ends == []
     with pytest.raises(KernelLost):
-        line.execute("y", Heard())
+        line.execute("y", RecordingListener())
     async with asyncio.timeout(5):
         while not heard.ends:
             await asyncio.sleep(0.005)
@@ -291,7 +291,7 @@ async def test_a_supervisor_that_does_not_come_back_is_given_up(line: Line) -> N
 
 @pytest.mark.timeouts(reconnect_timeout_s=0.05)
 async def test_a_supervisor_that_comes_back_in_time_is_kept(line: Line) -> None:
-    line.ready().greeting.on_closed()
+    line.ready().handshake.on_closed()
     line.dial()
     line.greet()
     await asyncio.sleep(0.15)
@@ -299,7 +299,7 @@ async def test_a_supervisor_that_comes_back_in_time_is_kept(line: Line) -> None:
 
 
 async def test_giving_a_kernel_up_ends_its_supervisor_and_its_requests_once(line: Line) -> None:
-    heard = Heard()
+    heard = RecordingListener()
     line.ready().execute("x", heard)
     line.kernel.discard("enough")
     line.kernel.discard("enough")
@@ -314,13 +314,13 @@ async def test_waiting_for_a_kernel_that_never_comes_ends_in_time(line: Line) ->
 
 
 async def test_an_interrupt_names_the_request_and_the_grace_time(line: Line) -> None:
-    msg_id = line.ready().execute("x", Heard())
+    msg_id = line.ready().execute("x", RecordingListener())
     line.kernel.interrupt(msg_id, 2.0)
     assert line.link.sent("interrupt") == [{"op": "interrupt", "msg_id": msg_id, "grace_s": 2.0}]
 
 
 async def test_the_kernels_state_is_in_its_representation(line: Line) -> None:
-    line.ready().execute("x", Heard())
+    line.ready().execute("x", RecordingListener())
     assert repr(line.kernel) == "<Kernel k1 ready linked, 1 outstanding>"
 
 
@@ -328,7 +328,7 @@ async def test_the_kernels_state_is_in_its_representation(line: Line) -> None:
 
 
 async def test_a_request_that_is_rejected_was_not_run(line: Line) -> None:
-    one, two = Heard(), Heard()
+    one, two = RecordingListener(), RecordingListener()
     first = line.ready().execute("1", one)
     line.execute("2", two)
     line.say("rejected", msg_id=first)
@@ -358,35 +358,35 @@ async def test_which_process_it_is_at_is_what_the_supervisor_last_said(line: Lin
 
 
 async def test_what_a_broken_link_has_swallowed_is_sent_again_unless_the_supervisor_knows_it(line: Line) -> None:
-    heard = [Heard() for _ in range(3)]
+    heard = [RecordingListener() for _ in range(3)]
     msg_ids = [line.ready().execute("0", heard[0]), *(line.execute(str(n), heard[n]) for n in (1, 2))]
-    line.greeting.on_closed()
+    line.handshake.on_closed()
     line.dial()
     line.greet(outstanding=[msg_ids[0]], finished=[msg_ids[2], 7, None])
     assert line.link.request_ids() == [msg_ids[1]]
-    line.greeting.on_closed()
+    line.handshake.on_closed()
     line.dial()
     line.greet(outstanding="odd")  # it says no more that it knows the others, but once it has
     assert line.link.request_ids() == [msg_ids[1]]
 
 
 async def test_a_request_that_has_been_answered_to_is_never_sent_again(line: Line) -> None:
-    msg_id = line.ready().execute("x", Heard())
+    msg_id = line.ready().execute("x", RecordingListener())
     line.publish(msg_id, text="x")
-    line.greeting.on_closed()
+    line.handshake.on_closed()
     line.dial()
     line.greet()
     assert line.link.request_ids() == []
 
 
 async def test_to_detach_tells_nobody_and_ends_nothing(line: Line) -> None:
-    heard, changes = Heard(), []
+    heard, changes = RecordingListener(), []
     line.ready().execute("x", heard)
     line.kernel.watch(changes.append)
     line.kernel.hand_over("stopping")
     assert line.link.closed == "stopping"
     assert (line.link.sent("shutdown"), heard.ends, changes) == ([], [], [])
-    line.greeting.on_closed()
+    line.handshake.on_closed()
     assert line.kernel.state is KernelState.GONE
     line.kernel.hand_over("again")
     line.kernel.discard("again")
@@ -398,11 +398,11 @@ async def test_answers_about_files_are_not_numbered_and_end_with_the_link(line: 
     listing = asyncio.ensure_future(line.kernel.files.list())
     await asyncio.sleep(0)
     (asked,) = line.link.sent("file_list")
-    line.greeting.on_text(protocol.encode_control("file_entries", id=asked["id"], entries=[["a", 1, 2]], more=False))
+    line.handshake.on_text(protocol.encode_control("file_entries", id=asked["id"], entries=[["a", 1, 2]], more=False))
     assert [(entry.path, entry.size_bytes) for entry in await listing] == [("a", 1)]
     again = asyncio.ensure_future(line.kernel.files.list())
     await asyncio.sleep(0)
-    line.greeting.on_closed()
+    line.handshake.on_closed()
     with pytest.raises(Unavailable):
         await again
     line.dial()
@@ -414,6 +414,6 @@ async def test_answers_about_files_are_not_numbered_and_end_with_the_link(line: 
 async def test_an_answer_to_a_question_needs_a_link(line: Line) -> None:
     line.ready().kernel.answer_input("yes")
     assert protocol.decode_message(line.link.binary[-1])[0] == "stdin"
-    line.greeting.on_closed()
+    line.handshake.on_closed()
     with pytest.raises(Unavailable):
         line.kernel.answer_input("yes")
