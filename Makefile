@@ -3,8 +3,8 @@
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
-# Tests wait for containers more than they compute. The longest files come first: tests/conftest.py.
-WORKERS ?= $(shell expr 2 '*' $$(nproc))
+# One worker a core: more make tests wait for each other's containers. The longest files come first: tests/conftest.py.
+WORKERS ?= auto
 PYTEST = $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 help: ## List these targets

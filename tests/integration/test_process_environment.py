@@ -33,6 +33,17 @@ async def test_the_environment_holds_the_packages_and_the_supervisor_and_is_made
     assert find_environment(replace(SETTINGS, constraints="none"), tmp_path) is None
 
 
+async def test_versions_that_this_python_cannot_have_are_replaced_unless_the_operator_chose_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "requirements", lambda _: b"tabulate\n")
+    monkeypatch.setattr(environment, "constraints", lambda _: b"tabulate==0.0.0\n")
+    with pytest.raises(SetUpFailed, match="tabulate"):
+        await ensure_environment(replace(SETTINGS, constraints="mine.txt"), tmp_path, print)
+    python = await ensure_environment(SETTINGS, tmp_path, print)
+    assert await asyncio.to_thread(subprocess.call, [python, "-I", "-c", "import tabulate"]) == 0
+
+
 async def test_what_cannot_be_installed_is_told_in_pips_words_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

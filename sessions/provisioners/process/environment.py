@@ -47,15 +47,30 @@ async def ensure_environment(settings: BuildSettings, root: Path, progress: Prog
         _link_kernel_image(directory)
         (directory / "requirements.txt").write_bytes(requirements(settings))
         (directory / "constraints.txt").write_bytes(constraints(settings))
-        pip = [str(_interpreter(directory)), "-m", "pip", "install", "--disable-pip-version-check"]
-        files = ["-r", str(directory / "requirements.txt"), "-c", str(directory / "constraints.txt")]
-        await _run([*pip, "--progress-bar=off", *files], progress)
+        await _install(directory, settings, progress)
     except BaseException:
         await asyncio.to_thread(_remove_all, root)
         raise
     (directory / _STAMP).touch()
     progress("The environment is made")
     return _interpreter(directory)
+
+
+async def _install(directory: Path, settings: BuildSettings, progress: Progress) -> None:
+    """Install what the files in `directory` list.
+
+    The versions of this release were chosen for the image's Python: where they cannot be had for this one, the newest
+    that can be had are installed. Versions that the operator has chosen are not given up. Raises SetUpFailed.
+    """
+    pip = [str(_interpreter(directory)), "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar=off"]
+    command = [*pip, "-r", str(directory / "requirements.txt")]
+    try:
+        await _run([*command, "-c", str(directory / "constraints.txt")], progress)
+    except SetUpFailed:
+        if settings.constraints:
+            raise
+        progress("The versions of this release do not fit this Python: installing the newest that do")
+        await _run(command, progress)
 
 
 async def _run(command: list[str], progress: Progress) -> None:
