@@ -45,6 +45,7 @@ class CrashableGateway:
             "CELLBLOCK_BUILD_PRELOAD": "[]",
             "CELLBLOCK_POOL_SIZE": "1",
             "CRASH_FILE": str(self.crash_file),
+            **({"CELLBLOCK_BUILD_DEPENDENCIES": "[]"} if engine == "process" else {}),  # kernels of this environment
             **settings,
         }
         self.process: subprocess.Popen[bytes] | None = None
