@@ -210,13 +210,17 @@ def settings(kernel_image: str, database_url: str, **more: str) -> dict[str, str
 
 
 @pytest.fixture(scope="module")
-def launch(docker_client: APIClient, kernel_image: str, module_database_url: str) -> Launch:
-    """Starts a gateway on this module's database, and ends it."""
+def launch(
+    request: pytest.FixtureRequest, docker_client: APIClient, kernel_image: str, module_database_url: str
+) -> Launch:
+    """Starts a gateway on this module's database, and ends it. Its kernels have the module's `PRELOAD` imported."""
+    preload = f"[{', '.join(getattr(request.module, 'PRELOAD', ()))}]"
 
     @contextmanager
     def launching(**more: str) -> Iterator[Gateway]:
         with short_directory() as parent:
-            gateway = start(parent / "data", **settings(kernel_image, module_database_url, **more))
+            variables = {"CELLBLOCK_BUILD_PRELOAD": preload, **more}
+            gateway = start(parent / "data", **settings(kernel_image, module_database_url, **variables))
             try:
                 yield gateway
             finally:

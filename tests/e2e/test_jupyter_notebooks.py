@@ -30,6 +30,8 @@ PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 3, 2])\nplt.show()"
 PROGRESS = """
 import time
 from IPython.display import clear_output
+
+PRELOAD = ("matplotlib.pyplot",)
 handle = display("0 %", display_id=True)
 for done in (50, 100):
     handle.update(f"{done} %")

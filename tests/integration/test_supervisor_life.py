@@ -198,8 +198,9 @@ async def test_a_request_to_a_kernel_that_has_just_been_killed_is_rejected(kerne
 
 
 async def test_a_greeting_tells_what_is_outstanding_in_order_and_of_which_kernel(kernel: Supervised) -> None:
-    first, second = kernel.send("import time; time.sleep(1)"), kernel.send("import os; os._exit(1)")
+    first, second = kernel.send("import time; time.sleep(2)"), kernel.send("import os; os._exit(1)")
     await kernel.until(lambda: kernel.frames[-1].parent_id == first)
+    await asyncio.sleep(0.3)  # for the second to be read: what is lost with a link is the gateway's to send again
     await kernel.reconnect()
     hello = kernel.hellos[-1]
     assert (hello["outstanding"], hello["protocol"]) == ([first, second], 2)
