@@ -78,7 +78,7 @@ def main() -> None:
 async def measure(rounds: int) -> dict[str, Any]:
     """All figures: milliseconds by kind, and bytes."""
     config = load(None, {})
-    image = await ensure_kernel_image(config.build.settings(), lambda line: print("  ", line, file=sys.stderr))
+    image = await ensure_kernel_image(config.build, lambda line: print("  ", line, file=sys.stderr))
     preload = tuple(config.build.preload)
     times: dict[str, list[float]] = {}
     with ExitStack() as outer:

@@ -10,10 +10,11 @@ import gc
 import resource
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
+from msgspec.structs import replace
 from rich.console import Console
 
 from gateway import doctor
@@ -35,7 +36,6 @@ from gateway.store.postgres import PostgresStore
 from gateway.store.retention import Retention
 from gateway.supervisors import SupervisorSwitchboard
 from sessions.errors import EngineUnavailable, Misconfigured, SetUpFailed, StoreUnavailable
-from sessions.kernels.pool_policy import PoolSettings
 from sessions.model import GatewayId
 from sessions.ports import Provisioner
 from sessions.provisioners.process.environment import ensure_environment
@@ -84,8 +84,7 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
         gateway_id = data_dir.gateway_id()
         chosen = await _choose_engine(config, gateway_id, data_dir, console)
         stack.push_async_callback(chosen.provisioner.close)
-        limits = config.limits.limits()
-        switchboard = SupervisorSwitchboard(data_dir.sockets, limits.message_bytes)
+        switchboard = SupervisorSwitchboard(data_dir.sockets, config.limits.message_bytes)
         clock = SystemClock()
         service = Service(
             Wiring.build(
@@ -93,14 +92,14 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
                 provisioner=chosen.provisioner,
                 switchboard=switchboard,
                 gateway_id=gateway_id,
-                limits=limits,
-                pool=PoolSettings(size=config.pool.size, max=config.pool.max),
+                limits=config.limits,
+                pool=config.pool,
                 languages=config.languages,
                 preload=config.build.preload,
                 credential_of=data_dir.credential_of,
                 clock=clock,
             ),
-            config.sessions.limits(),
+            config.sessions,
         )
         context = _context(config, service)
         server = make_server(context)
@@ -142,7 +141,7 @@ async def migrate_database(config: Config, environ: Mapping[str, str]) -> bool:
 
 async def examine(config: Config, environ: Mapping[str, str]) -> list[Finding]:
     """Look at everything that could keep code from running safely here; changes nothing. See `gateway.doctor`."""
-    engine, build, limits = config.engine.settings(), config.build.settings(), config.limits.limits()
+    engine, build, limits = config.engine, config.build, config.limits
     data_dir = config.data_dir(environ)
 
     async def ping() -> None:
@@ -176,11 +175,11 @@ async def _choose_engine(config: Config, gateway_id: GatewayId, data_dir: DataDi
                 "No Docker engine answers, and without one nothing is isolated, so that Cellblock listens on loopback "
                 "only: start Docker, or set `server.host` to 127.0.0.1."
             )
-        return ChosenEngine(await _process_engine(config.build.settings(), gateway_id, data_dir, console))
+        return ChosenEngine(await _process_engine(config.build, gateway_id, data_dir, console))
     from sessions.provisioners.docker.provisioner import DockerProvisioner
 
-    kernel_image = config.engine.kernel_image or await build_image(config.build.settings(), console)
-    settings = replace(config.engine.settings(), name="docker", kernel_image=kernel_image)
+    kernel_image = config.engine.kernel_image or await build_image(config.build, console)
+    settings = replace(config.engine, name="docker", kernel_image=kernel_image)
     return ChosenEngine(DockerProvisioner(gateway_id, settings), kernel_image)
 
 
@@ -243,7 +242,6 @@ async def _migrate(url: str) -> bool:
 
 def _context(config: Config, service: Service) -> Context:
     server = config.server
-    limits = config.limits.limits()
     return Context(
         service=service,
         authenticator=Authenticator(config.auth.tokens, required=config.auth.is_required),
@@ -253,9 +251,9 @@ def _context(config: Config, service: Service) -> Context:
             allowed_origins=server.allowed_origins,
             allowed_hosts=server.allowed_hosts,
         ),
-        limits=limits,
-        http=HttpLimits(limits.request_bytes),
-        session_limits=config.sessions.limits(),
+        limits=config.limits,
+        http=HttpLimits(config.limits.request_bytes),
+        session_limits=config.sessions,
         languages=config.languages,
         public_url=server.public_url.rstrip("/"),
     )

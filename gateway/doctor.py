@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from sessions.errors import CellblockError, EngineUnavailable
 from sessions.settings import BuildSettings, EngineSettings, Limits

@@ -1,36 +1,73 @@
 """What the operator sets, as the engine's own records: limits of runs and sessions, the engine, the image's build.
 
-Where the values come from is the gateway's business. `Timeouts` is set by nobody but tests. Plain frozen dataclasses;
-no I/O.
+The records are sections of the configuration as well: names without their unit, defaults, bounds and the sentence below
+each key are written here and nowhere else, and docs/configuration.md is made of them. Where the values come from is the
+gateway's business. `Timeouts` is set by nobody but tests. Frozen; no I/O.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from msgspec import Meta, Struct
 
 _SMALLEST_MESSAGE_BYTES = 16 << 20
 
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0, le=30 * 86_400)]
+Size = Annotated[int, Meta(ge=1, extra={"human": True})]
+"""Bytes; "512M", "1.5 GiB" and plain numbers are understood, with K = 1024 as Docker has it."""
+OutputSize = Annotated[int, Meta(ge=1, le=8 << 20, extra={"human": True})]
+ArtifactSize = Annotated[int, Meta(ge=1, le=64 << 20, extra={"human": True})]
+RequestSize = Annotated[int, Meta(ge=1, le=32 << 20, extra={"human": True})]
+"""What passes between gateway and supervisor as one message, and is held in memory at both ends."""
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+# The keys of the configuration carry no units.
+_KEYS = {f"{name}_s": name for name in ("timeout", "max_timeout", "idle_timeout", "max_lifetime")}
+_KEYS |= {f"{name}_bytes": name for name in ("memory", "disk")}
+
+
+class Section(Struct, frozen=True, forbid_unknown_fields=True, rename=_KEYS):
+    """One section of the configuration."""
+
+
+class Limits(Section, frozen=True):
     """What one run, and the container around it, may use. Sizes in bytes, times in seconds."""
 
-    timeout_s: float = 30.0
-    max_timeout_s: float = 600.0
-    memory_bytes: int = 1 << 30
-    cpus: float = 1.0
-    pids: int = 256
-    disk_bytes: int = 256 << 20
-    inodes: int = 16_384
-    nofile: int = 1024
-    output_bytes: int = 1 << 20
-    image_bytes: int = 10 << 20
-    image_count: int = 50
-    image_pixels: int = 50_000_000
-    file_bytes: int = 10 << 20
-    file_count: int = 50
-    request_bytes: int = 10 << 20
-    queue: int = 64
+    timeout_s: Seconds = 30.0
+    """The time limit of a run whose request names none."""
+    max_timeout_s: Seconds = 600.0
+    """The longest time limit that a request may name."""
+    memory_bytes: Size = 1 << 30
+    """The memory of a container."""
+    cpus: Annotated[float, Meta(gt=0, le=1024)] = 1.0
+    """The processors of a container."""
+    pids: Positive = 256
+    """Processes and threads in a container."""
+    disk_bytes: Size = 256 << 20
+    """The writable disk of a container."""
+    inodes: Positive = 16_384
+    """Files and directories on that disk."""
+    nofile: Positive = 1024
+    """Open files of a process."""
+    output_bytes: OutputSize = 1 << 20
+    """The text that a run may print."""
+    image_bytes: ArtifactSize = 10 << 20
+    """One image of a run."""
+    image_count: Count = 50
+    """Images of a run."""
+    image_pixels: Positive = 50_000_000
+    """Pixels of one image."""
+    file_bytes: ArtifactSize = 10 << 20
+    """One file of a run."""
+    file_count: Count = 50
+    """Files of a run."""
+    request_bytes: RequestSize = 10 << 20
+    """The body of a request."""
+    queue: Count = 64
+    """Requests that wait for a sandbox; the next one gets 429."""
 
     @property
     def message_bytes(self) -> int:
@@ -38,46 +75,83 @@ class Limits:
         return max(_SMALLEST_MESSAGE_BYTES, self.image_bytes * 3 // 2, self.output_bytes * 8)
 
 
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """How containers run. `network` is a Docker network name or `none`; `runtime` is e.g. `runc` or `runsc`.
-
-    `sandbox_log`: Docker keeps the end of what a supervisor logs, for `docker logs`.
-    """
+class EngineSettings(Section, frozen=True):
+    """How containers run."""
 
     name: str = "auto"
+    """`docker`, `process` (no isolation, loopback only), or `auto`: docker where it answers."""
     kernel_image: str = ""
+    """The kernel image; empty: the one that `build` describes, built when it is missing."""
     network: str = "none"
+    """`none`, or a Docker network that sandboxes may use."""
     runtime: str = ""
+    """The container runtime, e.g. `runsc` for gVisor; empty: the engine's own."""
     sandbox_log: bool = False
+    """Whether `docker logs` shows what a sandbox's supervisor logs; see [debugging](debugging.md)."""
 
 
-@dataclass(frozen=True, slots=True)
-class BuildSettings:
-    """How the kernel image is made. `base` is an image name or `debian`; empty strings mean "find out".
-
-    `constraints` is a file of versions for pip, `none` for the newest ones, or empty for the versions of this release.
-    """
+class BuildSettings(Section, frozen=True):
+    """How the kernel image is made. Its defaults are the packages that a data analyst expects."""
 
     base: str = "python:3.13-slim"
-    dependencies: tuple[str, ...] = ()
-    preload: tuple[str, ...] = ()
+    """Any glibc image with Python 3.11 or newer; `debian` makes one from the Debian mirror."""
+    dependencies: tuple[str, ...] = (
+        "numpy",
+        "pandas",
+        "matplotlib",
+        "scipy",
+        "pillow",
+        "seaborn",
+        "sympy",
+        "scikit-learn",
+        "statsmodels",
+        "networkx",
+        "openpyxl",
+        "xlsxwriter",
+        "xlrd",
+        "pyarrow",
+        "requests",
+        "beautifulsoup4",
+        "lxml",
+        "tabulate",
+        "python-dateutil",
+        "pyyaml",
+        "tqdm",
+    )
+    """Packages in the image, as pip requirements."""
+    preload: tuple[str, ...] = ("numpy", "pandas", "matplotlib.pyplot")
+    """Modules that are imported once per container, before kernels are forked from it."""
     constraints: str = ""
+    """A file of versions for pip; `none`: the newest ones; empty: the versions of this release."""
     proxy: str = ""
+    """The HTTP proxy of the build."""
     ca_bundle: str = ""
+    """Certificates that pip, and pip alone, trusts during the build."""
     network: str = "host"
+    """The Docker network of the build."""
 
 
-@dataclass(frozen=True, slots=True)
-class SessionLimits:
-    """How long sessions are kept unless a client asks for less, and how many a tenant may have.
+class PoolSettings(Section, frozen=True):
+    """How many sandboxes there are. Each serves one stateless run or one session."""
+
+    size: Count = 2
+    """Kernels that are kept warm."""
+    max: Positive = 24
+    """Containers at once, those at work and those of sessions included."""
+
+
+class SessionLimits(Section, frozen=True):
+    """How long sessions are kept unless a client asks for less, and how many a tenant may have. In seconds.
 
     A client may ask for up to `max_lifetime_s`, of either time.
     """
 
-    idle_timeout_s: float = 1800.0
-    max_lifetime_s: float = 86_400.0
-    max_per_tenant: int = 16
+    idle_timeout_s: Seconds = 1800.0
+    """A session that is not used for this long ends."""
+    max_lifetime_s: Seconds = 86_400.0
+    """A session ends at this age."""
+    max_per_tenant: Positive = 16
+    """Sessions that a tenant may have at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +159,9 @@ class Timeouts:
     """How long the engine waits, and pauses between attempts. In seconds."""
 
     # Kernels
+    refill_pause_s: float = 0.25
+    """Refilling the pool waits this long after a claim for its run, which is mostly over by then; a fifth of it once no
+    kernel is warm, for the next run might need the new one."""
     claim_timeout_s: float = 30.0
     """A run waits this long for a kernel from the pool."""
     ready_timeout_s: float = 60.0

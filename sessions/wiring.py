@@ -9,13 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from sessions.kernels.kernel_pool import KernelPool
-from sessions.kernels.pool_policy import PoolSettings
 from sessions.model import GatewayId, KernelId
 from sessions.ports import Clock, Provisioner, Store, Switchboard
 from sessions.runs.active_runs import ActiveRuns
 from sessions.runs.executor import RunExecutor
 from sessions.runs.stateless_runs import StatelessRuns
-from sessions.settings import Limits, Timeouts
+from sessions.settings import Limits, PoolSettings, Timeouts
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,11 +24,10 @@ from sessions.model import GatewayId
 from sessions.provisioners.docker.engine import SILENCE, open_client
 from sessions.provisioners.docker.provisioner import DockerProvisioner
 from sessions.provisioners.image.build import ensure_kernel_image
-from sessions.provisioners.image.default_packages import DEFAULT_DEPENDENCIES, DEFAULT_PRELOAD
 from sessions.provisioners.process.provisioner import ProcessProvisioner
 from sessions.settings import BuildSettings, EngineSettings
 
-BUILD = BuildSettings(dependencies=DEFAULT_DEPENDENCIES, preload=DEFAULT_PRELOAD)
+BUILD = BuildSettings()
 
 
 def no_engine(reason: str) -> NoReturn:

@@ -12,7 +12,6 @@ from doubles import Lifeline, ManualClock, MemoryEngine, MemorySupervisor, Recor
 from gateway.host.clock import SystemClock
 from kernel_image import protocol
 from sessions.errors import StoreUnavailable
-from sessions.kernels.pool_policy import PoolSettings
 from sessions.model import (
     ANONYMOUS,
     EventType,
@@ -27,7 +26,7 @@ from sessions.model import (
     TenantId,
 )
 from sessions.service import Service
-from sessions.settings import Limits, SessionLimits, Timeouts
+from sessions.settings import Limits, PoolSettings, SessionLimits, Timeouts
 from sessions.testing.memory_store import MemoryStore, StoredRun
 from sessions.wiring import Wiring
 
@@ -153,7 +152,7 @@ class Bench:
             "switchboard": to_engine,
             "gateway_id": GATEWAY,
             "limits": Limits(queue=changes.pop("queue", 64)),
-            "pool": PoolSettings(1, 4, refill_pause_s=0.25),
+            "pool": PoolSettings(1, 4),
             "languages": {"python": "python3", "other": "another"},
             "preload": (),
             "credential_of": lambda kernel_id: f"secret of {kernel_id}",

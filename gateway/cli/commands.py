@@ -9,11 +9,12 @@ import asyncio
 import json
 import os
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from msgspec.structs import replace
 from rich.console import Console
 
 from gateway.cli.kernelspec import kernelspec
@@ -97,7 +98,7 @@ def build(
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build anew, for newer packages.")] = False,
 ) -> None:
     """Build the kernel image that the configuration describes, unless it is there already."""
-    configured = _load(config).build.settings()
+    configured = _load(config).build
     settings = replace(
         configured,
         base=base or configured.base,

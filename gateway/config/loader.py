@@ -14,17 +14,20 @@ from urllib.parse import urlsplit
 
 import msgspec
 import yaml
+from msgspec import Meta
 
 from gateway.auth import Token
-from gateway.config.sections import ENGINES, SECTIONS, AuthSection, Config, Section, bare_type, is_size
+from gateway.config.sections import SECTIONS, AuthSection, Config
 from gateway.field_errors import complaint, near, shown
 from sessions.errors import Misconfigured
+from sessions.settings import Section
 
 __all__ = ["Config", "Token", "load", "parse_size"]
 
 DEFAULT_FILE = "config.yaml"
 VARIABLE_PREFIX = "CELLBLOCK_"
 FILE_VARIABLE = "CELLBLOCK_CONFIG"
+ENGINES = ("auto", "docker", "process")
 _RESERVED_VARIABLES = {FILE_VARIABLE}
 
 
@@ -78,17 +81,26 @@ def _apply_variable(raw: dict[str, Any], variable: str, value: str) -> None:
             raw["languages"] = _parse_yaml(variable, value)
         return
     section = SECTIONS.get(title)
-    if section is None or key not in section.__struct_fields__:
+    if section is None or key not in section.__struct_encode_fields__:
         raise Misconfigured(f"The environment variable {shown(variable)} means nothing{near(variable, _variables())}")
     kept = raw.setdefault(title, {})
     if not isinstance(kept, dict):
         raise Misconfigured(f'The section "{title}" must hold keys and values.')
-    kept[key] = _parse_value(section, key, variable, value)
+    kept[key] = _parse_value(types_of_keys(section)[key], variable, value)
 
 
-def _parse_value(section: type[Section], key: str, variable: str, value: str) -> Any:
+def types_of_keys(section: type[Section]) -> dict[str, Any]:
+    """The type of each key of a section, by its name in the configuration."""
+    return {field.encode_name: field.type for field in msgspec.structs.fields(section)}
+
+
+def is_size(kind: object) -> bool:
+    """Whether a key of this type is given in bytes, and may be written as a person would."""
+    return any(isinstance(meta, Meta) and bool(meta.extra) for meta in getattr(kind, "__metadata__", ()))
+
+
+def _parse_value(kind: Any, variable: str, value: str) -> Any:
     """The value of a variable: text for text keys, YAML for all others; `a, b` will do for a list."""
-    kind = bare_type({field.name: field.type for field in msgspec.structs.fields(section)}[key])
     if kind is str:
         return value
     parsed = _parse_yaml(variable, value)
@@ -112,7 +124,7 @@ def _variables() -> list[str]:
     names = [
         f"{VARIABLE_PREFIX}{title}_{key}".upper()
         for title, section in SECTIONS.items()
-        for key in section.__struct_fields__
+        for key in section.__struct_encode_fields__
     ]
     return [*names, *_RESERVED_VARIABLES, f"{VARIABLE_PREFIX}LANGUAGES"]
 
@@ -130,17 +142,18 @@ def _convert(raw: Mapping[str, Any]) -> Config:
         elif not isinstance(value, dict):
             raise Misconfigured(f'The section "{title}" must hold keys and values.')
         else:
-            sections[title] = _convert_section(section, value)
+            sections[title] = _convert_section(title, section, value)
     return Config(**sections)
 
 
-def _convert_section(section: type[Section], value: Mapping[Any, Any]) -> Section:
-    prepared = {str(key): _prepare(section, str(key), item) for key, item in value.items()}
+def _convert_section(title: str, section: type[Section], value: Mapping[Any, Any]) -> Section:
+    kinds = types_of_keys(section)
+    prepared = {str(key): _prepare(f"{title}.{key}", kinds.get(str(key)), item) for key, item in value.items()}
     try:
         return msgspec.convert(prepared, section)
     except msgspec.ValidationError as error:
-        known = section.__struct_fields__ + (Token.__struct_fields__ if section is AuthSection else ())
-        message = complaint(error, known, prefix=f"{section.title}.")
+        known = section.__struct_encode_fields__ + (Token.__struct_fields__ if section is AuthSection else ())
+        message = complaint(error, known, prefix=f"{title}.")
         raise Misconfigured(f"The configuration is not valid: {message}") from error
 
 
@@ -156,16 +169,15 @@ def _convert_languages(value: Any) -> dict[str, str]:
     return {name.lower(): kernel_name for name, kernel_name in languages.items()}
 
 
-def _prepare(section: type[Section], key: str, value: Any) -> Any:
+def _prepare(key: str, kind: object, value: Any) -> Any:
     """Understand human sizes and bare token hashes, which msgspec's types do not say."""
-    if section is AuthSection and key == "tokens":
+    if key == "auth.tokens":
         if value is None:
             return []
         if isinstance(value, list):
             return [{"sha256": item} if isinstance(item, str) else item for item in value]
-    kinds = {field.name: field.type for field in msgspec.structs.fields(section)}
-    if isinstance(value, str) and is_size(kinds.get(key)):
-        return parse_size(value, f"{section.title}.{key}")
+    if isinstance(value, str) and is_size(kind):
+        return parse_size(value, key)
     return value
 
 
@@ -197,7 +209,7 @@ def _check(config: Config) -> None:
             f"The process engine isolates nothing, so it listens on loopback only: set `server.host` to 127.0.0.1 "
             f"instead of {server.host}, or use the docker engine."
         )
-    if config.limits.timeout > config.limits.max_timeout:
+    if config.limits.timeout_s > config.limits.max_timeout_s:
         raise Misconfigured('"limits.timeout" must not be above "limits.max_timeout".')
     if config.pool.size > config.pool.max:
         raise Misconfigured('"pool.size" must not be above "pool.max".')

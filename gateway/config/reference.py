@@ -5,22 +5,27 @@ It prints to standard output; a test compares the committed file with it.
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import sys
 from collections.abc import Iterator
-from typing import Any
+from itertools import pairwise
+from typing import Annotated, Any, get_origin
 
 import msgspec
 from msgspec import Meta
 
-from gateway.config.loader import VARIABLE_PREFIX
-from gateway.config.sections import SECTIONS, Seconds, Section, bare_type, is_size
+from gateway.config.loader import VARIABLE_PREFIX, is_size
+from gateway.config.sections import SECTIONS
+from sessions.settings import Seconds, Section
 
 _HEADER = """\
 # Configuration
 
 Every key, with its default. The keys go into `config.yaml`, or into the environment under the name given here.
-`python -m gateway.config.reference > docs/configuration.md` makes this page from `gateway/config/sections.py`.
+`python -m gateway.config.reference > docs/configuration.md` makes this page from `sessions/settings.py` and
+`gateway/config/sections.py`.
 
 Sizes are bytes, or numbers such as `512M` and `1.5G`, with K = 1024. Lists in the environment are YAML, or have commas.
 `languages` (`CELLBLOCK_LANGUAGES`) maps what clients ask for to a Jupyter kernelspec of the kernel image; the default
@@ -37,28 +42,42 @@ _TYPES = {
 
 def render() -> str:
     """The whole page, in Markdown."""
-    return _HEADER + "".join(_section(section) for section in SECTIONS.values())
+    return _HEADER + "".join(_section(title, section) for title, section in SECTIONS.items())
 
 
-def _section(section: type[Section]) -> str:
+def _section(title: str, section: type[Section]) -> str:
+    meanings = _meanings(section)
     lines = [
-        f"\n## {section.title}\n",
+        f"\n## {title}\n",
         "| Key | Type | Default | Bounds | Variable | Meaning |",
         "|---|---|---|---|---|---|",
     ]
-    lines += ["| " + " | ".join(_cells(section, field)) + " |" for field in msgspec.structs.fields(section)]
+    lines += [
+        "| " + " | ".join([*_cells(title, field), meanings[field.name]]) + " |"
+        for field in msgspec.structs.fields(section)
+    ]
     return "\n".join(lines) + "\n"
 
 
-def _cells(section: type[Section], field: msgspec.structs.FieldInfo) -> Iterator[str]:
+def _meanings(section: type[Section]) -> dict[str, str]:
+    """The string below each key, by the name of its field."""
+    definition = ast.parse(inspect.getsource(section)).body[0]
+    return {
+        ast.unparse(key.target): ast.literal_eval(text.value)
+        for key, text in pairwise(ast.iter_child_nodes(definition))
+        if isinstance(key, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
+
+
+def _cells(title: str, field: msgspec.structs.FieldInfo) -> Iterator[str]:
     metas: list[Meta] = [meta for meta in getattr(field.type, "__metadata__", ()) if isinstance(meta, Meta)]
     size = is_size(field.type)
-    yield f"`{section.title}.{field.name}`"
-    yield "size" if size else "seconds" if _is_seconds(metas) else _TYPES.get(bare_type(field.type), "list")
+    kind = field.type.__origin__ if get_origin(field.type) is Annotated else field.type
+    yield f"`{title}.{field.encode_name}`"
+    yield "size" if size else "seconds" if _is_seconds(metas) else _TYPES.get(kind, "list")
     yield _default(field.default, is_size=size)
     yield ", ".join(_bounds(metas, is_size=size))
-    yield f"`{VARIABLE_PREFIX}{section.title}_{field.name}`".upper()
-    yield next(meta.description for meta in metas if meta.description)
+    yield f"`{VARIABLE_PREFIX}{title}_{field.encode_name}`".upper()
 
 
 def _is_seconds(metas: list[Meta]) -> bool:

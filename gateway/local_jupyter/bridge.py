@@ -86,7 +86,7 @@ class Bridge:
     ) -> None:
         self._options = options
         self._config = config
-        self._limits = config.limits.limits()
+        self._limits = config.limits
         self._workspace = own
         self._provisioner = provisioner
         self._events = events

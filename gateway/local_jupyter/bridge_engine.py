@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import structlog
+from msgspec.structs import replace
 
 from gateway.config import loader
 from gateway.config.loader import Config
@@ -49,7 +49,7 @@ async def choose_engine(config: Config, own: Workspace) -> Provisioner:
     except BaseException:
         await engine.close()
         raise
-    settings = replace(config.engine.settings(), name="docker", kernel_image=tag)
+    settings = replace(config.engine, name="docker", kernel_image=tag)
     return DockerProvisioner(own.gateway_id, settings, engine)
 
 
@@ -57,7 +57,7 @@ async def _kernel_image(config: Config, engine: DockerEngine) -> str:
     """The tag of the image. Raises as `choose_engine` does: nothing is built while somebody waits for a kernel."""
     if not (await engine.facts()).shares_host:
         raise EngineUnavailable("The Docker engine is on another machine, whose containers cannot reach this one.")
-    tag = await find_kernel_image(config.build.settings(), engine, named=config.engine.kernel_image)
+    tag = await find_kernel_image(config.build, engine, named=config.engine.kernel_image)
     if tag is None:
         raise EngineUnavailable("The kernel image is not there: run `cellblock build`, then try again.")
     return tag
@@ -69,7 +69,7 @@ async def remove_abandoned(config: Config) -> None:
         provisioner: Provisioner = (
             ProcessProvisioner(left.gateway_id, left.kernels)
             if left.kernels.exists()
-            else DockerProvisioner(left.gateway_id, config.engine.settings())
+            else DockerProvisioner(left.gateway_id, config.engine)
         )
         try:
             for sandbox in await provisioner.list():

@@ -15,11 +15,11 @@ from sessions.concurrency import BackgroundTasks
 from sessions.errors import CellblockError, Draining, EngineUnavailable, NoKernelInTime, TooManyRequests
 from sessions.kernels.health import HealthCheck
 from sessions.kernels.kernel import Kernel, KernelState
-from sessions.kernels.pool_policy import PoolSettings, WarmPool
+from sessions.kernels.pool_policy import WarmPool
 from sessions.kernels.sandboxes import Sandboxes
 from sessions.model import Fate, GatewayId, KernelId
 from sessions.ports import Clock, Provisioner, Switchboard
-from sessions.settings import Limits, Timeouts
+from sessions.settings import Limits, PoolSettings, Timeouts
 
 log = structlog.get_logger()
 
@@ -60,10 +60,7 @@ class KernelPool:
         self._clock = clock
         self._timeouts = timeouts
         self._max = pool.max
-        self._pools = {
-            name: WarmPool(PoolSettings(size, pool.max, pool.refill_pause_s), timeouts)
-            for name, size in kernel_names.items()
-        }
+        self._pools = {name: WarmPool(PoolSettings(size, pool.max), timeouts) for name, size in kernel_names.items()}
         self._waiters: dict[str, deque[asyncio.Future[Kernel]]] = {name: deque() for name in kernel_names}
         self._kernels: dict[KernelId, Kernel] = {}
         self._tasks = BackgroundTasks("kernel_pool")

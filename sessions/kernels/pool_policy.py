@@ -10,24 +10,11 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from sessions.model import KernelId
-from sessions.settings import Timeouts
+from sessions.settings import PoolSettings, Timeouts
 
 _IDLE_LAUNCHES = 2
 _MAX_DOUBLINGS = 10
 _SHARE_OF_PAUSE_WHEN_EMPTY = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class PoolSettings:
-    """`size` kernels are kept warm; `max` bounds all live containers, those at work included.
-
-    `refill_pause_s`: how long after a claim refilling waits for the run it was for, which is mostly over by then. With
-    the last warm kernel claimed it waits for a fifth of that: the next run might need the new one.
-    """
-
-    size: int = 2
-    max: int = 24
-    refill_pause_s: float = 0.25
 
 
 @dataclass(slots=True)
@@ -144,4 +131,4 @@ class WarmPool:
         """Until when refilling waits for a run that has just begun, unless somebody waits for a kernel."""
         if not self.working or self.waiting:
             return float("-inf")
-        return self.last_claim_s + self.settings.refill_pause_s * (1.0 if self.warm else _SHARE_OF_PAUSE_WHEN_EMPTY)
+        return self.last_claim_s + self.timeouts.refill_pause_s * (1.0 if self.warm else _SHARE_OF_PAUSE_WHEN_EMPTY)

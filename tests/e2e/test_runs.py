@@ -11,9 +11,9 @@ from e2e_rig import LIMITS, Rig
 
 from sessions.errors import UnsupportedLanguage
 from sessions.model import ANONYMOUS, RunRequest, RunStatus
-from sessions.provisioners.image.default_packages import DEFAULT_PRELOAD
+from sessions.settings import BuildSettings
 
-PRELOAD = DEFAULT_PRELOAD
+PRELOAD = BuildSettings().preload
 
 pytestmark = [
     pytest.mark.docker,

@@ -12,7 +12,7 @@ from docker.api.client import APIClient
 from serve_rig import start
 
 from sessions.provisioners.docker.container import GATEWAY_LABEL
-from sessions.provisioners.image.default_packages import DEFAULT_PRELOAD
+from sessions.settings import BuildSettings
 
 pytestmark = pytest.mark.docker
 
@@ -36,7 +36,7 @@ def test_hello_world_and_a_triangle_from_containers_that_are_gone_afterwards(
         short_dir / "data",
         CELLBLOCK_ENGINE_NAME="docker",
         CELLBLOCK_ENGINE_KERNEL_IMAGE=kernel_image,
-        CELLBLOCK_BUILD_PRELOAD=",".join(DEFAULT_PRELOAD),
+        CELLBLOCK_BUILD_PRELOAD=",".join(BuildSettings().preload),
     )
     try:
         gateway_id = (gateway.data_dir / "gateway_id").read_text().strip()

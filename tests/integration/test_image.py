@@ -15,7 +15,6 @@ from sessions.errors import SetUpFailed
 from sessions.provisioners.docker.engine import DockerEngine
 from sessions.provisioners.image.base import debian_base_tag
 from sessions.provisioners.image.build import ensure_kernel_image, find_kernel_image
-from sessions.provisioners.image.default_packages import DEFAULT_DEPENDENCIES
 from sessions.settings import BuildSettings
 
 pytestmark = pytest.mark.docker
@@ -71,7 +70,7 @@ def run(client: APIClient, image: str, code: str) -> str:
 
 
 def test_every_default_package_can_be_imported(docker_client: APIClient, kernel_image: str) -> None:
-    names = [MODULES.get(package, package) for package in DEFAULT_DEPENDENCIES]
+    names = [MODULES.get(package, package) for package in BuildSettings().dependencies]
     assert run(docker_client, kernel_image, f"import {', '.join(names)}; print('all')").splitlines()[-1] == "all"
 
 
@@ -135,14 +134,14 @@ async def test_a_step_that_fails_is_told_in_dockers_words(docker_client: APIClie
     """The base of the built image is at hand, so this needs no registry; the wrong package ends the build."""
     base = _base_of(docker_client, kernel_image)
     lines: list[str] = []
-    settings = BuildSettings(base=base, dependencies=("--no-index", "cellblock-no-such-package"))
+    settings = BuildSettings(base=base, dependencies=("--no-index", "cellblock-no-such-package"), preload=())
     with pytest.raises(SetUpFailed, match="non-zero code"):
         await ensure_kernel_image(settings, lines.append)
     assert any("cellblock-no-such-package" in line for line in lines)
 
 
 async def test_a_small_image_is_built_from_nothing_but_the_base(docker_client: APIClient, kernel_image: str) -> None:
-    settings = BuildSettings(base=_base_of(docker_client, kernel_image), dependencies=("tabulate",))
+    settings = BuildSettings(base=_base_of(docker_client, kernel_image), dependencies=("tabulate",), preload=())
     tag = await ensure_kernel_image(settings, print)
     try:
         assert run(docker_client, tag, "import tabulate, ipykernel, kernel_image; print('built')") == "built"

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from sessions.errors import SetUpFailed
 from sessions.provisioners.process import environment
 from sessions.provisioners.process.environment import ensure_environment, find_environment
 from sessions.settings import BuildSettings
 
-SETTINGS = BuildSettings(dependencies=("tabulate",))
+SETTINGS = BuildSettings(dependencies=("tabulate",), preload=())
 
 
 async def test_the_environment_holds_the_packages_and_the_supervisor_and_is_made_once(

@@ -21,7 +21,7 @@ IMAGE_TAG = """
 import os, gateway, sessions.provisioners.image.build as build
 from gateway.config.loader import load
 print(os.path.dirname(gateway.__file__))
-settings = load(None, os.environ).build.settings()
+settings = load(None, os.environ).build
 print(build.kernel_image_tag(build.image_content(settings), settings.base))
 """
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 import kernel_image
 from sessions.errors import Misconfigured, SetUpFailed
@@ -79,7 +79,9 @@ def test_the_context_holds_every_source_file_readable_and_none_compiled() -> Non
 
 
 def test_the_kernel_itself_is_always_required() -> None:
-    requirements = image_content(BuildSettings())["inputs/requirements.txt"].decode().splitlines()
+    requirements = (
+        image_content(BuildSettings(dependencies=(), preload=()))["inputs/requirements.txt"].decode().splitlines()
+    )
     assert [line for line in requirements if line.startswith("ipykernel>=7.4")]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,9 +16,8 @@ from kernel_image import protocol
 from sessions.errors import Draining, EngineUnavailable, NoKernelInTime, TooManyRequests
 from sessions.kernels.kernel import Kernel
 from sessions.kernels.kernel_pool import KernelPool
-from sessions.kernels.pool_policy import PoolSettings
 from sessions.model import Fate, GatewayId, KernelId, Sandbox
-from sessions.settings import Limits, Timeouts
+from sessions.settings import Limits, PoolSettings, Timeouts
 
 NAME = "python3"
 
@@ -40,12 +40,12 @@ async def make(engine: MemoryEngine, timeouts: Timeouts) -> AsyncIterator[Make]:
             switchboard=engine,
             gateway_id=GatewayId("g"),
             limits=Limits(queue=queue),
-            pool=PoolSettings(size, most, refill_pause_s=0.0),
+            pool=PoolSettings(size, most),
             kernel_names=options.pop("kernel_names", {NAME: size}),
             preload=("numpy",),
             credential_of=lambda kernel_id: f"secret of {kernel_id}",
             clock=SystemClock(),
-            timeouts=timeouts,
+            timeouts=replace(timeouts, refill_pause_s=0.0),
         )
         supplies.append(kernel_pool)
         await kernel_pool.recover({})

@@ -5,13 +5,13 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from sessions.kernels.pool_policy import PoolSettings, WarmPool
+from sessions.kernels.pool_policy import WarmPool
 from sessions.model import KernelId
-from sessions.settings import Timeouts
+from sessions.settings import PoolSettings, Timeouts
 
 
-def pool(size: int = 2, most: int = 4, warm: int = 0, refill_pause_s: float = 0.25) -> WarmPool:
-    made = WarmPool(PoolSettings(size, most, refill_pause_s), Timeouts())
+def pool(size: int = 2, most: int = 4, warm: int = 0) -> WarmPool:
+    made = WarmPool(PoolSettings(size, most), Timeouts())
     for number in range(warm):
         made.launch(KernelId(f"k{number}"))
         made.became_warm(KernelId(f"k{number}"))

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 from doubles import until
-from workbench import Bench, Benches, S, answers_lost, come_back, crash, ended, held, late, unavailable
+from workbench import HURRIED, Bench, Benches, S, answers_lost, come_back, crash, ended, held, late, unavailable
 
 from kernel_image import protocol
 from sessions.errors import NotFound, StoreUnavailable
-from sessions.kernels.pool_policy import PoolSettings
 from sessions.model import ANONYMOUS, Fate, Result, RunStatus, SessionState, TenantId
+from sessions.settings import PoolSettings
 
 
 @pytest.fixture
 async def cold() -> AsyncIterator[Bench]:
     """A gateway that starts a kernel only when somebody asks for one."""
-    bench = await Bench(pool=PoolSettings(0, 4, refill_pause_s=0.0)).start()
+    bench = await Bench(pool=PoolSettings(0, 4), timeouts=replace(HURRIED, refill_pause_s=0.0)).start()
     yield bench
     await bench.stop()
 
