@@ -82,9 +82,7 @@ def main() -> None:
     arguments = parser.parse_args()
     end_on_sigterm()
     config = load(None, {})
-    image = asyncio.run(
-        ensure_kernel_image(config.build, lambda line: print("  ", line, file=sys.stderr)),
-    )
+    image = asyncio.run(ensure_kernel_image(config.build, lambda line: print("  ", line, file=sys.stderr)))
     settings = {"POOL_SIZE": "1", "LIMITS_OUTPUT_BYTES": "8M", "LIMITS_TIMEOUT": str(TIMEOUT_S)}
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cbb")))

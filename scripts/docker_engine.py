@@ -23,10 +23,7 @@ NONE_TO_BE_HAD = 3
 DEFAULT_SOCKET = "/var/run/docker.sock"
 OWN_RECORD = Path("/run/cellblock-dockerd.pid")
 LOG = Path("/var/log/cellblock-dockerd.log")
-PID_FILES = {
-    Path("/var/run/docker.pid"): "dockerd",
-    Path("/var/run/docker/containerd/containerd.pid"): "containerd",
-}
+PID_FILES = {Path("/var/run/docker.pid"): "dockerd", Path("/var/run/docker/containerd/containerd.pid"): "containerd"}
 START_TIMEOUT_S = 90
 STOP_TIMEOUT_S = 30
 PING_TIMEOUT_S = 5

@@ -44,12 +44,7 @@ class Recovery:
         for record in records:
             events = await wiring.active_runs.events(record.run.run_id)
             live = LiveRun.resumed(
-                record,
-                events,
-                limits=wiring.limits,
-                store=wiring.store,
-                clock=wiring.clock,
-                timeouts=wiring.timeouts,
+                record, events, limits=wiring.limits, store=wiring.store, clock=wiring.clock, timeouts=wiring.timeouts
             )
             self._place(wiring.active_runs.add(live), kernels)
         used = {session.kernel_id for session in sessions} | {live.run.kernel_id for live in wiring.active_runs}

@@ -146,10 +146,7 @@ def process_jupyter(tmp_path: Path, short_dir: Path, monkeypatch: pytest.MonkeyP
 
 
 def _docker_config(kernel_image: str) -> dict[str, Any]:
-    return {
-        "engine": {"name": "docker", "kernel_image": kernel_image},
-        "limits": {"memory": "512M", "disk": "64M"},
-    }
+    return {"engine": {"name": "docker", "kernel_image": kernel_image}, "limits": {"memory": "512M", "disk": "64M"}}
 
 
 @pytest.fixture

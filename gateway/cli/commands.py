@@ -86,8 +86,7 @@ def build(
     *,
     config: ConfigOption = None,
     base: Annotated[
-        str | None,
-        typer.Option(help="The image to build on, or `debian` to make one from the Debian mirror."),
+        str | None, typer.Option(help="The image to build on, or `debian` to make one from the Debian mirror.")
     ] = None,
     network: Annotated[str | None, typer.Option(help="The Docker network that the build may use.")] = None,
     proxy: Annotated[str | None, typer.Option(help="The HTTP proxy that the build uses.")] = None,

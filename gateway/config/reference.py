@@ -47,11 +47,7 @@ def render() -> str:
 
 def _section(title: str, section: type[Section]) -> str:
     meanings = _meanings(section)
-    lines = [
-        f"\n## {title}\n",
-        "| Key | Type | Default | Bounds | Variable | Meaning |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = [f"\n## {title}\n", "| Key | Type | Default | Bounds | Variable | Meaning |", "|---|---|---|---|---|---|"]
     lines += [
         "| " + " | ".join([*_cells(title, field), meanings[field.name]]) + " |"
         for field in msgspec.structs.fields(section)

@@ -14,23 +14,13 @@ from gateway.http.api.runcode_ws import RunCodeSocket
 from gateway.http.api.runs import RunCancelHandler, RunEventsHandler, RunHandler, RunsHandler
 from gateway.http.api.session_files import SessionFileHandler, SessionFilesHandler
 from gateway.http.api.session_notebook import SessionNotebookHandler
-from gateway.http.api.sessions import (
-    SessionHandler,
-    SessionInterruptHandler,
-    SessionRestartHandler,
-    SessionsHandler,
-)
+from gateway.http.api.sessions import SessionHandler, SessionInterruptHandler, SessionRestartHandler, SessionsHandler
 from gateway.http.base.access_log import log_access
 from gateway.http.base.context import Context
 from gateway.http.base.route import Exposure, Route
 from gateway.http.jupyter.channels import JupyterChannels
 from gateway.http.jupyter.handler import JupyterUnknownHandler
-from gateway.http.jupyter.kernels import (
-    KernelHandler,
-    KernelInterruptHandler,
-    KernelRestartHandler,
-    KernelsHandler,
-)
+from gateway.http.jupyter.kernels import KernelHandler, KernelInterruptHandler, KernelRestartHandler, KernelsHandler
 from gateway.http.jupyter.kernelspecs import KernelSpecFileHandler, KernelSpecHandler, KernelSpecsHandler
 from gateway.http.jupyter.server_info import IdentityHandler, StatusHandler, VersionHandler
 from gateway.http.jupyter.sessions import JupyterSessionHandler, JupyterSessionsHandler

@@ -21,16 +21,7 @@ from sessions.jupyter.messages import ClientMessage
 from sessions.jupyter.outbox import Replay
 from sessions.jupyter.router import ClientRouter
 from sessions.kernels.messages import decode_object, for_kernel
-from sessions.model import (
-    JupyterRequest,
-    Result,
-    RunId,
-    RunQuery,
-    RunRequest,
-    RunStatus,
-    Session,
-    SessionView,
-)
+from sessions.model import JupyterRequest, Result, RunId, RunQuery, RunRequest, RunStatus, Session, SessionView
 from sessions.session.live_session import LiveSession
 from sessions.session.registry import Registry
 from sessions.wiring import Wiring

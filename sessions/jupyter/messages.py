@@ -150,11 +150,7 @@ def note(text: str, parent_header: Mapping[str, Any]) -> ClientMessage:
 
 
 def run_ending(
-    parent_header: Mapping[str, Any],
-    result: Result | None,
-    *,
-    is_aborted: bool = False,
-    has_error: bool = False,
+    parent_header: Mapping[str, Any], result: Result | None, *, is_aborted: bool = False, has_error: bool = False
 ) -> list[ClientMessage]:
     """The messages that end a run, where its kernel has not sent them. `has_error`: the error has been sent already."""
     count = result.execution_count if result is not None else None
@@ -169,11 +165,7 @@ def run_ending(
         error = {"ename": name, "evalue": value, "traceback": traceback}
         content = {"status": "error", "execution_count": count, "user_expressions": {}, "payload": [], **error}
         answers = [] if has_error else [make("error", error, parent_header)]
-    return [
-        *answers,
-        make("execute_reply", content, parent_header, "shell"),
-        status("idle", parent_header),
-    ]
+    return [*answers, make("execute_reply", content, parent_header, "shell"), status("idle", parent_header)]
 
 
 def _error_of(result: Result | None) -> tuple[str, str, list[str]]:

@@ -11,13 +11,7 @@ from pathlib import PurePosixPath
 
 import imagesize
 
-EXTENSIONS = {
-    "image/png": "png",
-    "image/jpeg": "jpg",
-    "image/gif": "gif",
-    "image/webp": "webp",
-    "image/svg+xml": "svg",
-}
+EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif", "image/webp": "webp", "image/svg+xml": "svg"}
 """The image types that browsers show, and the file extension of a displayed figure of each."""
 
 _SVG = "image/svg+xml"

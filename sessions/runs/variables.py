@@ -15,7 +15,7 @@ _NOT_SET = "The variables could not be set: the kernel ended, or did not answer.
 
 # By kernelspec.
 _CODE = {
-    "python3": 'get_ipython().push(get_ipython().kernel.get_parent("shell")["metadata"]["cellblock"]["variables"])',
+    "python3": 'get_ipython().push(get_ipython().kernel.get_parent("shell")["metadata"]["cellblock"]["variables"])'
 }
 
 

@@ -291,11 +291,7 @@ def _with_kernel(kept: Session, changed: Session) -> Session:
     if changed.version <= kept.version:
         return kept
     return replace(
-        kept,
-        kernel_id=changed.kernel_id,
-        generation=changed.generation,
-        news=changed.news,
-        version=changed.version,
+        kept, kernel_id=changed.kernel_id, generation=changed.generation, news=changed.news, version=changed.version
     )
 
 

@@ -108,11 +108,7 @@ async def test_the_name_of_another_gateways_session_is_free_once_its_time_is_ove
 
 def with_kernel(session: Session, changed: Session) -> Session:
     return replace(
-        session,
-        kernel_id=changed.kernel_id,
-        generation=changed.generation,
-        news=changed.news,
-        version=changed.version,
+        session, kernel_id=changed.kernel_id, generation=changed.generation, news=changed.news, version=changed.version
     )
 
 
@@ -253,11 +249,7 @@ async def test_what_has_come_into_a_sessions_place_is_left_alone(store: Store, h
 
 @pytest.mark.parametrize(
     ("changes", "expires_after_s"),
-    [
-        ({"idle_timeout_s": 60.0}, 67),
-        ({"idle_timeout_s": 60.0, "max_lifetime_s": 50.0}, 50),
-        ({}, 1807),
-    ],
+    [({"idle_timeout_s": 60.0}, 67), ({"idle_timeout_s": 60.0, "max_lifetime_s": 50.0}, 50), ({}, 1807)],
 )
 @pytest.mark.parametrize("by_run", [True, False])
 async def test_a_session_that_is_used_keeps_its_name_for_longer(

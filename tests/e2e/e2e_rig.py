@@ -140,10 +140,7 @@ def module_database_url(postgres_server: str, migrated_template: str) -> Iterato
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def rig(
-    request: pytest.FixtureRequest,
-    docker_client: APIClient,
-    kernel_image: str,
-    module_database_url: str,
+    request: pytest.FixtureRequest, docker_client: APIClient, kernel_image: str, module_database_url: str
 ) -> AsyncIterator[Rig]:
     """The gateway of a module. The module's `PRELOAD` names what its kernels have imported before they are asked."""
     top = Path(tempfile.mkdtemp(prefix="cb-"))  # short, since socket paths are

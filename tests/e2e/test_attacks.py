@@ -13,11 +13,7 @@ from sandbox_code import CALLS, SOCKET, said
 
 from sessions.model import RunStatus
 
-pytestmark = [
-    pytest.mark.docker,
-    pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.usefixtures("settled"),
-]
+pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("settled")]
 
 DENIED = {"EPERM", "EACCES"}
 
@@ -225,14 +221,7 @@ print(json.dumps([tried, rights, harmless, setuid_files, os.getuid() > 60000, os
     }
     assert through == {}
     none = "0" * 16
-    assert rights == {
-        "CapEff": none,
-        "CapPrm": none,
-        "CapBnd": none,
-        "CapAmb": none,
-        "NoNewPrivs": "1",
-        "Seccomp": "2",
-    }
+    assert rights == {"CapEff": none, "CapPrm": none, "CapBnd": none, "CapAmb": none, "NoNewPrivs": "1", "Seccomp": "2"}
     assert set(masked.values()) == {True}, masked
     assert (setuid_files, own_uid, no_groups) == ([], True, True)
 

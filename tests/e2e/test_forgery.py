@@ -13,11 +13,7 @@ from sandbox_code import FORGE
 
 from sessions.model import Result, RunStatus
 
-pytestmark = [
-    pytest.mark.docker,
-    pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.usefixtures("settled"),
-]
+pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("settled")]
 
 
 async def beside(rig: Rig, attack: str, *, timeout_s: float) -> Result:

@@ -42,10 +42,7 @@ for step in range(3):
 """
 PNG_MAGIC = b"\x89PNG\r\n"
 
-pytestmark = [
-    pytest.mark.docker,
-    FORGETFUL,
-]
+pytestmark = [pytest.mark.docker, FORGETFUL]
 
 
 @pytest.fixture(scope="module")

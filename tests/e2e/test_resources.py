@@ -10,11 +10,7 @@ from sandbox_code import CALLS, said
 
 from sessions.model import RunStatus
 
-pytestmark = [
-    pytest.mark.docker,
-    pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.usefixtures("settled"),
-]
+pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("settled")]
 
 
 async def test_memory_in_the_kernel_is_oom_and_what_was_said_is_kept(rig: Rig) -> None:
@@ -280,17 +276,10 @@ for _ in range(40):
     os.mkdir('d' * 50)
     os.chdir('d' * 50)
 write('bottom.txt', 'x')
-""",
+"""
     )
     assert result.status is RunStatus.OK
-    assert set(result.files) == {
-        "real.txt",
-        "hard.txt",
-        "..data/x.txt",
-        "...png",
-        "a\nb.txt",
-        "n" * 255,
-    }
+    assert set(result.files) == {"real.txt", "hard.txt", "..data/x.txt", "...png", "a\nb.txt", "n" * 255}
     assert result.images == {}
     assert result.truncated
     ref = result.files["real.txt"]

@@ -15,10 +15,7 @@ from sessions.settings import BuildSettings
 
 PRELOAD = BuildSettings().preload
 
-pytestmark = [
-    pytest.mark.docker,
-    pytest.mark.asyncio(loop_scope="module"),
-]
+pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="module")]
 
 
 async def test_hello_world(rig: Rig) -> None:

@@ -68,9 +68,7 @@ async def test_every_part_of_a_result_is_in_the_answer(face: Face, client: httpx
         "error": "Traceback …",
         "exception": {"name": "ZeroDivisionError", "value": "division by zero", "traceback": ["one", "two"], "line": 1},
         "results": [{"text/plain": "42"}],
-        "images": {
-            "a/dréi eck.png": f"{face.url}/image/0f000000-0000-4000-8000-000000000000_dr%C3%A9i%20eck.png",
-        },
+        "images": {"a/dréi eck.png": f"{face.url}/image/0f000000-0000-4000-8000-000000000000_dr%C3%A9i%20eck.png"},
         "execution_count": 1,
         "truncated": True,
         "usage": {"wall_ms": 1.5, "cpu_ms": 0.5, "memory_peak_bytes": 1000},

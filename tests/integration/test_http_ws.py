@@ -118,13 +118,7 @@ async def test_what_the_service_refuses_is_an_error_message(
 ) -> None:
     face.service.next_error = error
     await tell(ws, op="run", id="a", code="1")
-    assert await hear(ws) == {
-        "type": "error",
-        "error": str(error),
-        "code": code,
-        "id": "a",
-        "retry_after": retry_after,
-    }
+    assert await hear(ws) == {"type": "error", "error": str(error), "code": code, "id": "a", "retry_after": retry_after}
 
 
 async def test_an_unforeseen_error_tells_nothing_and_is_logged(face: Face, ws: ClientConnection) -> None:

@@ -64,8 +64,7 @@ def test_the_environment_wins_over_the_file(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "most"),
-    [("output_bytes", "8M"), ("image_bytes", "64M"), ("file_bytes", "64M"), ("request_bytes", "32M")],
+    ("key", "most"), [("output_bytes", "8M"), ("image_bytes", "64M"), ("file_bytes", "64M"), ("request_bytes", "32M")]
 )
 def test_what_passes_as_one_message_has_a_largest_size(file: Path, key: str, most: str) -> None:
     size_bytes = parse_size(most, key)

@@ -199,13 +199,7 @@ async def test_a_run_that_no_jupyter_client_asked_for_is_told_to_all_and_replied
     story = Story(STARTED, (EventType.STDOUT, {"text": "x"}), END)
     story.record = replace(story.record, run=replace(story.record.run, jupyter=None))
     messages = await story.told()
-    assert [message.msg_type for message in messages] == [
-        "status",
-        "execute_input",
-        "clear_output",
-        "stream",
-        "status",
-    ]
+    assert [message.msg_type for message in messages] == ["status", "execute_input", "clear_output", "stream", "status"]
     assert {message.parent_id for message in messages} == {RUN}
 
 

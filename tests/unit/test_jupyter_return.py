@@ -143,9 +143,7 @@ async def test_the_reply_to_somebody_elses_cell_is_not_retold(bench: Bench) -> N
 # --- to the next gateway ----------------------------------------------------------------------------------------------
 
 
-async def test_after_a_crash_a_cell_is_told_from_its_beginning_to_its_end_and_queued_ones_run(
-    benches: Benches,
-) -> None:
+async def test_after_a_crash_a_cell_is_told_from_its_beginning_to_its_end_and_queued_ones_run(benches: Benches) -> None:
     (bench,) = benches
     await bench.create()
     lab = await Client.attach(bench)

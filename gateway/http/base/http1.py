@@ -11,13 +11,7 @@ from collections.abc import Awaitable
 from contextlib import suppress
 from typing import Any
 
-from tornado.httputil import (
-    HTTPHeaders,
-    HTTPInputError,
-    HTTPMessageDelegate,
-    RequestStartLine,
-    ResponseStartLine,
-)
+from tornado.httputil import HTTPHeaders, HTTPInputError, HTTPMessageDelegate, RequestStartLine, ResponseStartLine
 from tornado.iostream import IOStream, StreamClosedError, UnsatisfiableReadError
 
 _TORNADOS_400 = b"HTTP/1.1 400 Bad Request\r\n\r\n"

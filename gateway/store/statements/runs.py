@@ -108,11 +108,7 @@ def add_parameters(run: Run, epoch: int) -> dict[str, Any]:
 
 def take_over_parameters(gateway_id: GatewayId, seen: Sequence[Row[Any]]) -> dict[str, Any]:
     """For `TAKE_OVER`, from the rows of `reading.unfinished_epochs`."""
-    return {
-        "gateway_id": gateway_id,
-        "run_ids": [row.run_id for row in seen],
-        "epochs": [row.epoch for row in seen],
-    }
+    return {"gateway_id": gateway_id, "run_ids": [row.run_id for row in seen], "epochs": [row.epoch for row in seen]}
 
 
 def start_parameters(run_id: RunId, epoch: int, kernel_id: KernelId, started_at: datetime) -> dict[str, Any]:

@@ -88,12 +88,7 @@ def _environment(spec: LaunchSpec) -> Mapping[str, str]:
     settings = supervisor_settings(
         spec, gateway=f"unix:{GATEWAY_DIR}/{SOCKET_NAME}", work_dir=WORK_DIR, ipc_dir=IPC_DIR, home_dir=HOME_DIR
     )
-    return {
-        "HOME": HOME_DIR,
-        "USER": USER_NAME,
-        "LOGNAME": USER_NAME,
-        SETTINGS_VARIABLE: settings.to_json(),
-    }
+    return {"HOME": HOME_DIR, "USER": USER_NAME, "LOGNAME": USER_NAME, SETTINGS_VARIABLE: settings.to_json()}
 
 
 def _labels(spec: LaunchSpec, uid: int) -> Mapping[str, str]:

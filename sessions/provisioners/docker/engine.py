@@ -23,12 +23,7 @@ from sessions.errors import EngineUnavailable
 
 T = TypeVar("T")
 
-SILENCE = (
-    docker.errors.DockerException,
-    requests.exceptions.RequestException,
-    urllib3.exceptions.HTTPError,
-    OSError,
-)
+SILENCE = (docker.errors.DockerException, requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError)
 """What docker-py raises when nobody answers. APIError is one of them too, but means an answer: catch it first."""
 
 _NO_ANSWER = "The Docker engine does not answer: start it, or set DOCKER_HOST to where it listens."

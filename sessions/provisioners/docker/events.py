@@ -32,11 +32,7 @@ class ContainerEvents:
 
     def __init__(self, open_client: Callable[[], APIClient], gateway_id: GatewayId) -> None:
         self._open_client = open_client
-        self._filters = {
-            "type": "container",
-            "event": ["die", "oom"],
-            "label": f"{GATEWAY_LABEL}={gateway_id}",
-        }
+        self._filters = {"type": "container", "event": ["die", "oom"], "label": f"{GATEWAY_LABEL}={gateway_id}"}
         self._changed = threading.Condition()
         self._fates: OrderedDict[KernelId, Fate] = OrderedDict()
         self._short_of_memory: set[KernelId] = set()

@@ -133,8 +133,7 @@ class ProcessProvisioner:
         pid = _start(self._python, spec, directory)
         self._children[spec.kernel_id] = pid
         _write_record(
-            directory,
-            ProcessRecord(spec.kernel_id, spec.gateway_id, spec.session_id, pid, process_identity(pid) or ""),
+            directory, ProcessRecord(spec.kernel_id, spec.gateway_id, spec.session_id, pid, process_identity(pid) or "")
         )
         return Sandbox(spec.kernel_id, spec.gateway_id, str(pid), spec.session_id)
 
