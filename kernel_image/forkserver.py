@@ -29,7 +29,6 @@ KERNEL_MODULES = (
     "IPython.core.interactiveshell",
     "kernel_image.json_packer",
     "kernel_image.kernel_streams",
-    "matplotlib_inline.config",
     "uuid",
 )
 """What every kernel imports anyway."""

@@ -23,8 +23,6 @@ from smolagents.monitoring import AgentLogger, LogLevel
 from smolagents.remote_executors import DockerExecutor, _create_kernel_http
 from smolagents.utils import AgentError
 
-PRELOAD = ("matplotlib.pyplot",)
-
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of pydantic, whose older ways it keeps
     from autogen_ext.code_executors.docker_jupyter import DockerJupyterCodeExecutor

@@ -23,8 +23,6 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from serve_rig import Gateway
 
-PRELOAD = ("matplotlib.pyplot",)
-
 CHROMIUM_OPTIONS = [
     "--no-sandbox",
     "--disable-gpu",

@@ -26,8 +26,6 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from papermill.exceptions import PapermillExecutionError
 from serve_rig import Gateway
 
-PRELOAD = ("matplotlib.pyplot",)
-
 PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 3, 2])\nplt.show()"
 PROGRESS = """
 import time

@@ -52,6 +52,11 @@ async def test_variables_functions_imports_and_files_live_from_call_to_call(clie
     assert "session_id" not in alone
 
 
+async def test_the_first_cell_that_imports_pyplot_shows_its_figure(client: Client, s: str) -> None:
+    answer = await client.run("import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()", s)
+    assert (len(answer["images"]), answer["output"]) == (1, "")
+
+
 async def test_variables_that_are_sent_stay(client: Client, s: str) -> None:
     await client.session(session_id=s, variables={"a": 1})
     await client.run("b = a + 1", s)
