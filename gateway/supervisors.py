@@ -46,7 +46,6 @@ class SupervisorSocket(WebSocketHandler):
     """One connection from inside a sandbox, of whoever in there has opened it."""
 
     def initialize(self, port: _Port) -> None:
-        """Belong to the port that was dialled."""
         self._port = port
         self._listener: LinkListener | None = None
 
@@ -56,7 +55,6 @@ class SupervisorSocket(WebSocketHandler):
         return False
 
     def select_subprotocol(self, subprotocols: list[str]) -> str | None:
-        """Speak Jupyter's framing, or nothing."""
         return protocol.SUBPROTOCOL if protocol.SUBPROTOCOL in subprotocols else None
 
     def open(self, *args: str, **kwargs: str) -> None:
@@ -88,7 +86,6 @@ class SupervisorSocket(WebSocketHandler):
             connection.stream.close()
 
     def on_close(self) -> None:
-        """Tell that the connection is gone."""
         self._port.links.discard(self)
         if self._listener is not None:
             listener, self._listener = self._listener, None
@@ -129,12 +126,10 @@ class _PortServer(HTTPServer):
     """
 
     def initialize(self, *args: Any, **kwargs: Any) -> None:
-        """Take tornado's arguments."""
         self._left = _MAX_CONNECTIONS
         super().initialize(*args, **kwargs)
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
-        """Serve a connection, or drop it."""
         if self._is_used_up() or len(self._connections) >= _MAX_UNGREETED:
             stream.close()
         else:

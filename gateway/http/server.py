@@ -36,7 +36,6 @@ class BoundedServer(HTTPServer):
         super().initialize(*args, **kwargs)
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
-        """Serve a connection, or answer it with 503."""
         if len(self._connections) >= self.max_connections:
             stream.write(
                 raw_error(
@@ -51,7 +50,6 @@ class BoundedServer(HTTPServer):
         super().handle_stream(ErrorReportingStream.on_socket_of(stream), address)
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
-        """Serve a request, whichever form its target has."""
         return AbsoluteFormDelegate(super().start_request(server_conn, request_conn))
 
 

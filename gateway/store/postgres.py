@@ -66,7 +66,7 @@ class PostgresStore:
         return f"<PostgresStore {'reachable' if self._is_reachable else 'out of reach'}, {len(self._held)} living runs>"
 
     async def add_run(self, run: Run) -> RunRecord | None:
-        """See `Store`. Survives a crash of the gateway at once, and one of PostgreSQL while this store lives.
+        """Survives a crash of the gateway at once, and one of PostgreSQL while this store lives.
 
         With an idempotency key, or without a kernel, it survives a power cut, too.
         """
@@ -77,7 +77,7 @@ class PostgresStore:
         return existing
 
     async def start_run(self, run_id: RunId, kernel_id: KernelId, started_at: datetime) -> None:
-        """See `Store`. Survives a power cut."""
+        """Survives a power cut."""
         parameters = runs.start_parameters(run_id, self._held.epoch(run_id), kernel_id, started_at)
 
         def work(connection: Connection) -> bool:
@@ -88,13 +88,13 @@ class PostgresStore:
         self._held.started(run_id, kernel_id, started_at)
 
     async def withdraw_run(self, run_id: RunId) -> None:
-        """See `Store`. A finished run stays as it is."""
+        """A finished run stays as it is."""
         parameters = {"run_id": run_id, "epoch": self._held.epoch(run_id)}
         await self._run(lambda connection: connection.execute(runs.WITHDRAW_RUN, parameters))
         self._held.ended(run_id)
 
     async def append(self, run_id: RunId, batch: Batch) -> None:
-        """See `Store`. A finished run stays as it is. Raises NotFound.
+        """A finished run stays as it is. Raises NotFound.
 
         Progress that is less than what is stored is left out. So is all of it when a later gateway holds the run: there
         is one to a data directory, so this process is on its way out, and its followers hang up with it.
@@ -105,7 +105,7 @@ class PostgresStore:
     async def finish_run(
         self, result: Result, batch: Batch, finished_at: datetime, session: Session | None = None
     ) -> None:
-        """See `Store`. A finished run stays as it is. Raises NotFound."""
+        """A finished run stays as it is. Raises NotFound."""
         epoch = self._held.epoch(result.run_id)
 
         def work(connection: Connection) -> bool:
@@ -115,66 +115,62 @@ class PostgresStore:
         self._held.ended(result.run_id)
 
     async def get_run(self, run_id: RunId) -> RunRecord | None:
-        """See `Store`."""
         if (wanted := _parse_uuid(run_id)) is None:
             return None
         row = await self._row(reading.run(RunId(wanted)))
         return row and rows.to_record(row)
 
     async def find_run(self, tenant: TenantId, idempotency_key: str) -> RunRecord | None:
-        """See `Store`."""
         row = await self._row(reading.run_of_key(tenant, idempotency_key))
         return row and rows.to_record(row)
 
     async def list_runs(self, query: RunQuery) -> list[RunSummary]:
-        """See `Store`."""
         return [rows.to_summary(row) for row in await self._rows(reading.listed_runs(query))]
 
     async def get_events(self, run_id: RunId, after: int, limit: int) -> list[Event]:
-        """See `Store`."""
         if (wanted := _parse_uuid(run_id)) is None:
             return []
         return [rows.to_event(row) for row in await self._rows(reading.events_after(RunId(wanted), after, limit))]
 
     async def unfinished_runs(self, gateway_id: GatewayId) -> list[RunRecord]:
-        """See `Store`. Whatever is being written to them is waited for."""
+        """Whatever is being written to them is waited for."""
         taken = await self._run(lambda connection: _take_over(connection, gateway_id))
         for row in taken:
             self._held.taken_over(row.run_id, row.epoch)
         return [rows.to_record(row) for row in taken]
 
     async def get_artifact(self, artifact_id: ArtifactId) -> Artifact | None:
-        """See `Store`. Anything that is no UUID is simply unknown."""
+        """Anything that is no UUID is simply unknown."""
         if (wanted := _parse_uuid(artifact_id)) is None:
             return None
         row = await self._row(reading.artifact(ArtifactId(wanted)))
         return row and rows.to_artifact(row)
 
     async def add_session(self, session: Session) -> Session | None:
-        """See `Store`. One of another gateway whose time was over when this one was made gives way to it."""
+        """One of another gateway whose time was over when this one was made gives way to it."""
         return await self._run(lambda connection: _add_session(connection, session))
 
     async def update_session(self, session: Session) -> None:
-        """See `Store`. One of the same name that is not this one is left alone."""
+        """One of the same name that is not this one is left alone."""
         parameters = rows.from_session(session)
         await self._run(lambda connection: connection.execute(sessions.UPDATE_SESSION, parameters))
 
     async def renew_session(self, session: Session) -> None:
-        """See `Store`. One of the same name that is not this one is left alone."""
+        """One of the same name that is not this one is left alone."""
         parameters = rows.from_session(session)
         await self._run(lambda connection: connection.execute(sessions.RENEW_SESSION, parameters))
 
     async def remove_session(self, session: Session) -> None:
-        """See `Store`. One of the same name that is not this one is left alone."""
+        """One of the same name that is not this one is left alone."""
         parameters = rows.from_session(session)
         await self._run(lambda connection: connection.execute(sessions.REMOVE_SESSION, parameters))
 
     async def sessions_of(self, gateway_id: GatewayId) -> list[Session]:
-        """See `Store`. Oldest first."""
+        """Oldest first."""
         return [rows.to_session(row) for row in await self._rows(sessions.sessions_of(gateway_id))]
 
     async def remove_expired(self, before: datetime) -> int:
-        """See `Store`: events, artifacts, code, variables and answer go, and the row stays as a tombstone.
+        """Events, artifacts, code, variables and answer go, and the row stays as a tombstone.
 
         A tombstone that was made before `before` goes whole: so it is kept for as long again.
         """
@@ -193,11 +189,10 @@ class PostgresStore:
         return total
 
     async def ping(self) -> None:
-        """See `Store`."""
         await self._run(lambda connection: connection.execute(text("SELECT 1")))
 
     async def close(self) -> None:
-        """See `Store`. Calls under way may finish."""
+        """Calls under way may finish."""
         await self._calls.close()
 
     async def _row(self, statement: Executable) -> Row[Any] | None:

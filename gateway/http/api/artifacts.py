@@ -29,7 +29,6 @@ class ArtifactHandler(BaseHandler):
     missing: ClassVar[str]
 
     async def handle_request(self) -> None:
-        """Send the artifact's bytes, or 304 to a client that has them."""
         artifact = await self._find()
         etag = f'"{artifact.ref.id}"'
         self.set_header("ETag", etag)

@@ -14,7 +14,6 @@ class HealthHandler(BaseHandler):
     is_probe: ClassVar[bool] = True
 
     async def handle_request(self) -> None:
-        """Say so."""
         await self.send_json({"status": "ok"})
 
 
@@ -24,14 +23,12 @@ class ReadyHandler(BaseHandler):
     is_probe: ClassVar[bool] = True
 
     async def handle_request(self) -> None:
-        """Say so, with the engine's name and how many kernels are warm."""
         readiness = self.context.service.readiness()
         if not readiness.ready:
             raise Unavailable(" ".join(readiness.reasons) or None)
         await self.send_json({"status": "ready", "engine": readiness.engine, "warm": readiness.warm})
 
     def complete_error(self, shape: dict[str, Any]) -> dict[str, Any]:
-        """Add the reasons one by one."""
         if shape["code"] == Unavailable.code:
             return {**shape, "reasons": list(self.context.service.readiness().reasons)}
         return shape
@@ -41,7 +38,6 @@ class RootHandler(BaseHandler):
     """What there is to see."""
 
     async def handle_request(self) -> None:
-        """List the routes."""
         await self.send_json({"name": "cellblock", "routes": self.settings["listed_routes"]})
 
 
@@ -49,5 +45,4 @@ class UnknownRouteHandler(BaseHandler):
     """Every other path."""
 
     async def handle_request(self) -> None:
-        """Say that there is nothing."""
         raise NotFound("There is nothing at this address: see / for the routes.")

@@ -18,7 +18,6 @@ class RunCodeHandler(StreamingHandler):
             body.check_media_type(self.request.headers)
 
     async def handle_request(self) -> None:
-        """Run the code and send all that came of it."""
         given = self._fields()
         request = self._run_request(given)
         if given.stream or accepts(self.request.headers, "text/event-stream"):

@@ -19,7 +19,6 @@ class RunsHandler(BaseHandler):
     """The tenant's runs, newest first."""
 
     async def handle_request(self) -> None:
-        """List those that are asked for."""
         asked = run_query.runs_asked(self.request.query)
         query = RunQuery(tenant=self.tenant, limit=asked.limit, session_id=asked.session_id, status=asked.status)
         if isinstance(asked.before, datetime):
@@ -44,7 +43,6 @@ class RunHandler(BaseHandler):
     """One run."""
 
     async def handle_request(self) -> None:
-        """Send all that is known of it."""
         run_id = urls.run_in(self.request.path)
         record = await self.context.service.get_run(self.tenant, run_id)
         await self.send_json(run_record(record, self.base_url))
@@ -54,7 +52,6 @@ class RunEventsHandler(StreamingHandler):
     """The events of one run, from the beginning or behind those that the client has."""
 
     async def handle_request(self) -> None:
-        """Send them, and those that are still to come."""
         run_id = urls.run_in(self.request.path)
         headers = self.request.headers
         after = run_query.events_after(self.request.query, headers.get("Last-Event-ID"))

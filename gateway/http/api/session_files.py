@@ -30,7 +30,6 @@ class SessionFilesHandler(BaseHandler):
     """All files of a session."""
 
     async def handle_request(self) -> None:
-        """List them."""
         session_id = urls.session_in(self.request.path)
         files = await self.context.service.session_files(self.tenant, session_id)
         await self.send_json({"files": [_entry(entry) for entry in await files.list()]})
@@ -42,7 +41,6 @@ class SessionFileHandler(BaseHandler):
     _writer: FileWriter | None = None
 
     async def handle_request(self) -> None:
-        """Send it, put the body in its place, or remove it."""
         session_id, path = self._address()
         if self.request.method == "PUT":
             await self._commit()

@@ -28,7 +28,6 @@ class SessionNotebookHandler(BaseHandler):
     _is_disconnected = False
 
     async def handle_request(self) -> None:
-        """Make the notebook and send it."""
         session = self.context.service.get_session(self.tenant, urls.session_in(self.request.path)).session
         async with self.context.http.notebook(self.tenant):
             if self._is_disconnected:  # while it waited

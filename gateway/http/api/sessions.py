@@ -14,7 +14,6 @@ class SessionsHandler(BaseHandler):
     """The tenant's sessions."""
 
     async def handle_request(self) -> None:
-        """List them, or make one."""
         if self.request.method != "POST":
             views = self.context.service.list_sessions(self.tenant)
             await self.send_json({"sessions": [session_view(view) for view in views]})
@@ -34,7 +33,6 @@ class SessionHandler(BaseHandler):
     """One session."""
 
     async def handle_request(self) -> None:
-        """Show it, renew it, or end it."""
         session_id = urls.session_in(self.request.path)
         service = self.context.service
         match self.request.method:
@@ -56,7 +54,6 @@ class SessionInterruptHandler(BaseHandler):
     """Ctrl-C for what runs in a session."""
 
     async def handle_request(self) -> None:
-        """Send it."""
         session_id = urls.session_in(self.request.path)
         await self.context.service.interrupt_session(self.tenant, session_id)
         await self.send_json({"session_id": session_id}, status=202)
@@ -66,7 +63,6 @@ class SessionRestartHandler(BaseHandler):
     """A fresh kernel for a session."""
 
     async def handle_request(self) -> None:
-        """Start it, and show the session as it is then."""
         session_id = urls.session_in(self.request.path)
         await self.send_json(session_view(await self.context.service.restart_session(self.tenant, session_id)))
 

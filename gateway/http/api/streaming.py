@@ -77,7 +77,6 @@ class StreamingHandler(BaseHandler):
             self._streaming.cancel()
 
     def on_connection_close(self) -> None:
-        """Nobody is there to read on."""
         super().on_connection_close()
         self.end_stream()
 

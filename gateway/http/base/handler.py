@@ -57,7 +57,6 @@ class BaseHandler(RequestHandler):
         super().__init__(application, request, **kwargs)
 
     def initialize(self, context: Context, route: Route) -> None:
-        """Accept the context, and the route that leads here."""
         self.context = context
         self.route = route
         self._body = IncomingBody(context.http.bodies, context.limits.request_bytes)
@@ -68,7 +67,6 @@ class BaseHandler(RequestHandler):
 
     @property
     def body(self) -> bytes:
-        """The request's whole body."""
         return bytes(self._body)
 
     @property
@@ -145,7 +143,6 @@ class BaseHandler(RequestHandler):
             self._release()
 
     def on_connection_close(self) -> None:
-        """Nobody waits for the answer any more."""
         super().on_connection_close()
         self._release()
 
@@ -219,7 +216,6 @@ class BaseHandler(RequestHandler):
                 self.set_header("Access-Control-Allow-Private-Network", "true")
 
     async def send_json(self, value: Any, status: int = 200) -> None:
-        """Send one JSON value as the whole answer."""
         self.set_status(status)
         self.set_header("Content-Type", "application/json; charset=utf-8")
         await self.send(strict_json(value))
@@ -255,7 +251,6 @@ class BaseHandler(RequestHandler):
         self.request.connection.close()  # type: ignore[union-attr]
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Answer with the error shape, for every error there is."""
         error = kwargs.get("exc_info", (None, None, None))[1]
         if isinstance(error, CellblockError) and error.code in STATUS_OF_CODE:
             status_code, code, sentence = STATUS_OF_CODE[error.code], error.code, str(error)

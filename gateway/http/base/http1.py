@@ -40,7 +40,6 @@ class ErrorReportingStream(IOStream):
         return cls(stream.socket, max_buffer_size=stream.max_buffer_size, read_chunk_size=stream.read_chunk_size)
 
     def write(self, data: bytes | memoryview, *args: Any, **kwargs: Any) -> Any:
-        """Write, with the one answer replaced."""
         if data == _TORNADOS_400:
             data = raw_error("400 Bad Request", "invalid_request", "The request is malformed: it is no valid HTTP.")
         return super().write(data, *args, **kwargs)
@@ -75,15 +74,12 @@ class AbsoluteFormDelegate(HTTPMessageDelegate):
         return self._delegate.headers_received(start_line, headers)
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
-        """Pass it on."""
         return self._delegate.data_received(chunk)
 
     def finish(self) -> None:
-        """Pass it on."""
         self._delegate.finish()
 
     def on_connection_close(self) -> None:
-        """Pass it on."""
         self._delegate.on_connection_close()
 
 

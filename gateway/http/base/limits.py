@@ -110,7 +110,6 @@ class BufferedBodies:
         return True
 
     def release(self, size_bytes: int) -> None:
-        """Stop counting these bytes."""
         self._bytes -= size_bytes
 
 
@@ -139,7 +138,6 @@ class IncomingBody:
         return size_bytes <= DRAIN_FACTOR * self._request_bytes
 
     def count(self, chunk: bytes) -> None:
-        """Count a piece as received."""
         self.received_bytes += len(chunk)
 
     def keep(self, chunk: bytes) -> bool:
@@ -176,12 +174,10 @@ class InFlight:
         return f"<InFlight {self._count}>"
 
     def add(self) -> None:
-        """Count a request."""
         self._count += 1
         self._none.clear()
 
     def remove(self) -> None:
-        """Stop counting a request."""
         self._count -= 1
         if self._count == 0:
             self._none.set()

@@ -47,5 +47,4 @@ class Route:
 
     @property
     def allow(self) -> str:
-        """The header `Allow`."""
         return ", ".join((*self.methods, "OPTIONS"))

@@ -62,12 +62,10 @@ class SocketHandler(BaseHandler, WebSocketHandler):
 
     @property
     def ping_interval(self) -> float:
-        """Seconds between pings."""
         return self.context.http.bounds.ping_s
 
     @property
     def ping_timeout(self) -> float:
-        """Seconds to wait for the answer."""
         return self.context.http.bounds.ping_s
 
     @property
@@ -76,7 +74,6 @@ class SocketHandler(BaseHandler, WebSocketHandler):
         return self.context.limits.request_bytes
 
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
-        """The base class's, with what comes in counted."""
         protocol = super().get_websocket_protocol()
         if isinstance(protocol, WebSocketProtocol13):
             return IncomingMessages(self, protocol.params, self.context.http)
@@ -121,5 +118,4 @@ class SocketHandler(BaseHandler, WebSocketHandler):
             stream.close()
 
     def on_close(self) -> None:
-        """The connection is gone."""
         self.is_closed = True

@@ -72,11 +72,9 @@ class JupyterChannels(JupyterHandler, SocketHandler):
             self._connection.disconnect()
 
     def select_subprotocol(self, subprotocols: list[str]) -> str | None:
-        """The newer framing, where the client knows it."""
         return SUBPROTOCOL if SUBPROTOCOL in subprotocols else None
 
     def open(self, *args: str, **kwargs: str) -> None:
-        """Begin to tell the client what it is to be told."""
         super().open(*args, **kwargs)
         assert self._connection is not None  # noqa: S101 - for mypy; `handle_request` has set it
         self._framing = framing_of(self.selected_subprotocol)
@@ -89,7 +87,6 @@ class JupyterChannels(JupyterHandler, SocketHandler):
         self.close(_NORMAL, "this client has connected anew")
 
     def on_close(self) -> None:
-        """Tell it nothing any more."""
         super().on_close()
         if self._telling is not None:
             self._telling.cancel()
@@ -169,7 +166,6 @@ class JupyterChannels(JupyterHandler, SocketHandler):
                 self._is_pinging = True
 
     def on_pong(self, data: bytes) -> None:
-        """So much has arrived."""
         if self._connection is None or not data.isdigit():
             return  # tornado's own pings are empty
         self._is_pinging = False

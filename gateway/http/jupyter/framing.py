@@ -39,11 +39,9 @@ class Framed:
     """`v1.kernel.websocket.jupyter.org`: binary, and the parts of a message stay as they are."""
 
     def encode(self, message: ClientMessage) -> str | bytes:
-        """See `Framing`."""
         return message.frame()
 
     def decode(self, message: str | bytes) -> ClientMessage:
-        """See `Framing`."""
         if isinstance(message, str):
             raise InvalidRequest("Messages are binary in this sub-protocol.")
         try:
@@ -64,7 +62,6 @@ class Plain:
     """The older way: one JSON object, and with buffers a binary message that begins with their offsets."""
 
     def encode(self, message: ClientMessage) -> str | bytes:
-        """See `Framing`."""
         fields: dict[str, Any] = {
             "channel": message.channel,
             "msg_id": message.header.get("msg_id"),
@@ -87,7 +84,7 @@ class Plain:
         return b"".join([struct.pack(f"!{len(parts) + 1}I", len(parts), *offsets), *parts])
 
     def decode(self, message: str | bytes) -> ClientMessage:
-        """See `Framing`. What has no channel is shell's; only the header must be there."""
+        """What has no channel is shell's; only the header must be there."""
         text, buffers = (message.encode("utf-8", "replace"), ()) if isinstance(message, str) else _split(message)
         fields = _object(text)
         return ClientMessage(

@@ -29,7 +29,6 @@ class JupyterHandler(BaseHandler):
     """One request of a Jupyter client."""
 
     def authorization(self) -> str | None:
-        """The token in the query, or else the header."""
         return jupyter_authorization(self.request.query, self.request.headers)
 
     @property
@@ -50,7 +49,6 @@ class JupyterHandler(BaseHandler):
         return value
 
     def complete_error(self, shape: dict[str, Any]) -> dict[str, Any]:
-        """Jupyter's error shape instead of our own."""
         return {"message": shape["error"], "reason": None if self.get_status() in _PLAIN else shape["code"]}
 
 
@@ -58,7 +56,6 @@ class JupyterUnknownHandler(JupyterHandler):
     """What jupyter_server has, and Cellblock has not: contents, terminals and all else."""
 
     async def handle_request(self) -> None:
-        """Say that there is nothing."""
         raise NotFound("Not Found")
 
 

@@ -18,7 +18,6 @@ class KernelsHandler(JupyterHandler):
     """The tenant's kernels."""
 
     async def handle_request(self) -> None:
-        """List them, or start one."""
         service = self.context.service
         if self.request.method != "POST":
             await self.send_json([kernel_model(view) for view in service.list_sessions(self.tenant)])
@@ -59,7 +58,6 @@ class KernelHandler(OneKernelHandler):
     """One kernel."""
 
     async def handle_request(self) -> None:
-        """Show it, or end it."""
         view = self.kernel()
         if self.request.method != "DELETE":
             await self.send_json(kernel_model(view))
@@ -72,7 +70,6 @@ class KernelInterruptHandler(OneKernelHandler):
     """Ctrl-C for what runs on a kernel."""
 
     async def handle_request(self) -> None:
-        """Send it."""
         await self.context.service.interrupt_session(self.tenant, self.kernel().session.session_id)
         await self.send_nothing()
 
@@ -81,6 +78,5 @@ class KernelRestartHandler(OneKernelHandler):
     """A fresh process for a kernel."""
 
     async def handle_request(self) -> None:
-        """Start it, and show the kernel as it is then."""
         view = await self.context.service.restart_session(self.tenant, self.kernel().session.session_id)
         await self.send_json(kernel_model(view))

@@ -20,7 +20,6 @@ class KernelSpecsHandler(JupyterHandler):
     """All kernelspecs."""
 
     async def handle_request(self) -> None:
-        """List them, with the name of the default one."""
         languages = self.context.languages
         specs = kernelspecs(languages, python_logos(), self.base_path)
         await self.send_json({"default": languages[default_language(languages)], "kernelspecs": specs})
@@ -30,7 +29,6 @@ class KernelSpecHandler(JupyterHandler):
     """One kernelspec."""
 
     async def handle_request(self) -> None:
-        """Show it."""
         name = segment(self.request.path, 3)
         spec = kernelspecs(self.context.languages, python_logos(), self.base_path).get(name)
         if spec is None:

@@ -21,7 +21,6 @@ class VersionHandler(JupyterHandler):
     """Which API this is. Clients ask before they have a token."""
 
     async def handle_request(self) -> None:
-        """Say so."""
         await self.send_json({"version": _JUPYTER_SERVER_API})
 
 
@@ -29,7 +28,6 @@ class StatusHandler(JupyterHandler):
     """How much the tenant has here."""
 
     async def handle_request(self) -> None:
-        """Count it."""
         views = self.context.service.list_sessions(self.tenant)
         started_at = self.context.started_at
         await self.send_json(
@@ -46,7 +44,6 @@ class IdentityHandler(JupyterHandler):
     """Who the client is, and what it may do."""
 
     async def handle_request(self) -> None:
-        """Say so; of permissions, those that were asked for."""
         permissions = _permissions(self.get_query_argument("permissions", ""))
         await self.send_json({"identity": identity_model(self.tenant), "permissions": permissions})
 

@@ -25,7 +25,6 @@ class JupyterSessionsHandler(_SessionRouteHandler):
     """The tenant's Jupyter sessions."""
 
     async def handle_request(self) -> None:
-        """List them, or open one."""
         sessions = self.context.service.jupyter
         if self.request.method != "POST":
             await self.send_json([session_model(view) for view in sessions.of_tenant(self.tenant)])
@@ -50,7 +49,6 @@ class JupyterSessionHandler(_SessionRouteHandler):
     """One Jupyter session."""
 
     async def handle_request(self) -> None:
-        """Show it, change it, or end it with its kernel."""
         jupyter_id, sessions = segment(self.request.path, 3), self.context.service.jupyter
         try:
             match self.request.method:
