@@ -30,58 +30,58 @@ _POST = ("POST",)
 _ALL = UnknownRouteHandler.SUPPORTED_METHODS
 
 
-def _open(path: str, handler: type, summary: str) -> Route:
+def _open(path: str, handler: type) -> Route:
     """A route that needs no token and changes nothing."""
-    return Route(path, handler, _GET, summary, Exposure.OPEN, needs_token=False)
+    return Route(path, handler, _GET, Exposure.OPEN, needs_token=False)
 
 
-def _artifact(path: str, handler: type, summary: str) -> Route:
+def _artifact(path: str, handler: type) -> Route:
     """A route whose unguessable path is the key, and which any page may embed."""
-    return Route(path, handler, _GET, summary, Exposure.EMBEDDABLE, needs_token=False)
+    return Route(path, handler, _GET, Exposure.EMBEDDABLE, needs_token=False)
 
 
 def _missing(path: str, handler: type) -> Route:
     """Addresses without a route, in the error shape of `handler`."""
-    return Route(path, handler, _ALL, "not found", Exposure.OPEN, needs_token=False, is_listed=False)
+    return Route(path, handler, _ALL, Exposure.OPEN, needs_token=False, is_listed=False)
 
 
 ROUTES = (
     # --- Cellblock
-    Route("/runcode", RunCodeHandler, ("GET", "POST"), "Run code; wait for its end, or stream its events."),
-    Route("/runcode/ws", RunCodeSocket, ("GET",), "Run code over a WebSocket, with input() and interrupts."),
-    Route("/runs", RunsHandler, _GET, "List runs, newest first."),
-    Route("/runs/{id}", RunHandler, _GET, "Show a run."),
-    Route("/runs/{id}/events", RunEventsHandler, _GET, "Stream the events of a run."),
-    Route("/runs/{id}/cancel", RunCancelHandler, _POST, "Cancel a run."),
-    Route("/sessions", SessionsHandler, (*_GET, "POST"), "List sessions, or create one."),
-    Route("/sessions/{id}", SessionHandler, (*_GET, "PATCH", "DELETE"), "Show, renew or end a session."),
-    Route("/sessions/{id}/interrupt", SessionInterruptHandler, _POST, "Interrupt what runs in a session."),
-    Route("/sessions/{id}/restart", SessionRestartHandler, _POST, "Give a session a fresh kernel."),
-    Route("/sessions/{id}/notebook", SessionNotebookHandler, _GET, "Download a session as a notebook."),
-    Route("/sessions/{id}/files", SessionFilesHandler, _GET, "List the files of a session."),
-    Route("/sessions/{id}/files/{path}", SessionFileHandler, (*_GET, "PUT", "DELETE"), "Read, write or remove a file."),
-    _artifact("/image/{artifact}", ImageHandler, "An image that a run made."),
-    _artifact("/file/{artifact}", FileHandler, "A file that a run made."),
+    Route("/runcode", RunCodeHandler, ("GET", "POST")),
+    Route("/runcode/ws", RunCodeSocket, ("GET",)),
+    Route("/runs", RunsHandler, _GET),
+    Route("/runs/{id}", RunHandler, _GET),
+    Route("/runs/{id}/events", RunEventsHandler, _GET),
+    Route("/runs/{id}/cancel", RunCancelHandler, _POST),
+    Route("/sessions", SessionsHandler, (*_GET, "POST")),
+    Route("/sessions/{id}", SessionHandler, (*_GET, "PATCH", "DELETE")),
+    Route("/sessions/{id}/interrupt", SessionInterruptHandler, _POST),
+    Route("/sessions/{id}/restart", SessionRestartHandler, _POST),
+    Route("/sessions/{id}/notebook", SessionNotebookHandler, _GET),
+    Route("/sessions/{id}/files", SessionFilesHandler, _GET),
+    Route("/sessions/{id}/files/{path}", SessionFileHandler, (*_GET, "PUT", "DELETE")),
+    _artifact("/image/{artifact}", ImageHandler),
+    _artifact("/file/{artifact}", FileHandler),
     # --- Jupyter
-    _open("/api", VersionHandler, "The version of Jupyter's REST API."),
-    Route("/api/status", StatusHandler, _GET, "Count kernels and connections."),
-    Route("/api/me", IdentityHandler, _GET, "Show the identity and permissions of the client."),
-    Route("/api/kernelspecs", KernelSpecsHandler, _GET, "List kernelspecs."),
-    Route("/api/kernelspecs/{name}", KernelSpecHandler, _GET, "Show a kernelspec."),
-    Route("/kernelspecs/{name}/{file}", KernelSpecFileHandler, _GET, "The logo of a kernelspec."),
-    Route("/api/kernels", KernelsHandler, (*_GET, "POST"), "List kernels, or start one."),
-    Route("/api/kernels/{id}", KernelHandler, (*_GET, "DELETE"), "Show or end a kernel."),
-    Route("/api/kernels/{id}/interrupt", KernelInterruptHandler, _POST, "Interrupt a kernel."),
-    Route("/api/kernels/{id}/restart", KernelRestartHandler, _POST, "Restart a kernel."),
-    Route("/api/kernels/{id}/channels", JupyterChannels, ("GET",), "Exchange Jupyter messages over a WebSocket."),
-    Route("/api/sessions", JupyterSessionsHandler, (*_GET, "POST"), "List Jupyter sessions, or open one."),
-    Route("/api/sessions/{id}", JupyterSessionHandler, (*_GET, "PATCH", "DELETE"), "Show, change or end one."),
+    _open("/api", VersionHandler),
+    Route("/api/status", StatusHandler, _GET),
+    Route("/api/me", IdentityHandler, _GET),
+    Route("/api/kernelspecs", KernelSpecsHandler, _GET),
+    Route("/api/kernelspecs/{name}", KernelSpecHandler, _GET),
+    Route("/kernelspecs/{name}/{file}", KernelSpecFileHandler, _GET),
+    Route("/api/kernels", KernelsHandler, (*_GET, "POST")),
+    Route("/api/kernels/{id}", KernelHandler, (*_GET, "DELETE")),
+    Route("/api/kernels/{id}/interrupt", KernelInterruptHandler, _POST),
+    Route("/api/kernels/{id}/restart", KernelRestartHandler, _POST),
+    Route("/api/kernels/{id}/channels", JupyterChannels, ("GET",)),
+    Route("/api/sessions", JupyterSessionsHandler, (*_GET, "POST")),
+    Route("/api/sessions/{id}", JupyterSessionHandler, (*_GET, "PATCH", "DELETE")),
     _missing("/api/{path}", JupyterUnknownHandler),
     _missing("/kernelspecs/{path}", JupyterUnknownHandler),
     # --- operation
-    _open("/healthz", HealthHandler, "Whether the process lives."),
-    _open("/readyz", ReadyHandler, "Whether a run would be accepted."),
-    _open("/", RootHandler, "List the routes."),
+    _open("/healthz", HealthHandler),
+    _open("/readyz", ReadyHandler),
+    _open("/", RootHandler),
 )
 _UNKNOWN = _missing("unknown", UnknownRouteHandler)
 

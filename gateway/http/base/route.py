@@ -35,7 +35,6 @@ class Route:
     path: str
     handler: type[RequestHandler]
     methods: tuple[str, ...]
-    summary: str
     exposure: Exposure = Exposure.GUARDED
     needs_token: bool = True
     is_listed: bool = True
