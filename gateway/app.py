@@ -18,7 +18,6 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from gateway import doctor
-from gateway.auth import Authenticator, SiteRules
 from gateway.config.loader import Config
 from gateway.console import Choices, greet, own_version, showing_progress
 from gateway.doctor import Finding, Level
@@ -27,7 +26,6 @@ from gateway.host.clock import SystemClock
 from gateway.host.data_dir import DataDir
 from gateway.host.stop_signals import StopSignals
 from gateway.http.base.context import Context
-from gateway.http.base.limits import HttpLimits
 from gateway.http.server import BoundedServer, make_server
 from gateway.store.embedded.postgres import EmbeddedPostgres
 from gateway.store.engine import parse_url
@@ -101,7 +99,7 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
             ),
             config.sessions,
         )
-        context = _context(config, service)
+        context = Context(service, config)
         server = make_server(context)
         # On the way down: no new connections, then the service ends what still runs, then the last answers go out.
         stack.push_async_callback(_close_connections, server, context)
@@ -240,25 +238,6 @@ async def _migrate(url: str) -> bool:
         ) from error
 
 
-def _context(config: Config, service: Service) -> Context:
-    server = config.server
-    return Context(
-        service=service,
-        authenticator=Authenticator(config.auth.tokens, required=config.auth.is_required),
-        site=SiteRules.of(
-            loopback=config.is_loopback,
-            public_url=server.public_url,
-            allowed_origins=server.allowed_origins,
-            allowed_hosts=server.allowed_hosts,
-        ),
-        limits=config.limits,
-        http=HttpLimits(config.limits.request_bytes),
-        session_limits=config.sessions,
-        languages=config.languages,
-        public_url=server.public_url.rstrip("/"),
-    )
-
-
 async def _drain(service: Service, context: Context, signals: StopSignals) -> None:
     """Let runs in flight end, within the time, unless a second signal says to hurry."""
     draining = asyncio.ensure_future(service.drain(DRAIN_TIMEOUT_S))
@@ -277,8 +256,7 @@ async def _drain(service: Service, context: Context, signals: StopSignals) -> No
 async def _close_connections(server: BoundedServer, context: Context) -> None:
     """Let the last answers out, end streams and WebSockets, whose runs go on elsewhere, then close what is left."""
     await context.http.streams.close_all()
-    with suppress(TimeoutError):
-        await asyncio.wait_for(context.http.in_flight.wait_for_none(), _LAST_ANSWERS_S)
+    await context.http.in_flight.wait_for_none(_LAST_ANSWERS_S)
     await server.close_all_connections()
 
 

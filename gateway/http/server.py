@@ -16,11 +16,7 @@ from gateway.http.base.handler import MAX_HEADER_BYTES
 from gateway.http.base.http1 import AbsoluteFormDelegate, ErrorReportingStream, raw_error
 from gateway.http.routes import make_application
 
-HEADER_TIMEOUT_S = 30.0
-BODY_TIMEOUT_S = 60.0
-READ_BUFFER_BYTES = 1 << 20
-MAX_CONNECTIONS = 1024
-
+_READ_BUFFER_BYTES = 1 << 20
 # Larger than any body that is read: the handlers count, so that the answer is a 413 in JSON, not a bare 400.
 _UNBOUNDED = 1 << 60
 # The parser accepts more than is served: a request that was read whole keeps its connection.
@@ -30,10 +26,7 @@ _PARSED_HEADER_BYTES = 4 * MAX_HEADER_BYTES
 class BoundedServer(HTTPServer):
     """An HTTPServer that serves `max_connections` at once and answers further ones with 503."""
 
-    def initialize(self, *args: Any, max_connections: int = MAX_CONNECTIONS, **kwargs: Any) -> None:
-        """Accept tornado's arguments, and our own."""
-        self.max_connections = max_connections
-        super().initialize(*args, **kwargs)
+    max_connections: int
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
         if len(self._connections) >= self.max_connections:
@@ -53,23 +46,19 @@ class BoundedServer(HTTPServer):
         return AbsoluteFormDelegate(super().start_request(server_conn, request_conn))
 
 
-def make_server(
-    context: Context,
-    *,
-    max_connections: int = MAX_CONNECTIONS,
-    header_timeout_s: float = HEADER_TIMEOUT_S,
-    body_timeout_s: float = BODY_TIMEOUT_S,
-) -> BoundedServer:
+def make_server(context: Context) -> BoundedServer:
     """A server that does not listen yet. X-Forwarded-* headers are ignored."""
-    return BoundedServer(
+    bounds = context.http.bounds
+    server = BoundedServer(
         make_application(context),
         xheaders=False,
         decompress_request=False,
-        idle_connection_timeout=header_timeout_s,
-        body_timeout=body_timeout_s,
+        idle_connection_timeout=bounds.header_timeout_s,
+        body_timeout=bounds.body_timeout_s,
         max_header_size=_PARSED_HEADER_BYTES,
         max_body_size=_UNBOUNDED,
         # A WebSocket frame is read as a whole, a body piece by piece.
-        max_buffer_size=READ_BUFFER_BYTES + context.limits.request_bytes,
-        max_connections=max_connections,
+        max_buffer_size=_READ_BUFFER_BYTES + context.config.limits.request_bytes,
     )
+    server.max_connections = bounds.connections
+    return server

@@ -10,9 +10,10 @@ from typing import Any
 
 from memory_service import MemoryService
 
-from gateway.auth import Authenticator, SiteRules, Token
+from gateway.auth import Token
+from gateway.config.sections import AuthSection, Config, ServerSection
 from gateway.http.base.context import Context
-from gateway.http.base.limits import BufferedBodies, HttpBounds, HttpLimits, InFlight, Streams
+from gateway.http.base.limits import BufferedBodies, HttpBounds, InFlight, Streams
 from gateway.http.server import make_server
 from sessions.settings import Limits, SessionLimits
 
@@ -35,29 +36,23 @@ class Face:
 async def serving(
     *,
     tokens: tuple[Token, ...] = (),
-    loopback: bool = True,
     public_url: str = "",
     allowed_origins: tuple[str, ...] = (),
     limits: Limits | None = None,
     languages: Mapping[str, str] = MappingProxyType({"python": "python3"}),
     service: Any = None,
     bounds: HttpBounds | None = None,
-    **server_settings: Any,
 ) -> AsyncIterator[Face]:
-    session_limits = SessionLimits(idle_timeout_s=600, max_lifetime_s=3600)
-    service = service or MemoryService(session_limits=session_limits, kernel_names=dict(languages))
-    limits = limits or Limits(request_bytes=10_000)
-    context = Context(
-        service=service,
-        authenticator=Authenticator(tokens, required=bool(tokens)),
-        site=SiteRules.of(loopback=loopback, public_url=public_url, allowed_origins=allowed_origins, allowed_hosts=()),
-        limits=limits,
-        http=HttpLimits(limits.request_bytes, bounds),
-        session_limits=session_limits,
-        languages=languages,
-        public_url=public_url,
+    config = Config(
+        server=ServerSection(public_url=public_url, allowed_origins=allowed_origins),
+        auth=AuthSection(tokens=tokens),
+        limits=limits or Limits(request_bytes=10_000),
+        sessions=SessionLimits(idle_timeout_s=600, max_lifetime_s=3600),
+        languages=dict(languages),
     )
-    server = make_server(context, **server_settings)
+    service = service or MemoryService(session_limits=config.sessions, kernel_names=config.languages)
+    context = Context(service, config, bounds)
+    server = make_server(context)
     server.listen(0, "127.0.0.1")
     port = next(iter(server._sockets.values())).getsockname()[1]
     try:

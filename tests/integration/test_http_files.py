@@ -262,7 +262,7 @@ async def test_a_slow_sandbox_slows_the_upload(face: Face) -> None:
 
 async def test_a_stalled_upload_is_hung_up_on_and_a_long_one_gets_its_time() -> None:
     limits = Limits(request_bytes=REQUEST_LIMIT, disk_bytes=LIMIT)
-    async with serving(limits=limits, body_timeout_s=0.2) as face:
+    async with serving(limits=limits, bounds=HttpBounds(body_timeout_s=0.2)) as face:
         async with httpx.AsyncClient(base_url=face.url) as client:
             await client.post("/sessions", json={"session_id": "s"})
         reader, writer = await asyncio.open_connection("127.0.0.1", face.port)

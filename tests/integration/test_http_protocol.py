@@ -10,10 +10,11 @@ import pytest
 from http_face import Face, serving
 
 from gateway.http.base.handler import MAX_HEADER_BYTES
-from gateway.http.base.limits import BUFFERED_BODIES, HttpBounds
+from gateway.http.base.limits import HttpBounds
 from sessions.model import ArtifactKind
 
 LIMIT = 10_000
+BUFFERED_BODIES = HttpBounds().buffered_bodies
 
 
 async def talk(face: Face, *parts: bytes, patience_s: float = 10.0) -> bytes:
@@ -135,7 +136,7 @@ async def test_malformed_and_smuggled_requests_run_nothing_and_close(face: Face,
     ids=["silent", "slow header", "slow body", "slow chunk"],
 )
 async def test_slow_clients_are_hung_up_on(opening: bytes) -> None:
-    async with serving(header_timeout_s=0.3, body_timeout_s=0.3) as face:
+    async with serving(bounds=HttpBounds(header_timeout_s=0.3, body_timeout_s=0.3)) as face:
         reader, writer = await asyncio.open_connection("127.0.0.1", face.port)
         writer.write(opening)
 
@@ -154,7 +155,7 @@ async def test_slow_clients_are_hung_up_on(opening: bytes) -> None:
 
 
 async def test_a_patient_server_is_the_negative_control() -> None:
-    async with serving(header_timeout_s=30, body_timeout_s=30) as face:
+    async with serving(bounds=HttpBounds(header_timeout_s=30, body_timeout_s=30)) as face:
         reader, writer = await asyncio.open_connection("127.0.0.1", face.port)
         writer.write(b"GET /healthz HTTP/1.1\r\nHost: loc")
         with pytest.raises(TimeoutError):
@@ -164,7 +165,7 @@ async def test_a_patient_server_is_the_negative_control() -> None:
 
 
 async def test_one_connection_too_many_is_told_so_and_the_others_live() -> None:
-    async with serving(max_connections=2) as face:
+    async with serving(bounds=HttpBounds(connections=2)) as face:
         first = await asyncio.open_connection("127.0.0.1", face.port)
         second = await asyncio.open_connection("127.0.0.1", face.port)
         await asyncio.sleep(0.05)

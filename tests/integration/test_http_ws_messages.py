@@ -14,9 +14,10 @@ from http_face import Face
 from websockets.asyncio.client import ClientConnection
 from ws_talk import UPGRADE, hear, tell
 
-from gateway.http.base.limits import BUFFERED_BODIES, HttpBounds
+from gateway.http.base.limits import HttpBounds
 
 LIMIT = 10_000  # the face's own `request_bytes`
+BUFFERED_BODIES = HttpBounds().buffered_bodies
 TEXT, CONTINUATION, PING = 0x01, 0x00, 0x89
 FINAL = 0x80
 

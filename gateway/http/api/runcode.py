@@ -48,8 +48,8 @@ class RunCodeHandler(StreamingHandler):
         return run_request.run_request(
             given,
             tenant=self.tenant,
-            languages=self.context.languages,
-            limits=self.context.limits,
+            languages=self.context.config.languages,
+            limits=self.context.config.limits,
             from_query=self._is_query,
             idempotency_key=self.request.headers.get("Idempotency-Key"),
         )

@@ -72,8 +72,8 @@ class RunCodeSocket(SocketHandler):
         return run_request.run_request(
             message,
             tenant=self.tenant,
-            languages=self.context.languages,
-            limits=self.context.limits,
+            languages=self.context.config.languages,
+            limits=self.context.config.limits,
             allow_stdin=True,
             idempotency_key=message.idempotency_key,
         )

@@ -89,7 +89,7 @@ class SessionFileHandler(BaseHandler):
 
     @property
     def _body_limit_bytes(self) -> int:
-        limits = self.context.limits
+        limits = self.context.config.limits
         return limits.disk_bytes if self.request.method == "PUT" else limits.request_bytes
 
     def _too_large(self) -> TooLarge:

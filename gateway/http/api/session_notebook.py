@@ -35,7 +35,7 @@ class SessionNotebookHandler(BaseHandler):
             runs, has_older = await self._runs(session)
             if self._is_disconnected:
                 return
-            kernel_name = self.context.languages.get(session.language, session.language)
+            kernel_name = self.context.config.languages.get(session.language, session.language)
             # Validation is slow, and must not block the event loop.
             document = await asyncio.to_thread(_document, runs, session.language, kernel_name, has_older)
         self.set_header("Content-Type", "application/x-ipynb+json")

@@ -21,8 +21,8 @@ class SessionsHandler(BaseHandler):
         asked = session_request.session_request(
             session_request.optional_object(self.request.headers, self.body),
             tenant=self.tenant,
-            languages=self.context.languages,
-            limits=self.context.session_limits,
+            languages=self.context.config.languages,
+            limits=self.context.config.sessions,
         )
         view = await self.context.service.create_session(asked)
         self.set_header("Location", urls.session_url(self.base_url, view.session.session_id))
@@ -38,7 +38,7 @@ class SessionHandler(BaseHandler):
         match self.request.method:
             case "PATCH":
                 value = session_request.optional_object(self.request.headers, self.body)
-                idle_timeout_s, max_lifetime_s = session_request.renewal(value, self.context.session_limits)
+                idle_timeout_s, max_lifetime_s = session_request.renewal(value, self.context.config.sessions)
                 view = await service.renew_session(
                     self.tenant, session_id, idle_timeout_s=idle_timeout_s, max_lifetime_s=max_lifetime_s
                 )

@@ -1,31 +1,29 @@
-"""What the composition root gives to every handler."""
+"""What every handler of one server shares: the service, the configuration, and what follows from that."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from gateway.auth import Authenticator, SiteRules
-from gateway.http.base.limits import HttpLimits
+from gateway.config.sections import Config
+from gateway.http.base.limits import HttpBounds, HttpLimits
 from sessions.service import Service
-from sessions.settings import Limits, SessionLimits
 
 
-@dataclass(frozen=True, slots=True)
 class Context:
-    """Shared by all handlers of one server. `public_url` is empty where URLs follow the request's own host.
+    """`public_url` is empty where URLs follow the request's own host; Jupyter clients are shown `started_at`."""
 
-    `limits` and `session_limits` are configured; `http` counts what this server holds. `started_at` is what Jupyter
-    clients see.
-    """
-
-    service: Service
-    authenticator: Authenticator
-    site: SiteRules
-    limits: Limits
-    session_limits: SessionLimits
-    languages: Mapping[str, str]
-    public_url: str
-    http: HttpLimits
-    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    def __init__(self, service: Service, config: Config, bounds: HttpBounds | None = None) -> None:
+        server = config.server
+        self.service = service
+        self.config = config
+        self.authenticator = Authenticator(config.auth.tokens, required=config.auth.is_required)
+        self.site = SiteRules.of(
+            loopback=config.is_loopback,
+            public_url=server.public_url,
+            allowed_origins=server.allowed_origins,
+            allowed_hosts=server.allowed_hosts,
+        )
+        self.public_url = server.public_url.rstrip("/")
+        self.http = HttpLimits(config.limits.request_bytes, bounds or HttpBounds())
+        self.started_at = datetime.now(UTC)

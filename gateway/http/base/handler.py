@@ -59,7 +59,7 @@ class BaseHandler(RequestHandler):
     def initialize(self, context: Context, route: Route) -> None:
         self.context = context
         self.route = route
-        self._body = IncomingBody(context.http.bodies, context.limits.request_bytes)
+        self._body = IncomingBody(context.http.bodies)
 
     async def handle_request(self) -> None:
         """Serve the request, whose whole body is in `body`. May raise any CellblockError."""
@@ -157,7 +157,7 @@ class BaseHandler(RequestHandler):
 
     @property
     def _body_limit_bytes(self) -> int:
-        return self.context.limits.request_bytes
+        return self.context.config.limits.request_bytes
 
     def _too_large(self) -> TooLarge:
         return TooLarge()

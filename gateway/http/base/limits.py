@@ -17,15 +17,6 @@ from sessions.concurrency import KeyedLock
 from sessions.errors import Draining, TooManyRequests, Unavailable
 from sessions.model import TenantId
 
-DRAIN_FACTOR = 8
-"""A body up to this many times the limit is read to its end, so that the client gets to see the 413."""
-
-BUFFERED_BODIES = 16
-"""Request bodies of the largest allowed size that fit in memory at once; of smaller ones, more fit."""
-
-NOTEBOOKS_AT_ONCE = 2
-"""Notebooks that are made at once, over all tenants. One may take half a gigabyte."""
-
 _LAST_EVENTS_S = 0.5
 _GOODBYE_S = 1.0
 
@@ -33,6 +24,20 @@ _GOODBYE_S = 1.0
 @dataclass(frozen=True, slots=True)
 class HttpBounds:
     """Time-outs and bounds of the HTTP face. No configuration sets them; tests do."""
+
+    header_timeout_s: float = 30.0
+    """How long a connection may be idle, and how long headers may take to arrive."""
+
+    body_timeout_s: float = 60.0
+
+    connections: int = 1024
+    """Further connections are answered with 503."""
+
+    drain_factor: int = 8
+    """A body up to this many times the limit is read to its end, so that the client gets to see the 413."""
+
+    buffered_bodies: int = 16
+    """Request bodies of the largest allowed size that fit in memory at once; of smaller ones, more fit."""
 
     send_timeout_s: float = 120.0
     """A client that does not read its answer within this time loses its connection."""
@@ -56,6 +61,9 @@ class HttpBounds:
     runs_per_socket: int = 32
     """Runs in flight per connection of `/runcode/ws`."""
 
+    notebooks: int = 2
+    """Notebooks that are made at once, over all tenants. One may take half a gigabyte."""
+
     notebook_runs: int = 1000
     """A notebook holds this many of the newest runs; a text mentions the others."""
 
@@ -71,13 +79,13 @@ class HttpLimits:
     The mutable state is that of the counters, and which tenants make a notebook.
     """
 
-    def __init__(self, request_bytes: int, bounds: HttpBounds | None = None) -> None:
-        self.bounds = bounds or HttpBounds()
-        self.bodies = BufferedBodies(request_bytes)
-        self.streams = Streams(self.bounds)
+    def __init__(self, request_bytes: int, bounds: HttpBounds) -> None:
+        self.bounds = bounds
+        self.bodies = BufferedBodies(request_bytes, bounds)
+        self.streams = Streams(bounds)
         self.in_flight = InFlight()
         self._tenants: KeyedLock[TenantId] = KeyedLock()
-        self._notebooks = asyncio.Semaphore(NOTEBOOKS_AT_ONCE)
+        self._notebooks = asyncio.Semaphore(bounds.notebooks)
 
     @asynccontextmanager
     async def notebook(self, tenant: TenantId) -> AsyncIterator[None]:
@@ -95,8 +103,9 @@ class HttpLimits:
 class BufferedBodies:
     """Counts the bytes of request bodies and WebSocket messages that are in memory, over all connections."""
 
-    def __init__(self, request_bytes: int) -> None:
-        self._limit_bytes = BUFFERED_BODIES * request_bytes
+    def __init__(self, request_bytes: int, bounds: HttpBounds) -> None:
+        self.drained_bytes = bounds.drain_factor * request_bytes
+        self._limit_bytes = bounds.buffered_bodies * request_bytes
         self._bytes = 0
 
     def __repr__(self) -> str:
@@ -121,9 +130,8 @@ def no_room() -> Unavailable:
 class IncomingBody:
     """The body of one request. The mutable state is the part that is kept, and how many bytes have arrived."""
 
-    def __init__(self, bodies: BufferedBodies, request_bytes: int) -> None:
+    def __init__(self, bodies: BufferedBodies) -> None:
         self._bodies = bodies
-        self._request_bytes = request_bytes
         self._kept = bytearray()
         self.received_bytes = 0
 
@@ -135,7 +143,7 @@ class IncomingBody:
 
     def is_drained(self, size_bytes: int) -> bool:
         """Whether an unwanted body of this size is read to its end."""
-        return size_bytes <= DRAIN_FACTOR * self._request_bytes
+        return size_bytes <= self._bodies.drained_bytes
 
     def count(self, chunk: bytes) -> None:
         self.received_bytes += len(chunk)
@@ -163,7 +171,7 @@ def declared_bytes(headers: HTTPHeaders) -> int:
 
 
 class InFlight:
-    """Counts the requests that have no answer yet, so that a server can stop when there are none."""
+    """Counts what has not ended: requests without an answer, or streams."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -182,9 +190,10 @@ class InFlight:
         if self._count == 0:
             self._none.set()
 
-    async def wait_for_none(self) -> None:
-        """Return once every answer has been written."""
-        await self._none.wait()
+    async def wait_for_none(self, timeout_s: float | None = None) -> None:
+        """Return once all have ended, or after `timeout_s`."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._none.wait(), timeout_s)
 
 
 class Stream(Protocol):
@@ -209,8 +218,7 @@ class Streams:
     def __init__(self, bounds: HttpBounds) -> None:
         self._bounds = bounds
         self._open: set[Stream] = set()
-        self._none = asyncio.Event()
-        self._none.set()
+        self._in_flight = InFlight()
         self._is_closed = False
 
     def __repr__(self) -> str:
@@ -221,13 +229,12 @@ class Streams:
         """Count a stream for the length of the block. Raises TooManyRequests, Unavailable and Draining."""
         self._check_room(stream.tenant)
         self._open.add(stream)
-        self._none.clear()
+        self._in_flight.add()
         try:
             yield
         finally:
             self._open.discard(stream)
-            if not self._open:
-                self._none.set()
+            self._in_flight.remove()
 
     def _check_room(self, tenant: TenantId) -> None:
         if self._is_closed:
@@ -250,13 +257,9 @@ class Streams:
         Events that have just been committed are still sent.
         """
         self._is_closed = True
-        await self._wait_for_none(_LAST_EVENTS_S)
+        await self._in_flight.wait_for_none(_LAST_EVENTS_S)
         for stream in list(self._open):
             stream.end_stream()
-        await self._wait_for_none(_GOODBYE_S)
+        await self._in_flight.wait_for_none(_GOODBYE_S)
         for stream in list(self._open):
             stream.disconnect()
-
-    async def _wait_for_none(self, timeout_s: float) -> None:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._none.wait(), timeout_s)

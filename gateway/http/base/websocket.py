@@ -71,7 +71,7 @@ class SocketHandler(BaseHandler, WebSocketHandler):
     @property
     def max_message_size(self) -> int:
         """Bytes; a larger message closes the connection with 1009."""
-        return self.context.limits.request_bytes
+        return self.context.config.limits.request_bytes
 
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         protocol = super().get_websocket_protocol()

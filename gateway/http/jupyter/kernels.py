@@ -22,7 +22,7 @@ class KernelsHandler(JupyterHandler):
         if self.request.method != "POST":
             await self.send_json([kernel_model(view) for view in service.list_sessions(self.tenant)])
             return
-        choice, name = kernel_choice(self.model(), self.context.languages)
+        choice, name = kernel_choice(self.model(), self.context.config.languages)
         try:
             view = self._there(choice.kernel_id) or await service.jupyter.start_kernel(self.tenant, choice)
         except UnsupportedLanguage as error:

@@ -20,7 +20,7 @@ class KernelSpecsHandler(JupyterHandler):
     """All kernelspecs."""
 
     async def handle_request(self) -> None:
-        languages = self.context.languages
+        languages = self.context.config.languages
         specs = kernelspecs(languages, python_logos(), self.base_path)
         await self.send_json({"default": languages[default_language(languages)], "kernelspecs": specs})
 
@@ -30,7 +30,7 @@ class KernelSpecHandler(JupyterHandler):
 
     async def handle_request(self) -> None:
         name = segment(self.request.path, 3)
-        spec = kernelspecs(self.context.languages, python_logos(), self.base_path).get(name)
+        spec = kernelspecs(self.context.config.languages, python_logos(), self.base_path).get(name)
         if spec is None:
             raise NotFound(f"Kernel spec {shown(name)} not found")
         await self.send_json(spec)
@@ -42,7 +42,7 @@ class KernelSpecFileHandler(JupyterHandler):
     async def handle_request(self) -> None:
         """Send it, if it is one of those that are known: no path is made of what the client says."""
         name, file = segment(self.request.path, 2), segment(self.request.path, 3)
-        logo = python_logos().get(file) if self.context.languages.get(PYTHON) == name else None
+        logo = python_logos().get(file) if self.context.config.languages.get(PYTHON) == name else None
         if logo is None:
             raise NotFound("Not Found")
         self.set_header("Content-Type", _CONTENT_TYPES[Path(file).suffix])

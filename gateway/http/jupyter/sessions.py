@@ -29,7 +29,7 @@ class JupyterSessionsHandler(_SessionRouteHandler):
         if self.request.method != "POST":
             await self.send_json([session_model(view) for view in sessions.of_tenant(self.tenant)])
             return
-        asked = opened_session(self.model(), self.context.languages)
+        asked = opened_session(self.model(), self.context.config.languages)
         try:
             view = await sessions.open(self.tenant, asked.path, asked.name, asked.type, asked.choice)
         except UnsupportedLanguage:
@@ -63,7 +63,7 @@ class JupyterSessionHandler(_SessionRouteHandler):
             raise NotFound(f"Session not found: session_id='{shown(jupyter_id)}'") from error
 
     async def _change(self, jupyter_id: str) -> None:
-        asked = changed_session(self.model(), self.context.languages)
+        asked = changed_session(self.model(), self.context.config.languages)
         try:
             view = await self.context.service.jupyter.change(self.tenant, jupyter_id, asked.changes, asked.choice)
         except UnsupportedLanguage:
