@@ -19,7 +19,7 @@ from rich.console import Console
 
 from gateway import doctor
 from gateway.config.loader import Config
-from gateway.console import Choices, greet, own_version, showing_progress
+from gateway.console import greet, showing_progress
 from gateway.doctor import Finding, Level
 from gateway.host.bound_sockets import BoundSockets
 from gateway.host.clock import SystemClock
@@ -31,8 +31,9 @@ from gateway.store.embedded.postgres import EmbeddedPostgres
 from gateway.store.engine import parse_url
 from gateway.store.migrate import migrate
 from gateway.store.postgres import PostgresStore
-from gateway.store.retention import Retention
+from gateway.store.retention import remove_expired_runs
 from gateway.supervisors import SupervisorSwitchboard
+from sessions.concurrency import BackgroundTasks
 from sessions.errors import EngineUnavailable, Misconfigured, SetUpFailed, StoreUnavailable
 from sessions.model import GatewayId
 from sessions.ports import Provisioner
@@ -106,23 +107,20 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
         stack.push_async_callback(service.close)
         await service.start()
         if config.retention.days:
-            retention = Retention(store, clock, days=config.retention.days)
-            stack.push_async_callback(retention.stop)
-            retention.start()
+            jobs = BackgroundTasks("the gateway")
+            stack.push_async_callback(jobs.cancel)
+            jobs.spawn(remove_expired_runs(store, clock, days=config.retention.days))
         _raise_descriptor_limit()
         _spare_the_collector()
         stack.callback(server.stop)
         server.add_sockets(sockets.listen())
         greet(
             console,
-            Choices(
-                version=own_version(),
-                engine=chosen.provisioner.name,
-                kernel_image=chosen.kernel_image,
-                database=database_name,
-                url=_own_url(config, sockets.port),
-                token_required=config.auth.is_required,
-            ),
+            engine=chosen.provisioner.name,
+            kernel_image=chosen.kernel_image,
+            database=database_name,
+            url=_own_url(config, sockets.port),
+            token_required=config.auth.is_required,
         )
         signals.serving.set()
         await signals.stop.wait()

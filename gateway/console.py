@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from rich.console import Console
@@ -23,18 +22,6 @@ _NO_ISOLATION = (
 )
 
 _MARKS = {Level.OK: "[green]ok[/green]", Level.WARN: "[yellow]warn[/yellow]", Level.FAIL: "[bold red]FAIL[/bold red]"}
-
-
-@dataclass(frozen=True, slots=True)
-class Choices:
-    """What the gateway decided at start. `kernel_image` is empty for the process engine."""
-
-    version: str
-    engine: str
-    kernel_image: str
-    database: str
-    url: str
-    token_required: bool
 
 
 def own_version() -> str:
@@ -60,22 +47,22 @@ def showing_progress(console: Console, title: str) -> Iterator[Callable[[str], N
         yield show
 
 
-def greet(console: Console, choices: Choices) -> None:
-    """Print what was chosen, and a line to try."""
+def greet(console: Console, *, engine: str, kernel_image: str, database: str, url: str, token_required: bool) -> None:
+    """Print what was chosen, and a line to try. `kernel_image` is empty for the process engine."""
     table = Table(show_header=False, box=None, padding=(0, 2))
-    table.add_row("engine", choices.engine)
-    if choices.kernel_image:
-        table.add_row("kernel image", choices.kernel_image)
-    table.add_row("database", escape(choices.database))
-    table.add_row("tokens", "required" if choices.token_required else "none needed: this machine only")
-    table.add_row("listening on", f"[bold]{choices.url}[/bold]")
+    table.add_row("engine", engine)
+    if kernel_image:
+        table.add_row("kernel image", kernel_image)
+    table.add_row("database", escape(database))
+    table.add_row("tokens", "required" if token_required else "none needed: this machine only")
+    table.add_row("listening on", f"[bold]{url}[/bold]")
     console.print()
-    console.print(f"[bold]Cellblock {choices.version}[/bold] is listening.")
+    console.print(f"[bold]Cellblock {own_version()}[/bold] is listening.")
     console.print(table)
-    if choices.engine == "process":
+    if engine == "process":
         console.print(Panel(_NO_ISOLATION, title="No isolation", border_style="yellow"))
     console.print("Try:")
-    console.print(_curl(choices), markup=False, highlight=False, soft_wrap=True)
+    console.print(_curl(url, token_required=token_required), markup=False, highlight=False, soft_wrap=True)
     console.print()
 
 
@@ -90,7 +77,7 @@ def show_findings(console: Console, findings: Iterable[Finding]) -> None:
     console.print(table)
 
 
-def _curl(choices: Choices) -> str:
-    token = " -H 'Authorization: Bearer <token>'" if choices.token_required else ""
+def _curl(url: str, *, token_required: bool) -> str:
+    token = " -H 'Authorization: Bearer <token>'" if token_required else ""
     body = """'{"code": "print(\\"Hello, World!\\")"}'"""
-    return f"  curl {choices.url}/runcode{token} -H 'Content-Type: application/json' -d {body}"
+    return f"  curl {url}/runcode{token} -H 'Content-Type: application/json' -d {body}"

@@ -1,4 +1,4 @@
-"""The retention job: what it asks the store for, that it survives a bad round, and that it ends."""
+"""The retention job: what it asks the store for, that it survives a bad round, and when it begins."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from gateway.store.retention import Retention
+from gateway.store.retention import remove_expired_runs
 from sessions.errors import StoreUnavailable
 from sessions.testing.memory_store import MemoryStore
 
@@ -44,28 +44,23 @@ async def next_round(store: WatchedStore) -> datetime:
 
 async def test_what_is_older_than_the_retention_time_is_removed_again_and_again() -> None:
     store = WatchedStore()
-    retention = Retention(store, StoppedClock(), days=30, first_after_s=0, every_s=0.01)
-    retention.start()
+    job = asyncio.create_task(remove_expired_runs(store, StoppedClock(), days=30, first_after_s=0, every_s=0.01))
     assert [await next_round(store) for _ in range(3)] == [NOW - timedelta(days=30)] * 3
-    await retention.stop()
+    job.cancel()
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable(), RuntimeError("unforeseen")])
 async def test_a_round_that_fails_is_not_the_last(error: Exception) -> None:
     store = WatchedStore(error)
-    retention = Retention(store, StoppedClock(), days=1, first_after_s=0, every_s=0.01)
-    retention.start()
+    job = asyncio.create_task(remove_expired_runs(store, StoppedClock(), days=1, first_after_s=0, every_s=0.01))
     await next_round(store)
     await next_round(store)
-    await retention.stop()
+    job.cancel()
 
 
-async def test_nothing_happens_before_the_first_delay_and_after_the_stop() -> None:
+async def test_nothing_happens_before_the_first_delay() -> None:
     store = WatchedStore()
-    retention = Retention(store, StoppedClock(), days=1, first_after_s=3600)
-    retention.start()
+    job = asyncio.create_task(remove_expired_runs(store, StoppedClock(), days=1, first_after_s=3600))
     await asyncio.sleep(0.05)
-    await retention.stop()
-    await retention.stop()
+    job.cancel()
     assert store.rounds.empty()
-    assert asyncio.all_tasks() == {asyncio.current_task()}
