@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from websockets.asyncio.client import ClientConnection, connect
 from ws_talk import TOKENS, begun, hear, tell
 
+from gateway.http.api.runcode_ws import RunCodeSocket
 from gateway.http.base.limits import HttpBounds
 from sessions.errors import StoreUnavailable, TooManyRequests
 from sessions.model import EventType, RunRequest
@@ -84,6 +85,25 @@ async def test_runs_of_one_session_begin_in_the_order_they_were_sent(face: Face,
     await tell(ws, op="run", code="other", session_id="t")
     await begun(face, 5)
     assert order == ["other", "0", "1", "2", "3"]
+
+
+async def test_a_run_that_is_given_up_lets_no_later_one_overtake_the_first(face: Face, ws: ClientConnection) -> None:
+    face.service.hold = asyncio.Event()
+    for code in "012":
+        await tell(ws, op="run", code=code, session_id="s")
+    (socket,) = face.streams._open
+    assert isinstance(socket, RunCodeSocket)
+    async with asyncio.timeout(30):
+        while len(socket._runs) < 3:
+            await asyncio.sleep(0.005)
+    _, second, _ = sorted(socket._runs, key=lambda task: int(task.get_name().removeprefix("Task-")))
+    await asyncio.sleep(0)
+    second.cancel()
+    await asyncio.wait([second])
+    await asyncio.sleep(0.05)
+    assert [request.code for request in face.service.requests] == ["0"]
+    face.service.hold.set()
+    assert [run.request.code for run in await begun(face, 2)] == ["0", "2"]
 
 
 @pytest.mark.parametrize("face", [HttpBounds(runs_per_socket=2)], indirect=True)

@@ -6,8 +6,7 @@ A client that vanishes ends the following of its runs, and never a run.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, aclosing, asynccontextmanager
+from contextlib import ExitStack, aclosing, nullcontext
 from typing import Any
 
 import structlog
@@ -20,7 +19,7 @@ from gateway.http.base.errors import error_message
 from gateway.http.base.websocket import SocketHandler
 from gateway.http.parse import run_request, socket_messages
 from gateway.http.parse.socket_messages import InputMessage, InterruptMessage, MessageId, RunMessage
-from sessions.concurrency import BackgroundTasks
+from sessions.concurrency import BackgroundTasks, KeyedLock
 from sessions.errors import CellblockError, TooManyRequests
 from sessions.model import RunId, RunRequest, SessionId
 
@@ -33,7 +32,7 @@ class RunCodeSocket(SocketHandler):
     def __init__(self, application: Application, request: HTTPServerRequest, **kwargs: Any) -> None:
         self._runs = BackgroundTasks("/runcode/ws")
         self._followed: set[asyncio.Task[None]] = set()
-        self._turns: dict[SessionId, asyncio.Event] = {}
+        self._turns: KeyedLock[SessionId] = KeyedLock()
         super().__init__(application, request, **kwargs)
 
     async def on_message(self, message: str | bytes) -> None:
@@ -90,7 +89,9 @@ class RunCodeSocket(SocketHandler):
         """Begin a run and send its events. `held` is its message, which is not held any more once it has begun."""
         try:
             with held:
-                async with self._turn(request.session_id):
+                # Runs in one session begin in the order in which they were sent.
+                turn = nullcontext() if request.session_id is None else self._turns.hold(request.session_id)
+                async with turn:
                     run_id = await self.context.service.begin(request)
                 del request
             if not self.is_closed:
@@ -112,23 +113,6 @@ class RunCodeSocket(SocketHandler):
                         await self.send_message(event | yours)
         finally:
             self._followed.discard(task)
-
-    @asynccontextmanager
-    async def _turn(self, session_id: SessionId | None) -> AsyncIterator[None]:
-        """Runs in one session begin in the order in which they were sent."""
-        if session_id is None:
-            yield
-            return
-        before, mine = self._turns.get(session_id), asyncio.Event()
-        self._turns[session_id] = mine
-        try:
-            if before is not None:
-                await before.wait()
-            yield
-        finally:
-            mine.set()
-            if self._turns[session_id] is mine:
-                del self._turns[session_id]
 
     async def _send_error(self, error: Exception, identifier: MessageId | None) -> None:
         """Send what went wrong. What nobody foresaw is in the log."""
