@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -74,10 +75,21 @@ def _template_pg_dir() -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (home / "complete").exists():
             shutil.rmtree(home / "data", ignore_errors=True)
-            with EmbeddedPostgres(home / "data", settings=FAST) as server:
+            with running_postgres(home / "data", settings=FAST) as server:
                 migrate(server.start())
             (home / "complete").touch()
     return home / "data" / "pg"
+
+
+@contextmanager
+def running_postgres(data_dir: Path, **options: Any) -> Iterator[EmbeddedPostgres]:
+    """A server that is stopped in the end."""
+    server = EmbeddedPostgres(data_dir, **options)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 @contextmanager
@@ -96,7 +108,7 @@ def postgres_dir() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """URL of a running server's maintenance database."""
-    with postgres_dir() as data_dir, EmbeddedPostgres(data_dir, settings=FAST) as server:
+    with postgres_dir() as data_dir, running_postgres(data_dir, settings=FAST) as server:
         yield server.start()
 
 
@@ -186,7 +198,7 @@ class OwnServer:
                 process.send_signal(number)
 
     def processes(self) -> list[psutil.Process]:
-        if self._server.is_stopped():
+        if self._server._process is None:
             return []
         postmaster = psutil.Process(self._server.pid)
         return [postmaster, *postmaster.children(recursive=True)]

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import psycopg2
 import pytest
-from store_fixtures import FAST, copy_template_data_dir, execute
+from store_fixtures import FAST, copy_template_data_dir, execute, running_postgres
 
 from gateway.store.embedded.postgres import EmbeddedPostgres
 from gateway.store.embedded.service_account import ACCOUNT_NAME, for_postgres, grant_passage
@@ -42,7 +42,7 @@ def data_dir(empty_data_dir: Path) -> Path:
 
 @pytest.fixture
 def server(data_dir: Path) -> Iterator[EmbeddedPostgres]:
-    with EmbeddedPostgres(data_dir, exclusive=True, settings=FAST) as running:
+    with running_postgres(data_dir, exclusive=True, settings=FAST) as running:
         yield running
 
 
@@ -59,10 +59,10 @@ def count_of(url: str, query: str = "SELECT 1") -> int:
 
 
 def test_data_outlives_the_server(data_dir: Path) -> None:
-    with EmbeddedPostgres(data_dir) as first:
+    with running_postgres(data_dir) as first:
         url = first.start()
         execute(url, "CREATE TABLE kept AS SELECT 42 AS n")
-    with EmbeddedPostgres(data_dir) as second:
+    with running_postgres(data_dir) as second:
         assert second.start() == url
         assert count_of(url, "SELECT n FROM kept") == 42
 
@@ -95,7 +95,7 @@ def test_another_user_is_refused(server: EmbeddedPostgres, data_dir: Path, targe
 def test_directories_above_stay_closed_to_all_but_the_database(data_dir: Path) -> None:
     run_dir = data_dir / "run"
     run_dir.mkdir(mode=0o700)
-    with EmbeddedPostgres(data_dir, settings=FAST) as server:
+    with running_postgres(data_dir, settings=FAST) as server:
         server.start()
         assert permissions(run_dir) == 0o700
         assert permissions(data_dir) & 0o007 == 0
@@ -112,19 +112,19 @@ def test_a_directory_that_was_closed_again_is_opened_again(data_dir: Path) -> No
     grant_passage(account, data_dir)
     grant_passage(account, data_dir)
     data_dir.chmod(0o700)  # this also takes the access control list's effect
-    with EmbeddedPostgres(data_dir, settings=FAST) as server:
+    with running_postgres(data_dir, settings=FAST) as server:
         assert count_of(server.start()) == 1
 
 
 def test_a_path_too_long_for_a_socket_gets_a_private_short_one(tmp_path: Path) -> None:
     data_dir = tmp_path / ("long" * 30) / "data"
     copy_template_data_dir(data_dir)
-    with EmbeddedPostgres(data_dir, settings=FAST) as server:
+    with running_postgres(data_dir, settings=FAST) as server:
         url = server.start()
         assert count_of(url) == 1
         socket_dir = Path(url.partition("host=")[2].replace("%2F", "/"))
         assert permissions(socket_dir) == 0o700
-    with EmbeddedPostgres(data_dir, settings=FAST) as server:
+    with running_postgres(data_dir, settings=FAST) as server:
         assert server.start() == url
     assert list(socket_dir.iterdir()) == []
     socket_dir.rmdir()
@@ -135,7 +135,7 @@ def test_a_short_socket_directory_of_somebody_else_is_refused(tmp_path: Path, mo
     copy_template_data_dir(data_dir)
     with tempfile.TemporaryDirectory(prefix="s", dir="/tmp") as shared:
         monkeypatch.setattr(tempfile, "tempdir", shared)
-        with EmbeddedPostgres(data_dir, settings=FAST) as server:
+        with running_postgres(data_dir, settings=FAST) as server:
             server.start()
         (planted,) = Path(shared).iterdir()
         planted.chmod(0o777)
@@ -170,7 +170,7 @@ def test_a_server_left_by_a_killed_gateway_is_taken_over_and_stopped(data_dir: P
 
 def test_a_command_beside_a_running_gateway_leaves_its_server_alone(server: EmbeddedPostgres, data_dir: Path) -> None:
     url = server.start()
-    with EmbeddedPostgres(data_dir) as beside:
+    with running_postgres(data_dir) as beside:
         assert beside.start() == url
         assert beside.pid == server.pid
     assert count_of(url) == 1
@@ -179,13 +179,13 @@ def test_a_command_beside_a_running_gateway_leaves_its_server_alone(server: Embe
 @pytest.mark.parametrize("pid", ["init", "ours", "nobody", "nonsense"])
 def test_a_stale_lock_file_with_anybodys_number_is_no_obstacle(data_dir: Path, pid: str) -> None:
     number = {"init": "1", "ours": str(os.getpid()), "nobody": "4194304"}.get(pid, pid)
-    with EmbeddedPostgres(data_dir, settings=FAST) as server:
+    with running_postgres(data_dir, settings=FAST) as server:
         server.start()
         lock = (server.pg_dir / "postmaster.pid").read_text().splitlines()
         for process in server_processes(server):
             process.kill()
     (server.pg_dir / "postmaster.pid").write_text("\n".join([number, *lock[1:]]) + "\n")
-    with EmbeddedPostgres(data_dir, settings=FAST) as server:
+    with running_postgres(data_dir, settings=FAST) as server:
         assert count_of(server.start()) == 1
 
 
@@ -193,7 +193,7 @@ def test_an_interrupted_first_start_is_begun_anew(empty_data_dir: Path) -> None:
     half = empty_data_dir / "pg.new"
     half.mkdir()
     (half / "PG_VERSION").write_text("18\n")
-    with EmbeddedPostgres(empty_data_dir, settings=FAST) as server:
+    with running_postgres(empty_data_dir, settings=FAST) as server:
         assert count_of(server.start()) == 1
     assert not half.exists()
 
@@ -209,7 +209,7 @@ def test_a_server_that_cannot_start_says_why(data_dir: Path) -> None:
     server = EmbeddedPostgres(data_dir, settings={"shared_buffers": "no size"})
     with pytest.raises(SetUpFailed, match="shared_buffers"):
         server.start()
-    assert server.is_stopped()
+    assert server._process is None
 
 
 def server_processes(server: EmbeddedPostgres) -> list[psutil.Process]:

@@ -17,8 +17,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 import psutil
 import structlog
@@ -84,25 +83,12 @@ class EmbeddedPostgres:
         state = "stopped" if self._process is None else "started" if self._child else "taken over"
         return f"<EmbeddedPostgres {self.pg_dir} {state}>"
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
-
     @property
     def pid(self) -> int:
         """Process id of the postmaster. Only while started."""
         if self._process is None:
             raise RuntimeError("the embedded PostgreSQL is not running")
         return self._process.pid
-
-    def is_stopped(self) -> bool:
-        """Whether no server is wanted now; one that died and is about to be started again is wanted."""
-        return self._process is None
 
     def start(self) -> str:
         """Make the database directory where there is none, and run the server. Returns its SQLAlchemy URL.
