@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing, suppress
 from typing import Any, ClassVar
-from urllib.parse import unquote_to_bytes
 
 import structlog
 from tornado.httputil import HTTPServerRequest
@@ -21,6 +20,7 @@ from gateway.http.base.websocket import SocketHandler
 from gateway.http.jupyter.framing import Framing, framing_of
 from gateway.http.jupyter.handler import JupyterHandler
 from gateway.http.jupyter.replay import replay_run
+from gateway.http.parse.urls import segment
 from kernel_image.protocol import SUBPROTOCOL
 from sessions.errors import CellblockError, InvalidRequest
 from sessions.jupyter.client import ClientConnection
@@ -60,7 +60,7 @@ class JupyterChannels(JupyterHandler, SocketHandler):
     async def handle_request(self) -> None:
         """Be a WebSocket until it is closed. Raises NotFound when there is no such kernel, TooManyRequests."""
         self._check_handshake()
-        kernel_id = unquote_to_bytes(self.request.path.split("/")[3]).decode("utf-8", "replace")
+        kernel_id = segment(self.request.path, 3)
         session_id = self.context.service.session_of_kernel(self.tenant, kernel_id).session.session_id
         client = self.get_query_argument("session_id", None)
         self._connection = await self.context.service.attach(self.tenant, session_id, client or None)

@@ -9,7 +9,7 @@ import json
 import struct
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 from gateway.http.parse.body import parse_json_object
 from kernel_image.protocol import SUBPROTOCOL, FrameError, decode_message
@@ -21,18 +21,6 @@ _MAX_HEADER_CHARACTERS = 16 << 10
 _MAX_BUFFERS = 56
 _U32_BYTES = 4
 _OPTIONAL: tuple[Any, ...] = (None, "", [], {})
-
-
-class Framing(Protocol):
-    """One of the two."""
-
-    def encode(self, message: ClientMessage) -> str | bytes:
-        """A message as it goes out: text, or binary."""
-        ...
-
-    def decode(self, message: str | bytes) -> ClientMessage:
-        """A client's message. Raises InvalidRequest for what is none."""
-        ...
 
 
 class Framed:
@@ -95,6 +83,9 @@ class Plain:
             json.dumps(_optional(fields, "content")).encode(),
             buffers,
         )
+
+
+Framing = Framed | Plain
 
 
 def framing_of(subprotocol: str | None) -> Framing:

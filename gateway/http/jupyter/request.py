@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -50,51 +49,35 @@ class JupyterSessionFields(msgspec.Struct, frozen=True, kw_only=True):
     notebook: NotebookFields | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedSession:
-    """What `POST /api/sessions` asks for; `kernel_name` is what it called the kernel."""
-
-    path: str
-    name: str | None
-    type: str
-    choice: KernelChoice
-    kernel_name: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class ChangedSession:
-    """What `PATCH /api/sessions/{id}` asks for: new values of `path`, `name` and `type`, and a kernel where given."""
-
-    changes: Mapping[str, str | None]
-    choice: KernelChoice | None
-    kernel_name: str | None
-
-
 def kernel_choice(model: Mapping[str, Any] | None, languages: Mapping[str, str]) -> tuple[KernelChoice, str]:
     """The kernel to start, and what the client called it. Raises InvalidRequest."""
     fields = fields_of(KernelFields, model or {})
     return KernelChoice(fields.kernel_id, language_of(fields.name, languages)), fields.name or ""
 
 
-def opened_session(model: Mapping[str, Any] | None, languages: Mapping[str, str]) -> OpenedSession:
-    """Check a session to open. Raises InvalidRequest."""
+def opened_session(
+    model: Mapping[str, Any] | None, languages: Mapping[str, str]
+) -> tuple[dict[str, Any], KernelChoice, str]:
+    """Path, name and type of a session to open, its kernel, and what the client called that. Raises InvalidRequest."""
     fields = _session_fields(model)
-    changes = _changes(fields, fields.notebook.name if fields.notebook is not None else UNSET)
+    given = _given(fields, fields.notebook.name if fields.notebook is not None else UNSET)
     for name in ("path", "type"):
-        if name not in changes:
+        if name not in given:
             raise InvalidRequest(f"Missing field in JSON data: {name}")
     kernel = fields.kernel or KernelFieldsOfSession()
     choice = KernelChoice(kernel.id or None, language_of(kernel.name, languages))
-    return OpenedSession(str(changes["path"]), changes.get("name"), str(changes["type"]), choice, kernel.name)
+    return given, choice, kernel.name or ""
 
 
-def changed_session(model: Mapping[str, Any] | None, languages: Mapping[str, str]) -> ChangedSession:
-    """Check the changes of a session; a kernel's id counts before its name. Raises InvalidRequest."""
+def changed_session(
+    model: Mapping[str, Any] | None, languages: Mapping[str, str]
+) -> tuple[dict[str, Any], KernelChoice | None, str]:
+    """The changes of a session, as `opened_session` has them; a kernel's id counts before its name."""
     fields = _session_fields(model)
-    changes, kernel = _changes(fields, UNSET), fields.kernel
+    given, kernel = _given(fields, UNSET), fields.kernel
     if kernel is None or (kernel.id is None and kernel.name is None):
-        return ChangedSession(changes, None, None)
-    return ChangedSession(changes, KernelChoice(kernel.id, language_of(kernel.name, languages)), kernel.name)
+        return given, None, ""
+    return given, KernelChoice(kernel.id, language_of(kernel.name, languages)), kernel.name or ""
 
 
 def _session_fields(model: Mapping[str, Any] | None) -> JupyterSessionFields:
@@ -103,14 +86,14 @@ def _session_fields(model: Mapping[str, Any] | None) -> JupyterSessionFields:
     return fields_of(JupyterSessionFields, model)
 
 
-def _changes(fields: JupyterSessionFields, name_of_notebook: str | UnsetType) -> dict[str, str | None]:
+def _given(fields: JupyterSessionFields, name_of_notebook: str | UnsetType) -> dict[str, Any]:
     """What is given of `path`, `name` and `type`; a `notebook` says the first and the last."""
     given = {"path": fields.path, "name": fields.name, "type": fields.type}
     if fields.notebook is not None:
         path = fields.notebook.path if name_of_notebook is UNSET else name_of_notebook
         if path is not UNSET:
             given["path"], given["type"] = path, "notebook"
-    changes: dict[str, str | None] = {}
+    changes: dict[str, Any] = {}
     for name, value in given.items():
         if isinstance(value, UnsetType):
             continue

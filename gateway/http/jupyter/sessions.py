@@ -15,10 +15,12 @@ from sessions.errors import NotFound, UnsupportedLanguage
 class _SessionRouteHandler(JupyterHandler):
     """A route where a kernel may be asked for."""
 
-    async def send_not_available(self, message: str, short_message: str) -> None:
+    async def send_not_available(self, kernel_name: str, **messages: str) -> None:
         """Say that a kernel of that name cannot be had, as jupyter_server does."""
         self.error_code = UnsupportedLanguage.code
-        await self.send_json({"message": message, "short_message": short_message}, HTTPStatus.NOT_IMPLEMENTED)
+        name = shown(kernel_name)
+        said = {field: message.format(name=name) for field, message in messages.items()}
+        await self.send_json(said, HTTPStatus.NOT_IMPLEMENTED)
 
 
 class JupyterSessionsHandler(_SessionRouteHandler):
@@ -29,15 +31,15 @@ class JupyterSessionsHandler(_SessionRouteHandler):
         if self.request.method != "POST":
             await self.send_json([session_model(view) for view in sessions.of_tenant(self.tenant)])
             return
-        asked = opened_session(self.model(), self.context.config.languages)
+        given, choice, kernel_name = opened_session(self.model(), self.context.config.languages)
         try:
-            view = await sessions.open(self.tenant, asked.path, asked.name, asked.type, asked.choice)
+            view = await sessions.open(self.tenant, given["path"], given.get("name"), given["type"], choice)
         except UnsupportedLanguage:
-            name = shown(asked.kernel_name or "")
             await self.send_not_available(
-                f"The '{name}' kernel is not available. Please pick another suitable kernel instead, or install that "
-                "kernel.",
-                f"{name} not found",
+                kernel_name,
+                message="The '{name}' kernel is not available. Please pick another suitable kernel instead, or "
+                "install that kernel.",
+                short_message="{name} not found",
             )
             return
         model = session_model(view)
@@ -63,14 +65,14 @@ class JupyterSessionHandler(_SessionRouteHandler):
             raise NotFound(f"Session not found: session_id='{shown(jupyter_id)}'") from error
 
     async def _change(self, jupyter_id: str) -> None:
-        asked = changed_session(self.model(), self.context.config.languages)
+        changes, choice, kernel_name = changed_session(self.model(), self.context.config.languages)
         try:
-            view = await self.context.service.jupyter.change(self.tenant, jupyter_id, asked.changes, asked.choice)
+            view = await self.context.service.jupyter.change(self.tenant, jupyter_id, changes, choice)
         except UnsupportedLanguage:
-            name = shown(asked.kernel_name or "")
             await self.send_not_available(
-                f"The '{name}' kernel could not be started: No such kernel named {name}",
-                f"Error starting kernel {name}",
+                kernel_name,
+                message="The '{name}' kernel could not be started: No such kernel named {name}",
+                short_message="Error starting kernel {name}",
             )
             return
         await self.send_json(session_model(view))
