@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NewType
 from uuid import UUID, uuid5
 
@@ -107,11 +107,6 @@ class ArtifactRef:
     name: str
     content_type: str
     size_bytes: int
-
-    @property
-    def url_name(self) -> str:
-        """The last URL segment, `<uuid>_<file name>`, not yet percent-encoded."""
-        return f"{self.id}_{PurePosixPath(self.name).name}"
 
 
 @dataclass(frozen=True, slots=True)

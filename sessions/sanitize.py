@@ -6,7 +6,9 @@ it is decoded, and how deep it may be.
 
 from __future__ import annotations
 
+import math
 import re
+import uuid
 from typing import Any
 
 from kernel_image.protocol import MAX_PATH_CHARACTERS
@@ -29,15 +31,34 @@ def well_formed(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def well_formed_json(value: Any) -> Any:
-    """A JSON value with `well_formed` applied to every string in it. Its depth must be bounded already."""
-    if isinstance(value, str):
-        return well_formed(value)
-    if isinstance(value, dict):
-        return {well_formed(str(key)): well_formed_json(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [well_formed_json(item) for item in value]
-    return value
+def well_formed_json(value: Any, *, keeps_text: bool = False) -> Any:
+    """A JSON value with null for what is not finite, and, unless it `keeps_text`, without lone surrogates.
+
+    Its depth must be bounded already.
+    """
+    match value:
+        case str():
+            return value if keeps_text else well_formed(value)
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {
+                well_formed_json(str(key), keeps_text=keeps_text): well_formed_json(item, keeps_text=keeps_text)
+                for key, item in value.items()
+            }
+        case list() | tuple():
+            return [well_formed_json(item, keeps_text=keeps_text) for item in value]
+        case _:
+            return value
+
+
+def canonical_uuid(text: str) -> str | None:
+    """The UUID as it is usually written; None for what is none, and for other ways to write one."""
+    try:
+        canonical = str(uuid.UUID(text))
+    except ValueError:
+        return None
+    return canonical if len(text) == len(canonical) else None
 
 
 def relative_path(path: Any) -> str | None:

@@ -80,8 +80,12 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach the gateway."""
-        return is_loopback(self.server.host)
+        """Whether only this machine can reach the gateway. Of host names, only localhost counts."""
+        host = self.server.host.strip("[]").lower()
+        try:
+            return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False
 
     def data_dir(self, environ: Mapping[str, str]) -> Path:
         """Where the embedded database, sockets and the gateway's own id are kept."""
@@ -95,13 +99,3 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 SECTIONS: Mapping[str, type[Section]] = {
     section.name: section.type for section in fields(Config) if section.name != "languages"
 }
-
-
-def is_loopback(host: str) -> bool:
-    """Whether this listening address can be reached from this machine only. Names other than localhost count as no."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

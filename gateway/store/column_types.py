@@ -6,11 +6,12 @@ Ordinary text is stored as it is, readable in psql. It knows no tables.
 from __future__ import annotations
 
 import json
-import math
 import re
 from typing import Any
 
 from sqlalchemy import Dialect, types
+
+from sessions.sanitize import well_formed_json
 
 # U+001A is SUBSTITUTE, "used in the place of a character that is invalid". It, and what PostgreSQL's text cannot hold
 # (NUL, and surrogates, which UTF-8 has no form for), become U+001A and four hexadecimal digits.
@@ -47,19 +48,7 @@ def dump_json(value: Any) -> str:
     try:
         return _ENCODER.encode(value)
     except ValueError:
-        return _ENCODER.encode(_without_non_finite(value))
-
-
-def _without_non_finite(value: Any) -> Any:
-    match value:
-        case float():
-            return value if math.isfinite(value) else None
-        case dict():
-            return {key: _without_non_finite(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_without_non_finite(item) for item in value]
-        case _:
-            return value
+        return _ENCODER.encode(well_formed_json(value, keeps_text=True))
 
 
 class LosslessText(types.TypeDecorator[str]):

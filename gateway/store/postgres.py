@@ -5,7 +5,6 @@ The SQL is in `statements`, the mapping from rows to records in `rows`, the thre
 
 from __future__ import annotations
 
-import uuid
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -34,6 +33,7 @@ from sessions.model import (
     Session,
     TenantId,
 )
+from sessions.sanitize import canonical_uuid
 
 T = TypeVar("T")
 
@@ -43,7 +43,6 @@ _ARTIFACT_BYTES_PER_S = 5 << 20
 _CONNECT_SHARE = 0.6
 """Of a call's time, what connecting may take: a thread that connects cannot be interrupted."""
 
-_NOT_KEPT = "The code was run, but the database is out of reach, and what it made could not be kept."
 _EXPIRY_TIMEOUT_S = 120.0
 
 _log = structlog.get_logger(__name__)
@@ -115,7 +114,7 @@ class PostgresStore:
         self._held.ended(result.run_id)
 
     async def get_run(self, run_id: RunId) -> RunRecord | None:
-        if (wanted := _parse_uuid(run_id)) is None:
+        if (wanted := canonical_uuid(run_id)) is None:
             return None
         row = await self._row(reading.run(RunId(wanted)))
         return row and rows.to_record(row)
@@ -128,7 +127,7 @@ class PostgresStore:
         return [rows.to_summary(row) for row in await self._rows(reading.listed_runs(query))]
 
     async def get_events(self, run_id: RunId, after: int, limit: int) -> list[Event]:
-        if (wanted := _parse_uuid(run_id)) is None:
+        if (wanted := canonical_uuid(run_id)) is None:
             return []
         return [rows.to_event(row) for row in await self._rows(reading.events_after(RunId(wanted), after, limit))]
 
@@ -141,7 +140,7 @@ class PostgresStore:
 
     async def get_artifact(self, artifact_id: ArtifactId) -> Artifact | None:
         """Anything that is no UUID is simply unknown."""
-        if (wanted := _parse_uuid(artifact_id)) is None:
+        if (wanted := canonical_uuid(artifact_id)) is None:
             return None
         row = await self._row(reading.artifact(ArtifactId(wanted)))
         return row and rows.to_artifact(row)
@@ -151,19 +150,13 @@ class PostgresStore:
         return await self._run(lambda connection: _add_session(connection, session))
 
     async def update_session(self, session: Session) -> None:
-        """One of the same name that is not this one is left alone."""
-        parameters = rows.from_session(session)
-        await self._run(lambda connection: connection.execute(sessions.UPDATE_SESSION, parameters))
+        await self._write_session(sessions.UPDATE_SESSION, session)
 
     async def renew_session(self, session: Session) -> None:
-        """One of the same name that is not this one is left alone."""
-        parameters = rows.from_session(session)
-        await self._run(lambda connection: connection.execute(sessions.RENEW_SESSION, parameters))
+        await self._write_session(sessions.RENEW_SESSION, session)
 
     async def remove_session(self, session: Session) -> None:
-        """One of the same name that is not this one is left alone."""
-        parameters = rows.from_session(session)
-        await self._run(lambda connection: connection.execute(sessions.REMOVE_SESSION, parameters))
+        await self._write_session(sessions.REMOVE_SESSION, session)
 
     async def sessions_of(self, gateway_id: GatewayId) -> list[Session]:
         """Oldest first."""
@@ -195,6 +188,11 @@ class PostgresStore:
         """Calls under way may finish."""
         await self._calls.close()
 
+    async def _write_session(self, statement: Executable, session: Session) -> None:
+        """Leave a session alone that has the same name and is another one."""
+        parameters = rows.from_session(session)
+        await self._run(lambda connection: connection.execute(statement, parameters))
+
     async def _row(self, statement: Executable) -> Row[Any] | None:
         return await self._run(lambda connection: connection.execute(statement).one_or_none())
 
@@ -218,10 +216,7 @@ class PostgresStore:
         """Write what exists nowhere else, with a time-out that grows with the artifacts. The caller retries."""
         size_bytes = sum(len(artifact.data) for artifact in batch.artifacts)
         timeout_s = self._timeout_s + size_bytes / _ARTIFACT_BYTES_PER_S
-        try:
-            await self._run(lambda connection: self._held.write(connection, run_id, work), timeout_s=timeout_s)
-        except StoreUnavailable as error:
-            raise StoreUnavailable(_NOT_KEPT) from error
+        await self._run(lambda connection: self._held.write(connection, run_id, work), timeout_s=timeout_s)
 
 
 def _add_run(connection: Connection, run: Run, epoch: int) -> RunRecord | None:
@@ -259,10 +254,3 @@ def _add_session(connection: Connection, session: Session) -> Session | None:
             is_same = (existing.gateway_id, existing.created_at) == (session.gateway_id, session.created_at)
             return None if is_same else existing
     return None
-
-
-def _parse_uuid(name: str) -> str | None:
-    try:
-        return str(uuid.UUID(name))
-    except ValueError:
-        return None

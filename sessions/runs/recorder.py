@@ -273,5 +273,5 @@ class Recorder:
         self.is_held_up = False
 
     def _note_failure(self, error: Exception) -> None:
-        log.warning("run_not_written", run_id=self.run_id, reason=str(error))
+        log.warning("run_not_written", run_id=self.run_id, cause=str(error.__cause__ or "no answer in time").strip())
         self.is_held_up = True

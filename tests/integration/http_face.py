@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
@@ -15,6 +16,7 @@ from gateway.config.sections import AuthSection, Config, ServerSection
 from gateway.http.base.context import Context
 from gateway.http.base.limits import BufferedBodies, HttpBounds, InFlight, Streams
 from gateway.http.server import make_server
+from sessions.model import ArtifactRef
 from sessions.settings import Limits, SessionLimits
 
 
@@ -30,6 +32,11 @@ class Face:
     @property
     def ws_url(self) -> str:
         return f"ws://127.0.0.1:{self.port}/runcode/ws"
+
+
+def url_name(ref: ArtifactRef) -> str:
+    """The last segment of an artifact's URL, not yet percent-encoded."""
+    return f"{ref.id}_{PurePosixPath(ref.name).name}"
 
 
 @asynccontextmanager

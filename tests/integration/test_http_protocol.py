@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 
 import pytest
-from http_face import Face, serving
+from http_face import Face, serving, url_name
 
 from gateway.http.base.handler import MAX_HEADER_BYTES
 from gateway.http.base.limits import HttpBounds
@@ -204,7 +204,7 @@ async def test_clients_that_vanish_leave_no_task_behind(face: Face) -> None:
 async def test_a_client_that_does_not_take_its_answer_is_hung_up_on(face: Face) -> None:
     ref = face.service.add("big.bin", bytes(40 << 20), ArtifactKind.FILE)
     reader, writer = await asyncio.open_connection("127.0.0.1", face.port, limit=1024)
-    writer.write(f"GET /file/{ref.url_name} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    writer.write(f"GET /file/{url_name(ref)} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     async with asyncio.timeout(10):
         await reader.readline()
         assert repr(face.in_flight) == "<InFlight 1>"
@@ -216,7 +216,7 @@ async def test_a_client_that_does_not_take_its_answer_is_hung_up_on(face: Face) 
 async def test_a_client_that_takes_its_time_within_the_bound_gets_it_all(face: Face) -> None:
     ref = face.service.add("big.bin", bytes(40 << 20), ArtifactKind.FILE)
     reader, writer = await asyncio.open_connection("127.0.0.1", face.port, limit=1024)
-    request = f"GET /file/{ref.url_name} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    request = f"GET /file/{url_name(ref)} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     writer.write(request.encode())
     await asyncio.sleep(0.5)
     async with asyncio.timeout(20):

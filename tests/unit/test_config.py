@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.config import reference
 from gateway.config.loader import load, parse_size
-from gateway.config.sections import SECTIONS, Config, is_loopback
+from gateway.config.sections import SECTIONS, Config, ServerSection
 from sessions.errors import Misconfigured
 
 REPOSITORY = Path(__file__).parents[2]
@@ -184,7 +184,7 @@ def test_listening_beyond_loopback_with_tokens_and_docker_is_fine(file: Path) ->
     ],
 )
 def test_loopback(host: str, expected: bool) -> None:  # noqa: FBT001 - a parameter of the table
-    assert is_loopback(host) is expected
+    assert Config(server=ServerSection(host=host)).is_loopback is expected
 
 
 @given(st.integers(0, 10**6), st.sampled_from(["", "k", "M", "g", "T"]), st.sampled_from(["", "b", "iB"]))

@@ -7,7 +7,6 @@ everything is sandboxed. The unguessable id is the only key, so that chat pages 
 from __future__ import annotations
 
 import re
-import uuid
 from typing import ClassVar
 from urllib.parse import quote, unquote_to_bytes
 
@@ -16,8 +15,8 @@ from gateway.http.render.answer import file_name
 from sessions.errors import NotFound
 from sessions.model import Artifact, ArtifactId, ArtifactKind
 from sessions.output.media import sniff
+from sessions.sanitize import canonical_uuid
 
-_UUID_CHARACTERS = 36
 _MEDIA_TYPE = re.compile(r"[a-z0-9.+-]{1,60}/[a-z0-9.+-]{1,80}")
 _SHOWN = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})  # an SVG can hold scripts
 
@@ -48,11 +47,8 @@ class ArtifactHandler(BaseHandler):
         """The artifact that the path names. Raises NotFound, whatever is wrong with the name."""
         segment = unquote_to_bytes(self.request.path.split("/", 2)[2])
         identifier, separator, name = segment.partition(b"_")
-        try:
-            canonical = str(uuid.UUID(identifier.decode("ascii")))
-        except ValueError as error:
-            raise NotFound(self.missing) from error
-        if not separator or len(identifier) != _UUID_CHARACTERS:
+        canonical = canonical_uuid(identifier.decode("ascii", "replace"))
+        if not separator or canonical is None:
             raise NotFound(self.missing)
         try:
             artifact = await self.context.service.artifact(ArtifactId(canonical))

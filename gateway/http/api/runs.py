@@ -9,7 +9,7 @@ from typing import Any
 from gateway.http.api.streaming import NDJSON, SSE, StreamingHandler, accepts
 from gateway.http.base.handler import BaseHandler
 from gateway.http.parse import run_query, urls
-from gateway.http.parse.times import iso, iso_or_none
+from gateway.http.parse.times import iso
 from gateway.http.render.answer import run_answer
 from sessions.errors import Gone, InvalidRequest, NotFound
 from sessions.model import Result, RunId, RunQuery, RunRecord, RunSummary
@@ -83,7 +83,7 @@ def run_record(record: RunRecord, base_url: str) -> dict[str, Any]:
         "code": run.code,
         "language": run.language,
         "created_at": iso(run.created_at),
-        "finished_at": iso_or_none(record.finished_at),
+        "finished_at": iso(record.finished_at),
     }
 
 
@@ -94,6 +94,6 @@ def _summary(run: RunSummary) -> dict[str, Any]:
         "language": run.language,
         "session_id": run.session_id,
         "created_at": iso(run.created_at),
-        "finished_at": iso_or_none(run.finished_at),
+        "finished_at": iso(run.finished_at),
         "usage": None if run.usage is None else run.usage.as_json(),
     }

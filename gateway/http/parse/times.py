@@ -7,14 +7,11 @@ from datetime import UTC, datetime
 from sessions.errors import InvalidRequest
 
 
-def iso(moment: datetime) -> str:
-    """`2026-01-02T03:04:05.000006Z`: always microseconds, always `Z`."""
+def iso(moment: datetime | None) -> str | None:
+    """`2026-01-02T03:04:05.000006Z`: always microseconds, always `Z`; None where there is no time."""
+    if moment is None:
+        return None
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
-
-
-def iso_or_none(moment: datetime | None) -> str | None:
-    """The same, where there may be none."""
-    return None if moment is None else iso(moment)
 
 
 def parse_time(text: str, field: str) -> datetime:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import uuid
 from urllib.parse import quote, unquote_to_bytes
 
 from gateway.http.parse.run_request import sane_session_id
 from sessions.errors import InvalidRequest, NotFound
 from sessions.model import RunId, SessionId
+from sessions.sanitize import canonical_uuid
 
 _MAX_PATH_CHARACTERS = 1024
-_UUID_CHARACTERS = 36
 
 
 def run_id_of(text: str) -> RunId:
     """A run's id in its canonical form. Raises NotFound: nothing else names a run."""
-    try:
-        canonical = str(uuid.UUID(text))
-    except ValueError as error:
-        raise NotFound("There is no such run.") from error
-    if len(text) != _UUID_CHARACTERS:  # other ways to write a UUID
+    if (canonical := canonical_uuid(text)) is None:
         raise NotFound("There is no such run.")
     return RunId(canonical)
 

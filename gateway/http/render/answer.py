@@ -6,13 +6,12 @@ Pure: what is known of the run comes in as a Result, URLs are built from the bas
 from __future__ import annotations
 
 import json
-import math
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
 from sessions.model import ArtifactKind, ArtifactRef, Result, RunStatus
-from sessions.sanitize import well_formed
+from sessions.sanitize import well_formed, well_formed_json
 
 _SEGMENTS = {ArtifactKind.IMAGE: "image", ArtifactKind.FILE: "file"}
 _PLAIN_WORDS = {
@@ -73,16 +72,4 @@ def strict_json(value: Any) -> bytes:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except ValueError:  # UnicodeEncodeError is one too
-        return json.dumps(_clean(value), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-
-
-def _clean(value: Any) -> Any:
-    if isinstance(value, str):
-        return well_formed(value)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {well_formed(str(key)): _clean(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_clean(item) for item in value]
-    return value
+        return json.dumps(well_formed_json(value), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
