@@ -102,7 +102,7 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
         )
         context = Context(service, config)
         server = make_server(context)
-        # On the way down: no new connections, then the service ends what still runs, then the last answers go out.
+        # On shutdown: no new connections, then the service ends what still runs, then the last answers go out.
         stack.push_async_callback(_close_connections, server, context)
         stack.push_async_callback(service.close)
         await service.start()
@@ -213,7 +213,7 @@ async def _shared_database_url(config: Config, data_dir: Path, stack: AsyncExitS
 
 
 async def _start_database(config: Config, data_dir: Path, stack: AsyncExitStack) -> tuple[str, str]:
-    """The URL to use, migrated, and what to call it."""
+    """The URL of the database, which is migrated, and its name for the start-up summary."""
     if config.database.url:
         url = config.database.url
         name = parse_url(url).render_as_string(hide_password=True)
@@ -237,7 +237,7 @@ async def _migrate(url: str) -> bool:
 
 
 async def _drain(service: Service, context: Context, signals: StopSignals) -> None:
-    """Let runs in flight end, within the time, unless a second signal says to hurry."""
+    """Let runs in flight end, until the time is over or a second signal arrives."""
     draining = asyncio.ensure_future(service.drain(DRAIN_TIMEOUT_S))
     hurried = asyncio.ensure_future(signals.hurry.wait())
     try:
@@ -265,7 +265,7 @@ def _raise_descriptor_limit() -> None:
 
 
 def _spare_the_collector() -> None:
-    """Modules and what start-up has made stay to the end: walking through them again would cost an answer 25 ms."""
+    """Exempt the long-lived objects of the start-up: collecting through them would delay an answer by 25 ms."""
     gc.collect()
     gc.freeze()
 

@@ -1,4 +1,4 @@
-"""What the commands show on the terminal: progress, what was chosen, a line to try, what the doctor found."""
+"""Terminal output of the commands: progress, the start-up summary, the findings of the doctor."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def own_version() -> str:
 
 @contextmanager
 def showing_progress(console: Console, title: str) -> Iterator[Callable[[str], None]]:
-    """Give a function that takes lines of progress: under a spinner on a terminal, plainly elsewhere."""
+    """Yield a function that shows a line of progress: beside a spinner on a terminal, as plain lines elsewhere."""
     if not console.is_terminal:
         yield lambda line: console.print(f"{title}: {line}", markup=False, highlight=False, soft_wrap=True)
         return
@@ -48,7 +48,7 @@ def showing_progress(console: Console, title: str) -> Iterator[Callable[[str], N
 
 
 def greet(console: Console, *, engine: str, kernel_image: str, database: str, url: str, token_required: bool) -> None:
-    """Print what was chosen, and a line to try. `kernel_image` is empty for the process engine."""
+    """Print the start-up summary and a command to try. `kernel_image` is empty for the process engine."""
     table = Table(show_header=False, box=None, padding=(0, 2))
     table.add_row("engine", engine)
     if kernel_image:
@@ -67,7 +67,7 @@ def greet(console: Console, *, engine: str, kernel_image: str, database: str, ur
 
 
 def show_findings(console: Console, findings: Iterable[Finding]) -> None:
-    """One row for each finding, with what to do below what is wrong."""
+    """Print one row per finding, with the remedy below the problem."""
     table = Table(show_header=False, box=None, padding=(0, 1))
     for finding in findings:
         what = escape(finding.what)

@@ -43,7 +43,7 @@ Accept = Callable[[Link], LinkListener]
 
 
 class SupervisorSocket(WebSocketHandler):
-    """One connection from inside a sandbox, of whoever in there has opened it."""
+    """One connection from inside a sandbox, opened by any process there."""
 
     def initialize(self, port: _Port) -> None:
         self._port = port
@@ -121,8 +121,8 @@ class _SocketLink:
 class _PortServer(HTTPServer):
     """An HTTPServer for one supervisor, which needs one connection at a time, and a new one now and then.
 
-    Everybody else in the sandbox can dial too, so few may wait for a greeting at once. After too many connections and
-    requests it listens no more: turning them away takes the gateway's time as well. Its state: how many it has left.
+    Any process in the sandbox can connect, so only a few may wait for a greeting at once. After too many connections
+    and requests it stops listening, since refusing them takes the gateway's time as well. Its state: how many are left.
     """
 
     def initialize(self, *args: Any, **kwargs: Any) -> None:
@@ -161,7 +161,7 @@ class _Port:
 class SupervisorSwitchboard:
     """`sessions.ports.Switchboard` on unix sockets below `root`, which nobody else on this host may enter.
 
-    `message_bytes` is what the supervisors are told that a message may have. Its state: the open ports by kernel.
+    `message_bytes` is the size of message that supervisors are told to keep to. Its state: the open ports by kernel.
     """
 
     def __init__(self, root: Path, message_bytes: int = _MESSAGE_BYTES) -> None:
@@ -194,7 +194,7 @@ class SupervisorSwitchboard:
         application = Application(
             [("/supervisor", SupervisorSocket, {"port": port})],
             websocket_max_message_size=self._max_frame_bytes,
-            # What is asked here is the sandbox's choice, and so would be what stands in the log.
+            # The sandbox chooses the request, and would choose what the log says.
             log_function=lambda _handler: None,
         )
         port.server = _PortServer(

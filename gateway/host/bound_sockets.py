@@ -1,4 +1,4 @@
-"""Takes the port early, so that a port in use is said before anything was built, and listens late.
+"""Binds the port early, to report a port in use before anything is built, and listens late.
 
 A bound socket that does not listen yet refuses connections, so nobody waits for a gateway that is still starting.
 """
@@ -45,7 +45,7 @@ class BoundSockets:
         return int(self._sockets[0].getsockname()[1])
 
     def listen(self) -> list[socket.socket]:
-        """Take connections from now on. Raises SetUpFailed."""
+        """Accept connections from now on. Raises SetUpFailed."""
         for sock in self._sockets:
             try:
                 sock.listen(_BACKLOG)
@@ -61,7 +61,7 @@ class BoundSockets:
 
 
 def _addresses(host: str, port: int) -> list[tuple[int, int, int, str, tuple[str, int, *tuple[int, ...]]]]:
-    """Every address once. A machine without IPv6 resolves localhost to ::1 all the same; that one is left out."""
+    """Each address once. A machine without IPv6 may still resolve localhost to ::1, which is left out."""
     found = socket.getaddrinfo(host.strip("[]") or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     usable = [entry for entry in dict.fromkeys(found) if entry[0] != socket.AF_INET6 or _has_ipv6()]
     return usable or found  # type: ignore[return-value]

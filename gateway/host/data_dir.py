@@ -1,6 +1,6 @@
 """The gateway's data directory: made private, locked against a second gateway, with the gateway's id and its secret.
 
-What lies in it (database, sockets) belongs to others; this only says where.
+Its contents (database, sockets) belong to other modules; this one only names their places.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class DataDir:
 
     @classmethod
     def open(cls, path: Path) -> DataDir:
-        """Make the directory where there is none, and lock it.
+        """Create the directory if it is missing, and lock it.
 
         Raises SetUpFailed when it cannot be used or another gateway holds it, Misconfigured when the path is too long
         for the sockets in it.
@@ -94,9 +94,9 @@ class DataDir:
         return GatewayId(made)
 
     def credential_of(self, kernel_id: KernelId) -> str:
-        """The secret by which this gateway, whenever it runs, knows one kernel's supervisor.
+        """The credential of one kernel's supervisor, the same each time this gateway runs.
 
-        Derived from one that is made once and lies here: so none has to be stored, and none tells another.
+        Derived from the secret in this directory, so that none has to be stored and none reveals another.
         """
         if self._secret is None:
             self._secret = self._read_or_make_secret()
@@ -115,7 +115,7 @@ class DataDir:
         return made
 
     def release(self) -> None:
-        """Let the next gateway in. The lock file stays: removing it would let two in at once."""
+        """Unlock the directory. The lock file stays: removing it would let two gateways in at once."""
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None

@@ -1,7 +1,7 @@
 """Logs: JSON lines on standard error, or a readable form on a terminal.
 
-Nothing here ever sees a token, code or a query string: tornado's own access log, which has whole URLs, is switched off,
-and tracebacks are rendered without local variables.
+No token, code or query string gets into them: tornado's own access log, which has whole URLs, is switched off, and
+tracebacks are rendered without local variables.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Column types that take any Python string and any JSON-ready value, where PostgreSQL itself would refuse some.
+"""Column types for any Python string and any JSON value, including those that PostgreSQL refuses.
 
-Ordinary text is stored as it is, readable in psql. It knows no tables.
+Ordinary text is stored unchanged, readable in psql.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def escape_text(text: str) -> str:
 
 
 def unescape_text(stored: str) -> str:
-    """What `escape_text` was given."""
+    """The inverse of `escape_text`."""
     if _ESCAPE not in stored:
         return stored
     return _ESCAPED.sub(lambda match: chr(int(match[1], 16)), stored)
@@ -44,7 +44,7 @@ def _is_utf8(text: str) -> bool:
 
 
 def dump_json(value: Any) -> str:
-    """JSON in ASCII: NUL and lone surrogates as escapes; non-finite numbers, which JSON has none of, as null."""
+    """JSON in ASCII: NUL and lone surrogates are escaped, non-finite numbers become null."""
     try:
         return _ENCODER.encode(value)
     except ValueError:

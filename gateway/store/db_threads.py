@@ -1,8 +1,8 @@
-"""Runs blocking database calls in a bounded pool of threads, and gets back the threads of calls that hang.
+"""Runs blocking database calls in a bounded pool of threads, and reclaims the threads of calls that hang.
 
-A thread that waits in libpq for a server that is stopped or cut off would wait for ever, and a few of them would be all
-threads there are. So each call has a deadline, at which its connection's socket is shut down from outside: the thread
-then sees a closed connection. It knows no tables and no SQL.
+A thread that waits in libpq for a stopped or unreachable server waits for ever, and a few such threads would use up the
+pool. So each call has a deadline, at which its connection's socket is shut down from outside: the thread then sees a
+closed connection. This module knows no tables and no SQL.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ Work = Callable[[Connection], T]
 """What a call does with its connection, in a thread. It may be called twice, so it must be idempotent."""
 
 
-class _Call:
-    """One call's hold on the connection it uses: `_wire` duplicates that one's socket, for as long as it is used."""
+class AbortableCall:
+    """A call whose connection another thread can shut down. `_wire` is a duplicate of that connection's socket."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -36,7 +36,7 @@ class _Call:
         self.is_abandoned = False
 
     def take(self, socket_fd: int) -> None:
-        """Use the connection that has this socket from here on."""
+        """Use the connection that has this socket."""
         wire = socket.socket(fileno=os.dup(socket_fd))
         with self._lock:
             if self._wire is not None:
@@ -46,14 +46,14 @@ class _Call:
                 self._disconnect(wire)
 
     def release(self) -> None:
-        """Use no connection any more."""
+        """Let go of the connection."""
         with self._lock:
             if self._wire is not None:
                 self._wire.close()
             self._wire = None
 
     def discard(self) -> None:
-        """Make a thread that waits for the server see a closed connection."""
+        """Give the call up: a thread that waits for the server sees a closed connection."""
         with self._lock:
             self.is_abandoned = True
             if self._wire is not None:
@@ -66,9 +66,9 @@ class _Call:
 
 
 class DbThreads:
-    """The threads, as many as the engine has connections, so that no call waits for a connection.
+    """A pool with as many threads as the engine has connections, so that no call waits for a connection.
 
-    The state is the executor's, `_is_closed`, and for each thread the call it is at, `_thread.call`.
+    Its state: the executor, `_is_closed`, and the current call of each thread, `_thread.call`.
     """
 
     def __init__(self, engine: Engine, *, threads: int) -> None:
@@ -87,7 +87,7 @@ class DbThreads:
             raise StoreUnavailable
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
-        call = _Call()
+        call = AbortableCall()
         working = self._executor.submit(self._work, call, work)
 
         def give_up() -> None:
@@ -117,12 +117,12 @@ class DbThreads:
         return await answer
 
     async def close(self) -> None:
-        """Let calls under way come to their end or deadline, then end the threads and connections."""
+        """Let running calls finish or reach their deadline, then close threads and connections."""
         self._is_closed = True
         await asyncio.to_thread(self._executor.shutdown)
         self._engine.dispose()
 
-    def _work(self, call: _Call, work: Work[T]) -> T:
+    def _work(self, call: AbortableCall, work: Work[T]) -> T:
         try:
             return self._attempt(call, work)
         except exc.DBAPIError as error:
@@ -130,10 +130,10 @@ class DbThreads:
                 raise
             if not error.connection_invalidated or call.is_abandoned:
                 raise StoreUnavailable from error
-        with outages_as_unavailable():  # that connection was stale; SQLAlchemy has dropped all that are as old
+        with outages_as_unavailable():  # the connection was stale; SQLAlchemy has dropped all others of its age
             return self._attempt(call, work)
 
-    def _attempt(self, call: _Call, work: Work[T]) -> T:
+    def _attempt(self, call: AbortableCall, work: Work[T]) -> T:
         self._thread.call = call
         try:
             with self._engine.connect() as connection:
@@ -147,7 +147,7 @@ class DbThreads:
             call.release()
 
     def _connect(self, dialect: Dialect, _record: object, arguments: Any, options: Any) -> Any:
-        """Connect, and let the call be able to hang up during the queries that prepare a new connection too."""
+        """Connect. The call can be given up during the queries that prepare the new connection, too."""
         connection = dialect.connect(*arguments, **options)
         if (call := getattr(self._thread, "call", None)) is not None:
             call.take(connection.fileno())

@@ -17,8 +17,8 @@ from sessions.errors import Misconfigured, StoreUnavailable
 _DRIVER = "postgresql+psycopg2"
 _ACCEPTED_SCHEMES = ("postgresql", "postgres", _DRIVER)
 _SQLSTATES_OF_OUTAGE = ("08", "25006", "28", "3D", "40", "53", "57", "58", "XX")
-"""How they begin: connection, read-only server, log-in, no such database, conflict with another transaction, resources
-(disk full, too many connections), operator, system, internal error."""
+"""Their first characters: connection, read-only server, log-in, no such database, conflict with another transaction,
+resources (disk full, too many connections), operator, system, internal error."""
 
 
 def parse_url(url: str) -> URL:
@@ -46,7 +46,7 @@ def make_engine(url: str, *, pool_size: int, connect_timeout_s: float) -> Engine
         max_overflow=0,
         pool_timeout=connect_timeout_s,
         pool_use_lifo=True,
-        hide_parameters=True,  # what people ran does not belong into logs
+        hide_parameters=True,  # users' code does not belong in the log
         connect_args={
             "connect_timeout": max(1, int(connect_timeout_s)),
             "application_name": "cellblock",
@@ -58,13 +58,13 @@ def make_engine(url: str, *, pool_size: int, connect_timeout_s: float) -> Engine
 
 
 def _prepare(connection: Any, _record: object) -> None:
-    """Let the server notice when we have hung up on a slow statement, instead of finishing it for nobody."""
+    """Let the server notice that we have hung up, rather than finish a slow statement for nobody."""
     with connection.cursor() as cursor, suppress(errors.InvalidParameterValue):  # a server on Windows cannot
         cursor.execute("SET client_connection_check_interval = '2s'")
 
 
 def is_outage(error: exc.SQLAlchemyError) -> bool:
-    """Whether `error` says that the database cannot serve now, rather than that we asked for something wrong."""
+    """Whether the database is unavailable, as opposed to our request being wrong."""
     if isinstance(error, exc.TimeoutError):
         return True
     if not isinstance(error, exc.DBAPIError):

@@ -1,6 +1,6 @@
 """`GET /runcode/ws`: runs whose events come over one WebSocket, and that can be answered and interrupted over it.
 
-A client that vanishes ends the following of its runs, and never a run.
+When a client vanishes its runs go on, and are no longer followed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _log = structlog.get_logger("cellblock.http")
 
 
 class RunCodeSocket(SocketHandler):
-    """One connection. Its state: its runs, those of them that are being followed, and whose turn it is per session."""
+    """One connection. Its state: its runs, those of them that are being followed, and a lock per session."""
 
     def __init__(self, application: Application, request: HTTPServerRequest, **kwargs: Any) -> None:
         self._runs = BackgroundTasks("/runcode/ws")
@@ -50,7 +50,7 @@ class RunCodeSocket(SocketHandler):
             await self._send_error(error, identifier)
 
     def on_close(self) -> None:
-        """Follow nothing any more. What has been asked for is still begun, as it is for a client of POST /runcode."""
+        """Stop following. Runs that were asked for still begin, as they do for a client of POST /runcode."""
         super().on_close()
         for task in self._followed:
             task.cancel()
@@ -86,7 +86,7 @@ class RunCodeSocket(SocketHandler):
         self._runs.spawn(self._run(request, identifier, held.pop_all()))
 
     async def _run(self, request: RunRequest, identifier: MessageId | None, held: ExitStack) -> None:
-        """Begin a run and send its events. `held` is its message, which is not held any more once it has begun."""
+        """Begin a run and send its events. `held` counts its message until it has begun."""
         try:
             with held:
                 # Runs in one session begin in the order in which they were sent.
@@ -115,7 +115,7 @@ class RunCodeSocket(SocketHandler):
             self._followed.discard(task)
 
     async def _send_error(self, error: Exception, identifier: MessageId | None) -> None:
-        """Send what went wrong. What nobody foresaw is in the log."""
+        """Send the error; an unexpected one is logged."""
         if self.is_closed:
             return
         message = error_message(error, identifier)

@@ -1,7 +1,7 @@
 """`GET /api/kernels/{id}/channels`: Jupyter's WebSocket, over which a client talks with a session's kernel.
 
-What is said, to whom and in which order is decided in sessions/jupyter; here it goes over the
-wire, and how much of it has arrived is found out by pings.
+sessions/jupyter decides what is sent, to whom and in which order. This module sends it, and learns by pings how much of
+it has arrived.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sessions.jupyter.outbox import Replay
 from sessions.kernels.throttle import Throttle
 
 MAX_GARBAGE = 64
-"""So many messages of one connection may be none; the next one closes it."""
+"""Invalid messages that are tolerated on one connection; the next one closes it."""
 
 _NORMAL = 1000
 _PROTOCOL_ERROR = 1002
@@ -40,8 +40,8 @@ _log = structlog.get_logger("cellblock.http")
 class JupyterChannels(JupyterHandler, SocketHandler):
     """One connection.
 
-    Its state: the connection and the framing once they are known, the task that tells the client what it is to be told,
-    whether a ping is on its way, and how much garbage has come.
+    Its state: the client's connection and framing once they are known, the task that sends, whether a ping is under
+    way, and the number of invalid messages.
     """
 
     ends_early: ClassVar[bool] = True
@@ -112,7 +112,7 @@ class JupyterChannels(JupyterHandler, SocketHandler):
                 await asyncio.sleep(pause_s)
 
     def _refuse(self, error: InvalidRequest) -> None:
-        """What is no message has nobody to be answered: other messages, and other clients, go on."""
+        """An invalid message gets no answer, since it names no request; the connection goes on."""
         self._garbage += 1
         if self._garbage == 1:
             _log.warning("jupyter_message_refused", request_id=self.request_id, reason=str(error))
@@ -122,7 +122,7 @@ class JupyterChannels(JupyterHandler, SocketHandler):
     # --- telling the client -------------------------------------------------------------------------------------------
 
     async def _send_items(self, connection: ClientConnection) -> None:
-        """Send what there is to be told, until there is no kernel any more."""
+        """Send what the client is due, until the kernel is gone."""
         try:
             while (item := await connection.next_item()) is not None:
                 if isinstance(item, Replay):
@@ -133,7 +133,7 @@ class JupyterChannels(JupyterHandler, SocketHandler):
             self.close(_NORMAL, "this kernel has been shut down")
         except WebSocketClosedError:
             pass  # the client is gone
-        except Exception:  # noqa: BLE001 - a bug of ours; the client comes back, and is told then
+        except Exception:  # noqa: BLE001 - a bug of ours; the client reconnects, and gets it then
             _log.exception("jupyter_client_not_told", request_id=self.request_id)
             self.disconnect()
 
@@ -159,7 +159,7 @@ class JupyterChannels(JupyterHandler, SocketHandler):
                 raise WebSocketClosedError from None
 
     def _ping(self, connection: ClientConnection) -> None:
-        """Ask whether all this has arrived, unless that has been asked already."""
+        """Ask whether all of it has arrived, unless a ping is under way."""
         if not self._is_pinging:
             with suppress(WebSocketClosedError):
                 self.ping(str(connection.sent))

@@ -1,4 +1,4 @@
-"""Jupyter messages as WebSocket messages, in the two ways that clients know. Pure.
+"""Jupyter messages as WebSocket messages, in the two framings that clients use. Pure.
 
 https://jupyter-server.readthedocs.io/en/latest/developers/websocket-protocols.html
 """
@@ -47,7 +47,7 @@ class Framed:
 
 
 class Plain:
-    """The older way: one JSON object, and with buffers a binary message that begins with their offsets."""
+    """The older framing: one JSON object, and with buffers a binary message that begins with their offsets."""
 
     def encode(self, message: ClientMessage) -> str | bytes:
         fields: dict[str, Any] = {
@@ -116,7 +116,7 @@ def _object(text: bytes) -> dict[str, Any]:
 
 
 def _checked(part: bytes) -> bytes:
-    """As it is, once it is known to be an object: what is none, a kernel drops, and whoever asked waits for ever."""
+    """The part unchanged, if it is a JSON object: a kernel drops anything else, and its client would wait for ever."""
     _object(part)
     return part or b"{}"
 
@@ -128,7 +128,7 @@ def _channel(channel: Any) -> str:
 
 
 def _header(header: Any) -> Mapping[str, Any]:
-    """A client's header, whatever else is in it. It is kept with what it asks for, so it is bounded."""
+    """A client's header, with any further fields. It is stored with the request, so its size is bounded."""
     if not isinstance(header, dict) or not all(isinstance(header.get(name), str) for name in ("msg_id", "msg_type")):
         raise InvalidRequest("A message has a header, with a `msg_id` and a `msg_type`.")
     if len(json.dumps(header)) > _MAX_HEADER_CHARACTERS:
@@ -137,7 +137,7 @@ def _header(header: Any) -> Mapping[str, Any]:
 
 
 def _optional(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A part that may be missing, and that some clients leave empty in their own ways."""
+    """A part that may be missing; clients have various ways to leave it empty."""
     value = fields.get(name)
     if isinstance(value, dict):
         return value

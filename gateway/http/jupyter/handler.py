@@ -22,7 +22,7 @@ _PLAIN = frozenset(
         HTTPStatus.INTERNAL_SERVER_ERROR,
     )
 )
-"""Where jupyter_server gives no reason. Of the others its gateway client shows one, or else blames the connection."""
+"""Where jupyter_server gives no reason. For the others its gateway client shows it, or else blames the connection."""
 
 
 class JupyterHandler(BaseHandler):
@@ -53,16 +53,16 @@ class JupyterHandler(BaseHandler):
 
 
 class JupyterUnknownHandler(JupyterHandler):
-    """What jupyter_server has, and Cellblock has not: contents, terminals and all else."""
+    """Routes of jupyter_server that Cellblock lacks: contents, terminals and the rest."""
 
     async def handle_request(self) -> None:
         raise NotFound("Not Found")
 
 
 def jupyter_authorization(query: str, headers: HTTPHeaders) -> str | None:
-    """What an `Authorization` header would say, from `?token=` or that header; None where both are empty.
+    """The `Authorization` header, or what it would be for `?token=`; None where both are empty.
 
-    The query counts before the header, as with jupyter_server: some clients keep the header for a proxy's own token.
+    The query takes precedence, as with jupyter_server: some clients keep the header for a proxy's own token.
     """
     for name, value in reversed(parse_qsl(query, encoding="latin-1")):  # as header bytes are decoded
         if name == "token" and value.strip():

@@ -35,7 +35,7 @@ class KernelsHandler(JupyterHandler):
         await self.send_json(kernel_model(view), HTTPStatus.CREATED)
 
     def _there(self, kernel_id: str | None) -> SessionView | None:
-        """The kernel that has the chosen id already: as with jupyter_server, that is the one."""
+        """The existing kernel with the chosen id, which is used, as with jupyter_server."""
         try:
             return None if kernel_id is None else self.context.service.session_of_kernel(self.tenant, kernel_id)
         except NotFound:

@@ -17,8 +17,8 @@ _IPYKERNEL = "python3"
 def kernel_model(view: SessionView) -> dict[str, Any]:
     """A kernel.
 
-    One that is gone is "starting": the next client or run gets a fresh one, as where jupyter_server itself restarts a
-    kernel that has died. "dead" stands for one that is given up, and jupyter_server, as a client, deletes those.
+    One that is gone is "starting": the next client or run gets a fresh one, as when jupyter_server restarts a dead
+    kernel. "dead" would mean that it was given up, and jupyter_server, as a client, deletes such kernels.
     """
     state = SessionState.STARTING if view.state is SessionState.DEAD else view.state
     return {
@@ -42,7 +42,7 @@ def session_model(view: SessionView) -> dict[str, Any]:
 
 
 def default_language(languages: Mapping[str, str]) -> str:
-    """The language of a kernel that nobody chose."""
+    """The language of a kernel for which the client names none."""
     return DEFAULT_LANGUAGE if DEFAULT_LANGUAGE in languages else next(iter(languages))
 
 
@@ -66,7 +66,7 @@ def kernelspecs(languages: Mapping[str, str], logos: Collection[str], base_path:
 
 
 def _kernelspec(language: str, name: str, logos: Collection[str], base_path: str) -> dict[str, Any]:
-    """What is known of it here: the kernelspec itself is in the kernel image."""
+    """What the gateway knows of a kernelspec, which itself is in the kernel image."""
     is_ipykernel = name == _IPYKERNEL
     return {
         "name": name,

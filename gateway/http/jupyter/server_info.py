@@ -11,7 +11,7 @@ from gateway.http.parse.times import iso
 from sessions.errors import InvalidJSON, InvalidRequest
 
 _JUPYTER_SERVER_API = "2.21.1"
-"""The jupyter_server whose answers these are like: clients tell by it what they may ask."""
+"""The version of jupyter_server that these answers follow: clients infer from it what they may ask."""
 
 _RESOURCES = frozenset({"api", "kernels", "kernelspecs", "sessions"})
 _ACTIONS = frozenset({"read", "write", "execute"})

@@ -18,11 +18,11 @@ from sessions.errors import InvalidJSON, InvalidRequest, UnsupportedMediaType
 from sessions.sanitize import has_too_many_values, is_deeper
 
 MAX_DEPTH = 100
-"""Nesting that is still taken; the next one to walk through it may be recursive."""
+"""The deepest nesting that is accepted, since later code may walk it recursively."""
 
 MAX_JSON_VALUES = 250_000
 MAX_JSON_CONTAINERS = 100_000
-"""All values, and the lists and objects among them: decoding takes 0.1 to 0.2 s then, and all others wait meanwhile."""
+"""All values, and the lists and objects among them: decoding so many blocks the event loop for 0.1 to 0.2 s."""
 
 MAX_FORM_FIELDS = 100
 _URLENCODED = "application/x-www-form-urlencoded"
@@ -33,7 +33,7 @@ _Fields = TypeVar("_Fields", bound=msgspec.Struct)
 def check_media_type(headers: HTTPHeaders) -> str:
     """The body's media type without parameters. Raises UnsupportedMediaType when we do not read it.
 
-    No Content-Type at all is taken for JSON.
+    A missing Content-Type means JSON.
     """
     encoding = headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
@@ -81,7 +81,7 @@ def parse_json_object(body: bytes) -> dict[str, Any]:
 
 
 def parse_json(body: bytes) -> Any:
-    """Parse any JSON strictly, but for lone surrogate escapes and NUL, which Python code may well hold.
+    """Parse any JSON strictly, except for lone surrogates and NUL, which Python code may contain.
 
     Raises InvalidJSON.
     """

@@ -1,6 +1,6 @@
-"""What is done to code before it runs: a surrounding Markdown fence goes, and escapes that a URL builder left do too.
+"""Cleans code before it runs: removes a surrounding Markdown fence, and escapes that a URL builder left.
 
-Pure functions on text. Nothing here runs code or changes code that was right as it came.
+Pure functions on text. Nothing here runs code or changes valid code.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _ESCAPED = {"\\": "\\\\", "n": "\n", "t": "\t", '"': '"'}
 
 
 def strip_fence(code: str) -> str:
-    """Take a surrounding ```` ```python ```` fence away; code without one comes back as it is.
+    """Take a surrounding ```` ```python ```` fence away; other code is returned unchanged.
 
     Only a fence around everything counts. One that was indented (in a list) takes that much indentation with it, as
     CommonMark has it: https://spec.commonmark.org/0.31.2/#fenced-code-blocks
@@ -38,8 +38,8 @@ def strip_fence(code: str) -> str:
 def unescape_query_code(code: str) -> str:
     r"""Undo `\n`, `\t` and `\"` that were escaped as text, where that turns what cannot be Python into Python.
 
-    Magics, `!commands` and `help?` are no Python before and none afterwards, so they come back as they are; an escape
-    inside a string literal of valid code is left alone for the same reason.
+    Magics, `!commands` and `help?` are not Python, before or after, so they are returned unchanged. So is valid code
+    with an escape in a string literal.
     """
     if len(code) > _MAX_PARSED_CHARACTERS or _ESCAPE.search(code) is None or _parses(code):
         return code

