@@ -10,9 +10,7 @@ class SystemClock:
     """`sessions.ports.Clock` by the operating system."""
 
     def monotonic(self) -> float:
-        """Seconds that never go back."""
         return time.monotonic()
 
     def now(self) -> datetime:
-        """The wall clock, aware, in UTC."""
         return datetime.now(UTC)

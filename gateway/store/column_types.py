@@ -58,11 +58,9 @@ class LosslessText(types.TypeDecorator[str]):
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - SQLAlchemy's
-        """Python to database."""
         return None if value is None else escape_text(value)
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - SQLAlchemy's
-        """Database to Python."""
         return None if value is None else unescape_text(value)
 
 
@@ -72,13 +70,11 @@ class LosslessJSON(types.UserDefinedType[Any]):
     cache_ok = True
 
     def get_col_spec(self, **_options: Any) -> str:
-        """The type's name in DDL."""
         return "JSON"
 
     def bind_processor(self, dialect: Dialect) -> Any:  # noqa: ARG002 - SQLAlchemy's
-        """Python to database; None is SQL's NULL."""
         return lambda value: None if value is None else dump_json(value)
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Any:  # noqa: ARG002 - SQLAlchemy's
-        """Database to Python; psycopg2 itself decodes json unless told otherwise."""
+        # psycopg2 itself decodes json unless told otherwise.
         return lambda value: json.loads(value) if isinstance(value, str) else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, TextClause
@@ -21,10 +22,7 @@ def append(connection: Connection, run_id: RunId, epoch: int, batch: Batch) -> b
     if batch.progress is not None:
         parameters |= runs.progress_parameters(batch.progress)
 
-    def statement(*, has_artifacts: bool) -> TextClause:
-        return runs.append(has_progress=batch.progress is not None, has_artifacts=has_artifacts)
-
-    return _write(connection, statement, parameters, batch)
+    return _write(connection, partial(runs.append, has_progress=batch.progress is not None), parameters, batch)
 
 
 def finish(
@@ -35,10 +33,7 @@ def finish(
     if session is not None:
         parameters |= sessions.after_run_parameters(session)
 
-    def statement(*, has_artifacts: bool) -> TextClause:
-        return runs.finish(has_session=session is not None, has_artifacts=has_artifacts)
-
-    return _write(connection, statement, parameters, batch)
+    return _write(connection, partial(runs.finish, has_session=session is not None), parameters, batch)
 
 
 def _write(

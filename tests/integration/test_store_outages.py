@@ -174,7 +174,7 @@ async def test_callers_that_went_away_leave_no_thread_at_a_hung_server(
 async def test_without_hanging_up_the_threads_would_stay(
     own_server: OwnServer, store: PostgresStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.store.db_threads._Call._disconnect", staticmethod(lambda _wire: None))
+    monkeypatch.setattr("gateway.store.db_threads.AbortableCall._disconnect", staticmethod(lambda _wire: None))
     await leave_calls_at_a_hung_server(own_server, store)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(SLACK_S):
