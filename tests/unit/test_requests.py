@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.http.api.artifacts import disposition, shown_type
 from gateway.http.parse import run_request
-from gateway.http.parse.body import form_variables, parse_json_object
+from gateway.http.parse.body import fields_of, form_variables, parse_json_object
 from gateway.http.parse.code_text import strip_fence, unescape_query_code
 from gateway.http.render.answer import strict_json
 from sessions.errors import InvalidJSON, InvalidRequest
@@ -192,7 +192,7 @@ def test_every_mistake_in_a_body_is_invalid_json(text: str) -> None:
 
 
 def request_of(**fields: object) -> RunRequest:
-    given = run_request.from_json({"code": "1", **fields})
+    given = fields_of(run_request.RunFields, {"code": "1", **fields})
     return run_request.run_request(
         given, tenant=TenantId("t"), languages={"python": "python3"}, limits=Limits(), from_query=False
     )

@@ -42,7 +42,7 @@ class RunCodeHandler(StreamingHandler):
             raise InvalidRequest("POST takes its fields in the body: leave the query out of the URL.")
         if body.is_form(media_type):
             return run_request.from_text(body.parse_form(media_type, headers["Content-Type"], self.body))
-        return run_request.from_json(body.parse_json_object(self.body))
+        return body.fields_of(run_request.RunFields, body.parse_json_object(self.body))
 
     def _run_request(self, given: run_request.RunFields) -> RunRequest:
         return run_request.run_request(

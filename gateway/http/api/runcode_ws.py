@@ -19,6 +19,7 @@ from gateway.http.base.errors import error_message
 from gateway.http.base.websocket import SocketHandler
 from gateway.http.parse import run_request, socket_messages
 from gateway.http.parse.socket_messages import InputMessage, InterruptMessage, MessageId, RunMessage
+from gateway.http.parse.urls import run_id_of
 from sessions.concurrency import BackgroundTasks, KeyedLock
 from sessions.errors import CellblockError, TooManyRequests
 from sessions.model import RunId, RunRequest, SessionId
@@ -63,9 +64,9 @@ class RunCodeSocket(SocketHandler):
             case RunMessage():
                 self._start(self._request(message), identifier, held)
             case InputMessage():
-                await service.answer_input(self.tenant, socket_messages.named_run(message), message.value)
+                await service.answer_input(self.tenant, run_id_of(message.run_id), message.value)
             case InterruptMessage():
-                await service.interrupt(self.tenant, socket_messages.named_run(message))
+                await service.interrupt(self.tenant, run_id_of(message.run_id))
 
     def _request(self, message: RunMessage) -> RunRequest:
         return run_request.run_request(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 
 from gateway.http.api.streaming import NDJSON, SSE, StreamingHandler, accepts
@@ -12,19 +11,16 @@ from gateway.http.parse import run_query, urls
 from gateway.http.parse.times import iso
 from gateway.http.render.answer import run_answer
 from sessions.errors import Gone, InvalidRequest, NotFound
-from sessions.model import Result, RunId, RunQuery, RunRecord, RunSummary
+from sessions.model import Result, RunId, RunRecord, RunSummary
 
 
 class RunsHandler(BaseHandler):
     """The tenant's runs, newest first."""
 
     async def handle_request(self) -> None:
-        asked = run_query.runs_asked(self.request.query)
-        query = RunQuery(tenant=self.tenant, limit=asked.limit, session_id=asked.session_id, status=asked.status)
-        if isinstance(asked.before, datetime):
-            query = replace(query, created_before=asked.before)
-        elif asked.before is not None:
-            query = replace(query, before_number=await self._number(asked.before))
+        query, before = run_query.runs_asked(self.request.query, self.tenant)
+        if before is not None:
+            query = replace(query, before_number=await self._number(before))
         runs = await self.context.service.list_runs(query)
         await self.send_json({"runs": [_summary(run) for run in runs]})
 

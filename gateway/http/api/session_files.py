@@ -109,16 +109,13 @@ class SessionFileHandler(BaseHandler):
             return
         self._allow_more_time()
         try:
-            await self._open_writer()
+            session_id, path = self._address()
+            files = await self.context.service.session_files(self.tenant, session_id)
+            self._writer = await files.create(path, self._body_limit_bytes)
         except (CellblockError, HTTPError) as error:
             self._refusal = error
             if self.request.headers.get("Expect", "").lower() == "100-continue":
                 raise
-
-    async def _open_writer(self) -> None:
-        session_id, path = self._address()
-        files = await self.context.service.session_files(self.tenant, session_id)
-        self._writer = await files.create(path, self._body_limit_bytes)
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         """Write a piece; tornado reads the next one when this is done."""

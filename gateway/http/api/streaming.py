@@ -25,7 +25,6 @@ from sessions.service import Service
 
 _PIECE_BYTES = 64 << 10
 _NOT_WANTED = re.compile(r"q=0(\.0*)?")
-_KEEP_ALIVE = b": keep-alive\n\n"
 _log = structlog.get_logger("cellblock.http")
 _T = TypeVar("_T")
 
@@ -39,7 +38,7 @@ class EventFormat:
     keep_alive: bytes
 
 
-SSE = EventFormat("text/event-stream; charset=utf-8", events.sse_frame, _KEEP_ALIVE)
+SSE = EventFormat("text/event-stream; charset=utf-8", events.sse_frame, b": keep-alive\n\n")
 NDJSON = EventFormat("application/x-ndjson; charset=utf-8", events.ndjson_line, b"")
 
 
@@ -95,12 +94,11 @@ class StreamingHandler(BaseHandler):
 
     def _judge(self, run_id: RunId, error: BaseException | None) -> None:
         """What a stream that ended by itself did not bring, the client must not take for the end."""
-        if error is None:
+        if error is None or isinstance(error, StreamClosedError):
             return
-        if not isinstance(error, StreamClosedError):
-            if not isinstance(error, TimeoutError):
-                _log.warning("stream broken off", request_id=self.request_id, run_id=run_id, exc_info=error)
-            self.disconnect()
+        if not isinstance(error, TimeoutError):
+            _log.warning("stream broken off", request_id=self.request_id, run_id=run_id, exc_info=error)
+        self.disconnect()
 
 
 async def wire_events(

@@ -135,9 +135,6 @@ class IncomingBody:
         self._kept = bytearray()
         self.received_bytes = 0
 
-    def __repr__(self) -> str:
-        return f"<IncomingBody {len(self._kept)} of {self.received_bytes}>"
-
     def __bytes__(self) -> bytes:
         return bytes(self._kept)
 

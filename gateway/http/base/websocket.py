@@ -96,11 +96,15 @@ class SocketHandler(BaseHandler, WebSocketHandler):
 
         Raises WebSocketClosedError when the client is gone, also for taking nothing.
         """
+        await self.send_frame(strict_json(message))
+
+    async def send_frame(self, data: str | bytes, *, binary: bool = False) -> None:
+        """The same with what is encoded already."""
         async with self._writing:
             try:
-                await asyncio.wait_for(
-                    self.write_message(strict_json(message)), self.context.http.bounds.send_timeout_s
-                )
+                # `wait_for` may swallow a cancellation.
+                async with asyncio.timeout(self.context.http.bounds.send_timeout_s):
+                    await self.write_message(data, binary=binary)
             except TimeoutError:
                 self.disconnect()
                 raise WebSocketClosedError from None

@@ -149,14 +149,7 @@ class JupyterChannels(JupyterHandler, SocketHandler):
 
     async def _send(self, message: ClientMessage) -> None:
         data = self._framing.encode(message)
-        async with self._writing:
-            try:
-                # `wait_for` may swallow a cancellation.
-                async with asyncio.timeout(self.context.http.bounds.send_timeout_s):
-                    await self.write_message(data, binary=isinstance(data, bytes))
-            except TimeoutError:
-                self.disconnect()
-                raise WebSocketClosedError from None
+        await self.send_frame(data, binary=isinstance(data, bytes))
 
     def _ping(self, connection: ClientConnection) -> None:
         """Ask whether all of it has arrived, unless a ping is under way."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import replace
 
 from gateway.field_errors import near, shown
 from gateway.http.parse.body import check_names, parse_query
@@ -13,7 +12,7 @@ from gateway.http.parse.run_request import sane_session_id
 from gateway.http.parse.times import parse_time
 from gateway.http.parse.urls import run_id_of
 from sessions.errors import InvalidRequest, NotFound
-from sessions.model import RunId, RunStatus, SessionId
+from sessions.model import RunId, RunQuery, RunStatus, TenantId
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 500
@@ -21,28 +20,23 @@ _LARGEST_SEQ = (1 << 31) - 1
 _COUNT = re.compile(r"[0-9]{1,18}")
 
 
-@dataclass(frozen=True, slots=True)
-class RunsAsked:
-    """The fields of `GET /runs`. `before` is the id of a run, or a time, or not given."""
+def runs_asked(query: str, tenant: TenantId) -> tuple[RunQuery, RunId | None]:
+    """The runs asked for, and the run before which they were made, if one is named. Raises InvalidRequest.
 
-    session_id: SessionId | None
-    status: RunStatus | None
-    limit: int
-    before: RunId | datetime | None
-
-
-def runs_asked(query: str) -> RunsAsked:
-    """Read the query; empty fields count as not given. Raises InvalidRequest."""
+    Empty fields count as not given.
+    """
     fields = _fields(query, ("session_id", "status", "limit", "before"))
     limit = _count(fields, "limit", DEFAULT_LIMIT)
     if not 1 <= limit <= MAX_LIMIT:
         raise InvalidRequest(f'"limit" must be a whole number from 1 to {MAX_LIMIT}.')
-    return RunsAsked(
-        session_id=sane_session_id(fields["session_id"]) if fields.get("session_id") else None,
-        status=_status(fields.get("status", "")),
-        limit=limit,
-        before=_before(fields.get("before", "")),
-    )
+    session_id = sane_session_id(fields["session_id"]) if fields.get("session_id") else None
+    asked = RunQuery(tenant, limit, session_id, _status(fields.get("status", "")))
+    if not (before := fields.get("before")):
+        return asked, None
+    try:
+        return asked, run_id_of(before)
+    except NotFound:
+        return replace(asked, created_before=parse_time(before, "before")), None
 
 
 def events_after(query: str, last_event_id: str | None) -> int:
@@ -76,12 +70,3 @@ def _status(text: str) -> RunStatus | None:
     except ValueError as error:
         hint = near(text, list(RunStatus)) or f": use one of {', '.join(RunStatus)}."
         raise InvalidRequest(f'There is no status "{shown(text)}"{hint}') from error
-
-
-def _before(text: str) -> RunId | datetime | None:
-    if not text:
-        return None
-    try:
-        return run_id_of(text)
-    except NotFound:
-        return parse_time(text, "before")

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from gateway.field_errors import shown
-from gateway.http.parse.body import check_names, fields_of, form_variables
+from gateway.http.parse.body import check_names, form_variables
 from gateway.http.parse.code_text import strip_fence, unescape_query_code
 from sessions.errors import InvalidRequest, UnsupportedLanguage
 from sessions.model import RunRequest, SessionId, TenantId
@@ -36,11 +36,6 @@ class RunFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     session_id: str | None = None
     timeout: float | None = None
     stream: bool | None = None
-
-
-def from_json(value: Mapping[str, Any]) -> RunFields:
-    """Check the types of a JSON object's fields. Raises InvalidRequest."""
-    return fields_of(RunFields, value)
 
 
 def from_text(fields: Mapping[str, str]) -> RunFields:

@@ -10,9 +10,7 @@ import msgspec
 from gateway.field_errors import near, shown
 from gateway.http.parse.body import fields_of, parse_json_object
 from gateway.http.parse.run_request import RunFields
-from gateway.http.parse.urls import run_id_of
 from sessions.errors import InvalidJSON, InvalidRequest
-from sessions.model import RunId
 
 MessageId = str | int | float
 """What a client calls a message; its answers carry it unchanged."""
@@ -78,8 +76,3 @@ def typed(value: dict[str, Any]) -> RunMessage | InputMessage | InterruptMessage
             )
         case _:
             raise InvalidRequest('The field "op" is required: "run", "input" or "interrupt".')
-
-
-def named_run(message: InputMessage | InterruptMessage) -> RunId:
-    """The run that a message is about. Raises NotFound."""
-    return run_id_of(message.run_id)
