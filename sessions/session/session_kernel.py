@@ -122,9 +122,13 @@ class SessionKernel:
             self._kernel_pool.discard(kernel)
 
     async def hand_over(self) -> Kernel | None:
-        """Leave the kernel to the next gateway; returns it."""
+        """Leave the kernel to the next gateway; returns it. Whoever asks for a kernel from now on is refused one.
+
+        It is no longer this session's here: that its link closes must not be recorded as a loss.
+        """
         await self._tasks.cancel()
-        return self.kernel
+        kernel, self.kernel = self.kernel, None
+        return kernel
 
     # --- its runs -----------------------------------------------------------------------------------------------------
 

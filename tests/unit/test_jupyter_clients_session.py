@@ -216,3 +216,13 @@ async def test_a_connection_that_is_over_takes_nothing_that_is_the_next_ones(ben
 async def test_an_odd_name_of_a_session_is_no_obstacle(bench: Bench) -> None:
     await bench.create(SessionId("a b/\u4e09"))
     assert bench.service.session_of_kernel(ANONYMOUS, "a b/\u4e09").session.session_id == "a b/\u4e09"
+
+
+async def test_what_a_client_asks_of_a_gateway_that_has_closed_loses_no_variables(bench: Bench, lab: Client) -> None:
+    before = bench.session()
+    await bench.service.close()
+    await lab.send("complete_request", {"code": "x", "cursor_pos": 1})
+    await asyncio.sleep(0.02)
+    assert bench.session() == before
+    assert before.kernel_id in bench.engine.sandboxes
+    assert "is shutting down" in lab.told("stream")[-1]["text"]
