@@ -6,8 +6,10 @@ The parts of the engine share it and it decides nothing: recorder.py fills it, e
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
 import structlog
@@ -20,6 +22,8 @@ from sessions.output.fold import RunFold
 from sessions.ports import Clock, Store
 from sessions.runs.recorder import Recorder
 from sessions.settings import Limits, Timeouts
+
+_NOT_ENDED = "An error inside the gateway lost the end of the run {}. Do not run it again: the code may have run."
 
 log = structlog.get_logger()
 
@@ -54,7 +58,7 @@ class LiveRun:
         self.stopping = asyncio.Event()
         self.concluded = asyncio.Event()
         self.answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self.answer.add_done_callback(_retrieve)
+        self.answer.add_done_callback(retrieve)
 
     def __repr__(self) -> str:
         state = "ended" if self.answer.done() else "sent" if self.run.kernel_id else "waiting"
@@ -113,6 +117,15 @@ class LiveRun:
             if not self.answer.done():
                 self.answer.set_result(stored)
 
+    @contextmanager
+    def always_answered(self) -> Iterator[None]:
+        """Log an error of ours within the block, and resolve `answer` with one that says so: the code may have run."""
+        try:
+            yield
+        except Exception:
+            log.exception("run_not_ended", run_id=self.run_id)
+            self.fail(EndNotStored(_NOT_ENDED.format(self.run_id)))
+
     def fail(self, error: CellblockError) -> None:
         """Resolve `answer` with the error that says why there is none."""
         self.recorder.feed.close()
@@ -120,7 +133,7 @@ class LiveRun:
             self.answer.set_exception(error)
 
 
-def _retrieve(answer: asyncio.Future[Result]) -> None:
+def retrieve(answer: asyncio.Future[Any]) -> None:
     """Mark the error as retrieved: nobody may be waiting, and it is in the log already."""
     if not answer.cancelled():
         answer.exception()

@@ -110,19 +110,23 @@ class StatelessRuns:
     async def _perform(self, live: LiveRun) -> None:
         """Execute it, commit its end, and remove the kernel."""
         try:
-            if live.kernel is None and not live.is_resumed:
-                live.request_stop(Stop(RunStatus.CANCELLED, _ENDED_SESSION))
-            try:
-                result = await self._executor.execute(live, self)
-            except NotRun as error:
-                await self._not_run(live, error.why)
-            else:
-                await live.commit(result)
+            with live.always_answered():
+                await self._bring_to_end(live)
         finally:
             self._live.discard(live)
             if not self._is_handed_over and live.kernel is not None:
                 # Once the answer is out: to remove a container, and to start the next one, takes much CPU.
                 asyncio.get_running_loop().call_later(self._timeouts.removal_delay_s, self._remove, live.kernel)
+
+    async def _bring_to_end(self, live: LiveRun) -> None:
+        if live.kernel is None and not live.is_resumed:
+            live.request_stop(Stop(RunStatus.CANCELLED, _ENDED_SESSION))
+        try:
+            result = await self._executor.execute(live, self)
+        except NotRun as error:
+            await self._not_run(live, error.why)
+        else:
+            await live.commit(result)
 
     async def _not_run(self, live: LiveRun, error: CellblockError) -> None:
         """Nothing was run: tell the caller so, and forget the run. If somebody follows its events, they end."""

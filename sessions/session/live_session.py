@@ -10,10 +10,8 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import replace
 
-import structlog
-
 from sessions.concurrency import BackgroundTasks
-from sessions.errors import EndNotStored, KernelLost, StoreUnavailable
+from sessions.errors import KernelLost, StoreUnavailable
 from sessions.kernels.kernel import Kernel
 from sessions.model import JupyterSession, Result, RunId, RunStatus, Session, SessionState, SessionView
 from sessions.ports import KernelFiles
@@ -25,9 +23,6 @@ from sessions.wiring import Wiring
 
 _RESTARTED = "The session was restarted while this {}."
 _ABORTED = "This was not run, because what the same Jupyter client had asked for before it failed."
-_NOT_ENDED = "An error inside the gateway lost the end of the run {}. Do not run it again: the code may have run."
-
-log = structlog.get_logger()
 
 
 class LiveSession:
@@ -256,15 +251,15 @@ class LiveSession:
     async def _work_on(self, live: LiveRun) -> None:
         """Run the first of the queue, and remove it from there whatever happens, so that nothing runs twice."""
         result: Result | None = None
-        try:
+        with live.always_answered():
             result = await self._serve(live)
-        except Exception:
-            # A bug of ours; but the code may have run.
-            log.exception("run_not_ended", run_id=live.run_id)
-            live.fail(EndNotStored(_NOT_ENDED.format(live.run_id)))
+        if result is None:
+            self._kernel.skip_version()
+            # The end may have been committed before the error.
+            result = live.answer.result() if live.answer.exception() is None else None
+            self.observers.notify(lambda one: one.run_ended(live, result))
         self._queue.popleft()
-        if result is not None:
-            self._abort_behind(live, result)
+        self._abort_behind(live, result)
 
     async def _serve(self, live: LiveRun) -> Result:
         """Run it, and commit its end together with what it has changed of the session."""
@@ -292,10 +287,14 @@ class LiveSession:
         """A client is about to be sent the kernel's reply to this run: what it asks for from now on knows that."""
         self._behind = (run_id, list(self._queue)[1:])
 
-    def _abort_behind(self, failed: LiveRun, result: Result) -> None:
-        """When a cell has failed, do not run those that the same notebook has queued behind it, as in any Jupyter."""
+    def _abort_behind(self, failed: LiveRun, result: Result | None) -> None:
+        """When a cell has failed, do not run those that the same notebook has queued behind it, as in any Jupyter.
+
+        One whose end is lost, without a `result`, has failed for its notebook.
+        """
         jupyter = failed.run.jupyter
-        if jupyter is None or result.status is RunStatus.OK or not jupyter.stops_others:
+        has_failed = result is None or result.status is not RunStatus.OK
+        if jupyter is None or not has_failed or not jupyter.stops_others:
             self._behind = (None, [])
             return
         # A cell that was requested once the reply had been sent is run.

@@ -173,6 +173,10 @@ class SessionKernel:
             self.kernel = None
             self._kernel_pool.discard(kernel)
 
+    def skip_version(self) -> None:
+        """What `after_run` made may be committed, although `settle` was not called: what is written next is above."""
+        self._change()
+
     # --- claiming and losing ------------------------------------------------------------------------------------------
 
     async def _claim(self) -> Kernel:

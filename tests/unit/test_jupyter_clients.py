@@ -207,3 +207,21 @@ async def test_how_a_run_ends_is_told_whatever_ends_it(bench: Bench, lab: Client
     assert (await lab.reply("runs on"))["status"] == "error"
     index = [one.msg_type for one in lab.messages].index("execute_reply")
     assert b"restarting" not in b"".join(one.content for one in lab.messages[:index])
+
+
+async def test_an_end_that_an_error_of_ours_hides_is_told_and_what_waits_behind_is_not_run(
+    bench: Bench, lab: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("sessions.session.session_kernel.SessionKernel.after_run", broken)
+    await lab.execute("x")
+    await lab.execute("y")
+    kernel = await bench.sent("x")
+    kernel.died("signal", signal=9)
+    kernel.next_process()
+    assert (await lab.reply("x"))["ename"] == "EndNotStored"
+    assert lab.states("x")[-1] == "idle"
+    assert (await lab.reply("y"))["status"] == "aborted"
+    assert bench.times_sent("y") == 0

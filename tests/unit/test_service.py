@@ -281,6 +281,24 @@ async def test_an_error_of_our_own_still_gives_the_run_its_one_end(
     assert events[-1].fields["status"] == "lost"
 
 
+async def test_an_error_of_our_own_that_leaves_no_end_is_answered_and_takes_the_kernel_along(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    for name in ("finish", "finish_internal_error"):
+        monkeypatch.setattr(f"sessions.output.fold.RunFold.{name}", broken)
+    running = bench.begin()
+    kernel = await bench.sent()
+    kernel.end()
+    async with asyncio.timeout(5):
+        with pytest.raises(EndNotStored, match="Do not run it again"):
+            await running
+    await bench.service.drain(30.0)
+    await until(lambda: kernel.kernel_id not in bench.engine.sandboxes)
+
+
 async def test_without_a_database_nothing_is_run_and_nobody_else_gets_the_kernel(bench: Bench) -> None:
     (kernel_id,) = bench.engine.sandboxes
     link = bench.engine.link(kernel_id)

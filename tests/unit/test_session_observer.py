@@ -108,3 +108,19 @@ async def test_a_run_whose_end_could_not_even_be_made_is_answered_so(bench: Benc
     with pytest.raises(EndNotStored, match="Do not run it again"):
         await running
     assert bench.times_sent("x") == 1
+
+
+async def test_a_change_after_an_end_that_an_error_of_ours_hides_is_stored(bench: Bench) -> None:
+    await bench.create()
+
+    def fail(_: object) -> None:
+        raise RuntimeError
+
+    live_session(bench)._kernel.settle = fail  # type: ignore[method-assign]
+    run_id = await bench.record("x", session_id=S)
+    kernel = await bench.sent("x")
+    kernel.end()
+    await bench.service.result(run_id)
+    await until(lambda: live_session(bench).current is None)
+    bench.engine.end_sandbox(kernel.kernel_id)
+    await until(lambda: bench.session().kernel_id is None)
