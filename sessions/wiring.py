@@ -78,7 +78,7 @@ class Wiring:
             provisioner=provisioner,
             kernel_pool=kernel_pool,
             executor=executor,
-            active_runs=ActiveRuns(store, timeouts),
+            active_runs=ActiveRuns(store, clock, timeouts),
             stateless_runs=StatelessRuns(
                 store=store,
                 kernel_pool=kernel_pool,

@@ -4,34 +4,51 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from sessions.errors import Conflict, EndNotStored, Gone, NotFound
 from sessions.model import Event, EventType, Result, RunId, TenantId
-from sessions.ports import Store
-from sessions.runs.live_run import LiveRun
+from sessions.ports import Clock, Store
+from sessions.runs.live_run import LiveRun, retrieve
 from sessions.settings import Timeouts
 
 _EVENTS_PER_PAGE = 50
 """Of at most 32 Ki characters each: a reader that has fallen behind costs a few MiB."""
 
+_NOT_ENDED_ELSEWHERE = (
+    "The run {} was taken by another gateway, or an earlier one, which has not ended it within its time limit. If that "
+    "gateway comes back, GET /runs/{} has the answer. Do not run it again."
+)
 _GOES_ON = (
     "This gateway is stopping. The run {} goes on in its sandbox, and the next gateway has its answer at GET /runs/{}. "
     "Do not run it again."
 )
 
 
-class ActiveRuns:
-    """The mutable state: the runs, each until its answer is there, and the ids of those whose end was not stored.
+@dataclass(eq=False, slots=True)
+class _Poll:
+    """The store is asked about a run that is not live here, for as long as somebody waits for its end."""
 
-    `_stopped` is done once everything is left to the next gateway.
+    task: asyncio.Task[Result | None]
+    waiters: int = 0
+
+
+class ActiveRuns:
+    """The mutable state: the runs, each until its answer is there, and why the ends of others were not stored.
+
+    Also one poll for each run that somebody waits for and that is not live here. `_stopped` is done once everything is
+    left to the next gateway.
     """
 
-    def __init__(self, store: Store, timeouts: Timeouts) -> None:
+    def __init__(self, store: Store, clock: Clock, timeouts: Timeouts) -> None:
         self._store = store
+        self._clock = clock
         self._timeouts = timeouts
+        self._polls: dict[RunId, _Poll] = {}
         self._live: dict[RunId, LiveRun] = {}
-        self._unstored: set[RunId] = set()
+        self._unstored: dict[RunId, str] = {}
         self._stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def __repr__(self) -> str:
@@ -52,8 +69,8 @@ class ActiveRuns:
 
     def _release(self, live: LiveRun, answer: asyncio.Future[Result]) -> None:
         self._live.pop(live.run_id, None)
-        if not answer.cancelled() and isinstance(answer.exception(), EndNotStored):
-            self._unstored.add(live.run_id)
+        if not answer.cancelled() and isinstance(error := answer.exception(), EndNotStored):
+            self._unstored[live.run_id] = str(error)
 
     def source_bytes(self, tenant: TenantId) -> int:
         """About how much memory the code and variables of this tenant's live runs take, in bytes."""
@@ -85,14 +102,8 @@ class ActiveRuns:
     async def result(self, run_id: RunId) -> Result:
         """Wait for the end of a run. Raises NotFound, Gone, EndNotStored, and what kept it from being run."""
         while (live := self._live.get(run_id)) is None:
-            record = await self._store.get_run(run_id)
-            if record is None:
-                raise NotFound("There is no run by that id.")
-            if record.expired_at is not None:
-                raise Gone
-            if record.result is not None:
-                return record.result
-            await asyncio.sleep(self._timeouts.elsewhere_poll_s)
+            if (result := await self._result_of_store(run_id)) is not None:
+                return result
         concluded = asyncio.ensure_future(live.concluded.wait())
         try:
             waits: set[asyncio.Future[Any]] = {live.answer, concluded, self._stopped}
@@ -111,6 +122,50 @@ class ActiveRuns:
             f"The run {run_id} has ended, but the database is out of reach: its result is kept, and stored when the "
             "database is back. Do not run it again."
         )
+
+    async def _result_of_store(self, run_id: RunId) -> Result | None:
+        """Wait for the end of a run that is not live here, as all who wait for it do together. Raises as `result`."""
+        poll = self._polls.get(run_id)
+        if poll is None:
+            poll = self._polls[run_id] = _Poll(asyncio.ensure_future(self._poll(run_id)))
+            poll.task.add_done_callback(retrieve)
+        poll.waiters += 1
+        try:
+            either: set[asyncio.Future[Any]] = {poll.task, self._stopped}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            poll.waiters -= 1
+            if poll.task.done() or not poll.waiters:
+                poll.task.cancel()
+                if self._polls.get(run_id) is poll:
+                    del self._polls[run_id]
+        if poll.task.done():
+            return poll.task.result()
+        raise EndNotStored(_GOES_ON.format(run_id, run_id))
+
+    async def _poll(self, run_id: RunId) -> Result | None:
+        """Ask the store for the result until it is there; None when the run has become live here.
+
+        Its gateway may be gone for good. So this gives up, with EndNotStored, once the run must have ended.
+        """
+        asked_at, grace = self._clock.now(), timedelta(seconds=self._timeouts.commit_timeout_s)
+        while run_id not in self._live:
+            record = await self._store.get_run(run_id)
+            if record is None:
+                raise NotFound("There is no run by that id.")
+            if record.expired_at is not None:
+                raise Gone
+            if record.result is not None:
+                return record.result
+            if run_id in self._unstored:
+                raise EndNotStored(self._unstored[run_id])
+            began_at = min(record.run.started_at or asked_at, asked_at)
+            # A run that is past its limit may still be taken over: by a gateway that is just being started.
+            overdue_at = max(asked_at, began_at + timedelta(seconds=record.run.timeout_s)) + grace
+            if self._clock.now() > overdue_at:
+                raise EndNotStored(_NOT_ENDED_ELSEWHERE.format(run_id, run_id))
+            await asyncio.sleep(self._timeouts.elsewhere_poll_s)
+        return None
 
     async def events(self, run_id: RunId) -> list[Event]:
         """All committed events of a run. Raises StoreUnavailable."""

@@ -11,7 +11,19 @@ from doubles import until
 from workbench import Bench, Kernel, S
 
 from sessions.errors import Conflict, EndNotStored, Gone, NotFound
-from sessions.model import ANONYMOUS, Batch, Event, EventType, GatewayId, Result, RunId, RunStatus, TenantId
+from sessions.model import (
+    ANONYMOUS,
+    Batch,
+    Event,
+    EventType,
+    GatewayId,
+    Result,
+    Run,
+    RunId,
+    RunRecord,
+    RunStatus,
+    TenantId,
+)
 
 
 class Follower:
@@ -227,3 +239,78 @@ async def test_where_the_store_refuses_what_a_run_said_its_end_is_seen_all_the_s
     assert await Follower(bench, run_id).end() == [EventType.STARTED, EventType.END]
     result = await bench.service.result(run_id)
     assert (result.status, result.truncated) == (RunStatus.OK, True)
+
+
+async def test_whoever_asks_after_a_run_whose_end_was_not_stored_is_told_so_at_once(bench: Bench) -> None:
+    async def refuse(*_: object) -> None:
+        raise ValueError("a value that no column takes")
+
+    bench.store.finish_run = refuse  # type: ignore[method-assign]
+    run_id, kernel = await begun(bench)
+    kernel.end()
+    for _ in range(2):
+        async with asyncio.timeout(5):
+            with pytest.raises(EndNotStored, match="could not be stored"):
+                await bench.service.result(run_id)
+
+
+# --- a run of a gateway that is gone ----------------------------------------------------------------------------------
+
+
+async def abandoned(bench: Bench, **changes: Any) -> Run:
+    """A run of another gateway, which nobody goes on with."""
+    await bench.serve("work", idempotency_key="key", timeout_s=0.1)
+    run = replace(
+        bench.stored().run, run_id=RunId("00000000-0000-4000-8000-000000000001"), gateway_id=GatewayId("h"), **changes
+    )
+    bench.store.runs.clear()
+    await bench.store.add_run(run)
+    return run
+
+
+@pytest.mark.parametrize("changes", [{}, {"kernel_id": None, "started_at": None}])
+async def test_whoever_repeats_the_request_of_a_run_whose_gateway_is_gone_is_told_so_in_time(
+    bench: Bench, changes: dict[str, Any]
+) -> None:
+    run = await abandoned(bench, **changes)
+    for _ in range(2):
+        async with asyncio.timeout(5):
+            with pytest.raises(EndNotStored, match=f"another gateway.* GET /runs/{run.run_id}"):
+                await bench.begin("work", idempotency_key="key", timeout_s=0.1)
+
+
+async def test_all_who_wait_for_a_run_of_another_gateway_ask_the_store_together(bench: Bench) -> None:
+    run_id, run = await foreign(bench)
+    get_run = bench.store.get_run
+    asked = 0
+
+    async def counted(run_id: RunId) -> RunRecord | None:
+        nonlocal asked
+        asked += 1
+        return await get_run(run_id)
+
+    bench.store.get_run = counted  # type: ignore[method-assign]
+    waiting = [asyncio.ensure_future(bench.service.result(run_id)) for _ in range(20)]
+    await asyncio.sleep(0.05)
+    waiting.pop().cancel()
+    assert 0 < asked <= 10
+    await bench.store.finish_run(run, Batch((Event(1, EventType.END, {"status": "ok"}),)), bench.clock.now())
+    assert await asyncio.gather(*waiting) == [run] * 19
+
+
+async def test_nobody_asks_the_store_for_those_who_have_left(bench: Bench) -> None:
+    run_id, _ = await foreign(bench)
+    waiting = asyncio.ensure_future(bench.service.result(run_id))
+    await asyncio.sleep(0.02)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    assert bench.service._runs._polls == {}
+
+
+async def test_a_stop_ends_the_waiting_for_a_run_of_another_gateway(bench: Bench) -> None:
+    run_id, _ = await foreign(bench)
+    waiting = asyncio.ensure_future(bench.service.result(run_id))
+    await asyncio.sleep(0.02)
+    await bench.service.close()
+    with pytest.raises(EndNotStored, match=f"GET /runs/{run_id}"):
+        await waiting
