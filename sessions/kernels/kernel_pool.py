@@ -335,6 +335,11 @@ class KernelPool:
             self._polled.discard(kernel.kernel_id)
 
     async def _remove(self, kernel: Kernel, pool: WarmPool) -> None:
-        await self._sandboxes.remove(kernel)
-        pool.removed(kernel.kernel_id)
-        self._refill()
+        try:
+            await self._sandboxes.remove(kernel)
+        except Exception:
+            # A bug of ours; but the room that the sandbox took is not lost for good.
+            log.exception("sandbox_not_removed", kernel_id=kernel.kernel_id)
+        finally:
+            pool.removed(kernel.kernel_id)
+            self._refill()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from uuid import uuid4
 
@@ -116,9 +117,10 @@ class Sandboxes:
 
     async def remove(self, kernel: Kernel) -> None:
         """Remove what there is of the sandbox. An engine that does not answer is asked again, a few times."""
+        attempts = count(1)
 
         def log_failure(error: Exception) -> None:
-            log.warning("removal_failed", kernel_id=kernel.kernel_id, reason=str(error))
+            log.warning("removal_failed", kernel_id=kernel.kernel_id, attempt=next(attempts), reason=str(error))
 
         pauses = (0 if self.hurries else 2**attempt for attempt in range(_REMOVE_RETRIES))
         with suppress(EngineUnavailable):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import json
 import os
@@ -314,6 +315,21 @@ async def test_a_stopped_engine_is_said_and_not_waited_for(
 async def test_a_root_too_long_for_sockets_is_refused_at_once(gateway_id: GatewayId) -> None:
     with pytest.raises(Misconfigured, match=r"server\.data_dir"):
         ProcessProvisioner(gateway_id, Path("/" + "long/" * 20))
+
+
+async def test_a_directory_that_cannot_be_removed_is_the_engine_out_of_reach(
+    process_provisioner: ProcessProvisioner, short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> None:
+        raise OSError(errno.EBUSY, "busy")
+
+    kernel_id = KernelId(str(uuid.uuid4()))
+    (short_dir / "p" / kernel_id.replace("-", "")[:12]).mkdir(parents=True)
+    with monkeypatch.context() as broken:
+        broken.setattr("shutil.rmtree", refuse)
+        with pytest.raises(EngineUnavailable, match="cannot be removed"):
+            await process_provisioner.kill(kernel_id)
+    await process_provisioner.kill(kernel_id)
 
 
 async def test_a_reused_process_id_is_left_alone(

@@ -300,8 +300,26 @@ async def test_a_removal_that_fails_is_tried_again(
         await kill(kernel_id)
 
     monkeypatch.setattr(engine, "kill", unreliable)
-    kernel_pool.discard(kernel)
-    await until(lambda: engine.sandboxes == {})
+    with structlog.testing.capture_logs() as logs:
+        kernel_pool.discard(kernel)
+        await until(lambda: engine.sandboxes == {})
+    assert [entry["attempt"] for entry in logs if entry["event"] == "removal_failed"] == [1]
+
+
+async def test_a_removal_that_an_error_of_ours_ends_takes_no_room_for_good(
+    engine: MemoryEngine, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel_pool = await make(size=0, most=1)
+    kernel = await claim(kernel_pool)
+
+    async def broken(_: KernelId) -> None:
+        raise OSError("not empty")
+
+    with monkeypatch.context() as broken_engine, structlog.testing.capture_logs() as logs:
+        broken_engine.setattr(engine, "kill", broken)
+        kernel_pool.discard(kernel)
+        assert await claim(kernel_pool) is not kernel
+    assert [entry["kernel_id"] for entry in logs if entry["event"] == "sandbox_not_removed"] == [kernel.kernel_id]
 
 
 @pytest.mark.timeouts(fate_poll_s=0.01)

@@ -95,7 +95,10 @@ class ProcessProvisioner:
 
     async def kill(self, kernel_id: KernelId) -> None:
         """End the supervisor and every process it brought about, and remove the directory."""
-        await self._call(lambda: self._kill(kernel_id))
+        try:
+            await self._call(lambda: self._kill(kernel_id))
+        except OSError as error:
+            raise EngineUnavailable(f"The directory of a kernel cannot be removed ({error.strerror}).") from error
 
     async def fate(self, kernel_id: KernelId) -> Fate | None:
         """The exit code where this gateway started the process; otherwise only whether it has ended."""
