@@ -155,7 +155,7 @@ class Registry:
             await session.ensure_kernel()
         except BaseException:
             session.stop("The session could not be made.")
-            del self._sessions[record.tenant, record.session_id]
+            self._sessions.pop((record.tenant, record.session_id), None)  # all are gone after a hand-over
             with suppress(CellblockError):
                 await self._wiring.store.remove_session(record)
             raise

@@ -10,7 +10,7 @@ from doubles import ManualClock, until
 from workbench import Bench, S
 
 from sessions.errors import NotFound, StoreUnavailable
-from sessions.model import ANONYMOUS, RunId, RunStatus, SessionId
+from sessions.model import ANONYMOUS, RunId, RunStatus, Session, SessionId
 from sessions.settings import Timeouts
 
 
@@ -130,6 +130,25 @@ async def test_a_session_whose_row_could_not_be_removed_gives_way_to_a_new_one(b
     assert (await bench.serve("x", session_id=S)).session_created
     assert bench.names() == [S]
     assert bench.session().created_at == bench.service.get_session(ANONYMOUS, S).session.created_at
+
+
+async def test_a_session_that_is_being_made_at_a_hand_over_is_undone_and_says_why(bench: Timed) -> None:
+    sessions = bench.service._sessions
+    add_session, adding = bench.store.add_session, asyncio.Event()
+
+    async def late(session: Session) -> None:
+        await add_session(session)
+        await adding.wait()
+        raise StoreUnavailable
+
+    bench.store.add_session = late  # type: ignore[method-assign,assignment]
+    making = asyncio.ensure_future(bench.create())
+    await until(lambda: bench.store.sessions != {})
+    await sessions.hand_over()
+    adding.set()
+    with pytest.raises(StoreUnavailable):
+        await making
+    assert bench.store.sessions == {}
 
 
 # --- deleted in an outage ---------------------------------------------------------------------------------------------
