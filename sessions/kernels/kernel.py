@@ -330,16 +330,16 @@ class Kernel:
             return
         if self._frame_numbers.is_new(seq, len(data)):
             message = decode(frame)
-            self._tap(frame)
+            self._tap(lambda tap: tap.on_frame(frame))
             if message is not None:
                 self._requests.handle_message(seq, message)
         self._acknowledge_if_due()
 
-    def _tap(self, frame: memoryview) -> None:
+    def _tap(self, call: Callable[[KernelTap], None]) -> None:
         """An error in the tap must not keep the message from the request's listener."""
         if self.tap is not None:
             try:
-                self.tap.on_frame(frame)
+                call(self.tap)
             except Exception:
                 log.exception("message_not_passed_on", kernel_id=self.kernel_id)
 
@@ -376,9 +376,9 @@ class Kernel:
             case protocol.GAP:
                 dropped_bytes = _count(fields.get("dropped_bytes"))
                 if dropped_bytes:
-                    if self.tap is not None:
-                        self.tap.on_gap(msg_id if isinstance(msg_id, str) else None, dropped_bytes)
-                    self._requests.handle_gap(seq, msg_id if isinstance(msg_id, str) else None, dropped_bytes)
+                    of = msg_id if isinstance(msg_id, str) else None
+                    self._tap(lambda tap: tap.on_gap(of, dropped_bytes))
+                    self._requests.handle_gap(seq, of, dropped_bytes)
 
     def _acknowledge_if_due(self) -> None:
         if self._frame_numbers.is_due():

@@ -73,14 +73,16 @@ async def test_a_mistake_of_whoever_listens_in_costs_a_run_nothing(line: Line) -
             raise RuntimeError(bytes(frame))
 
         def on_gap(self, msg_id: str | None, dropped_bytes: int) -> None:
-            raise AssertionError(msg_id, dropped_bytes)
+            raise RuntimeError(msg_id, dropped_bytes)
 
     line.ready()
     heard = RecordingListener()
     msg_id = line.execute("x", heard)
     line.kernel.tap = Broken()
     line.publish(msg_id, name="stdout", text="x")
+    line.say("gap", msg_id=msg_id, dropped_bytes=7)
     assert [message.content["text"] for _, message in heard.messages] == ["x"]
+    assert heard.gaps == [7]
     assert line.kernel.is_ready()
 
 
