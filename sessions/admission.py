@@ -106,9 +106,8 @@ class Admission:
     async def _begin_in_session(self, request: RunRequest, session_id: SessionId) -> RunId:
         is_cell = request.jupyter is not None
         if is_cell:
-            session = self._sessions.get(
-                request.tenant, session_id
-            )  # a cell does not bring back a kernel that is shut down
+            # A cell does not bring back a kernel that is shut down.
+            session = self._sessions.get(request.tenant, session_id)
         else:
             session = await self._sessions.get_or_create(request.tenant, session_id, request.language)
         if session.runs() > (_MOST_CELLS if is_cell else self._wiring.limits.queue):

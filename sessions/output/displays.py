@@ -210,7 +210,7 @@ class Displays:
             "left_bytes": self._left_bytes,
             "dropped": dict(self._dropped),
             "notices": dict(self._notices),
-            "told": list(self._lines),
+            "told": list(self._lines),  # the keys are stored: they stay
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:

@@ -199,7 +199,7 @@ class RunFold:
             "awaits_input": self.awaits_input,
             "session_created": self.session_created,
             "session_lost": self.session_lost,
-            "collection": self._displays.state(),
+            "collection": self._displays.state(),  # the keys are stored: they stay
         }
 
     def resume(self, events: Iterable[Event], state: Mapping[str, Any]) -> None:

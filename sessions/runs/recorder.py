@@ -257,6 +257,7 @@ class Recorder:
     def _next_batch(self) -> Batch:
         """All that no commit has confirmed. To write a batch twice does no harm."""
         fresh = self.fold.drain()
+        # The keys are stored: they stay.
         state = {"said": sorted(self._seen_types), "has_files": self.has_files, "execution": self.fold.state()}
         file_seq = self._file_seq if self.fold.is_assembling() else None
         self._unwritten = Batch(
