@@ -181,14 +181,9 @@ class _Run:
     def on_gap(self, seq: int, dropped_bytes: int) -> None:
         """Do nothing: the router hears of what was lost on the way; what the gateway cannot decode has passed."""
 
-    def on_done(self, done: Done) -> None:
-        """Let the clients stop listening."""
-        del done
-        self._router.end_run(self)
-
-    def on_died(self, died: Died) -> None:
-        """The kernel has died of it, or before it."""
-        if died.ran and died.cause is Cause.OOM:
+    def on_end(self, end: Done | Died) -> None:
+        """Let the clients stop listening, and say so if the kernel has died for want of memory."""
+        if isinstance(end, Died) and end.ran and end.cause is Cause.OOM:
             self._router.print_notice(self.header, f"The kernel was ended because {self._router.out_of_memory}")
         self._router.end_run(self)
 

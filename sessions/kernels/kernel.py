@@ -215,7 +215,7 @@ class Kernel:
             return
         self._send_control(protocol.SHUTDOWN)
         self._close_link(reason)
-        self._requests.fail_all(Died(Cause.GONE, None, None, None, ()))
+        self._requests.end_all(Died(Cause.GONE, None, None, None, ()))
         self._notify_change()
 
     def hand_over(self, reason: str) -> None:
@@ -410,7 +410,7 @@ class Kernel:
         self.deaths += 1
         self.state = KernelState.STARTING
         died = self.last_death = died_of(fields)
-        self._requests.fail(str(fields.get("msg_id")), died)
+        self._requests.end(str(fields.get("msg_id")), died)
         self._requests.refuse(_ids(fields.get("never_run")), died.cause)
         self._notify_change()
 

@@ -20,7 +20,7 @@ from sessions.kernels.outcomes import Cause, Died, Done
 
 
 class RequestListener(Protocol):
-    """Receives what comes of a request. `on_done` or `on_died` comes last, and exactly once."""
+    """Receives what comes of a request. `on_end` comes last, and exactly once."""
 
     @property
     def uncommitted_seq(self) -> int | None:
@@ -35,12 +35,8 @@ class RequestListener(Protocol):
         """Output was lost on the way."""
         ...
 
-    def on_done(self, done: Done) -> None:
-        """The request has ended."""
-        ...
-
-    def on_died(self, died: Died) -> None:
-        """The kernel has ended first, or has not taken the request."""
+    def on_end(self, end: Done | Died) -> None:
+        """The request has ended; or the kernel has first, or has not taken the request."""
         ...
 
 
@@ -136,29 +132,18 @@ class PendingRequests:
             if request is not None:
                 request.listener.on_gap(seq, dropped_bytes)
 
-    def end(self, msg_id: str, done: Done) -> None:
-        """A request has ended."""
-        if (listener := self._settle(msg_id)) is not None:
-            listener.on_done(done)
-
-    def fail(self, msg_id: str, died: Died) -> None:
-        """A request was under way when the kernel died."""
-        if (listener := self._settle(msg_id)) is not None:
-            listener.on_died(died)
+    def end(self, msg_id: str, end: Done | Died) -> None:
+        """A request has ended, or was under way when the kernel died."""
+        if (request := self._outstanding.pop(msg_id, None)) is not None:
+            self._settling.append(request.listener)
+            request.listener.on_end(end)
 
     def refuse(self, msg_ids: Iterable[str], cause: Cause) -> None:
         """These were never run."""
         for msg_id in msg_ids:
-            self.fail(msg_id, Died(cause, None, None, None, (), ran=False))
+            self.end(msg_id, Died(cause, None, None, None, (), ran=False))
 
-    def fail_all(self, died: Died) -> None:
+    def end_all(self, died: Died) -> None:
         """The kernel is gone, and all requests with it."""
         for msg_id in list(self._outstanding):
-            self.fail(msg_id, died)
-
-    def _settle(self, msg_id: str) -> RequestListener | None:
-        request = self._outstanding.pop(msg_id, None)
-        if request is None:
-            return None
-        self._settling.append(request.listener)
-        return request.listener
+            self.end(msg_id, died)

@@ -104,13 +104,17 @@ class Recorder:
             self.fold.handle_gap(dropped_bytes)
             self._note_frame(seq)
 
-    def on_done(self, done: Done) -> None:
-        """The code has ended."""
-        self._end(done)
+    def on_end(self, end: Done | Died) -> None:
+        """The code has ended, or the kernel has died.
 
-    def on_died(self, died: Died) -> None:
-        """The kernel has died."""
-        self._end(died)
+        The frame that says so has a number above all others; only `finish` commits it.
+        """
+        if not self.code_ended.done():
+            self.code_ended.set_result(None)
+        if not self.ended.done():
+            self.ended.set_result(end)
+            if self._uncommitted_seq is None:
+                self._uncommitted_seq = self._taken_seq + 1
 
     def has_begun(self) -> bool:
         """Whether anything of the run is committed."""
@@ -195,15 +199,6 @@ class Recorder:
     def _note_code_ended(self) -> None:
         if (self.has_files or self.is_complete()) and not self.code_ended.done():
             self.code_ended.set_result(None)
-
-    def _end(self, end: Done | Died) -> None:
-        """The frame that says so has a number above all others; only `finish` commits it."""
-        if not self.code_ended.done():
-            self.code_ended.set_result(None)
-        if not self.ended.done():
-            self.ended.set_result(end)
-            if self._uncommitted_seq is None:
-                self._uncommitted_seq = self._taken_seq + 1
 
     async def _write(self) -> None:
         """Write batch after batch until the run ends; `finish` commits the end."""

@@ -61,14 +61,7 @@ class _Ended:
     def on_gap(self, seq: int, dropped_bytes: int) -> None:
         """Nothing."""
 
-    def on_done(self, done: Done) -> None:
-        """The variables are set."""
-        self._end(done)
-
-    def on_died(self, died: Died) -> None:
-        """They are not."""
-        self._end(died)
-
-    def _end(self, end: Done | Died) -> None:
+    def on_end(self, end: Done | Died) -> None:
+        """The variables are set, or the kernel has died."""
         if not self.end.done():
             self.end.set_result(end)

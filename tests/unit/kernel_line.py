@@ -35,11 +35,8 @@ class RecordingListener:
         del seq
         self.gaps.append(dropped_bytes)
 
-    def on_done(self, done: Done) -> None:
-        self.ends.append(done)
-
-    def on_died(self, died: Died) -> None:
-        self.ends.append(died)
+    def on_end(self, end: Done | Died) -> None:
+        self.ends.append(end)
 
 
 class Line:

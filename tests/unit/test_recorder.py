@@ -160,7 +160,7 @@ async def test_what_comes_while_a_batch_is_being_written_stays_uncommitted(taped
 async def test_the_end_itself_is_uncommitted_until_the_answer_is_stored(taped: Taped) -> None:
     taped.print("one")
     await until(lambda: taped.recorder.uncommitted_seq is None)
-    taped.recorder.on_done(DONE)
+    taped.recorder.on_end(DONE)
     assert taped.recorder.uncommitted_seq == taped.seq + 1
     await asyncio.sleep(0.05)
     assert taped.recorder.uncommitted_seq == taped.seq + 1
@@ -171,7 +171,7 @@ async def test_the_end_itself_is_uncommitted_until_the_answer_is_stored(taped: T
 
 async def test_the_end_is_stored_with_what_was_not_yet_written(taped: Taped) -> None:
     taped.print("all of it")
-    taped.recorder.on_done(DONE)
+    taped.recorder.on_end(DONE)
     await taped.finish()
     stored = taped.store.runs[RUN_ID]
     assert taped.stored_text() == "all of it"
@@ -184,7 +184,7 @@ async def test_a_batch_that_was_broken_off_is_written_with_the_end(taped: Taped)
     taped.store.is_reachable = False
     taped.print("one")
     await asyncio.sleep(0.03)
-    taped.recorder.on_died(Died(Cause.GONE, None, None, None, ()))
+    taped.recorder.on_end(Died(Cause.GONE, None, None, None, ()))
     finishing = asyncio.ensure_future(taped.finish())
     await asyncio.sleep(0.03)
     assert not finishing.done()
@@ -196,14 +196,14 @@ async def test_a_batch_that_was_broken_off_is_written_with_the_end(taped: Taped)
 
 
 async def test_a_run_ends_once(taped: Taped) -> None:
-    taped.recorder.on_done(DONE)
-    taped.recorder.on_died(Died(Cause.EXITED, 0, None, None, ()))
+    taped.recorder.on_end(DONE)
+    taped.recorder.on_end(Died(Cause.EXITED, 0, None, None, ()))
     assert taped.recorder.ended.result() == DONE
 
 
 async def test_after_the_end_no_task_is_left(taped: Taped) -> None:
     taped.print("x")
-    taped.recorder.on_done(DONE)
+    taped.recorder.on_end(DONE)
     await taped.finish()
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}
@@ -211,7 +211,7 @@ async def test_after_the_end_no_task_is_left(taped: Taped) -> None:
 
 async def test_once_the_run_has_ended_only_its_end_is_written(taped: Taped) -> None:
     seq = taped.print("last words")
-    taped.recorder.on_done(DONE)
+    taped.recorder.on_end(DONE)
     await asyncio.sleep(0.05)
     assert (taped.recorder.uncommitted_seq, taped.acknowledgeable) == (seq, [])
     await taped.finish()
@@ -247,7 +247,7 @@ async def test_a_follower_sees_no_event_that_the_store_has_not(taped: Taped) -> 
         await until(lambda: feed.last_seq == 2)
         assert feed.after(0) == [*taped.store.runs[RUN_ID].events.values()]
         taped.print(" two")
-        taped.recorder.on_done(DONE)
+        taped.recorder.on_end(DONE)
         await taped.finish()
         assert feed.is_closed
         assert feed.after(0) == [*taped.store.runs[RUN_ID].events.values()]
@@ -283,7 +283,7 @@ async def test_the_end_waits_for_a_batch_that_is_on_its_way(slow: Taped) -> None
     slow.print("one")
     await until(lambda: store.writes == ["append begins"])
     slow.print(" two")
-    slow.recorder.on_done(DONE)
+    slow.recorder.on_end(DONE)
     finishing = asyncio.ensure_future(slow.finish())
     await asyncio.sleep(0.03)
     assert store.writes == ["append begins"]
@@ -304,7 +304,7 @@ async def test_what_comes_while_a_batch_is_on_its_way_is_not_acknowledged_with_i
     store.gate.set()
     await until(lambda: bool(slow.acknowledgeable))
     assert slow.acknowledgeable[0] == second
-    slow.recorder.on_done(DONE)
+    slow.recorder.on_end(DONE)
     await slow.finish()
 
 
@@ -340,7 +340,7 @@ async def test_frames_that_are_committed_are_passed_over_and_those_that_are_not_
     assert later.recorder.feed.last_seq == 2
     for text in ("one", " two", " three"):
         later.print(text)
-    later.recorder.on_done(DONE)
+    later.recorder.on_end(DONE)
     await later.finish()
     assert later.stored_text() == "one two three"
     assert later.store.runs[RUN_ID].result.output == "one two three"  # type: ignore[union-attr]
@@ -377,7 +377,7 @@ async def test_a_file_that_was_whole_is_not_taken_again(taped: Taped) -> None:
     await until(lambda: taped.acknowledgeable == [None])
     later = await gone_on(taped)
     later.say("artifact", content, b"ab")
-    later.recorder.on_done(DONE)
+    later.recorder.on_end(DONE)
     await later.finish()
     assert len(later.store.runs[RUN_ID].artifacts) == 1
 
@@ -399,7 +399,7 @@ async def test_what_the_kernel_has_said_of_its_end_is_known_to_the_next_gateway(
             later.say(*other)
     assert later.recorder.is_complete()
     assert later.recorder.code_ended.done()
-    later.recorder.on_done(DONE)
+    later.recorder.on_end(DONE)
     await later.finish()
 
 
@@ -410,7 +410,7 @@ async def test_a_gap_that_is_committed_is_not_counted_twice(taped: Taped) -> Non
     later = await gone_on(taped)
     later.recorder.on_gap(1, 7)
     later.recorder.on_gap(2, 9)
-    later.recorder.on_done(DONE)
+    later.recorder.on_end(DONE)
     await later.finish()
     truncated = [event for event in later.store.runs[RUN_ID].events.values() if event.type is EventType.TRUNCATED]
     assert [event.fields["dropped_bytes"] for event in truncated] == [16]
@@ -421,7 +421,7 @@ async def test_a_run_that_begins_again_on_another_kernel_takes_frames_from_the_f
 ) -> None:
     taped.seq += 1
     taped.recorder.on_gap(taped.seq, 7)
-    taped.recorder.on_died(Died(Cause.REJECTED, None, None, None, (), ran=False))
+    taped.recorder.on_end(Died(Cause.REJECTED, None, None, None, (), ran=False))
     await asyncio.sleep(0.03)
     taped.recorder.begin_again()
     assert not taped.recorder.ended.done()
@@ -462,7 +462,7 @@ async def record(steps: list[str], stops: list[tuple[int, int, bool]]) -> Record
         tape.seq = max(0, acknowledged_seq - back)
     while tape.seq < len(steps):
         say(tape, steps)
-    tape.recorder.on_done(DONE)
+    tape.recorder.on_end(DONE)
     await tape.finish()
     stored = tape.store.runs[RUN_ID]
     assert sorted(stored.events) == [*range(1, len(stored.events) + 1)]
