@@ -28,6 +28,7 @@ from sessions.kernels.file_answers import (
 )
 from sessions.kernels.messages import decode_object
 from sessions.model import FileEntry
+from sessions.ports import Link
 
 _MAX_AT_ONCE = 8
 _MAX_PAGES = 20
@@ -39,15 +40,12 @@ _PIECE_HEADER = json.dumps({"msg_id": "", "msg_type": "file"}).encode()
 class SupervisorFiles:
     """`sessions.ports.KernelFiles` over the current link to one supervisor.
 
-    `send_text` and `send_binary` send a frame on that link; without one they raise Unavailable or do nothing. The
-    supervisor must answer each question within `answer_timeout_s`. The mutable state is the transfers under way, by id.
+    `linked` returns that link, or raises Unavailable. The supervisor must answer each question within
+    `answer_timeout_s`. The mutable state is the transfers under way, by id.
     """
 
-    def __init__(
-        self, send_text: Callable[[str], None], send_binary: Callable[[bytes], None], answer_timeout_s: float
-    ) -> None:
-        self.send_text = send_text
-        self.send_binary = send_binary
+    def __init__(self, linked: Callable[[], Link], answer_timeout_s: float) -> None:
+        self.linked = linked
         self.answer_timeout_s = answer_timeout_s
         self._transfers: dict[str, _Transfer] = {}
         self._last_id = 0
@@ -186,13 +184,13 @@ class _Transfer:
     async def ask(self, op: str, expected: str, **fields: Any) -> _Answer:
         """Ask by a control message. Raises what a refusal means, or Unavailable."""
         text = protocol.encode_control(op, id=self._id, **fields)
-        return await self._ask(expected, lambda: self._files.send_text(text))
+        return await self._ask(expected, lambda: self._files.linked().send_text(text))
 
     async def send_piece(self, piece: bytes, offset: int) -> _Answer:
         """Send a piece. Raises as `ask` does."""
         content = json.dumps({"id": self._id, "offset": offset}).encode()
         frame = protocol.encode_message(protocol.FILE_CHANNEL, [_PIECE_HEADER, b"{}", b"{}", content, piece])
-        return await self._ask(protocol.FILE_WRITTEN, lambda: self._files.send_binary(frame))
+        return await self._ask(protocol.FILE_WRITTEN, lambda: self._files.linked().send_binary(frame))
 
     async def _ask(self, expected: str, send: Callable[[], None]) -> _Answer:
         if self._is_link_lost:
@@ -238,7 +236,7 @@ class _Transfer:
         self.end()
         if not self._is_link_lost:
             with suppress(Unavailable):
-                self._files.send_text(protocol.encode_control(protocol.FILE_CLOSE, id=self._id))
+                self._files.linked().send_text(protocol.encode_control(protocol.FILE_CLOSE, id=self._id))
 
 
 class SandboxFileReader:

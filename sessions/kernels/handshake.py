@@ -61,7 +61,7 @@ class Handshake:
     def _guarded(self, handle: Callable[..., None], *args: Any) -> asyncio.Task[None] | None:
         """Handle a frame; a violation ends the kernel, a flood is slowed down."""
         try:
-            pause_s = self._kernel.metered(handle, *args)
+            pause_s = self._kernel.throttle.metered(handle, *args)
         except (ProtocolViolation, protocol.FrameError) as error:
             self._kernel.violate(str(error).rstrip("."))
             return None

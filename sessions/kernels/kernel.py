@@ -81,10 +81,10 @@ class Kernel:
         self.limits_seen: Mapping[str, Any] = {}
         self.failed_preloads: Mapping[str, Any] = {}
         self.violation: str | None = None
-        self.deaths = 0
         self.last_death: Died | None = None
         self.credential = credential
-        self.files = SupervisorFiles(self._send_file_question, self._send_piece, timeouts.file_answer_timeout_s)
+        self.files = SupervisorFiles(self._linked, timeouts.file_answer_timeout_s)
+        self.throttle = throttle or Throttle(clock)
         self.tap: KernelTap | None = None
         self._timeouts = timeouts
         self._adopted = adopted
@@ -95,7 +95,6 @@ class Kernel:
         self._requests = PendingRequests()
         self._unsent: deque[str] = deque(maxlen=_UNSENT)
         self._refusals = 0
-        self._throttle = throttle or Throttle(clock)
         self._changed = asyncio.Event()
         self._reconnect_deadline: asyncio.TimerHandle | None = None
         self._watchers: list[Callable[[Kernel], None]] = []
@@ -118,7 +117,7 @@ class Kernel:
         return self._link is not None
 
     def watch(self, on_change: Callable[[Kernel], None]) -> None:
-        """Call `on_change` whenever the state, the link, or the number of deaths has changed."""
+        """Call `on_change` whenever the state, the link, or the last death has changed."""
         self._watchers.append(on_change)
 
     def unwatch(self) -> None:
@@ -356,10 +355,6 @@ class Kernel:
         self._handle_numbered(seq, op, fields)
         self._acknowledge_if_due()
 
-    def metered(self, handle: Callable[..., None], *args: Any) -> float:
-        """Handle one frame; returns for how many seconds the next one must not be read."""
-        return self._throttle.metered(handle, *args)
-
     def _handle_numbered(self, seq: int, op: Any, fields: Mapping[str, Any]) -> None:
         msg_id = fields.get("msg_id")
         match op:
@@ -407,7 +402,6 @@ class Kernel:
 
     def _handle_death(self, fields: Mapping[str, Any]) -> None:
         """Only the named requests have died: later ones belong to the next kernel process."""
-        self.deaths += 1
         self.state = KernelState.STARTING
         died = self.last_death = died_of(fields)
         self._requests.end(str(fields.get("msg_id")), died)
@@ -415,7 +409,8 @@ class Kernel:
         self._notify_change()
 
     def _send_control(self, op: str, **fields: Any) -> None:
-        self._send_text(protocol.encode_control(op, **fields))
+        if self._link is not None:
+            self._link.send_text(protocol.encode_control(op, **fields))
 
     def _send_later(self, op: str, **fields: Any) -> None:
         """Send it now, or when the supervisor has dialled again."""
@@ -423,16 +418,6 @@ class Kernel:
             self._unsent.append(protocol.encode_control(op, **fields))
         else:
             self._send_control(op, **fields)
-
-    def _send_text(self, text: str) -> None:
-        if self._link is not None:
-            self._link.send_text(text)
-
-    def _send_file_question(self, text: str) -> None:
-        self._linked().send_text(text)
-
-    def _send_piece(self, data: bytes) -> None:
-        self._linked().send_binary(data)
 
     def _linked(self) -> Link:
         """The current link. Raises Unavailable."""

@@ -313,7 +313,7 @@ class KernelPool:
         if kernel.state is KernelState.READY and not kernel.is_linked():
             self._poll_sandbox(kernel)
         pool = self._pools[kernel.kernel_name]
-        dead = kernel.state is KernelState.GONE or (kernel.deaths and not kernel.is_ready())
+        dead = kernel.state is KernelState.GONE or (kernel.last_death is not None and not kernel.is_ready())
         if kernel.kernel_id in pool.warm and dead:
             log.warning("warm_kernel_died", kernel_id=kernel.kernel_id, reason=kernel.violation)
             self.discard(kernel)

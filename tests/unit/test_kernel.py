@@ -70,7 +70,7 @@ async def test_a_death_ends_every_request_and_tells_which_had_not_begun(line: Li
     line.say("died", msg_id=first, never_run=[second], cause="signal", exit_code=None, signal=9, usage=None)
     assert one.ends == [Died(Cause.SIGNAL, None, 9, None, ())]
     assert two.ends == [Died(Cause.SIGNAL, None, None, None, (), ran=False)]
-    assert line.kernel.deaths == 1
+    assert line.kernel.last_death == one.ends[0]
 
 
 async def test_a_request_that_a_death_does_not_name_is_another_kernel_processs(line: Line) -> None:
@@ -176,19 +176,19 @@ async def test_a_flood_gets_a_share_of_the_time_and_a_pause_forgives_it(line: Li
     def take_long() -> None:
         line.clock.at_s += 0.1
 
-    pauses = [line.ready().kernel.metered(take_long) for _ in range(30)]
+    pauses = [line.ready().kernel.throttle.metered(take_long) for _ in range(30)]
     assert pauses[:10] == [0.0] * 10
     assert 4 < pauses[-1] < 6
     paused = line.handshake.on_text(protocol.encode_control("gap", seq=99))
     assert line.kernel.state is KernelState.GONE  # frame 99 was not the next one: that is said at once
     assert paused is None
     line.clock.at_s += 100.0
-    assert line.kernel.metered(take_long) == 0.0
+    assert line.kernel.throttle.metered(take_long) == 0.0
 
 
 async def test_the_next_frame_of_a_flood_waits(line: Line) -> None:
     line.ready()
-    line.kernel._throttle._left_s = -0.01
+    line.kernel.throttle._left_s = -0.01
     started_s = asyncio.get_running_loop().time()
     waiting = line.handshake.on_text(protocol.encode_control("unknown"))
     assert waiting is not None
@@ -334,7 +334,7 @@ async def test_a_request_that_is_rejected_was_not_run(line: Line) -> None:
     line.say("rejected", msg_id=first)
     assert one.ends == [Died(Cause.REJECTED, None, None, None, (), ran=False)]
     assert two.ends == []
-    assert line.kernel.deaths == 0
+    assert line.kernel.last_death is None
     line.say("rejected", msg_id=None)
     line.say("rejected", msg_id=first)
     assert len(one.ends) == 1

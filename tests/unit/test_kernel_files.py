@@ -33,17 +33,20 @@ class Sandbox:
         self.work.mkdir()
         self.artifacts = WorkingDirectory(str(self.work), scan_entries)
         self.supervisor = SessionFiles(self.artifacts, self._from_supervisor)
-        self.files = SupervisorFiles(self._to_supervisor, self._piece_to_supervisor, Timeouts().file_answer_timeout_s)
+        self.files = SupervisorFiles(lambda: self, Timeouts().file_answer_timeout_s)
         self.said: list[str | bytes] = []
 
-    def _to_supervisor(self, text: str) -> None:
+    def send_text(self, text: str) -> None:
         fields = json.loads(text)
         self.supervisor.on_control(fields.pop("op"), fields)
 
-    def _piece_to_supervisor(self, data: bytes) -> None:
+    def send_binary(self, data: bytes) -> None:
         channel, parts = protocol.decode_message(data)
         assert channel == protocol.FILE_CHANNEL
         self.supervisor.on_piece(parts)
+
+    def close(self, reason: str) -> None:
+        raise AssertionError(reason)
 
     def _from_supervisor(self, frame: str | bytes) -> None:
         self.said.append(frame)

@@ -13,6 +13,7 @@ import pytest
 from kernel_image import protocol
 from sessions.errors import InvalidRequest, NotFound, TooManyRequests, Unavailable
 from sessions.kernels.files import SandboxFileReader, SandboxFileWriter, SupervisorFiles
+from sessions.ports import Link
 from sessions.settings import Timeouts
 
 PIECE = protocol.FILE_PIECE_BYTES
@@ -26,16 +27,22 @@ class Supervisor:
         self.asked: list[dict[str, Any]] = []
         self.answers: list[Callable[[dict[str, Any]], None]] = []
         self.has_link = True
-        self.files = SupervisorFiles(self._take_text, self._take_binary, timeouts.file_answer_timeout_s)
+        self.files = SupervisorFiles(self._linked, timeouts.file_answer_timeout_s)
 
-    def _take_text(self, text: str) -> None:
+    def _linked(self) -> Link:
         if not self.has_link:
             raise Unavailable
+        return self
+
+    def send_text(self, text: str) -> None:
         self._take(json.loads(text))
 
-    def _take_binary(self, frame: bytes) -> None:
+    def send_binary(self, frame: bytes) -> None:
         _, parts = protocol.decode_message(frame)
         self._take({"op": "piece", **json.loads(parts[3])})
+
+    def close(self, reason: str) -> None:
+        raise AssertionError(reason)
 
     def _take(self, fields: dict[str, Any]) -> None:
         self.asked.append(fields)
