@@ -34,6 +34,7 @@ from gateway.store.postgres import PostgresStore
 from gateway.store.retention import remove_expired_runs
 from gateway.supervisors import SupervisorSwitchboard
 from sessions.concurrency import BackgroundTasks
+from sessions.environment import Environment
 from sessions.errors import EngineUnavailable, Misconfigured, SetUpFailed, StoreUnavailable
 from sessions.model import GatewayId
 from sessions.ports import Provisioner
@@ -87,16 +88,18 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
         clock = SystemClock()
         service = Service(
             Wiring.build(
-                store=store,
-                provisioner=chosen.provisioner,
-                switchboard=switchboard,
-                gateway_id=gateway_id,
-                limits=config.limits,
-                pool=config.pool,
-                languages=config.languages,
-                preload=config.build.preload,
-                credential_of=data_dir.credential_of,
-                clock=clock,
+                Environment(
+                    store=store,
+                    provisioner=chosen.provisioner,
+                    switchboard=switchboard,
+                    gateway_id=gateway_id,
+                    limits=config.limits,
+                    preload=config.build.preload,
+                    credential_of=data_dir.credential_of,
+                    clock=clock,
+                ),
+                config.pool,
+                config.languages,
             ),
             config.sessions,
         )

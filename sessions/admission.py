@@ -65,7 +65,7 @@ class Admission:
             return await self._begin(request)
         # One at a time, so that only the first claims a kernel; between gateways `add_run` decides.
         async with self._locks.hold((request.tenant, request.idempotency_key)):
-            existing = await self._wiring.store.find_run(request.tenant, request.idempotency_key)
+            existing = await self._wiring.environment.store.find_run(request.tenant, request.idempotency_key)
             if existing is not None and not await self._withdraw_ghost(existing):
                 return _same_request(existing, request)
             return await self._begin(request)
@@ -85,9 +85,9 @@ class Admission:
         withdrawing = list(self._withdrawing)
         await self._tasks.cancel()
         with suppress(StoreUnavailable, TimeoutError):
-            async with asyncio.timeout(self._wiring.timeouts.last_withdrawals_s):
+            async with asyncio.timeout(self._wiring.environment.timeouts.last_withdrawals_s):
                 for run_id in withdrawing:
-                    await self._wiring.store.withdraw_run(run_id)
+                    await self._wiring.environment.store.withdraw_run(run_id)
 
     async def _begin_stateless(self, request: RunRequest) -> RunId:
         kernel = await self._wiring.kernel_pool.claim(self._wiring.kernel_names[request.language])
@@ -110,7 +110,7 @@ class Admission:
             session = self._sessions.get(request.tenant, session_id)
         else:
             session = await self._sessions.get_or_create(request.tenant, session_id, request.language)
-        if session.runs() > (_MOST_CELLS if is_cell else self._wiring.limits.queue):
+        if session.runs() > (_MOST_CELLS if is_cell else self._wiring.environment.limits.queue):
             raise TooManyRequests("This session's queue is full: try again once some of its runs have ended.")
         kernel = None if session.runs() else await session.ensure_kernel()
         recorded = await self._record(self._make_run(request, kernel))
@@ -123,11 +123,10 @@ class Admission:
         """Record a run and make it live; or return the run that has its key."""
         self._recording.add(run.run_id)
         try:
-            existing = await self._wiring.store.add_run(run)
+            existing = await self._wiring.environment.store.add_run(run)
             if existing is not None:
                 return existing
-            wiring = self._wiring
-            return wiring.active_runs.add(LiveRun(run, wiring.limits, wiring.store, wiring.clock, wiring.timeouts))
+            return self._wiring.active_runs.add(LiveRun(run, self._wiring.environment))
         except BaseException:
             # It may be on record all the same, or still come to be.
             self._withdrawing.add(run.run_id)
@@ -138,15 +137,15 @@ class Admission:
 
     async def _withdraw_ghost(self, record: RunRecord) -> bool:
         """Whether this run was refused, and came to be recorded all the same. It is withdrawn: its key is free."""
-        is_ours = record.run.gateway_id == self._wiring.gateway_id and record.finished_at is None
+        is_ours = record.run.gateway_id == self._wiring.environment.gateway_id and record.finished_at is None
         if not is_ours or record.run.run_id in self._recording or self._wiring.active_runs.knows(record.run.run_id):
             return False
-        await self._wiring.store.withdraw_run(record.run.run_id)
+        await self._wiring.environment.store.withdraw_run(record.run.run_id)
         return True
 
     async def _withdraw(self, run_id: RunId) -> None:
         """Remove it from the store; twice, since the write that adds it may still be on its way."""
-        store, timeouts = self._wiring.store, self._wiring.timeouts
+        store, timeouts = self._wiring.environment.store, self._wiring.environment.timeouts
         try:
             for _ in range(_WITHDRAWALS):
                 pauses = repeat(timeouts.withdrawal_retry_s)
@@ -156,11 +155,11 @@ class Admission:
             self._withdrawing.discard(run_id)
 
     def _make_run(self, request: RunRequest, kernel: Kernel | None) -> Run:
-        now = self._wiring.clock.now()
+        now = self._wiring.environment.clock.now()
         return Run(
             run_id=RunId(str(uuid4())),
             tenant=request.tenant,
-            gateway_id=self._wiring.gateway_id,
+            gateway_id=self._wiring.environment.gateway_id,
             language=request.language,
             code=request.code,
             variables=request.variables,

@@ -33,8 +33,8 @@ class Recovery:
         EngineUnavailable, StoreUnavailable.
         """
         wiring = self._wiring
-        sessions = await wiring.store.sessions_of(wiring.gateway_id)
-        records = await wiring.store.unfinished_runs(wiring.gateway_id)
+        sessions = await wiring.environment.store.sessions_of(wiring.environment.gateway_id)
+        records = await wiring.environment.store.unfinished_runs(wiring.environment.gateway_id)
         wanted = {session.kernel_id: wiring.kernel_names.get(session.language) for session in sessions}
         wanted |= {record.run.kernel_id: wiring.kernel_names.get(record.run.language) for record in records}
         kernels = await wiring.kernel_pool.recover(
@@ -43,10 +43,8 @@ class Recovery:
         self._sessions.restore(sessions, kernels)
         for record in records:
             events = await wiring.active_runs.events(record.run.run_id)
-            live = LiveRun.resumed(
-                record, events, limits=wiring.limits, store=wiring.store, clock=wiring.clock, timeouts=wiring.timeouts
-            )
-            self._place(wiring.active_runs.add(live), kernels)
+            live = wiring.active_runs.add(LiveRun.resumed(record, events, wiring.environment))
+            self._place(live, kernels)
         used = {session.kernel_id for session in sessions} | {live.run.kernel_id for live in wiring.active_runs}
         for kernel in kernels.values():
             if kernel.kernel_id in used:

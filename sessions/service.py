@@ -70,7 +70,8 @@ class Service:
 
     def __init__(self, wiring: Wiring, session_limits: SessionLimits) -> None:
         self._wiring = wiring
-        self._store = wiring.store
+        self._environment = wiring.environment
+        self._store = wiring.environment.store
         self._runs = wiring.active_runs
         self._kernel_pool = wiring.kernel_pool
         self._sessions = Registry(wiring, session_limits)
@@ -81,7 +82,7 @@ class Service:
         self._tasks = BackgroundTasks("service")
         self._draining = False
         self._has_recovered = False
-        self._store_watch = HealthCheck("database", wiring.store.ping)
+        self._store_watch = HealthCheck("database", self._store.ping)
         self._health: asyncio.Task[None] | None = None
 
     # --- life ---------------------------------------------------------------------------------------------------------
@@ -92,7 +93,9 @@ class Service:
         self._has_recovered = True
         self._kernel_pool.start()
         self._sessions.start()
-        self._health = asyncio.ensure_future(self._store_watch.keep_asking(self._wiring.timeouts.store_check_pause_s))
+        self._health = asyncio.ensure_future(
+            self._store_watch.keep_asking(self._environment.timeouts.store_check_pause_s)
+        )
 
     async def drain(self, timeout_s: float) -> None:
         """Admit no more runs, and wait for those under way, for `timeout_s` at most."""
@@ -112,7 +115,7 @@ class Service:
         if self._health is not None:
             self._health.cancel()
         self._kernel_pool.stop_refilling()
-        grace_s = self._wiring.timeouts.stop_grace_s
+        grace_s = self._environment.timeouts.stop_grace_s
         await self._tasks.wait(grace_s)  # most requests end by themselves, or soon fail
         await self._tasks.cancel(grace_s)  # to undo what they have done may take the database a while
         await self._admission.stop()
@@ -133,7 +136,7 @@ class Service:
             reasons.append(self._store_watch.failure)
         if self._draining:
             reasons.append(str(Draining()))
-        return Readiness(not reasons, tuple(reasons), self._kernel_pool.warm(), self._wiring.provisioner.name)
+        return Readiness(not reasons, tuple(reasons), self._kernel_pool.warm(), self._environment.provisioner.name)
 
     # --- runs ---------------------------------------------------------------------------------------------------------
 
@@ -175,7 +178,7 @@ class Service:
             return record
         if (live := self._runs.get(run_id)) is not None:
             return replace(record, result=live.fold.result(record.status))
-        fold = RunFold(run_id, self._wiring.limits, _new_artifact_id, record.run.session_id)
+        fold = RunFold(run_id, self._environment.limits, _new_artifact_id, record.run.session_id)
         progress = record.progress or Progress(0, None, {})
         fold.resume(await self._runs.events(run_id), progress.state.get("execution", {}))
         return replace(record, result=fold.result(record.status))

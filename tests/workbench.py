@@ -11,6 +11,7 @@ from doubles import Lifeline, ManualClock, MemoryEngine, MemorySupervisor, Recor
 
 from gateway.host.clock import SystemClock
 from kernel_image import protocol
+from sessions.environment import Environment
 from sessions.errors import StoreUnavailable
 from sessions.model import (
     ANONYMOUS,
@@ -152,16 +153,16 @@ class Bench:
             "switchboard": to_engine,
             "gateway_id": GATEWAY,
             "limits": Limits(queue=changes.pop("queue", 64)),
-            "pool": PoolSettings(1, 4),
-            "languages": {"python": "python3", "other": "another"},
             "preload": (),
             "credential_of": lambda kernel_id: f"secret of {kernel_id}",
             "clock": self.clock,
             "timeouts": HURRIED,
             **changes,
         }
+        pool = parts.pop("pool", PoolSettings(1, 4))
+        languages = parts.pop("languages", {"python": "python3", "other": "another"})
         session_limits = parts.pop("session_limits", SessionLimits())
-        self.service = Service(Wiring.build(**parts), session_limits)
+        self.service = Service(Wiring.build(Environment(**parts), pool, languages), session_limits)
         self._others = asyncio.all_tasks()
 
     async def start(self) -> Bench:

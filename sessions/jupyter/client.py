@@ -153,7 +153,7 @@ class ClientConnection:
             code=code,
             language=record.language,
             variables={},
-            timeout_s=self._wiring.limits.max_timeout_s,
+            timeout_s=self._wiring.environment.limits.max_timeout_s,
             session_id=record.session_id,
             allow_stdin=bool(allow_stdin),
             jupyter=jupyter,
@@ -198,7 +198,7 @@ class JupyterClients:
         self._wiring = wiring
         self._sessions = sessions
         self._begin = begin
-        sessions.observe_each(lambda session: ClientRouter(wiring.clock, session.note_reply))
+        sessions.observe_each(lambda session: ClientRouter(wiring.environment.clock, session.note_reply))
 
     def view(self, session: LiveSession) -> SessionView:
         """The session as it is now, with when its kernel last said something and how many clients are connected."""
@@ -249,12 +249,12 @@ class JupyterClients:
 
     async def _recent(self, session: Session, client: str) -> list[RunId]:
         """This client's runs that ended in the last two minutes, oldest first."""
-        since = self._wiring.clock.now() - _RECENT
+        since = self._wiring.environment.clock.now() - _RECENT
         query = RunQuery(session.tenant, _MOST_RECENT, session_id=session.session_id, created_from=session.created_at)
         recent = []
-        for summary in await self._wiring.store.list_runs(query):
+        for summary in await self._wiring.environment.store.list_runs(query):
             if summary.finished_at is not None and summary.finished_at > since:
-                record = await self._wiring.store.get_run(summary.run_id)
+                record = await self._wiring.environment.store.get_run(summary.run_id)
                 jupyter = None if record is None else record.run.jupyter
                 if jupyter is not None and jupyter.client == client:
                     recent.append(summary.run_id)

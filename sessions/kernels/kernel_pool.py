@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 
 import structlog
 
 from sessions.concurrency import BackgroundTasks
+from sessions.environment import Environment
 from sessions.errors import CellblockError, Draining, EngineUnavailable, NoKernelInTime, TooManyRequests
 from sessions.kernels.health import HealthCheck
 from sessions.kernels.kernel import Kernel, KernelState
 from sessions.kernels.pool_policy import WarmPool
 from sessions.kernels.sandboxes import Sandboxes
-from sessions.model import Fate, GatewayId, KernelId
-from sessions.ports import Clock, Provisioner, Switchboard
-from sessions.settings import Limits, PoolSettings, Timeouts
+from sessions.model import Fate, KernelId
+from sessions.settings import PoolSettings
 
 log = structlog.get_logger()
 
@@ -31,36 +31,16 @@ class KernelPool:
     about whose sandboxes the engine is polled.
     """
 
-    def __init__(
-        self,
-        *,
-        provisioner: Provisioner,
-        switchboard: Switchboard,
-        gateway_id: GatewayId,
-        limits: Limits,
-        pool: PoolSettings,
-        kernel_names: Mapping[str, int],
-        preload: tuple[str, ...],
-        credential_of: Callable[[KernelId], str],
-        clock: Clock,
-        timeouts: Timeouts,
-    ) -> None:
+    def __init__(self, environment: Environment, pool: PoolSettings, kernel_names: Mapping[str, int]) -> None:
         """`kernel_names` says how many kernels of each kernelspec to keep warm."""
-        self._sandboxes = Sandboxes(
-            provisioner=provisioner,
-            switchboard=switchboard,
-            gateway_id=gateway_id,
-            limits=limits,
-            preload=preload,
-            credential_of=credential_of,
-            clock=clock,
-            timeouts=timeouts,
-        )
-        self._queue = limits.queue
-        self._clock = clock
-        self._timeouts = timeouts
+        self._sandboxes = Sandboxes(environment)
+        self._queue = environment.limits.queue
+        self._clock = environment.clock
+        self._timeouts = environment.timeouts
         self._max = pool.max
-        self._pools = {name: WarmPool(PoolSettings(size, pool.max), timeouts) for name, size in kernel_names.items()}
+        self._pools = {
+            name: WarmPool(PoolSettings(size, pool.max), environment.timeouts) for name, size in kernel_names.items()
+        }
         self._waiters: dict[str, deque[asyncio.Future[Kernel]]] = {name: deque() for name in kernel_names}
         self._kernels: dict[KernelId, Kernel] = {}
         self._tasks = BackgroundTasks("kernel_pool")

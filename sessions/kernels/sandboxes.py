@@ -6,7 +6,7 @@ How many kernels there are, and who gets them, is decided in kernel_pool.py.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -15,12 +15,11 @@ from uuid import uuid4
 import structlog
 
 from sessions.concurrency import retry
+from sessions.environment import Environment
 from sessions.errors import EngineUnavailable
 from sessions.kernels.handshake import Handshake
 from sessions.kernels.kernel import Kernel
-from sessions.model import Fate, GatewayId, KernelId, LaunchSpec
-from sessions.ports import Clock, Provisioner, Switchboard
-from sessions.settings import Limits, Timeouts
+from sessions.model import Fate, KernelId, LaunchSpec
 
 _REMOVE_RETRIES = 4
 _MOST_LOGGED = 8
@@ -36,27 +35,11 @@ class Sandboxes:
     have been told.
     """
 
-    def __init__(
-        self,
-        *,
-        provisioner: Provisioner,
-        switchboard: Switchboard,
-        gateway_id: GatewayId,
-        limits: Limits,
-        preload: tuple[str, ...],
-        credential_of: Callable[[KernelId], str],
-        clock: Clock,
-        timeouts: Timeouts,
-    ) -> None:
-        """`credential_of` gives the same secret for the same kernel in every life of this gateway."""
-        self._provisioner = provisioner
-        self._switchboard = switchboard
-        self._gateway_id = gateway_id
-        self._limits = limits
-        self._preload = preload
-        self._credential_of = credential_of
-        self._clock = clock
-        self._timeouts = timeouts
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+        self._provisioner = environment.provisioner
+        self._switchboard = environment.switchboard
+        self._timeouts = environment.timeouts
         self.hurries = False
         self._has_logged_preloads = False
 
@@ -70,8 +53,8 @@ class Sandboxes:
         return self._kernel(kernel_id, kernel_name, adopted=True)
 
     def _kernel(self, kernel_id: KernelId, kernel_name: str, *, adopted: bool = False) -> Kernel:
-        credential = self._credential_of(kernel_id)
-        return Kernel(kernel_id, kernel_name, credential, self._clock, self._timeouts, adopted=adopted)
+        credential = self._environment.credential_of(kernel_id)
+        return Kernel(kernel_id, kernel_name, credential, self._environment.clock, self._timeouts, adopted=adopted)
 
     def listen(self, kernel: Kernel) -> Path:
         """Let its supervisor dial in; returns the directory to mount."""
@@ -86,12 +69,12 @@ class Sandboxes:
         directory = self.listen(kernel)
         spec = LaunchSpec(
             kernel_id=kernel.kernel_id,
-            gateway_id=self._gateway_id,
+            gateway_id=self._environment.gateway_id,
             credential=kernel.credential,
             socket_dir=directory,
-            limits=self._limits,
+            limits=self._environment.limits,
             kernel_name=kernel.kernel_name,
-            preload=self._preload,
+            preload=self._environment.preload,
         )
         await self._provisioner.launch(spec)
         await kernel.wait_ready(self._timeouts.ready_timeout_s)

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from sessions.environment import Environment
 from sessions.errors import Conflict, EndNotStored, Gone, NotFound
 from sessions.model import Event, EventType, Result, RunId, TenantId
-from sessions.ports import Clock, Store
 from sessions.runs.live_run import LiveRun, retrieve
-from sessions.settings import Timeouts
 
 _EVENTS_PER_PAGE = 50
 """Of at most 32 Ki characters each: a reader that has fallen behind costs a few MiB."""
@@ -42,10 +41,10 @@ class ActiveRuns:
     left to the next gateway.
     """
 
-    def __init__(self, store: Store, clock: Clock, timeouts: Timeouts) -> None:
-        self._store = store
-        self._clock = clock
-        self._timeouts = timeouts
+    def __init__(self, environment: Environment) -> None:
+        self._store = environment.store
+        self._clock = environment.clock
+        self._timeouts = environment.timeouts
         self._polls: dict[RunId, _Poll] = {}
         self._live: dict[RunId, LiveRun] = {}
         self._unstored: dict[RunId, str] = {}

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from sessions.environment import Environment
 from sessions.errors import (
     CellblockError,
     Draining,
@@ -26,11 +27,9 @@ from sessions.kernels.kernel import Kernel
 from sessions.kernels.outcomes import Cause, Died
 from sessions.kernels.outstanding import make_msg_id
 from sessions.model import Fate, Result, RunStatus
-from sessions.ports import Clock
 from sessions.runs.conclusion import conclude, conclude_death, conclude_lost
 from sessions.runs.live_run import LiveRun, Stop
 from sessions.runs.variables import send_variables
-from sessions.settings import Limits, Timeouts
 
 _MAX_REFUSALS = 3
 _INTERNAL_ERROR = "An error inside the gateway lost this run's answer; the code may have run. The gateway's log has it."
@@ -78,12 +77,10 @@ class KernelSource(Protocol):
 class RunExecutor:
     """Executes runs. `fate` asks the engine how a sandbox that is gone ended."""
 
-    def __init__(
-        self, limits: Limits, timeouts: Timeouts, clock: Clock, fate: Callable[[Kernel], Awaitable[Fate | None]]
-    ) -> None:
-        self._limits = limits
-        self._timeouts = timeouts
-        self._clock = clock
+    def __init__(self, environment: Environment, fate: Callable[[Kernel], Awaitable[Fate | None]]) -> None:
+        self._memory_bytes = environment.limits.memory_bytes
+        self._timeouts = environment.timeouts
+        self._clock = environment.clock
         self._fate = fate
 
     async def execute(self, live: LiveRun, source: KernelSource) -> Result:
@@ -220,8 +217,8 @@ class RunExecutor:
         if isinstance(outcome, Result):
             return outcome
         fate = await self._fate(kernel) if outcome.cause is Cause.GONE and kernel.violation is None else None
-        oom, memory_bytes = fate is not None and fate.oom, self._limits.memory_bytes
-        return conclude_death(live, outcome, violation=kernel.violation, oom=oom, memory_bytes=memory_bytes)
+        oom = fate is not None and fate.oom
+        return conclude_death(live, outcome, violation=kernel.violation, oom=oom, memory_bytes=self._memory_bytes)
 
     async def _bring_to_end(
         self, live: LiveRun, kernel: Kernel, msg_id: str, ended: asyncio.Future[Any], timeout_s: float

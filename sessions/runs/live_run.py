@@ -14,14 +14,13 @@ from uuid import uuid4
 
 import structlog
 
+from sessions.environment import Environment
 from sessions.errors import CellblockError, EndNotStored
 from sessions.kernels.kernel import Kernel
 from sessions.kernels.outstanding import generation_of
 from sessions.model import ArtifactId, Event, Progress, Result, Run, RunId, RunRecord, RunStatus, Session
 from sessions.output.fold import RunFold
-from sessions.ports import Clock, Store
 from sessions.runs.recorder import Recorder
-from sessions.settings import Limits, Timeouts
 
 _NOT_ENDED = "An error inside the gateway lost the end of the run {}. Do not run it again: the code may have run."
 
@@ -44,11 +43,12 @@ class LiveRun:
     `is_resumed`: an earlier gateway may have sent it. `lost_kernel`: its kernel process died with it.
     """
 
-    def __init__(self, run: Run, limits: Limits, store: Store, clock: Clock, timeouts: Timeouts) -> None:
+    def __init__(self, run: Run, environment: Environment) -> None:
+        timeouts = environment.timeouts
         self.run = run
         self.source_bytes = run.source_bytes()
-        self.fold = RunFold(run.run_id, limits, lambda: ArtifactId(str(uuid4())), run.session_id)
-        self.recorder = Recorder(run.run_id, self.fold, store, clock, timeouts)
+        self.fold = RunFold(run.run_id, environment.limits, lambda: ArtifactId(str(uuid4())), run.session_id)
+        self.recorder = Recorder(run.run_id, self.fold, environment.store, environment.clock, timeouts)
         self._timeouts = timeouts
         self.kernel: Kernel | None = None
         self.msg_id = ""
@@ -65,18 +65,9 @@ class LiveRun:
         return f"<LiveRun {self.run_id} {state}{', to stop' if self.stop else ''}>"
 
     @classmethod
-    def resumed(
-        cls,
-        record: RunRecord,
-        events: Sequence[Event],
-        *,
-        limits: Limits,
-        store: Store,
-        clock: Clock,
-        timeouts: Timeouts,
-    ) -> LiveRun:
+    def resumed(cls, record: RunRecord, events: Sequence[Event], environment: Environment) -> LiveRun:
         """A run of an earlier gateway, with its committed events."""
-        live = cls(record.run, limits, store, clock, timeouts)
+        live = cls(record.run, environment)
         live.is_resumed = record.run.kernel_id is not None
         live.recorder.resume(events, record.progress or Progress(0, None, {}))
         return live

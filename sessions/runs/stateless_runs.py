@@ -11,14 +11,13 @@ from dataclasses import replace
 from itertools import repeat
 
 from sessions.concurrency import BackgroundTasks, retry
+from sessions.environment import Environment
 from sessions.errors import CellblockError, StoreUnavailable
 from sessions.kernels.kernel import Kernel
 from sessions.kernels.kernel_pool import KernelPool
 from sessions.model import RunStatus
-from sessions.ports import Clock, Store
 from sessions.runs.executor import NOT_RUN, NotRun, NotTaken, RunExecutor
 from sessions.runs.live_run import LiveRun, Stop
-from sessions.settings import Timeouts
 
 _ENDED_SESSION = "The session was ended before this had its turn."
 
@@ -29,22 +28,15 @@ class StatelessRuns:
     patience_s = 0.0
 
     def __init__(
-        self,
-        *,
-        store: Store,
-        kernel_pool: KernelPool,
-        executor: RunExecutor,
-        kernel_names: Mapping[str, str],
-        clock: Clock,
-        timeouts: Timeouts,
+        self, environment: Environment, kernel_pool: KernelPool, executor: RunExecutor, kernel_names: Mapping[str, str]
     ) -> None:
         """`kernel_names` maps languages to kernelspecs."""
-        self._store = store
+        self._store = environment.store
         self._kernel_pool = kernel_pool
         self._executor = executor
         self._kernel_names = kernel_names
-        self._clock = clock
-        self._timeouts = timeouts
+        self._clock = environment.clock
+        self._timeouts = environment.timeouts
         self._live: set[LiveRun] = set()
         self._tasks = BackgroundTasks("stateless_runs")
         self._refused_by: set[Kernel] = set()

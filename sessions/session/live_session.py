@@ -37,11 +37,11 @@ class LiveSession:
         self._kernel_name = kernel_name
         self.observers = Observers()
         self._kernel = SessionKernel(record, kernel_name, wiring, self.observers)
-        self._store = wiring.store
+        self._store = wiring.environment.store
         self._executor = wiring.executor
-        self._clock = wiring.clock
-        self._timeouts = wiring.timeouts
-        self.patience_s = wiring.timeouts.queued_patience_s
+        self._clock = wiring.environment.clock
+        self._timeouts = wiring.environment.timeouts
+        self.patience_s = wiring.environment.timeouts.queued_patience_s
         now_s, now = self._clock.monotonic(), self._clock.now()
         # By the monotonic clock from here on: nobody sets that.
         self._born_s = now_s - max(0.0, (now - record.created_at).total_seconds())

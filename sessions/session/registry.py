@@ -114,7 +114,7 @@ class Registry:
             session = await self._make(asked, SessionNews.NONE, session_id)
             try:
                 if asked.variables:
-                    timeout_s = self._wiring.timeouts.variables_timeout_s
+                    timeout_s = self._wiring.environment.timeouts.variables_timeout_s
                     await set_variables(await session.ensure_kernel(), asked.variables, timeout_s)
             except CellblockError:
                 await self._end(session, "Its variables could not be set.")
@@ -125,7 +125,7 @@ class Registry:
         """End a session; returns when its last run has ended, or after a while. Raises NotFound, StoreUnavailable."""
         async with self.lock(tenant, session_id):
             ending = await self._end(self.get(tenant, session_id), reason)
-        await asyncio.wait([ending], timeout=self._wiring.timeouts.end_timeout_s)
+        await asyncio.wait([ending], timeout=self._wiring.environment.timeouts.end_timeout_s)
 
     async def _make(self, asked: SessionRequest, news: SessionNews, session_id: SessionId | None = None) -> LiveSession:
         if len(self.of_tenant(asked.tenant)) >= self._limits.max_per_tenant:
@@ -133,11 +133,11 @@ class Registry:
                 f"There are {self._limits.max_per_tenant} sessions already, which is as many as one tenant may have: "
                 "delete one, or let one expire."
             )
-        now = self._wiring.clock.now()
+        now = self._wiring.environment.clock.now()
         record = Session(
             tenant=asked.tenant,
             session_id=session_id or asked.session_id or SessionId(uuid4().hex),
-            gateway_id=self._wiring.gateway_id,
+            gateway_id=self._wiring.environment.gateway_id,
             language=asked.language,
             idle_timeout_s=asked.idle_timeout_s,
             max_lifetime_s=asked.max_lifetime_s,
@@ -157,24 +157,24 @@ class Registry:
             session.stop("The session could not be made.")
             self._sessions.pop((record.tenant, record.session_id), None)  # all are gone after a hand-over
             with suppress(CellblockError):
-                await self._wiring.store.remove_session(record)
+                await self._wiring.environment.store.remove_session(record)
             raise
         return session
 
     async def _add(self, record: Session) -> None:
-        existing = await self._wiring.store.add_session(record)
+        existing = await self._wiring.environment.store.add_session(record)
         if existing is None:
             return
-        if existing.gateway_id != self._wiring.gateway_id:
+        if existing.gateway_id != self._wiring.environment.gateway_id:
             raise Conflict("This session belongs to another gateway on the same database: ask that one.")
         # One of ours that has ended; that could not be recorded.
-        await self._wiring.store.remove_session(existing)
-        await self._wiring.store.add_session(record)
+        await self._wiring.environment.store.remove_session(existing)
+        await self._wiring.environment.store.add_session(record)
 
     async def _end(self, session: LiveSession, reason: str) -> asyncio.Task[None]:
         """End a session, whose id is free then. The task returned is done once its last run has ended."""
         record = session.record
-        await self._wiring.store.remove_session(record)
+        await self._wiring.environment.store.remove_session(record)
         session.stop(reason)
         self._sessions.pop((record.tenant, record.session_id), None)
         log.info("session_ended", session_id=record.session_id, reason=reason)
@@ -226,7 +226,7 @@ class Registry:
                 if (reason := session.has_expired()) is not None and session not in self._culled:
                     self._culled.add(session)
                     self._tasks.spawn(self._cull_one(session, reason))
-            await asyncio.sleep(self._wiring.timeouts.cull_pause_s)
+            await asyncio.sleep(self._wiring.environment.timeouts.cull_pause_s)
 
     async def _cull_one(self, session: LiveSession, reason: str) -> None:
         record = session.record

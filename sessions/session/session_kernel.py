@@ -35,10 +35,10 @@ class SessionKernel:
         self.is_over = False
         self._kernel_name = kernel_name
         self._observers = observers
-        self._store = wiring.store
+        self._store = wiring.environment.store
         self._kernel_pool = wiring.kernel_pool
-        self._clock = wiring.clock
-        self._ready_timeout_s = wiring.timeouts.ready_timeout_s
+        self._clock = wiring.environment.clock
+        self._ready_timeout_s = wiring.environment.timeouts.ready_timeout_s
         self._writing = asyncio.Lock()
         self._tasks = BackgroundTasks("session_kernel")
 

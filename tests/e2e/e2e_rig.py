@@ -23,6 +23,7 @@ from store_fixtures import execute, with_database
 from gateway.host.clock import SystemClock
 from gateway.store.postgres import PostgresStore
 from gateway.supervisors import SupervisorSwitchboard
+from sessions.environment import Environment
 from sessions.kernels.pool_policy import PoolSettings
 from sessions.model import ANONYMOUS, GatewayId, KernelId, Result, RunRequest, RunStatus
 from sessions.provisioners.docker.container import GATEWAY_LABEL
@@ -150,16 +151,18 @@ async def rig(
     store = PostgresStore(module_database_url)
     service = Service(
         Wiring.build(
-            store=store,
-            provisioner=provisioner,
-            switchboard=SupervisorSwitchboard(root),
-            gateway_id=gateway_id,
-            limits=LIMITS,
-            pool=PoolSettings(WARM, MAX_CONTAINERS),
-            languages={"python": "python3"},
-            preload=getattr(request.module, "PRELOAD", ()),
-            credential_of=credential_of,
-            clock=SystemClock(),
+            Environment(
+                store=store,
+                provisioner=provisioner,
+                switchboard=SupervisorSwitchboard(root),
+                gateway_id=gateway_id,
+                limits=LIMITS,
+                preload=getattr(request.module, "PRELOAD", ()),
+                credential_of=credential_of,
+                clock=SystemClock(),
+            ),
+            PoolSettings(WARM, MAX_CONTAINERS),
+            {"python": "python3"},
         ),
         SessionLimits(),
     )

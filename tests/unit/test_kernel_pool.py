@@ -13,11 +13,13 @@ from doubles import MemoryEngine, until
 
 from gateway.host.clock import SystemClock
 from kernel_image import protocol
+from sessions.environment import Environment
 from sessions.errors import Draining, EngineUnavailable, NoKernelInTime, TooManyRequests
 from sessions.kernels.kernel import Kernel
 from sessions.kernels.kernel_pool import KernelPool
 from sessions.model import Fate, GatewayId, KernelId, Sandbox
 from sessions.settings import Limits, PoolSettings, Timeouts
+from sessions.testing.memory_store import MemoryStore
 
 NAME = "python3"
 
@@ -35,18 +37,19 @@ async def make(engine: MemoryEngine, timeouts: Timeouts) -> AsyncIterator[Make]:
     supplies: list[KernelPool] = []
 
     async def make(size: int = 2, most: int = 4, queue: int = 8, **options: Any) -> KernelPool:
-        kernel_pool = KernelPool(
+        environment = Environment(
             provisioner=engine,
             switchboard=engine,
+            store=MemoryStore(),
             gateway_id=GatewayId("g"),
             limits=Limits(queue=queue),
-            pool=PoolSettings(size, most),
-            kernel_names=options.pop("kernel_names", {NAME: size}),
             preload=("numpy",),
             credential_of=lambda kernel_id: f"secret of {kernel_id}",
             clock=SystemClock(),
             timeouts=replace(timeouts, refill_pause_s=0.0),
         )
+        kernel_names = options.pop("kernel_names", {NAME: size})
+        kernel_pool = KernelPool(environment, PoolSettings(size, most), kernel_names)
         supplies.append(kernel_pool)
         await kernel_pool.recover({})
         kernel_pool.start()
