@@ -41,7 +41,7 @@ from sessions.model import (
 )
 from sessions.output.fold import RunFold
 from sessions.ports import KernelFiles
-from sessions.recovery import Recovery
+from sessions.recovery import recover
 from sessions.runs.live_run import Stop
 from sessions.session.registry import Registry
 from sessions.settings import SessionLimits
@@ -76,7 +76,6 @@ class Service:
         self._kernel_pool = wiring.kernel_pool
         self._sessions = Registry(wiring, session_limits)
         self._admission = Admission(wiring, self._sessions)
-        self._recovery = Recovery(wiring, self._sessions)
         self._jupyter_clients = JupyterClients(wiring, self._sessions, self.begin)
         self.jupyter = NotebookSessions(self, session_limits)
         self._tasks = BackgroundTasks("service")
@@ -89,7 +88,7 @@ class Service:
 
     async def start(self) -> None:
         """Take over what an earlier gateway on the same data left, then start to warm kernels up."""
-        await self._recovery.recover()
+        await recover(self._wiring, self._sessions)
         self._has_recovered = True
         self._kernel_pool.start()
         self._sessions.start()

@@ -42,19 +42,8 @@ class ClientConnection:
     The state: the client's `ClientState`, the number of this connection among the client's, and whether it is closed.
     """
 
-    def __init__(
-        self,
-        wiring: Wiring,
-        sessions: Registry,
-        begin: Begin,
-        session: LiveSession,
-        state: ClientState,
-        *,
-        has_name: bool,
-    ) -> None:
-        self._wiring = wiring
-        self._sessions = sessions
-        self._begin = begin
+    def __init__(self, clients: JupyterClients, session: LiveSession, state: ClientState, *, has_name: bool) -> None:
+        self._clients = clients
         self._session = session
         self._router = session.observers.find(ClientRouter)
         self._state = state
@@ -130,7 +119,7 @@ class ClientConnection:
     async def _execute(self, message: ClientMessage) -> None:
         try:
             request = self._run_request(message)
-            await self._begin(request)
+            await self._clients.begin(request)
         except CellblockError as error:
             # As if it had run and failed: the reply says why.
             refused = Result(RunId(""), RunStatus.CANCELLED, "", error=f"Nothing was run: {error}")
@@ -153,7 +142,7 @@ class ClientConnection:
             code=code,
             language=record.language,
             variables={},
-            timeout_s=self._wiring.environment.limits.max_timeout_s,
+            timeout_s=self._clients.wiring.environment.limits.max_timeout_s,
             session_id=record.session_id,
             allow_stdin=bool(allow_stdin),
             jupyter=jupyter,
@@ -175,7 +164,7 @@ class ClientConnection:
             await self._session.restart()
         else:
             reason = "The session's kernel was shut down before this had ended."
-            await self._sessions.delete(record.tenant, record.session_id, reason)
+            await self._clients.sessions.delete(record.tenant, record.session_id, reason)
 
     async def _pass_on(self, message: ClientMessage) -> None:
         kernel = self._session.kernel
@@ -195,9 +184,9 @@ class JupyterClients:
 
     def __init__(self, wiring: Wiring, sessions: Registry, begin: Begin) -> None:
         """`begin` admits a run; see `Service.begin`."""
-        self._wiring = wiring
-        self._sessions = sessions
-        self._begin = begin
+        self.wiring = wiring
+        self.sessions = sessions
+        self.begin = begin
         sessions.observe_each(lambda session: ClientRouter(wiring.environment.clock, session.note_reply))
 
     def view(self, session: LiveSession) -> SessionView:
@@ -218,9 +207,7 @@ class JupyterClients:
         router = session.observers.find(ClientRouter)
         is_new = client is None or not router.knows(client)
         state = router.connect(client or uuid4().hex)
-        connection = ClientConnection(
-            self._wiring, self._sessions, self._begin, session, state, has_name=client is not None
-        )
+        connection = ClientConnection(self, session, state, has_name=client is not None)
         try:
             if client is not None and is_new:
                 await self._replay(session.record, state)
@@ -232,7 +219,7 @@ class JupyterClients:
     async def _replay(self, session: Session, state: ClientState) -> None:
         missed = [
             live.run_id
-            for live in self._wiring.active_runs
+            for live in self.wiring.active_runs
             if (live.run.tenant, live.run.session_id) == (session.tenant, session.session_id)
             and live.run.jupyter is not None
             and live.run.jupyter.client == state.client
@@ -249,12 +236,12 @@ class JupyterClients:
 
     async def _recent(self, session: Session, client: str) -> list[RunId]:
         """This client's runs that ended in the last two minutes, oldest first."""
-        since = self._wiring.environment.clock.now() - _RECENT
+        since = self.wiring.environment.clock.now() - _RECENT
         query = RunQuery(session.tenant, _MOST_RECENT, session_id=session.session_id, created_from=session.created_at)
         recent = []
-        for summary in await self._wiring.environment.store.list_runs(query):
+        for summary in await self.wiring.environment.store.list_runs(query):
             if summary.finished_at is not None and summary.finished_at > since:
-                record = await self._wiring.environment.store.get_run(summary.run_id)
+                record = await self.wiring.environment.store.get_run(summary.run_id)
                 jupyter = None if record is None else record.run.jupyter
                 if jupyter is not None and jupyter.client == client:
                     recent.append(summary.run_id)
