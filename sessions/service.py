@@ -19,7 +19,6 @@ from sessions.admission import Admission
 from sessions.concurrency import BackgroundTasks
 from sessions.errors import Conflict, Draining, Gone, NotFound
 from sessions.jupyter.client import ClientConnection, JupyterClients
-from sessions.jupyter.notebook_sessions import NotebookSessions
 from sessions.kernels.health import HealthCheck
 from sessions.model import (
     Artifact,
@@ -63,7 +62,7 @@ class Readiness:
 
 
 class Service:
-    """Runs and sessions. `jupyter` has the sessions of Jupyter's REST API.
+    """Runs and sessions.
 
     Its own mutable state: the tasks that callers wait for, whether the store answers, and whether it is draining.
     """
@@ -77,7 +76,6 @@ class Service:
         self._sessions = Registry(wiring, session_limits)
         self._admission = Admission(wiring, self._sessions)
         self._jupyter_clients = JupyterClients(wiring, self._sessions, self.begin)
-        self.jupyter = NotebookSessions(self, session_limits)
         self._tasks = BackgroundTasks("service")
         self._draining = False
         self._has_recovered = False

@@ -26,6 +26,7 @@ from sessions.model import (
     SessionRequest,
     TenantId,
 )
+from sessions.notebook_sessions import NotebookSessions
 from sessions.service import Service
 from sessions.settings import Limits, PoolSettings, SessionLimits, Timeouts
 from sessions.testing.memory_store import MemoryStore, StoredRun
@@ -163,6 +164,7 @@ class Bench:
         languages = parts.pop("languages", {"python": "python3", "other": "another"})
         session_limits = parts.pop("session_limits", SessionLimits())
         self.service = Service(Wiring.build(Environment(**parts), pool, languages), session_limits)
+        self.notebooks = NotebookSessions(self.service, session_limits)
         self._others = asyncio.all_tasks()
 
     async def start(self) -> Bench:

@@ -17,7 +17,6 @@ from typing import Any
 from memory_files import MemoryFiles
 
 from sessions.errors import Conflict, Gone, NotFound, TooManyRequests
-from sessions.jupyter.notebook_sessions import NotebookSessions
 from sessions.model import (
     Artifact,
     ArtifactId,
@@ -113,9 +112,6 @@ class MemoryService:
     finished: int = 0
     was_asked: asyncio.Event = field(default_factory=asyncio.Event)
     has_finished: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def __post_init__(self) -> None:
-        self.jupyter = NotebookSessions(self, self.session_limits)
 
     # --- runs
 

@@ -278,7 +278,7 @@ async def test_a_token_is_not_written_down(written: io.StringIO) -> None:
     tokens = (Token(sha256=hashlib.sha256(b"s3cret").hexdigest(), tenant="alice"),)
     async with serving(tokens=tokens) as face, httpx.AsyncClient(base_url=face.url) as client:
         kernel_id = (await client.post("/api/kernels?token=s3cret")).json()["id"]
-        face.service.jupyter = None  # type: ignore[assignment]
+        face.service.create_session = None  # type: ignore[assignment,method-assign]
         answers = [
             await client.post(f"/api/kernels/{kernel_id}/restart?token=s3cret"),
             await client.post("/api/kernels?token=s3cret"),

@@ -116,11 +116,13 @@ async def test_a_mistake_of_ours_does_not_end_the_connection(wire: Wire, lab: Cl
     async def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    wire.bench.service._jupyter_clients._begin = broken  # type: ignore[assignment]
+    clients = wire.bench.service._jupyter_clients
+    begin, clients.begin = clients.begin, broken  # type: ignore[assignment]
     async with connect(wire.url("other")) as other:
         with capture_logs() as logs:
             await execute(other, "x")
             await until(lambda: any(entry["event"] == "jupyter_message_failed" for entry in logs))
+        clients.begin = begin
         await other.send(json.dumps({"channel": "control", "header": {"msg_id": "i", "msg_type": "interrupt_request"}}))
         await receive_until(other, "interrupt_reply")
     await execute(lab, "y")

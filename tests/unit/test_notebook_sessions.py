@@ -13,19 +13,19 @@ from run_records import new_session
 from workbench import Bench, Benches, S, answers_lost, crash, held, late, unavailable
 
 from sessions.errors import Conflict, InvalidRequest, NotFound, StoreUnavailable, UnsupportedLanguage
-from sessions.jupyter.notebook_sessions import KernelChoice
 from sessions.model import ANONYMOUS, JupyterSession, SessionId, SessionState, SessionView, TenantId, can_name_a_kernel
+from sessions.notebook_sessions import KernelChoice
 
 PYTHON = KernelChoice(None, "python")
 K = "11111111-2222-3333-4444-555555555555"
 
 
 async def opened(bench: Bench, path: str = "a.ipynb", choice: KernelChoice = PYTHON) -> SessionView:
-    return await bench.service.jupyter.open(ANONYMOUS, path, None, "notebook", choice)
+    return await bench.notebooks.open(ANONYMOUS, path, None, "notebook", choice)
 
 
 async def changed(bench: Bench, view: SessionView, choice: KernelChoice | None = None, **changes: Any) -> SessionView:
-    return await bench.service.jupyter.change(ANONYMOUS, jupyter(view).id, changes, choice)
+    return await bench.notebooks.change(ANONYMOUS, jupyter(view).id, changes, choice)
 
 
 def on(view: SessionView) -> KernelChoice:
@@ -38,7 +38,7 @@ def jupyter(view: SessionView) -> JupyterSession:
 
 
 def paths(bench: Bench) -> list[str]:
-    return [jupyter(view).path for view in bench.service.jupyter.of_tenant(ANONYMOUS)]
+    return [jupyter(view).path for view in bench.notebooks.of_tenant(ANONYMOUS)]
 
 
 # --- the id of a kernel -----------------------------------------------------------------------------------------------
@@ -100,14 +100,14 @@ async def test_a_kernels_id_is_not_given_twice(bench: Bench) -> None:
     await bench.create(SessionId(K))
     for taken in (K, bench.session().public_kernel_id):
         with pytest.raises(Conflict):
-            await bench.service.jupyter.start_kernel(ANONYMOUS, KernelChoice(taken, "python"))
+            await bench.notebooks.start_kernel(ANONYMOUS, KernelChoice(taken, "python"))
     assert len(bench.service.list_sessions(ANONYMOUS)) == 2
 
 
 @pytest.mark.parametrize("kernel_id", ["", "k", "a-b-c-d-\x00", "a-b-c-d-\ud800", "a/b-c-d-e-f"])
 async def test_what_is_no_kernels_id_starts_none(bench: Bench, kernel_id: str) -> None:
     with pytest.raises(InvalidRequest):
-        await bench.service.jupyter.start_kernel(ANONYMOUS, KernelChoice(kernel_id, "python"))
+        await bench.notebooks.start_kernel(ANONYMOUS, KernelChoice(kernel_id, "python"))
     assert bench.store.sessions == {}
 
 
@@ -241,7 +241,7 @@ async def test_a_session_that_moves_leaves_no_kernel_behind(bench: Bench, to_new
     after = await changed(bench, view, PYTHON if to_new else on(there), path="b.ipynb")
     assert (after.session.session_id == S) is not to_new
     assert jupyter(after) == replace(jupyter(view), path="b.ipynb")
-    assert bench.service.jupyter.get(ANONYMOUS, jupyter(view).id) == after
+    assert bench.notebooks.get(ANONYMOUS, jupyter(view).id) == after
     with pytest.raises(NotFound):
         bench.service.session_of_kernel(ANONYMOUS, view.session.public_kernel_id)
 
@@ -261,7 +261,7 @@ async def test_a_move_without_an_end_of_the_old_kernel_leaves_one_session(
     with unavailable(bench.store, "remove_session"), pytest.raises(StoreUnavailable):
         await changed(bench, view, on(there))
     for again in (bench, await crash(benches)):
-        (only,) = again.service.jupyter.of_tenant(ANONYMOUS)
+        (only,) = again.notebooks.of_tenant(ANONYMOUS)
         assert only.session.session_id == S
 
 
@@ -282,19 +282,19 @@ async def test_a_session_moves_to_no_kernel_that_is_taken_or_unknown(bench: Benc
 
 async def test_a_session_ends_with_its_kernel_and_with_it(bench: Bench) -> None:
     first, second = await opened(bench), await opened(bench, "b.ipynb")
-    await bench.service.jupyter.delete(ANONYMOUS, jupyter(first).id)
+    await bench.notebooks.delete(ANONYMOUS, jupyter(first).id)
     await bench.service.delete_session(ANONYMOUS, second.session.session_id)
     assert (bench.store.sessions, bench.service.list_sessions(ANONYMOUS)) == ({}, [])
     for view in (first, second):
         with pytest.raises(NotFound):
-            await bench.service.jupyter.delete(ANONYMOUS, jupyter(view).id)
+            await bench.notebooks.delete(ANONYMOUS, jupyter(view).id)
         with pytest.raises(NotFound):
             await changed(bench, view, path="c")
 
 
 async def test_another_tenant_has_sessions_of_its_own(bench: Bench) -> None:
     view, bob = await opened(bench), TenantId("bob")
-    sessions = bench.service.jupyter
+    sessions = bench.notebooks
     assert sessions.of_tenant(bob) == []
     for asked in (sessions.delete(bob, jupyter(view).id), sessions.change(bob, jupyter(view).id, {"path": "x"}, None)):
         with pytest.raises(NotFound):

@@ -292,7 +292,7 @@ async def test_an_error_of_our_own_that_leaves_no_end_is_answered_and_takes_the_
     running = bench.begin()
     kernel = await bench.sent()
     kernel.end()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         with pytest.raises(EndNotStored, match="Do not run it again"):
             await running
     await bench.service.drain(30.0)

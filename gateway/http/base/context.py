@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from gateway.auth import Authenticator, SiteRules
 from gateway.config.sections import Config
 from gateway.http.base.limits import HttpBounds, HttpLimits
+from sessions.notebook_sessions import NotebookSessions
 from sessions.service import Service
 
 
@@ -16,6 +17,7 @@ class Context:
     def __init__(self, service: Service, config: Config, bounds: HttpBounds | None = None) -> None:
         server = config.server
         self.service = service
+        self.notebooks = NotebookSessions(service, config.sessions)
         self.config = config
         self.authenticator = Authenticator(config.auth.tokens, required=config.auth.is_required)
         self.site = SiteRules.of(

@@ -24,7 +24,7 @@ class KernelsHandler(JupyterHandler):
             return
         choice, name = kernel_choice(self.model(), self.context.config.languages)
         try:
-            view = self._there(choice.kernel_id) or await service.jupyter.start_kernel(self.tenant, choice)
+            view = self._there(choice.kernel_id) or await self.context.notebooks.start_kernel(self.tenant, choice)
         except UnsupportedLanguage as error:
             self.error_code = error.code
             missing = {"message": f"No such kernel named {shown(name)}", "reason": None}

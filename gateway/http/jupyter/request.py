@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 from gateway.http.jupyter.models import language_of
 from gateway.http.parse.body import fields_of
 from sessions.errors import InvalidRequest
-from sessions.jupyter.notebook_sessions import KernelChoice
+from sessions.notebook_sessions import KernelChoice
 
 _MAX_CHARACTERS = {"path": 4096, "name": 1024, "type": 128}
 

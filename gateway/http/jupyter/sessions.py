@@ -27,7 +27,7 @@ class JupyterSessionsHandler(_SessionRouteHandler):
     """The tenant's Jupyter sessions."""
 
     async def handle_request(self) -> None:
-        sessions = self.context.service.jupyter
+        sessions = self.context.notebooks
         if self.request.method != "POST":
             await self.send_json([session_model(view) for view in sessions.of_tenant(self.tenant)])
             return
@@ -51,7 +51,7 @@ class JupyterSessionHandler(_SessionRouteHandler):
     """One Jupyter session."""
 
     async def handle_request(self) -> None:
-        jupyter_id, sessions = segment(self.request.path, 3), self.context.service.jupyter
+        jupyter_id, sessions = segment(self.request.path, 3), self.context.notebooks
         try:
             match self.request.method:
                 case "PATCH":
@@ -67,7 +67,7 @@ class JupyterSessionHandler(_SessionRouteHandler):
     async def _change(self, jupyter_id: str) -> None:
         changes, choice, kernel_name = changed_session(self.model(), self.context.config.languages)
         try:
-            view = await self.context.service.jupyter.change(self.tenant, jupyter_id, changes, choice)
+            view = await self.context.notebooks.change(self.tenant, jupyter_id, changes, choice)
         except UnsupportedLanguage:
             await self.send_not_available(
                 kernel_name,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 from sessions.concurrency import KeyedLock
@@ -23,35 +23,10 @@ from sessions.model import (
     TenantId,
     can_name_a_kernel,
 )
+from sessions.service import Service
 from sessions.settings import SessionLimits
 
 _BAD_KERNEL_ID = "A kernel's id is five words of ASCII letters, digits and _, with hyphens between them: a UUID."
-
-
-class Kernels(Protocol):
-    """The part of `sessions.service.Service` that is needed here."""
-
-    def list_sessions(self, tenant: TenantId) -> list[SessionView]:
-        """A tenant's sessions, oldest first."""
-        ...
-
-    def session_of_kernel(self, tenant: TenantId, kernel_id: str) -> SessionView:
-        """One of them, by what clients know its kernel by. Raises NotFound."""
-        ...
-
-    async def create_session(self, asked: SessionRequest) -> SessionView:
-        """Make one. Raises Conflict when there is one with its id, TooManyRequests, Unavailable."""
-        ...
-
-    async def name_for_jupyter(
-        self, tenant: TenantId, session_id: SessionId, jupyter: JupyterSession, above: int
-    ) -> SessionView:
-        """Record its Jupyter session. Raises NotFound, Conflict when it has another, StoreUnavailable."""
-        ...
-
-    async def delete_session(self, tenant: TenantId, session_id: SessionId) -> None:
-        """End it. Raises NotFound, StoreUnavailable."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +43,8 @@ class KernelChoice:
 class NotebookSessions:
     """The mutable state is a lock for each path that is being opened, and for each Jupyter session that is changed."""
 
-    def __init__(self, kernels: Kernels, limits: SessionLimits) -> None:
-        self._kernels = kernels
+    def __init__(self, service: Service, limits: SessionLimits) -> None:
+        self._service = service
         self._limits = limits
         self._locks: KeyedLock[tuple[str, ...]] = KeyedLock()
 
@@ -79,7 +54,7 @@ class NotebookSessions:
     def of_tenant(self, tenant: TenantId) -> list[SessionView]:
         """A tenant's kernels that have a Jupyter session, oldest first."""
         found: dict[JupyterSessionId, SessionView] = {}
-        for view in self._kernels.list_sessions(tenant):
+        for view in self._service.list_sessions(tenant):
             if (jupyter := view.session.jupyter) is None:
                 continue
             # After a move to another kernel, the old one has it too, until it is gone.
@@ -100,13 +75,13 @@ class NotebookSessions:
     ) -> SessionView:
         """Make a kernel, with the id of the choice or a new one.
 
-        Raises UnsupportedLanguage, InvalidRequest, and what `Kernels.create_session` does.
+        Raises UnsupportedLanguage, InvalidRequest, and what `Service.create_session` does.
         """
         if choice.language is None:
             raise UnsupportedLanguage
         if choice.kernel_id is not None and not can_name_a_kernel(choice.kernel_id):
             raise InvalidRequest(_BAD_KERNEL_ID)
-        return await self._kernels.create_session(
+        return await self._service.create_session(
             SessionRequest(
                 tenant=tenant,
                 session_id=SessionId(choice.kernel_id or str(uuid4())),
@@ -133,8 +108,8 @@ class NotebookSessions:
             jupyter = JupyterSession(JupyterSessionId(str(uuid4())), path, name, jupyter_type)
             if choice.kernel_id is not None:
                 with suppress(NotFound):
-                    found = self._kernels.session_of_kernel(tenant, choice.kernel_id)
-                    return await self._kernels.name_for_jupyter(tenant, found.session.session_id, jupyter, 0)
+                    found = self._service.session_of_kernel(tenant, choice.kernel_id)
+                    return await self._service.name_for_jupyter(tenant, found.session.session_id, jupyter, 0)
             return await self.start_kernel(tenant, choice, jupyter, 1)
 
     async def change(
@@ -157,19 +132,19 @@ class NotebookSessions:
                 target = before if choice is None else self._chosen(tenant, choice)
                 if target.session.session_id == before.session.session_id and jupyter == known:
                     return target
-                after = await self._kernels.name_for_jupyter(tenant, target.session.session_id, jupyter, version)
+                after = await self._service.name_for_jupyter(tenant, target.session.session_id, jupyter, version)
             if after.session.session_id != before.session.session_id:
                 with suppress(NotFound):
-                    await self._kernels.delete_session(tenant, before.session.session_id)
+                    await self._service.delete_session(tenant, before.session.session_id)
             return after
 
     async def delete(self, tenant: TenantId, jupyter_id: str) -> None:
         """End it with its kernel. Raises NotFound, StoreUnavailable."""
         async with self._locks.hold((tenant, "id", jupyter_id)):
-            await self._kernels.delete_session(tenant, self.get(tenant, jupyter_id).session.session_id)
+            await self._service.delete_session(tenant, self.get(tenant, jupyter_id).session.session_id)
 
     def _chosen(self, tenant: TenantId, choice: KernelChoice) -> SessionView:
         try:
-            return self._kernels.session_of_kernel(tenant, choice.kernel_id or "")
+            return self._service.session_of_kernel(tenant, choice.kernel_id or "")
         except NotFound as error:
             raise InvalidRequest(f"No such kernel: {choice.kernel_id}") from error
