@@ -37,7 +37,6 @@ from sessions.concurrency import BackgroundTasks
 from sessions.environment import Environment
 from sessions.errors import EngineUnavailable, Misconfigured, SetUpFailed, StoreUnavailable
 from sessions.model import GatewayId
-from sessions.notebook_sessions import NotebookSessions
 from sessions.ports import Provisioner
 from sessions.provisioners.process.environment import ensure_environment
 from sessions.provisioners.process.provisioner import ProcessProvisioner
