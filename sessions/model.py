@@ -448,18 +448,7 @@ class LaunchSpec:
     limits: Limits
     kernel_name: str = "python3"
     preload: tuple[str, ...] = ()
-    session_id: SessionId | None = None
     orphan_timeout_s: float = 300.0
-
-
-@dataclass(frozen=True, slots=True)
-class Sandbox:
-    """A launched supervisor as the engine lists it. `engine_ref` is a container id or a process id."""
-
-    kernel_id: KernelId
-    gateway_id: GatewayId
-    engine_ref: str
-    session_id: SessionId | None = None
 
 
 @dataclass(frozen=True, slots=True)

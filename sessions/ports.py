@@ -13,7 +13,6 @@ from sessions.model import (
     Batch,
     Event,
     Fate,
-    FileEntry,
     GatewayId,
     KernelId,
     LaunchSpec,
@@ -23,7 +22,6 @@ from sessions.model import (
     RunQuery,
     RunRecord,
     RunSummary,
-    Sandbox,
     Session,
     TenantId,
 )
@@ -37,15 +35,15 @@ class Provisioner(Protocol):
 
     name: str
 
-    async def launch(self, spec: LaunchSpec) -> Sandbox:
+    async def launch(self, spec: LaunchSpec) -> None:
         """Start the supervisor of `spec`. Returns once it has been started, not once it has connected.
 
         On failure nothing is left behind.
         """
         ...
 
-    async def list(self) -> list[Sandbox]:
-        """This gateway's sandboxes, including half-made and dead ones; never another gateway's."""
+    async def list(self) -> list[KernelId]:
+        """The kernels of this gateway's sandboxes, including half-made and dead ones; never another gateway's."""
         ...
 
     async def kill(self, kernel_id: KernelId) -> None:
@@ -231,61 +229,4 @@ class Clock(Protocol):
 
     def now(self) -> datetime:
         """The wall clock, aware, in UTC."""
-        ...
-
-
-class FileReader(Protocol):
-    """A sandbox's file, open for reading. Raises Unavailable when the sandbox does not answer, or is gone."""
-
-    @property
-    def entry(self) -> FileEntry:
-        """The file as it was when it was opened; its size is how many bytes there are to read."""
-        ...
-
-    async def read(self) -> bytes:
-        """The next piece, at most 256 KiB; empty at the end. Raises Conflict when it has become shorter."""
-        ...
-
-    def close(self) -> None:
-        """Close the file. Always call this."""
-        ...
-
-
-class FileWriter(Protocol):
-    """A new file beside the one that it will replace. Raises Unavailable as FileReader does."""
-
-    async def write(self, data: bytes) -> None:
-        """Add a piece, at most 256 KiB. Raises TooLarge when the file, or the disk, has no room for it."""
-        ...
-
-    async def commit(self) -> tuple[FileEntry, bool]:
-        """Move the file into place atomically; returns it, and whether its name is new."""
-        ...
-
-    def close(self) -> None:
-        """Discard the file unless it is committed. Always call this."""
-        ...
-
-
-class KernelFiles(Protocol):
-    """The files below a kernel's working directory, as its supervisor sees them.
-
-    A path is relative, without `..`. Raises NotFound, InvalidRequest for what is no regular file, or lies behind a
-    link; Unavailable when the sandbox does not answer in time, or is gone.
-    """
-
-    async def list(self) -> list[FileEntry]:
-        """All files, sorted by path, up to the supervisor's limit."""
-        ...
-
-    async def open(self, path: str) -> FileReader:
-        """Open a file for reading."""
-        ...
-
-    async def create(self, path: str, limit_bytes: int) -> FileWriter:
-        """Start to write a file; missing directories are made."""
-        ...
-
-    async def remove(self, path: str) -> None:
-        """Remove a file."""
         ...

@@ -19,6 +19,7 @@ from sessions.admission import Admission
 from sessions.concurrency import BackgroundTasks
 from sessions.errors import Conflict, Draining, Gone, NotFound
 from sessions.jupyter.client import ClientConnection, JupyterClients
+from sessions.kernels.files import SupervisorFiles
 from sessions.kernels.health import HealthCheck
 from sessions.model import (
     Artifact,
@@ -39,7 +40,6 @@ from sessions.model import (
     TenantId,
 )
 from sessions.output.fold import RunFold
-from sessions.ports import KernelFiles
 from sessions.recovery import recover
 from sessions.runs.live_run import Stop
 from sessions.session.registry import Registry
@@ -303,7 +303,7 @@ class Service:
             raise Draining
         return await self._jupyter_clients.attach(self._sessions.get(tenant, session_id), client)
 
-    async def session_files(self, tenant: TenantId, session_id: SessionId) -> KernelFiles:
+    async def session_files(self, tenant: TenantId, session_id: SessionId) -> SupervisorFiles:
         """The files below its working directory. Raises Unavailable when its sandbox is out of reach."""
         return await self._sessions.get(tenant, session_id).files()
 

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from kernel_image import protocol
 from sessions.errors import EngineUnavailable
-from sessions.model import Fate, KernelId, LaunchSpec, Sandbox
+from sessions.model import Fate, KernelId, LaunchSpec
 from sessions.ports import Link, LinkListener
 
 
@@ -171,7 +171,7 @@ class MemoryEngine:
     name = "memory"
 
     def __init__(self) -> None:
-        self.sandboxes: dict[KernelId, Sandbox] = {}
+        self.sandboxes: dict[KernelId, None] = {}
         self.specs: dict[KernelId, LaunchSpec] = {}
         self.supervisors: dict[KernelId, MemorySupervisor] = {}
         self.ports: dict[KernelId, Callable[[Link], LinkListener]] = {}
@@ -186,22 +186,21 @@ class MemoryEngine:
 
     # --- Provisioner --------------------------------------------------------------------------------------------------
 
-    async def launch(self, spec: LaunchSpec) -> Sandbox:
+    async def launch(self, spec: LaunchSpec) -> None:
         await self.check()
         if self.launches_fail:
             self.launches_fail -= 1
             raise EngineUnavailable("This launch was told to fail.")
         self.specs[spec.kernel_id] = spec
         self.supervisors[spec.kernel_id] = MemorySupervisor(spec)
-        self.sandboxes[spec.kernel_id] = Sandbox(spec.kernel_id, spec.gateway_id, "1")
+        self.sandboxes[spec.kernel_id] = None
         self.most_at_once = max(self.most_at_once, len(self.sandboxes))
         if self.comes_up:
             self.come_up(spec.kernel_id)
-        return self.sandboxes[spec.kernel_id]
 
-    async def list(self) -> list[Sandbox]:
+    async def list(self) -> list[KernelId]:
         await self.check()
-        return [*self.sandboxes.values()]
+        return [*self.sandboxes]
 
     async def kill(self, kernel_id: KernelId) -> None:
         await self.check()

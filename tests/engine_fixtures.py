@@ -87,8 +87,8 @@ async def switchboard(short_dir: Path) -> AsyncIterator[SupervisorSwitchboard]:
 async def docker_provisioner(kernel_image: str, gateway_id: GatewayId) -> AsyncIterator[DockerProvisioner]:
     provisioner = DockerProvisioner(gateway_id, EngineSettings(name="docker", kernel_image=kernel_image))
     yield provisioner
-    for sandbox in await provisioner.list():
-        await provisioner.kill(sandbox.kernel_id)
+    for kernel_id in await provisioner.list():
+        await provisioner.kill(kernel_id)
     await provisioner.close()
 
 
@@ -96,6 +96,6 @@ async def docker_provisioner(kernel_image: str, gateway_id: GatewayId) -> AsyncI
 async def process_provisioner(short_dir: Path, gateway_id: GatewayId) -> AsyncIterator[ProcessProvisioner]:
     provisioner = ProcessProvisioner(gateway_id, short_dir / "p")
     yield provisioner
-    for sandbox in await provisioner.list():
-        await provisioner.kill(sandbox.kernel_id)
+    for kernel_id in await provisioner.list():
+        await provisioner.kill(kernel_id)
     await provisioner.close()

@@ -72,8 +72,8 @@ async def remove_abandoned(config: Config) -> None:
             else DockerProvisioner(left.gateway_id, config.engine)
         )
         try:
-            for sandbox in await provisioner.list():
-                await provisioner.kill(sandbox.kernel_id)
+            for kernel_id in await provisioner.list():
+                await provisioner.kill(kernel_id)
         except EngineUnavailable as error:
             log.warning("leftovers_not_removed", path=str(left.path), reason=str(error))
             left.release()

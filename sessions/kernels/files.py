@@ -38,7 +38,10 @@ _PIECE_HEADER = json.dumps({"msg_id": "", "msg_type": "file"}).encode()
 
 
 class SupervisorFiles:
-    """`sessions.ports.KernelFiles` over the current link to one supervisor.
+    """The files below a kernel's working directory, over the current link to its supervisor.
+
+    A path is relative, without `..`. Raises NotFound, InvalidRequest for what is no regular file, or lies behind a
+    link; Unavailable when the sandbox does not answer in time, or is gone.
 
     `linked` returns that link, or raises Unavailable. The supervisor must answer each question within
     `answer_timeout_s`. The mutable state is the transfers under way, by id.
@@ -240,21 +243,20 @@ class _Transfer:
 
 
 class SandboxFileReader:
-    """`sessions.ports.FileReader`. The mutable state is how much has been read."""
+    """A sandbox's file, open for reading. The mutable state is how much has been read.
+
+    `entry` is the file as it was when it was opened; its size is how many bytes there are to read. Raises Unavailable
+    when the sandbox does not answer, or is gone.
+    """
 
     def __init__(self, transfer: _Transfer, entry: FileEntry) -> None:
         self._transfer = transfer
-        self._entry = entry
+        self.entry = entry
         self._offset = 0
 
-    @property
-    def entry(self) -> FileEntry:
-        """What the file was when it was opened."""
-        return self._entry
-
     async def read(self) -> bytes:
-        """The next piece; empty at the end."""
-        left = self._entry.size_bytes - self._offset
+        """The next piece, at most 256 KiB; empty at the end. Raises Conflict when the file has become shorter."""
+        left = self.entry.size_bytes - self._offset
         if left == 0:
             return b""
         answer = await self._transfer.ask(protocol.FILE_READ, protocol.FILE_CHANNEL)
@@ -267,12 +269,15 @@ class SandboxFileReader:
         return piece
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file. Always call this."""
         self._transfer.close()
 
 
 class SandboxFileWriter:
-    """`sessions.ports.FileWriter`. The mutable state is how much has been written."""
+    """A new file beside the one that it will replace. The mutable state is how much has been written.
+
+    Raises Unavailable as SandboxFileReader does.
+    """
 
     def __init__(self, transfer: _Transfer, path: str, limit_bytes: int) -> None:
         self._transfer = transfer
@@ -281,7 +286,7 @@ class SandboxFileWriter:
         self._written_bytes = 0
 
     async def write(self, data: bytes) -> None:
-        """Append `data`, in pieces of at most 256 KiB."""
+        """Append `data`, in pieces of at most 256 KiB. Raises TooLarge when file or disk have no room for it."""
         if self._written_bytes + len(data) > self._limit_bytes:
             self._transfer.close()
             raise TooLarge(f"The file is larger than the {self._limit_bytes} bytes allowed: send a smaller one.")
@@ -294,7 +299,7 @@ class SandboxFileWriter:
                 raise wrong_answer()
 
     async def commit(self) -> tuple[FileEntry, bool]:
-        """Put the file in its place; returns it, and whether it is new."""
+        """Move the file into place atomically; returns it, and whether its name is new."""
         answer = await self._transfer.ask(protocol.FILE_COMMIT, protocol.FILE_COMMITTED)
         self._transfer.end()
         entry, is_new = entry_of(self._path, answer.fields), answer.fields.get("created")
@@ -303,7 +308,7 @@ class SandboxFileWriter:
         return entry, is_new
 
     def close(self) -> None:
-        """Discard what has not been committed."""
+        """Discard what has not been committed. Always call this."""
         self._transfer.close()
 
 

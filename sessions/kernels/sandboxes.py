@@ -143,20 +143,20 @@ class Sandboxes:
         Raises EngineUnavailable.
         """
         there = set()
-        for sandbox in await self._provisioner.list():
-            if sandbox.kernel_id in wanted:
-                there.add(sandbox.kernel_id)
+        for kernel_id in await self._provisioner.list():
+            if kernel_id in wanted:
+                there.add(kernel_id)
             else:
-                log.info("leftover_removed", kernel_id=sandbox.kernel_id)
-                await self._provisioner.kill(sandbox.kernel_id)
+                log.info("leftover_removed", kernel_id=kernel_id)
+                await self._provisioner.kill(kernel_id)
         self._switchboard.remove_leftovers(there)
         return there
 
     async def remove_all_but(self, kept: Collection[KernelId]) -> None:
         """Remove this gateway's sandboxes that the engine lists; where it does not answer, that is logged."""
         try:
-            for sandbox in await self._provisioner.list():
-                if sandbox.kernel_id not in kept:
-                    await self._provisioner.kill(sandbox.kernel_id)
+            for kernel_id in await self._provisioner.list():
+                if kernel_id not in kept:
+                    await self._provisioner.kill(kernel_id)
         except EngineUnavailable as error:
             log.warning("sandboxes_left", reason=str(error), consequence="the next start removes them")

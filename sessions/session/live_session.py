@@ -12,9 +12,9 @@ from dataclasses import replace
 
 from sessions.concurrency import BackgroundTasks
 from sessions.errors import KernelLost, StoreUnavailable
+from sessions.kernels.files import SupervisorFiles
 from sessions.kernels.kernel import Kernel
 from sessions.model import JupyterSession, Result, RunId, RunStatus, Session, SessionState, SessionView
-from sessions.ports import KernelFiles
 from sessions.runs.executor import NOT_RUN, NotRun
 from sessions.runs.live_run import LiveRun, Stop
 from sessions.session.observer import Observers
@@ -121,7 +121,7 @@ class LiveSession:
                 return kernel
         return await self.ensure_kernel()
 
-    async def files(self) -> KernelFiles:
+    async def files(self) -> SupervisorFiles:
         """The files below its working directory. Raises as `ensure_kernel` does."""
         kernel = self.kernel
         if kernel is None or not kernel.is_linked():

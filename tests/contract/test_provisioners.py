@@ -21,7 +21,7 @@ from docker.api.client import APIClient
 from gateway.supervisors import SupervisorSwitchboard
 from kernel_image import protocol
 from sessions.errors import EngineUnavailable, Misconfigured
-from sessions.model import Fate, GatewayId, KernelId, LaunchSpec, SessionId
+from sessions.model import Fate, GatewayId, KernelId, LaunchSpec
 from sessions.ports import Link, Provisioner
 from sessions.provisioners.docker.container import KERNEL_LABEL
 from sessions.provisioners.docker.provisioner import DockerProvisioner
@@ -80,7 +80,6 @@ class Bench:
             credential=secrets.token_hex(16),
             socket_dir=self.switchboard.open(kernel_id, caller.accept),
             limits=Limits(),
-            session_id=SessionId("chat-42"),
         )
 
 
@@ -120,8 +119,8 @@ async def bench(
         )
     yield bench
     for provisioner in bench.made:
-        for sandbox in await provisioner.list():
-            await provisioner.kill(sandbox.kernel_id)
+        for kernel_id in await provisioner.list():
+            await provisioner.kill(kernel_id)
         await provisioner.close()
 
 
@@ -140,22 +139,22 @@ async def test_a_launched_supervisor_dials_in_with_its_credential(bench: Bench) 
     assert (hello["kernel_id"], hello["credential"]) == (spec.kernel_id, spec.credential)
 
 
-async def test_a_launch_is_listed_as_it_was_returned(bench: Bench) -> None:
+async def test_a_launch_is_listed(bench: Bench) -> None:
     provisioner = bench.provisioner()
     spec = bench.spec(Caller())
-    sandbox = await provisioner.launch(spec)
-    assert (sandbox.kernel_id, sandbox.gateway_id, sandbox.session_id) == (spec.kernel_id, bench.gateway_id, "chat-42")
-    assert await provisioner.list() == [sandbox]
+    await provisioner.launch(spec)
+    assert await provisioner.list() == [spec.kernel_id]
 
 
 async def test_another_gateways_sandboxes_are_neither_listed_nor_killed(bench: Bench) -> None:
     ours, theirs = bench.provisioner(), bench.provisioner(GatewayId("another-" + bench.gateway_id))
     caller = Caller()
-    sandbox = await theirs.launch(bench.spec(caller, GatewayId("another-" + bench.gateway_id)))
+    spec = bench.spec(caller, GatewayId("another-" + bench.gateway_id))
+    await theirs.launch(spec)
     assert await ours.list() == []
-    await ours.kill(sandbox.kernel_id)
-    assert (await asyncio.wait_for(caller.hello, DEADLINE_S))["kernel_id"] == sandbox.kernel_id
-    assert await theirs.list() == [sandbox]
+    await ours.kill(spec.kernel_id)
+    assert (await asyncio.wait_for(caller.hello, DEADLINE_S))["kernel_id"] == spec.kernel_id
+    assert await theirs.list() == [spec.kernel_id]
 
 
 async def test_kill_leaves_nothing_and_may_be_repeated(bench: Bench) -> None:
@@ -234,15 +233,16 @@ async def test_a_launch_that_is_cancelled_leaves_nothing(bench: Bench, pause_s: 
 async def test_sandboxes_outlive_their_gateway_and_the_next_one_finds_and_ends_them(bench: Bench) -> None:
     caller = Caller()
     first = bench.provisioner()
-    sandbox = await first.launch(bench.spec(caller))
+    spec = bench.spec(caller)
+    await first.launch(spec)
     await asyncio.wait_for(caller.hello, DEADLINE_S)
     bench.made.remove(first)
     await first.close()
     second = bench.provisioner()
-    assert await second.list() == [sandbox]
-    assert await second.fate(sandbox.kernel_id) is None
-    await second.kill(sandbox.kernel_id)
-    assert bench.remains(sandbox.kernel_id) == []
+    assert await second.list() == [spec.kernel_id]
+    assert await second.fate(spec.kernel_id) is None
+    await second.kill(spec.kernel_id)
+    assert bench.remains(spec.kernel_id) == []
 
 
 async def test_check_passes_where_a_launch_works(bench: Bench) -> None:
@@ -284,11 +284,11 @@ async def test_a_taken_user_id_is_not_used_twice(kernel_image: str, gateway_id: 
     )
     for _ in range(2):
         await provisioner.launch(LaunchSpec(KernelId(str(uuid.uuid4())), gateway_id, "secret", short_dir, Limits()))
-    sandboxes = await provisioner.list()
-    for sandbox in sandboxes:
-        await provisioner.kill(sandbox.kernel_id)
+    kernel_ids = await provisioner.list()
+    for kernel_id in kernel_ids:
+        await provisioner.kill(kernel_id)
     await provisioner.close()
-    assert len(sandboxes) == 2
+    assert len(kernel_ids) == 2
 
 
 @pytest.fixture
@@ -348,3 +348,14 @@ async def test_a_reused_process_id_is_left_alone(
     assert psutil.Process(bystander.pid).status() != "zombie"
     bystander.kill()
     await bystander.wait()
+
+
+async def test_a_record_of_another_version_counts(
+    process_provisioner: ProcessProvisioner, switchboard: SupervisorSwitchboard, short_dir: Path, gateway_id: GatewayId
+) -> None:
+    kernel_id = KernelId(str(uuid.uuid4()))
+    spec = LaunchSpec(kernel_id, gateway_id, "secret", switchboard.open(kernel_id, Caller().accept), Limits())
+    await process_provisioner.launch(spec)
+    (record_file,) = (short_dir / "p").glob("*/record.json")
+    record_file.write_text(json.dumps({**json.loads(record_file.read_text()), "session_id": None}))
+    assert await process_provisioner.list() == [kernel_id]

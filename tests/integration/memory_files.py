@@ -1,4 +1,7 @@
-"""`sessions.ports.KernelFiles` in memory: a file is there once it is committed, and readers and writers are counted."""
+"""`sessions.kernels.files.SupervisorFiles` in memory: a file is there once it is committed.
+
+Readers and writers are counted.
+"""
 
 from __future__ import annotations
 

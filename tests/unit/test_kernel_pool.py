@@ -17,7 +17,7 @@ from sessions.environment import Environment
 from sessions.errors import Draining, EngineUnavailable, NoKernelInTime, TooManyRequests
 from sessions.kernels.kernel import Kernel
 from sessions.kernels.kernel_pool import KernelPool
-from sessions.model import Fate, GatewayId, KernelId, Sandbox
+from sessions.model import Fate, GatewayId, KernelId
 from sessions.settings import Limits, PoolSettings, Timeouts
 from sessions.testing.memory_store import MemoryStore
 
@@ -240,7 +240,7 @@ async def test_a_kernel_that_never_answers_is_a_failed_launch(engine: MemoryEngi
 
 async def test_what_an_earlier_gateway_left_is_removed_first(engine: MemoryEngine, make: Make) -> None:
     old = KernelId("old")
-    engine.sandboxes[old] = Sandbox(old, GatewayId("g"), "7")
+    engine.sandboxes[old] = None
     kernel_pool = await make(size=1)
     assert old not in engine.sandboxes
     assert engine.leftovers_removed

@@ -18,9 +18,9 @@ from gateway.http.base.limits import declared_bytes
 from gateway.http.parse import urls
 from gateway.http.parse.times import iso
 from sessions.errors import CellblockError, Conflict, TooLarge
+from sessions.kernels.files import SandboxFileReader, SandboxFileWriter
 from sessions.model import FileEntry, SessionId
 from sessions.output.media import guess
-from sessions.ports import FileReader, FileWriter
 
 SLOWEST_UPLOAD_BYTES_PER_S = 64 << 10
 """A body may take as much longer than others as its size takes at this speed."""
@@ -38,7 +38,7 @@ class SessionFilesHandler(BaseHandler):
 class SessionFileHandler(BaseHandler):
     """One file. Its state beside the base class's: `_writer`, into which the body goes while it comes."""
 
-    _writer: FileWriter | None = None
+    _writer: SandboxFileWriter | None = None
 
     async def handle_request(self) -> None:
         session_id, path = self._address()
@@ -61,7 +61,7 @@ class SessionFileHandler(BaseHandler):
 
     # --- down ---------------------------------------------------------------------------------------------------------
 
-    async def _send_file(self, reader: FileReader) -> None:
+    async def _send_file(self, reader: SandboxFileReader) -> None:
         """Send it as it was when it was opened. An answer that cannot be finished is broken off."""
         entry = reader.entry
         name = PurePosixPath(entry.path).name

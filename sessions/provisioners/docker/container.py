@@ -15,7 +15,6 @@ from sessions.settings import EngineSettings, Limits
 
 KERNEL_LABEL = "cellblock.kernel"
 GATEWAY_LABEL = "cellblock.gateway"
-SESSION_LABEL = "cellblock.session"
 UID_LABEL = "cellblock.uid"
 
 WORK_DIR = "/work"
@@ -54,7 +53,7 @@ def container_config(spec: LaunchSpec, settings: EngineSettings, *, uid: int) ->
         # As PID 1 the supervisor heeds no SIGTERM, which code in there could send too: `docker stop` would wait.
         "StopSignal": "SIGKILL",
         "Env": [f"{name}={value}" for name, value in _environment(spec).items()],
-        "Labels": _labels(spec, uid),
+        "Labels": {KERNEL_LABEL: spec.kernel_id, GATEWAY_LABEL: spec.gateway_id, UID_LABEL: str(uid)},
         "AttachStdin": False,
         "AttachStdout": False,
         "AttachStderr": False,
@@ -89,13 +88,6 @@ def _environment(spec: LaunchSpec) -> Mapping[str, str]:
         spec, gateway=f"unix:{GATEWAY_DIR}/{SOCKET_NAME}", work_dir=WORK_DIR, ipc_dir=IPC_DIR, home_dir=HOME_DIR
     )
     return {"HOME": HOME_DIR, "USER": USER_NAME, "LOGNAME": USER_NAME, SETTINGS_VARIABLE: settings.to_json()}
-
-
-def _labels(spec: LaunchSpec, uid: int) -> Mapping[str, str]:
-    labels = {KERNEL_LABEL: spec.kernel_id, GATEWAY_LABEL: spec.gateway_id, UID_LABEL: str(uid)}
-    if spec.session_id is not None:
-        labels[SESSION_LABEL] = spec.session_id
-    return labels
 
 
 def _isolation(settings: EngineSettings) -> dict[str, Any]:

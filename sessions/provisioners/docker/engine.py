@@ -20,6 +20,7 @@ import urllib3.exceptions
 from docker.api.client import APIClient
 
 from sessions.errors import EngineUnavailable
+from sessions.provisioners.docker.container import MAPPED_UIDS, WIDE_UIDS
 
 T = TypeVar("T")
 
@@ -56,6 +57,11 @@ class EngineFacts:
     cpus: int
     memory_bytes: int
 
+    @property
+    def uids(self) -> range:
+        """The user ids that containers may have."""
+        return MAPPED_UIDS if self.maps_users else WIDE_UIDS
+
 
 class DockerEngine:
     """Owns the docker-py client and its threads. Nothing is opened before the first call; `close` ends all of it."""
@@ -74,12 +80,13 @@ class DockerEngine:
                 self._client = open_client(self._timeout_s, max_pool_size=self._threads + 2)
             return self._client
 
-    async def call(self, function: Callable[[APIClient], T]) -> T:
+    async def call(self, function: Callable[[APIClient], T], *, refused: str = "") -> T:
         """Run a blocking `function` in a thread of this engine's.
 
-        Raises EngineUnavailable when nobody answers; docker's APIError passes, since the caller knows what it asked.
+        Raises EngineUnavailable when nobody answers, and with the sentence `refused` when the answer is an error;
+        without one, docker's APIError passes.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._answered, function)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._answered, function, refused)
 
     async def facts(self) -> EngineFacts:
         """Ask the engine about itself. Raises EngineUnavailable."""
@@ -92,11 +99,13 @@ class DockerEngine:
         if self._client is not None:
             self._client.close()
 
-    def _answered(self, function: Callable[[APIClient], T]) -> T:
+    def _answered(self, function: Callable[[APIClient], T], refused: str) -> T:
         try:
             return function(self.client())
-        except docker.errors.APIError:
-            raise
+        except docker.errors.APIError as error:
+            if not refused:
+                raise
+            raise EngineUnavailable(refused) from error
         except SILENCE as error:
             raise EngineUnavailable(_NO_ANSWER) from error
 
@@ -106,6 +115,15 @@ def open_client(timeout_s: float, *, max_pool_size: int = 4) -> APIClient:
     return APIClient(
         version="auto", timeout=int(timeout_s), max_pool_size=max_pool_size, **docker.utils.kwargs_from_env()
     )
+
+
+def image_exists(client: APIClient, tag: str) -> bool:
+    """Whether the engine has this image. Blocks."""
+    try:
+        client.inspect_image(tag)  # type: ignore[no-untyped-call]
+    except docker.errors.ImageNotFound:
+        return False
+    return True
 
 
 def facts_from(info: Mapping[str, Any], version: Mapping[str, Any], *, shares_host: bool) -> EngineFacts:

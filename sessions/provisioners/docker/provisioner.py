@@ -15,20 +15,13 @@ import docker.errors
 from docker.api.client import APIClient
 
 from sessions.errors import EngineUnavailable
-from sessions.model import Fate, GatewayId, KernelId, LaunchSpec, Sandbox, SessionId
-from sessions.provisioners.docker.container import (
-    GATEWAY_LABEL,
-    KERNEL_LABEL,
-    MAPPED_UIDS,
-    SESSION_LABEL,
-    WIDE_UIDS,
-    container_config,
-    container_name,
-)
-from sessions.provisioners.docker.engine import DockerEngine
+from sessions.model import Fate, GatewayId, KernelId, LaunchSpec
+from sessions.provisioners.docker.container import GATEWAY_LABEL, KERNEL_LABEL, container_config, container_name
+from sessions.provisioners.docker.engine import DockerEngine, EngineFacts, image_exists
 from sessions.provisioners.docker.events import ContainerEvents
 from sessions.settings import EngineSettings
 
+_ERRORS = "The Docker engine answers with errors: run `cellblock doctor`."
 _NAME_ATTEMPTS = 8
 _EVENT_DELAY_S = 1.0
 _REMOVAL_TIMEOUT_S = 20
@@ -38,7 +31,7 @@ class DockerProvisioner:
     """Launches, lists and kills this gateway's containers.
 
     `settings.kernel_image` must be a tag that the engine has. The mutable state is `_containers`, a shortcut from
-    kernel to container id that may be incomplete, and `_uids`, known once the engine has answered.
+    kernel to container id that may be incomplete, and `_facts`, known once the engine has answered.
     """
 
     name = "docker"
@@ -57,15 +50,17 @@ class DockerProvisioner:
         self._events = ContainerEvents(self._engine.client, gateway_id)
         self._random = randomness or random.SystemRandom()
         self._containers: dict[KernelId, str] = {}
-        self._uids: range | None = None
+        self._facts: EngineFacts | None = None
 
-    async def launch(self, spec: LaunchSpec) -> Sandbox:
+    async def launch(self, spec: LaunchSpec) -> None:
         """Create and start one container: two calls. Raises EngineUnavailable, and leaves nothing behind then."""
-        uids = await self._uid_range()
+        if self._facts is None:
+            self._facts = await self._engine.facts()
+        uids = self._facts.uids
         self._events.start()
         launching = asyncio.ensure_future(self._engine.call(lambda client: self._launch(client, spec, uids)))
         try:
-            container_id = await asyncio.shield(launching)
+            self._containers[spec.kernel_id] = await asyncio.shield(launching)
         except asyncio.CancelledError:
             # The thread cannot be stopped half-way: let it end, then remove what it made.
             await asyncio.wait([launching])
@@ -83,14 +78,12 @@ class DockerProvisioner:
                 "The Docker engine could not start a sandbox; nothing was run. The gateway's log has its words, "
                 "and `cellblock doctor` looks for the cause."
             ) from error
-        self._containers[spec.kernel_id] = container_id
-        return Sandbox(spec.kernel_id, spec.gateway_id, container_id, spec.session_id)
 
-    async def list(self) -> list[Sandbox]:
+    async def list(self) -> list[KernelId]:
         """This gateway's containers, by label: created, running and dead ones."""
-        found = [_sandbox(entry) for entry in await self._containers_with(f"{GATEWAY_LABEL}={self._gateway_id}")]
-        self._containers = {sandbox.kernel_id: sandbox.engine_ref for sandbox in found}
-        return found
+        found = await self._containers_with()
+        self._containers = {KernelId(entry["Labels"].get(KERNEL_LABEL, "")): str(entry["Id"]) for entry in found}
+        return [*self._containers]
 
     async def kill(self, kernel_id: KernelId) -> None:
         """Remove the container by force and return when it is gone."""
@@ -98,14 +91,12 @@ class DockerProvisioner:
         if container_id is not None:
             doomed = [container_id]
         else:
-            doomed = [str(entry["Id"]) for entry in await self._containers_of(kernel_id)]
+            doomed = [str(entry["Id"]) for entry in await self._containers_with(f"{KERNEL_LABEL}={kernel_id}")]
         for reference in doomed:
-            try:
-                await self._engine.call(lambda client, reference=reference: _remove(client, reference))  # type: ignore[misc]
-            except docker.errors.APIError as error:
-                raise EngineUnavailable(
-                    "The Docker engine could not remove a sandbox: see the gateway's log."
-                ) from error
+            await self._engine.call(
+                lambda client, reference=reference: _remove(client, reference),  # type: ignore[misc]
+                refused="The Docker engine could not remove a sandbox: see the gateway's log.",
+            )
 
     async def fate(self, kernel_id: KernelId) -> Fate | None:
         """The exit code from Docker's `die` event; `oom` when Docker reported that memory ran out before it."""
@@ -113,29 +104,21 @@ class DockerProvisioner:
         known = self._events.fate(kernel_id)
         if known is not None:
             return known
-        if any(entry["State"] in ("created", "running", "paused") for entry in await self._containers_of(kernel_id)):
+        found = await self._containers_with(f"{KERNEL_LABEL}={kernel_id}")
+        if any(entry["State"] in ("created", "running", "paused") for entry in found):
             return None
         return await self._engine.call(lambda _client: self._events.fate(kernel_id, _EVENT_DELAY_S))
 
     async def check(self) -> None:
         """One round trip: the engine answers and has the kernel image."""
-        try:
-            await self._engine.call(lambda client: client.inspect_image(self._settings.kernel_image))  # type: ignore[no-untyped-call]
-        except docker.errors.ImageNotFound as error:
-            raise EngineUnavailable("The kernel image is not there: run `cellblock build`.") from error
-        except docker.errors.APIError as error:
-            raise EngineUnavailable("The Docker engine answers with errors: run `cellblock doctor`.") from error
+        image = self._settings.kernel_image
+        if not await self._engine.call(lambda client: image_exists(client, image), refused=_ERRORS):
+            raise EngineUnavailable("The kernel image is not there: run `cellblock build`.")
 
     async def close(self) -> None:
         """End the events thread and the engine's threads, in that order. Containers are not touched."""
         await asyncio.to_thread(self._events.close)
         await self._engine.close()
-
-    async def _uid_range(self) -> range:
-        if self._uids is None:
-            facts = await self._engine.facts()
-            self._uids = MAPPED_UIDS if facts.maps_users else WIDE_UIDS
-        return self._uids
 
     def _launch(self, client: APIClient, spec: LaunchSpec, uids: range) -> str:
         """Create under a free name, start, and remove again if it does not start. Blocks. Raises APIError."""
@@ -162,25 +145,12 @@ class DockerProvisioner:
                 return str(created["Id"])
         raise AssertionError("the last attempt returns or raises")
 
-    async def _containers_of(self, kernel_id: KernelId) -> Sequence[Mapping[str, Any]]:
-        return await self._containers_with(f"{GATEWAY_LABEL}={self._gateway_id}", f"{KERNEL_LABEL}={kernel_id}")
-
     async def _containers_with(self, *labels: str) -> Sequence[Mapping[str, Any]]:
-        try:
-            return await self._engine.call(lambda client: client.containers(all=True, filters={"label": list(labels)}))
-        except docker.errors.APIError as error:
-            raise EngineUnavailable("The Docker engine answers with errors: run `cellblock doctor`.") from error
-
-
-def _sandbox(entry: Mapping[str, Any]) -> Sandbox:
-    labels = entry["Labels"]
-    session_id = labels.get(SESSION_LABEL)
-    return Sandbox(
-        kernel_id=KernelId(labels.get(KERNEL_LABEL, "")),
-        gateway_id=GatewayId(labels[GATEWAY_LABEL]),
-        engine_ref=str(entry["Id"]),
-        session_id=None if session_id is None else SessionId(session_id),
-    )
+        """This gateway's containers that have these labels too."""
+        wanted = [f"{GATEWAY_LABEL}={self._gateway_id}", *labels]
+        return await self._engine.call(
+            lambda client: client.containers(all=True, filters={"label": wanted}), refused=_ERRORS
+        )
 
 
 def _remove(client: APIClient, container_id: str) -> None:

@@ -21,14 +21,7 @@ from docker.api.client import APIClient
 from kernel_image.protocol import SOCKET_NAME
 from sessions.errors import EngineUnavailable
 from sessions.model import GatewayId, KernelId, LaunchSpec
-from sessions.provisioners.docker.container import (
-    GATEWAY_DIR,
-    MAPPED_UIDS,
-    WIDE_UIDS,
-    WORK_DIR,
-    container_config,
-    container_name,
-)
+from sessions.provisioners.docker.container import GATEWAY_DIR, WORK_DIR, container_config, container_name
 from sessions.provisioners.docker.engine import DockerEngine
 from sessions.settings import EngineSettings, Limits
 
@@ -78,9 +71,8 @@ async def read_back(engine: DockerEngine, settings: EngineSettings, limits: Limi
     Needs the kernel image of `settings`. Takes about half a second. Raises EngineUnavailable.
     """
     facts = await engine.facts()
-    uids = MAPPED_UIDS if facts.maps_users else WIDE_UIDS
     try:
-        report = await engine.call(lambda client: _probe(client, settings, limits, secrets.choice(uids)))
+        report = await engine.call(lambda client: _probe(client, settings, limits, secrets.choice(facts.uids)))
     except docker.errors.APIError as error:
         raise EngineUnavailable(f"The Docker engine cannot run the kernel image: {error.explanation}") from error
     return shortfalls(report, limits, network=settings.network)

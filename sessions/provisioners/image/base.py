@@ -5,12 +5,10 @@ Only finds or makes the base; what goes on top of it is build.py's.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import docker.errors
@@ -18,8 +16,9 @@ import requests
 from docker.api.client import APIClient
 
 from sessions.errors import SetUpFailed
-from sessions.provisioners.docker.engine import DockerEngine
-from sessions.provisioners.image.build_stream import Progress, follow
+from sessions.provisioners.docker.engine import DockerEngine, image_exists
+from sessions.provisioners.image.build_stream import follow
+from sessions.provisioners.programs import Progress, run_program
 from sessions.settings import BuildSettings
 
 DEBIAN = "debian"
@@ -41,15 +40,6 @@ def debian_base_tag() -> str:
     """The tag of the Debian base; it changes with what is put into it."""
     recipe = repr((_SUITE, _INCLUDE, _APT_OPTIONS, _LEFT_OUT, _CONFIG))
     return f"cellblock-base:debian-{_SUITE}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
-
-
-def image_exists(client: APIClient, tag: str) -> bool:
-    """Whether the engine has this image. Blocks."""
-    try:
-        client.inspect_image(tag)  # type: ignore[no-untyped-call]
-    except docker.errors.ImageNotFound:
-        return False
-    return True
 
 
 async def ensure_base(engine: DockerEngine, settings: BuildSettings, progress: Progress) -> str:
@@ -82,8 +72,11 @@ async def ensure_debian_base(engine: DockerEngine, settings: BuildSettings, prog
     progress(f"Making a Debian {_SUITE} base with mmdebstrap (about 150 MB, half a minute)")
     with tempfile.TemporaryDirectory(prefix="cellblock-base-") as scratch:
         tarball = Path(scratch) / "base.tar"
-        await _run(
-            _mmdebstrap_command(tarball, settings), settings, progress, failed="The Debian base could not be made"
+        await run_program(
+            _mmdebstrap_command(tarball, settings),
+            progress,
+            failed="The Debian base could not be made",
+            environment=_environment(settings.proxy),
         )
         progress(f"Importing {tag}")
         repository, _, version = tag.partition(":")
@@ -116,39 +109,15 @@ async def _ensure_mmdebstrap(progress: Progress) -> None:
             "Python 3.11 or newer that this Docker engine has."
         )
     progress("Installing mmdebstrap")
-    failed = "mmdebstrap could not be installed"
-    await _run(["apt-get", "update", "-q"], None, progress, failed=failed)
     packages = ["mmdebstrap", "debian-archive-keyring"]
-    await _run(["apt-get", "install", "-qy", "--no-install-recommends", *packages], None, progress, failed=failed)
+    for arguments in (["update", "-q"], ["install", "-qy", "--no-install-recommends", *packages]):
+        command = ["apt-get", *arguments]
+        await run_program(command, progress, failed="mmdebstrap could not be installed", environment=_environment())
 
 
-async def _run(command: Sequence[str], settings: BuildSettings | None, progress: Progress, *, failed: str) -> None:
-    """Run a program, passing its lines on; it is ended when this is cancelled. Raises SetUpFailed."""
-    environment = dict(os.environ, DEBIAN_FRONTEND="noninteractive", LC_ALL="C.UTF-8")
-    if settings is not None and settings.proxy:
-        environment |= dict.fromkeys(("http_proxy", "https_proxy"), settings.proxy)
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        env=environment,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    last = ""
-    try:
-        assert process.stdout is not None  # noqa: S101 - PIPE was asked for
-        async for raw in process.stdout:
-            line = raw.decode(errors="replace").strip()
-            if line:
-                progress(line)
-                last = line
-        status = await process.wait()
-    finally:
-        if process.returncode is None:
-            process.terminate()
-            await process.wait()
-    if status != 0:
-        raise SetUpFailed(f"{failed}: {command[0]} ended with status {status} ({last}).")
+def _environment(proxy: str = "") -> dict[str, str]:
+    proxies = dict.fromkeys(("http_proxy", "https_proxy"), proxy) if proxy else {}
+    return {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8", **proxies}
 
 
 def _registry_problem(client: APIClient, name: str) -> str | None:

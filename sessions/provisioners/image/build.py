@@ -15,10 +15,11 @@ from pathlib import Path
 
 import kernel_image
 from sessions.errors import Misconfigured, SetUpFailed
-from sessions.provisioners.docker.engine import DockerEngine
-from sessions.provisioners.image.base import DEBIAN, debian_base_tag, ensure_base, image_exists
-from sessions.provisioners.image.build_stream import Progress, follow
+from sessions.provisioners.docker.engine import DockerEngine, image_exists
+from sessions.provisioners.image.base import DEBIAN, debian_base_tag, ensure_base
+from sessions.provisioners.image.build_stream import follow
 from sessions.provisioners.image.requirements import constraints, requirements
+from sessions.provisioners.programs import Progress
 from sessions.settings import BuildSettings
 
 REPOSITORY = "cellblock-kernel"

@@ -17,9 +17,7 @@ from docker.api.client import APIClient
 
 from sessions.errors import EngineUnavailable, SetUpFailed
 from sessions.provisioners.docker.engine import SILENCE, DockerEngine
-
-Progress = Callable[[str], None]
-"""Takes one line of progress, without its newline; called in the event loop's thread."""
+from sessions.provisioners.programs import Progress
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _QUIET_STATUSES = ("Downloading", "Extracting", "Waiting", "Verifying Checksum")

@@ -16,18 +16,18 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
 from kernel_image.protocol import SETTINGS_VARIABLE, SOCKET_NAME, UNIX_PATH_MAX_BYTES
 from sessions.errors import EngineUnavailable, Misconfigured
-from sessions.model import Fate, GatewayId, KernelId, LaunchSpec, Sandbox, SessionId
+from sessions.model import Fate, GatewayId, KernelId, LaunchSpec
 from sessions.provisioners.process.process_tree import end_all, end_tree, process_identity, processes_at_home
 from sessions.provisioners.supervisor_settings import USER_NAME, supervisor_settings
 
 T = TypeVar("T")
-Sandboxes = list[Sandbox]
+KernelIds = list[KernelId]
 
 _THREADS = 4
 _REMEMBERED = 1_024
@@ -45,7 +45,6 @@ class ProcessRecord:
 
     kernel_id: str
     gateway_id: str
-    session_id: str | None
     pid: int = 0
     identity: str = ""
 
@@ -70,17 +69,17 @@ class ProcessProvisioner:
             )
         self._gateway_id = gateway_id
         self._root = root
-        self._python = str(python)
+        self._python = python
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="process-engine")
         self._removing = threading.Lock()
         self._children: dict[KernelId, int] = {}
         self._fates: OrderedDict[KernelId, Fate] = OrderedDict()
 
-    async def launch(self, spec: LaunchSpec) -> Sandbox:
+    async def launch(self, spec: LaunchSpec) -> None:
         """Start a supervisor in a process session of its own. Raises EngineUnavailable, with nothing left behind."""
         launching = asyncio.ensure_future(self._call(lambda: self._launch(spec)))
         try:
-            return await asyncio.shield(launching)
+            await asyncio.shield(launching)
         except asyncio.CancelledError:
             await asyncio.wait([launching])
             await self.kill(spec.kernel_id)
@@ -89,7 +88,7 @@ class ProcessProvisioner:
             await self.kill(spec.kernel_id)
             raise EngineUnavailable(f"A kernel process could not be started ({error.strerror}).") from error
 
-    async def list(self) -> list[Sandbox]:
+    async def list(self) -> list[KernelId]:
         """What the records below `root` say, half-made and dead ones included."""
         return await self._call(self._list)
 
@@ -124,34 +123,22 @@ class ProcessProvisioner:
     def _make_root(self) -> None:
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def _launch(self, spec: LaunchSpec) -> Sandbox:
+    def _launch(self, spec: LaunchSpec) -> None:
         (spec.socket_dir / SOCKET_NAME).stat()
         self._make_root()
         directory = self._directory(spec.kernel_id)
         directory.mkdir(mode=0o700)
         for name in ("work", "ipc", "home"):
             (directory / name).mkdir(mode=0o700)
-        record = ProcessRecord(spec.kernel_id, spec.gateway_id, spec.session_id)
+        record = ProcessRecord(spec.kernel_id, spec.gateway_id)
         _write_record(directory, record)
         pid = _start(self._python, spec, directory)
         self._children[spec.kernel_id] = pid
-        _write_record(
-            directory, ProcessRecord(spec.kernel_id, spec.gateway_id, spec.session_id, pid, process_identity(pid) or "")
-        )
-        return Sandbox(spec.kernel_id, spec.gateway_id, str(pid), spec.session_id)
+        _write_record(directory, replace(record, pid=pid, identity=process_identity(pid) or ""))
 
-    def _list(self) -> Sandboxes:
-        records = [record for path in self._root.glob(f"*/{_RECORD}") if (record := _read_record(path.parent))]
-        return [
-            Sandbox(
-                kernel_id=KernelId(record.kernel_id),
-                gateway_id=GatewayId(record.gateway_id),
-                engine_ref=str(record.pid),
-                session_id=None if record.session_id is None else SessionId(record.session_id),
-            )
-            for record in records
-            if record.gateway_id == self._gateway_id
-        ]
+    def _list(self) -> KernelIds:
+        records = [_read_record(path.parent) for path in self._root.glob(f"*/{_RECORD}")]
+        return [KernelId(record.kernel_id) for record in records if record and record.gateway_id == self._gateway_id]
 
     def _kill(self, kernel_id: KernelId) -> None:
         directory = self._directory(kernel_id)
@@ -201,7 +188,7 @@ class ProcessProvisioner:
         return self._root / kernel_id.replace("-", "")[:_SHORT_ID_LENGTH]
 
 
-def _start(python: str, spec: LaunchSpec, directory: Path) -> int:
+def _start(python: Path, spec: LaunchSpec, directory: Path) -> int:
     """Start the supervisor; returns its process id. Descriptors of this process are not inherited (PEP 446)."""
     settings = supervisor_settings(
         spec,
@@ -221,7 +208,7 @@ def _start(python: str, spec: LaunchSpec, directory: Path) -> int:
     }
     return os.posix_spawn(
         python,
-        [python, "-I", "-m", "kernel_image.supervisor"],
+        [str(python), "-I", "-m", "kernel_image.supervisor"],
         environment,
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -244,8 +231,10 @@ def _write_record(directory: Path, record: ProcessRecord) -> None:
 
 def _read_record(directory: Path) -> ProcessRecord | None:
     try:
-        return ProcessRecord(**json.loads((directory / _RECORD).read_text()))
-    except (OSError, ValueError, TypeError):
+        content = json.loads((directory / _RECORD).read_text())
+        # A record of another version may have more in it.
+        return ProcessRecord(**{field.name: content[field.name] for field in fields(ProcessRecord)})
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
