@@ -23,7 +23,7 @@ from gateway.console import greet, showing_progress
 from gateway.doctor import Finding, Level
 from gateway.host.bound_sockets import BoundSockets
 from gateway.host.clock import SystemClock
-from gateway.host.data_dir import DataDir
+from gateway.host.data_dir import DataDir, environments_in
 from gateway.host.stop_signals import StopSignals
 from gateway.http.base.context import Context
 from gateway.http.server import BoundedServer, make_server
@@ -38,7 +38,7 @@ from sessions.environment import Environment
 from sessions.errors import EngineUnavailable, Misconfigured, SetUpFailed, StoreUnavailable
 from sessions.model import GatewayId
 from sessions.ports import Provisioner
-from sessions.provisioners.process.environment import ensure_environment
+from sessions.provisioners.process.environment import ensure_environment, remove_unused
 from sessions.provisioners.process.provisioner import ProcessProvisioner
 from sessions.service import Service
 from sessions.settings import BuildSettings
@@ -54,10 +54,11 @@ _log = structlog.get_logger("cellblock.app")
 
 @dataclass(frozen=True, slots=True)
 class ChosenEngine:
-    """What runs will run on. `kernel_image` is empty for the process engine."""
+    """What runs will run on: the kernel image of Docker's, or the Python environment of the process engine, if any."""
 
     provisioner: Provisioner
     kernel_image: str = ""
+    python: Path | None = None
 
 
 async def serve(config: Config, environ: Mapping[str, str], console: Console) -> None:
@@ -109,6 +110,8 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
         stack.push_async_callback(_close_connections, server, context)
         stack.push_async_callback(service.close)
         await service.start()
+        if chosen.python is not None:
+            await remove_unused(environments_in(data_dir.path), chosen.python)
         if config.retention.days:
             jobs = BackgroundTasks("the gateway")
             stack.push_async_callback(jobs.cancel)
@@ -163,6 +166,12 @@ async def build_image(settings: BuildSettings, console: Console, *, rebuild: boo
         return await ensure_kernel_image(settings, progress, rebuild=rebuild)
 
 
+async def make_environment(settings: BuildSettings, data_dir: Path, console: Console) -> Path:
+    """Make the Python environment of the process engine's kernels unless it is there. Raises SetUpFailed."""
+    with showing_progress(console, "Python packages") as progress:
+        return await ensure_environment(settings, environments_in(data_dir), progress)
+
+
 async def _choose_engine(config: Config, gateway_id: GatewayId, data_dir: DataDir, console: Console) -> ChosenEngine:
     """The configured engine; `auto` is docker where it answers, else process. Raises EngineUnavailable, SetUpFailed."""
     name = config.engine.name
@@ -174,23 +183,15 @@ async def _choose_engine(config: Config, gateway_id: GatewayId, data_dir: DataDi
                 "No Docker engine answers, and without one nothing is isolated, so that Cellblock listens on loopback "
                 "only: start Docker, or set `server.host` to 127.0.0.1."
             )
-        return ChosenEngine(await _process_engine(config.build, gateway_id, data_dir, console))
+        if not config.build.dependencies:
+            return ChosenEngine(ProcessProvisioner(gateway_id, data_dir.kernels))
+        python = await make_environment(config.build, data_dir.path, console)
+        return ChosenEngine(ProcessProvisioner(gateway_id, data_dir.kernels, python), python=python)
     from sessions.provisioners.docker.provisioner import DockerProvisioner
 
     kernel_image = config.engine.kernel_image or await build_image(config.build, console)
     settings = replace(config.engine, name="docker", kernel_image=kernel_image)
     return ChosenEngine(DockerProvisioner(gateway_id, settings), kernel_image)
-
-
-async def _process_engine(
-    build: BuildSettings, gateway_id: GatewayId, data_dir: DataDir, console: Console
-) -> ProcessProvisioner:
-    """The process engine, whose kernels have the packages of `build.dependencies`. Raises SetUpFailed."""
-    if not build.dependencies:
-        return ProcessProvisioner(gateway_id, data_dir.kernels)
-    with showing_progress(console, "Python packages") as progress:
-        python = await ensure_environment(build, data_dir.environments, progress)
-    return ProcessProvisioner(gateway_id, data_dir.kernels, python)
 
 
 async def _docker_answers() -> bool:

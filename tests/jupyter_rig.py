@@ -138,7 +138,7 @@ def jupyter_with(
 def process_jupyter(tmp_path: Path, short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jupyter]:
     config = {
         "engine": {"name": "process"},
-        "build": {"preload": []},
+        "build": {"dependencies": [], "preload": []},  # kernels run in the tests' own environment
         "languages": {"python": "python3", "bash": "bash"},
     }
     with jupyter_with(config, tmp_path, short_dir, monkeypatch) as jupyter:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from gateway.config import loader as configuration
 from sessions.errors import Misconfigured
@@ -42,19 +44,26 @@ def install(
         ),
     ] = None,
 ) -> None:
-    """Install a kernelspec. Its kernels run in containers, with the limits of the configuration."""
+    """Install a kernelspec. Its kernels run in containers, with the limits of the configuration.
+
+    Where the configuration names the `process` engine, this makes the Python environment that they run in.
+    """
     from gateway.local_jupyter import kernelspec as specs
 
     _check_place(user=user, sys_prefix=sys_prefix, prefix=prefix)
     if config is None and Path(configuration.DEFAULT_FILE).exists():
         config = Path(configuration.DEFAULT_FILE)
-    languages = configuration.load(config, os.environ).languages
-    if language not in languages:
-        known = ", ".join(sorted(languages))
+    configured = configuration.load(config, os.environ)
+    if language not in configured.languages:
+        known = ", ".join(sorted(configured.languages))
         raise Misconfigured(f"`languages` of the configuration has no {language}, but {known}.")
     content = specs.kernelspec_content(
         language, display_name or f"{language.capitalize()} (Cellblock)", config.absolute() if config else None
     )
+    if configured.engine.name == "process" and configured.build.dependencies:
+        from gateway import app as composition
+
+        asyncio.run(composition.make_environment(configured.build, configured.data_dir(os.environ), Console()))
     where = specs.install(name or f"cellblock-{language}", content, user=user, prefix=str(prefix or sys.prefix))
     typer.echo(f"Installed {where}")
 

@@ -28,6 +28,11 @@ _KERNEL_DIR_BYTES = 13
 """Length of the directory names that `SupervisorSwitchboard` makes."""
 
 
+def environments_in(data_dir: Path) -> Path:
+    """Where the Python environments of the process engine's kernels are; without holding the directory."""
+    return data_dir / _ENVIRONMENTS_NAME
+
+
 class DataDir:
     """Held from `open` to `release` by one process.
 
@@ -76,11 +81,6 @@ class DataDir:
     def kernels(self) -> Path:
         """What the process engine's kernels own."""
         return self.path / _KERNELS_NAME
-
-    @property
-    def environments(self) -> Path:
-        """Where the Python environment of the process engine's kernels is."""
-        return self.path / _ENVIRONMENTS_NAME
 
     def gateway_id(self) -> GatewayId:
         """The id that this directory's containers and runs carry; made once."""

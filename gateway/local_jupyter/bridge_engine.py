@@ -6,6 +6,7 @@ What happens in the container is bridge.py's business. It keeps no state.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from msgspec.structs import replace
 
 from gateway.config import loader
 from gateway.config.loader import Config
+from gateway.host.data_dir import environments_in
 from gateway.local_jupyter import workspace
 from gateway.local_jupyter.workspace import Workspace
 from sessions.errors import EngineUnavailable
@@ -21,6 +23,7 @@ from sessions.ports import Provisioner
 from sessions.provisioners.docker.engine import DockerEngine
 from sessions.provisioners.docker.provisioner import DockerProvisioner
 from sessions.provisioners.image.build import find_kernel_image
+from sessions.provisioners.process.environment import find_environment
 from sessions.provisioners.process.provisioner import ProcessProvisioner
 
 log = structlog.get_logger()
@@ -42,7 +45,7 @@ async def choose_engine(config: Config, own: Workspace) -> Provisioner:
     Raises EngineUnavailable, Misconfigured, SetUpFailed.
     """
     if config.engine.name == "process":
-        return ProcessProvisioner(own.gateway_id, own.kernels)
+        return ProcessProvisioner(own.gateway_id, own.kernels, _python(config))
     engine = DockerEngine(threads=2)
     try:
         tag = await _kernel_image(config, engine)
@@ -51,6 +54,19 @@ async def choose_engine(config: Config, own: Workspace) -> Provisioner:
         raise
     settings = replace(config.engine, name="docker", kernel_image=tag)
     return DockerProvisioner(own.gateway_id, settings, engine)
+
+
+def _python(config: Config) -> Path:
+    """The environment that `cellblock kernelspec install` or `cellblock serve` has made; else this very Python."""
+    own = Path(sys.executable)
+    if not config.build.dependencies:
+        return own
+    found = find_environment(config.build, environments_in(config.data_dir(os.environ)))
+    if found is None:
+        log.warning(
+            "environment_missing", consequence="`cellblock kernelspec install` makes it; no packages until then"
+        )
+    return found or own
 
 
 async def _kernel_image(config: Config, engine: DockerEngine) -> str:

@@ -48,14 +48,13 @@ class ClientSockets:
         self._reads_requests = False
         address = ""
         try:
-            for channel in REQUEST_CHANNELS:
+            for channel in (*REQUEST_CHANNELS, "hb"):
                 address = connection.addresses[channel]
-                socket = self._add(channel, zmq.ROUTER)
-                # A client that reconnects under its old identity replaces the old connection.
-                socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+                socket = self._sockets[channel] = self._context.socket(zmq.REP if channel == "hb" else zmq.ROUTER)
+                if channel in REQUEST_CHANNELS:
+                    # A client that reconnects under its old identity replaces the old connection.
+                    socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
                 socket.bind(address)
-            address = connection.addresses["hb"]
-            self._add("hb", zmq.REP).bind(address)
             address = connection.addresses["iopub"]
             self._publisher = Publisher(self._context, address)
         except zmq.ZMQError as error:
@@ -65,11 +64,6 @@ class ClientSockets:
             self._loop.add_reader(int(self._sockets[channel].fd), self._read, channel)
         self._loop.add_reader(int(self._sockets["hb"].fd), self._beat)
         self._loop.add_reader(int(self._publisher.socket.fd), self._welcome)
-
-    def _add(self, channel: str, kind: int) -> zmq.Socket[bytes]:
-        socket: zmq.Socket[bytes] = self._context.socket(kind)
-        self._sockets[channel] = socket
-        return socket
 
     def read_requests(self, wanted: bool) -> None:  # noqa: FBT001 - there is no better name for either
         """Read requests for the kernel from now on, or leave them in the queues."""

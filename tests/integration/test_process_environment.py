@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import subprocess
+import threading
+import uuid
+import zipfile
+from collections.abc import Iterator, Mapping
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from msgspec.structs import replace
 
+from gateway.supervisors import SupervisorSwitchboard
 from sessions.errors import SetUpFailed
+from sessions.model import GatewayId, KernelId, LaunchSpec
 from sessions.provisioners.process import environment
-from sessions.provisioners.process.environment import ensure_environment, find_environment
-from sessions.settings import BuildSettings
+from sessions.provisioners.process.environment import ensure_environment, find_environment, remove_unused
+from sessions.provisioners.process.provisioner import ProcessProvisioner
+from sessions.settings import BuildSettings, Limits
 
 SETTINGS = BuildSettings(dependencies=("tabulate",), preload=())
 
@@ -51,3 +61,117 @@ async def test_what_cannot_be_installed_is_told_in_pips_words_and_leaves_nothing
     with pytest.raises(SetUpFailed, match="cellblock-no-such-package"):
         await ensure_environment(SETTINGS, tmp_path, print)
     assert os.listdir(tmp_path) == []  # noqa: PTH208 - an iterator would be blocking
+
+
+class Index(SimpleHTTPRequestHandler):
+    """A package index with two versions of one package. `missing` are paths that it does not find this time."""
+
+    missing: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        name = self.path.rstrip("/").rpartition("/")[2]
+        if name in self.missing:
+            self.missing.remove(name)
+            self.send_error(404)
+            return
+        if name.endswith(".whl"):
+            body, kind = wheel(name), "application/octet-stream"
+        else:
+            wheels = [f"cellblock_demo-{version}-py3-none-any.whl" for version in ("1.0", "2.0")]
+            body, kind = "".join(f'<a href="/{name}">{name}</a>' for name in wheels).encode(), "text/html"
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        del args
+
+
+def wheel(name: str) -> bytes:
+    project, version = name.split("-")[:2]
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        folder = f"{project}-{version}.dist-info"
+        archive.writestr(f"{project}.py", f"version = {version!r}")
+        archive.writestr(f"{folder}/METADATA", f"Metadata-Version: 2.1\nName: {project}\nVersion: {version}\n")
+        archive.writestr(f"{folder}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{folder}/RECORD", "")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def index(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Index]]:
+    """An index whose package the environments of this test are to hold, in version 1.0."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Index)
+    threading.Thread(target=server.serve_forever).start()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
+    where = f"--index-url http://127.0.0.1:{server.server_port}/simple\ncellblock-demo\n"
+    monkeypatch.setattr(environment, "requirements", lambda _: where.encode())
+    monkeypatch.setattr(environment, "constraints", lambda _: b"cellblock-demo==1.0\n")
+    Index.missing.clear()
+    yield Index
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.usefixtures("index")
+async def test_kernels_find_their_own_environment_first(
+    tmp_path: Path, switchboard: SupervisorSwitchboard, short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = await ensure_environment(SETTINGS, tmp_path, print)
+    started: list[Mapping[str, str]] = []
+    monkeypatch.setattr(os, "posix_spawn", lambda _path, _argv, env, **_options: started.append(env) or 0)
+    gateway_id = GatewayId("g")
+    provisioner = ProcessProvisioner(gateway_id, short_dir / "p", python)
+    kernel_id = KernelId(str(uuid.uuid4()))
+    directory = switchboard.open(kernel_id, lambda _link: pytest.fail("nobody dials"))
+    await provisioner.launch(LaunchSpec(kernel_id, gateway_id, "secret", directory, Limits()))
+    await provisioner.close()
+    (environ,) = started
+    venv = python.parent.parent
+    assert environ["PATH"].split(":")[0] == str(venv / "bin")
+    assert environ["VIRTUAL_ENV"] == str(venv)
+    assert {"matplotlib", "matplotlibrc"} <= {path.name for path in python.parents[2].iterdir()}
+    assert environ["CELLBLOCK_MPL_CACHE"] == str(python.parents[2] / "matplotlib")
+    assert environ["MATPLOTLIBRC"] == str(python.parents[2] / "matplotlibrc")
+
+
+async def version_in(python: Path) -> str:
+    code = "import cellblock_demo; print(cellblock_demo.version)"
+    return (await asyncio.to_thread(subprocess.check_output, [python, "-I", "-c", code], text=True)).strip()
+
+
+async def test_an_index_that_does_not_answer_for_a_while_does_not_unpin_the_versions(
+    tmp_path: Path, index: type[Index]
+) -> None:
+    index.missing.append("cellblock-demo")
+    assert await version_in(await ensure_environment(SETTINGS, tmp_path, print)) == "1.0"
+
+
+async def test_a_download_that_fails_is_no_reason_to_take_other_versions(tmp_path: Path, index: type[Index]) -> None:
+    index.missing.append("cellblock_demo-1.0-py3-none-any.whl")
+    with pytest.raises(SetUpFailed, match="404"):
+        await ensure_environment(SETTINGS, tmp_path, print)
+    assert await version_in(await ensure_environment(SETTINGS, tmp_path, print)) == "1.0"
+
+
+async def test_an_environment_is_removed_when_no_process_uses_it_and_a_failure_removes_none(
+    tmp_path: Path, index: type[Index], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = await ensure_environment(SETTINGS, tmp_path, print)
+    monkeypatch.setattr(environment, "constraints", lambda _: b"cellblock-demo==2.0\n")
+    index.missing.append("cellblock_demo-2.0-py3-none-any.whl")
+    with pytest.raises(SetUpFailed):
+        await ensure_environment(SETTINGS, tmp_path, print)
+    assert await version_in(old) == "1.0"
+    new = await ensure_environment(SETTINGS, tmp_path, print)
+    assert await version_in(old) == "1.0"
+    process = await asyncio.create_subprocess_exec(str(old), "-I", "-c", "input()", stdin=asyncio.subprocess.PIPE)
+    await remove_unused(tmp_path, new)
+    assert await version_in(old) == "1.0"
+    await process.communicate(b"\n")
+    await remove_unused(tmp_path, new)
+    assert not old.parent.exists()
+    assert await version_in(new) == "2.0"

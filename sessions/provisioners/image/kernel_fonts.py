@@ -1,4 +1,7 @@
-"""Runs while the kernel image is built: matplotlib's settings file and font cache, so that Chinese labels just work.
+"""Writes matplotlib's settings file and font cache beside the Python environment that runs it.
+
+So the first plot need not look for fonts, and Chinese labels just work. It runs while the kernel image is built, and
+when the process engine's environment is made.
 
 Not part of Cellblock at run time. Does nothing but say so where matplotlib or the font is missing.
 """
@@ -7,9 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
 
-HOME = Path("/opt/cellblock")
+HOME = Path(sys.prefix).parent
 FONT = "WenQuanYi Micro Hei"
 
 # matplotlib looks a missing glyph up in the next entry of `font.family`, but not in the next of `font.sans-serif`.

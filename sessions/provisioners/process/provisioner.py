@@ -23,6 +23,7 @@ from typing import TypeVar
 from kernel_image.protocol import SETTINGS_VARIABLE, SOCKET_NAME, UNIX_PATH_MAX_BYTES
 from sessions.errors import EngineUnavailable, Misconfigured
 from sessions.model import Fate, GatewayId, KernelId, LaunchSpec
+from sessions.provisioners.process.environment import matplotlib_variables
 from sessions.provisioners.process.process_tree import end_all, end_tree, process_identity, processes_at_home
 from sessions.provisioners.supervisor_settings import USER_NAME, supervisor_settings
 
@@ -199,6 +200,12 @@ def _start(python: Path, spec: LaunchSpec, directory: Path) -> int:
     )
     # Nothing else of the gateway's environment passes: it may hold tokens and the database's password.
     environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    if python != Path(sys.executable):
+        environment |= {
+            "PATH": f"{python.parent}:{environment.get('PATH', os.defpath)}",
+            "VIRTUAL_ENV": str(python.parent.parent),
+            **matplotlib_variables(python),
+        }
     environment |= {
         "HOME": str(directory / "home"),
         "USER": USER_NAME,
