@@ -1,19 +1,21 @@
 """The sandbox's own log: one JSON line on standard error for each thing that happens to the supervisor.
 
-It tells of links, kernel processes and failures, never code, output or secrets. An engine keeps it where
-`engine.sandbox_log` says so. Kernels cannot write to it: their standard error is elsewhere from the start.
+It tells of links, kernel processes and failures, never code, output or secrets. Docker keeps it where
+`engine.sandbox_log` says so, the process engine always. Kernels have another standard error from the start; in the
+process engine, which isolates nothing, they could open the file.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import sys
+import os
 import traceback
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
+_STDERR = 2
 _MAX_ERROR_CHARACTERS = 1000
 _MAX_TRACEBACK_CHARACTERS = 8000
 
@@ -25,8 +27,13 @@ def log_event(event: str, error: BaseException | None = None, *, with_traceback:
         line["error"] = describe(error)
         if with_traceback:
             line["exception"] = "".join(traceback.format_exception(error))[-_MAX_TRACEBACK_CHARACTERS:]
-    with suppress(OSError, ValueError):  # nobody reads it
-        print(json.dumps(line), file=sys.stderr, flush=True)  # noqa: T201 - PID 1 has no other log
+    with suppress(OSError):  # nobody reads it
+        os.write(_STDERR, json.dumps(line).encode() + b"\n")
+
+
+def never_wait() -> None:
+    """Drop lines that nobody reads: while dockerd is down, its containers run on, and their log is a full pipe."""
+    os.set_blocking(_STDERR, False)
 
 
 def describe(error: BaseException) -> str:

@@ -24,7 +24,7 @@ from kernel_image.channels import KernelChannels
 from kernel_image.files import SessionFiles
 from kernel_image.outstanding import OutstandingRequests
 from kernel_image.relay import Relay
-from kernel_image.sandbox_log import log_event, log_loop_exception
+from kernel_image.sandbox_log import log_event, log_loop_exception, never_wait
 from kernel_image.warm_up import KernelWarmUp
 
 _LARGEST_FIRST_GENERATION = 1 << 30
@@ -327,6 +327,7 @@ def main() -> None:
     hardening.forbid_tracing()
     hardening.adopt_orphans()
     os.umask(0o077)
+    never_wait()
     log_event("supervisor_started", kernel_id=settings.kernel_id, kernel_name=settings.kernel_name)
     asyncio.run(Supervisor(settings).run())
 

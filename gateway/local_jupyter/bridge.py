@@ -286,8 +286,15 @@ def _make_kernel(config: Config, language: str) -> Kernel:
         known = ", ".join(sorted(config.languages))
         raise UnsupportedLanguage(f"`languages` of the configuration has no {language}, but {known}.")
     clock = SystemClock()
-    throttle = Throttle(clock, share=1.0)
-    return Kernel(KernelId(str(uuid4())), kernel_name, secrets.token_hex(32), clock, Timeouts(), throttle=throttle)
+    return Kernel(
+        KernelId(str(uuid4())),
+        kernel_name,
+        secrets.token_hex(32),
+        clock,
+        Timeouts(),
+        throttle=Throttle(clock, share=1.0),
+        only_tapped=True,
+    )
 
 
 async def bridge(options: Options, events: EventWriter) -> int:

@@ -47,7 +47,7 @@ class KernelTap(Protocol):
     """Receives everything that a kernel sends, before the listener of the request does."""
 
     def on_frame(self, frame: memoryview) -> None:
-        """A Jupyter message in its framing: the layout is sound, and nothing more is known of it."""
+        """A Jupyter message in its framing, of which nothing is known. Raises FrameError when the layout is wrong."""
         ...
 
     def on_gap(self, msg_id: str | None, dropped_bytes: int) -> None:
@@ -73,7 +73,9 @@ class Kernel:
         *,
         adopted: bool = False,
         throttle: Throttle | None = None,
+        only_tapped: bool = False,
     ) -> None:
+        """`only_tapped`: nobody but the tap reads what the kernel says, so that it is decoded there alone."""
         self.kernel_id = kernel_id
         self.kernel_name = kernel_name
         self.state = KernelState.STARTING
@@ -86,6 +88,7 @@ class Kernel:
         self.files = SupervisorFiles(self._linked, timeouts.file_answer_timeout_s)
         self.throttle = throttle or Throttle(clock)
         self.tap: KernelTap | None = None
+        self._only_tapped = only_tapped
         self._timeouts = timeouts
         self._adopted = adopted
         self._builder = RequestBuilder()
@@ -328,7 +331,7 @@ class Kernel:
             self.files.handle_frame(frame)
             return
         if self._frame_numbers.is_new(seq, len(data)):
-            message = decode(frame)
+            message = None if self._only_tapped else decode(frame)
             self._tap(lambda tap: tap.on_frame(frame))
             if message is not None:
                 self._requests.handle_message(seq, message)
@@ -339,6 +342,8 @@ class Kernel:
         if self.tap is not None:
             try:
                 call(self.tap)
+            except protocol.FrameError:
+                raise
             except Exception:
                 log.exception("message_not_passed_on", kernel_id=self.kernel_id)
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import os
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -138,3 +142,33 @@ class Refusing:
 
     def on_closed(self) -> None:
         self.closed += 1
+
+
+def test_a_log_that_nobody_reads_holds_nothing_up_and_loses_whole_lines() -> None:
+    program = (
+        "from kernel_image.sandbox_log import log_event, never_wait\n"
+        "never_wait()\n"
+        "[log_event('same', number=n, text='x' * 1000) for n in range(500)]\n"
+        "print('goes on')"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"goes on\n"
+        lines = [json.loads(line) for line in process.stderr]
+    assert [line["number"] for line in lines] == list(range(len(lines)))
+    assert 0 < len(lines) < 500
+
+
+async def test_a_supervisor_whose_log_nobody_reads_serves_on(
+    short_dir: Path, switchboard: SupervisorSwitchboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_fd, write_fd = os.pipe()
+    fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(write_fd, bytes(4096))
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **options: start(*args, **{**options, "stderr": write_fd}))
+    async with supervised(short_dir, switchboard) as kernel:
+        assert (await kernel.run("6 * 7")).value() == "42"
+    os.close(read_fd)
+    os.close(write_fd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -10,11 +11,20 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from doubles import RecordingLink, hello, message_frame
+from kernel_line import RecordingListener
 
-from gateway.local_jupyter import envelopes, kernelspec, workspace
+from gateway.cli import kernelspec as kernelspec_command
+from gateway.config.loader import Config
+from gateway.local_jupyter import bridge, envelopes, kernelspec, workspace
+from gateway.local_jupyter.bridge_engine import choose_engine, load_config
 from gateway.local_jupyter.connection import read_connection
 from gateway.local_jupyter.workspace import Workspace
+from kernel_image import protocol
 from sessions.errors import Misconfigured, SetUpFailed
+from sessions.kernels.handshake import Handshake
+from sessions.kernels.kernel import KernelState
+from sessions.provisioners.process import environment
 
 HEADER = json.dumps({"msg_id": "1", "msg_type": "stream"}).encode()
 PARENT = json.dumps({"msg_id": "0"}).encode()
@@ -158,3 +168,55 @@ def cellblock(*arguments: str, **variables: str) -> subprocess.CompletedProcess[
         timeout=60,
         check=False,
     )
+
+
+async def test_a_bridge_decodes_a_message_once_and_ends_a_kernel_whose_frame_has_a_wrong_layout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kernel = bridge._make_kernel(Config(), "python")
+    monkeypatch.setattr("sessions.kernels.kernel.decode", lambda _: pytest.fail("it is decoded twice"))
+    passed = []
+
+    class Tap:
+        def on_frame(self, frame: memoryview) -> None:
+            passed.append(protocol.decode_message(frame)[0])
+
+        def on_gap(self, msg_id: str | None, dropped_bytes: int) -> None: ...
+
+    kernel.tap = Tap()
+    handshake = Handshake(kernel, RecordingLink(), 60.0)
+    handshake.on_text(hello(kernel_id=kernel.kernel_id, credential=kernel.credential))
+    listener = RecordingListener()
+    handshake.on_text(protocol.encode_control("state", seq=1, state="idle"))
+    kernel.execute("run", "pass", listener)
+    handshake.on_binary(message_frame(2, "stream", "run", {"name": "stdout", "text": "x"}))
+    handshake.on_text(protocol.encode_control("done", seq=3, msg_id="run"))
+    assert passed == ["iopub"]
+    assert len(listener.ends) == 1
+    handshake.on_binary(protocol.number_frame(4, b"nonsense"))
+    assert kernel.state is KernelState.GONE
+    assert kernel.violation is not None
+
+
+async def test_the_process_engines_environment_is_made_by_install_and_used_by_every_bridge(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config_file = tmp_path / "config.yaml"
+    config_file.write_text(f"engine: {{name: process}}\nserver: {{data_dir: {temporary}}}\n")
+    config = load_config(config_file, {})
+    own = Workspace(temporary, -1)
+    without = await choose_engine(config, own)
+    assert without._python == Path(sys.executable)  # type: ignore[attr-defined]
+    made: list[Path] = []
+
+    async def make(directory: Path, *_: object) -> None:
+        (directory / "installed").touch()
+        made.append(directory / "venv" / "bin" / "python")
+
+    monkeypatch.setattr(environment, "_make", make)
+    for _ in range(2):
+        await asyncio.to_thread(kernelspec_command.install, prefix=tmp_path, config=config_file)
+    found = await choose_engine(config, own)
+    assert [found._python] == made  # type: ignore[attr-defined]
+    await without.close()
+    await found.close()
