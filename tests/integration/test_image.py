@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from docker.api.client import APIClient
 from engine_fixtures import BUILD
+from msgspec.structs import replace
 
 from sessions.errors import SetUpFailed
 from sessions.provisioners.docker.engine import DockerEngine
