@@ -159,80 +159,44 @@ class Timeouts:
     """How long the engine waits, and pauses between attempts. In seconds."""
 
     # Kernels
-    refill_pause_s: float = 0.25
-    """Refilling the pool waits this long after a claim for its run, which is mostly over by then; a fifth of it once no
-    kernel is warm, for the next run might need the new one."""
-    claim_timeout_s: float = 30.0
-    """A run waits this long for a kernel from the pool."""
-    ready_timeout_s: float = 60.0
-    """A kernel that was launched or restarted must answer within this time."""
-    hello_timeout_s: float = 10.0
-    """A connection to a kernel's socket must say hello within this time."""
-    reconnect_timeout_s: float = 10.0
-    """A supervisor whose connection broke may dial again for this long."""
-    file_answer_timeout_s: float = 30.0
-    """A supervisor must answer a question about files within this time."""
-    fate_timeout_s: float = 2.0
-    """The engine is asked for this long how a sandbox ended."""
-    fate_poll_s: float = 0.05
-    """The pause between two of these questions."""
-    unlinked_poll_s: float = 0.5
-    """The engine is asked this often whether a sandbox whose supervisor is away has ended."""
-    engine_check_pause_s: float = 10.0
-    """The engine is asked this often whether it answers, where no kernels are kept warm."""
-    first_backoff_s: float = 0.5
-    """The pause after the first failed launch; each further one doubles it."""
-    longest_backoff_s: float = 30.0
-    """The longest pause between failing launches."""
+    refill_pause_s: float = 0.25  # the pool is refilled this long after a claim; a fifth of it when no kernel is warm
+    claim_timeout_s: float = 30.0  # a run waits this long for a kernel from the pool
+    ready_timeout_s: float = 60.0  # a kernel that was launched or restarted must answer within this time
+    hello_timeout_s: float = 10.0  # a connection to a kernel's socket must say hello within this time
+    reconnect_timeout_s: float = 10.0  # a supervisor whose connection broke may dial again for this long
+    file_answer_timeout_s: float = 30.0  # a supervisor must answer a question about files within this time
+    fate_timeout_s: float = 2.0  # the engine is asked for this long how a sandbox ended
+    fate_poll_s: float = 0.05  # the pause between two of these questions
+    unlinked_poll_s: float = 0.5  # the engine is asked this often whether a sandbox whose supervisor is away has ended
+    engine_check_pause_s: float = 10.0  # the engine is asked this often whether it answers, where none are kept warm
+    first_backoff_s: float = 0.5  # the pause after the first failed launch; each further one doubles it
+    longest_backoff_s: float = 30.0  # the longest pause between failing launches
 
     # Runs
-    interrupt_grace_s: float = 2.0
-    """Code may take this long to heed an interrupt before its kernel is killed."""
-    kill_grace_s: float = 5.0
-    """A supervisor may take this long after that grace to report the end, before its container is removed."""
-    files_timeout_s: float = 120.0
-    """The files of a run whose code has ended must arrive within this time."""
-    link_timeout_s: float = 60.0
-    """A run that was sent waits this long for a supervisor that is away."""
-    resumed_min_s: float = 5.0
-    """A run taken over from an earlier gateway may go on at least this long, even past its time limit."""
-    variables_timeout_s: float = 60.0
-    """A kernel must have set a new session's variables within this time."""
-    attempt_pause_s: float = 0.5
-    """The pause before a run asks for a kernel again."""
-    commit_timeout_s: float = 30.0
-    """A caller waits this long for the end of its run to be committed."""
-    elsewhere_poll_s: float = 0.5
-    """The store is asked this often about a run that lives at another gateway."""
-    removal_delay_s: float = 0.01
-    """A used kernel is removed this long after its answer, so that the answer goes first."""
+    interrupt_grace_s: float = 2.0  # code may take this long to heed an interrupt before its kernel is killed
+    kill_grace_s: float = 5.0  # a supervisor may take this long after that to report the end; then its container goes
+    files_timeout_s: float = 120.0  # the files of a run whose code has ended must arrive within this time
+    link_timeout_s: float = 60.0  # a run that was sent waits this long for a supervisor that is away
+    resumed_min_s: float = 5.0  # a run that was taken over has at least this long left, even past its time limit
+    variables_timeout_s: float = 60.0  # a kernel must have set a new session's variables within this time
+    attempt_pause_s: float = 0.5  # the pause before a run asks for a kernel again
+    commit_timeout_s: float = 30.0  # a caller waits this long for the end of its run to be committed
+    elsewhere_poll_s: float = 0.5  # the store is asked this often about a run that lives at another gateway
+    removal_delay_s: float = 0.01  # a used kernel is removed this long after its answer, so that the answer goes first
 
     # The store
-    batch_pause_s: float = 0.25
-    """Output gathers this long before it is written, unless somebody follows the run."""
-    first_write_retry_s: float = 0.1
-    """The pause after the first write that the store did not take; each further one doubles it."""
-    longest_write_retry_s: float = 2.0
-    """The longest pause between such writes."""
-    withdrawal_retry_s: float = 0.5
-    """The pause between attempts to remove a run that was refused from the record."""
-    withdrawal_pause_s: float = 10.0
-    """The second removal of such a run comes this long after the first."""
-    last_withdrawals_s: float = 2.0
-    """A gateway that stops takes at most this long over these removals."""
-    store_check_pause_s: float = 2.0
-    """The store is asked this often whether it answers."""
+    batch_pause_s: float = 0.25  # output gathers this long before it is written, unless somebody follows the run
+    first_write_retry_s: float = 0.1  # the pause after the first write that failed; each further one doubles it
+    longest_write_retry_s: float = 2.0  # the longest pause between such writes
+    withdrawal_retry_s: float = 0.5  # the pause between attempts to remove the record of a run that was refused
+    withdrawal_pause_s: float = 10.0  # the second removal of such a run comes this long after the first
+    last_withdrawals_s: float = 2.0  # a gateway that stops takes at most this long over these removals
+    store_check_pause_s: float = 2.0  # the store is asked this often whether it answers
 
     # Sessions
-    queued_patience_s: float = 120.0
-    """A queued run of a session goes on asking this long for a kernel when none can be had."""
-    restarting_timeout_s: float = 10.0
-    """A Jupyter client waits this long for a kernel at work that is starting, before it asks for another."""
-    renewal_pause_s: float = 30.0
-    """The use of a session by Jupyter clients is recorded this often."""
-    cull_pause_s: float = 1.0
-    """Sessions whose time has run out are looked for this often."""
-    end_timeout_s: float = 15.0
-    """Whoever deletes a session waits at most this long for its last run to end."""
-    stop_grace_s: float = 5.0
-    """What is being admitted when the gateway stops may take this long to end, and as long again to be undone."""
+    queued_patience_s: float = 120.0  # a queued run of a session goes on asking for a kernel for this long
+    restarting_timeout_s: float = 10.0  # a Jupyter client waits this long for a kernel at work to become ready
+    renewal_pause_s: float = 30.0  # the use of a session by Jupyter clients is recorded this often
+    cull_pause_s: float = 1.0  # sessions whose time has run out are looked for this often
+    end_timeout_s: float = 15.0  # whoever deletes a session waits at most this long for its last run to end
+    stop_grace_s: float = 5.0  # admissions may take this long to end when the gateway stops, and again to be undone
