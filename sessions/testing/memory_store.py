@@ -107,7 +107,6 @@ class MemoryStore:
         return f"<MemoryStore {len(self.runs)} runs, {len(self.sessions)} sessions>"
 
     async def add_run(self, run: Run) -> RunRecord | None:
-        """See `Store`."""
         self._check()
         if run.run_id in self.runs:
             return None
@@ -119,7 +118,6 @@ class MemoryStore:
         return None
 
     async def start_run(self, run_id: RunId, kernel_id: KernelId, started_at: datetime) -> None:
-        """See `Store`."""
         stored = self._find(run_id)
         if stored.finished_at is not None:
             raise NotFound(f"The run {run_id} has ended.")
@@ -129,13 +127,13 @@ class MemoryStore:
         stored.status = RunStatus.RUNNING
 
     async def withdraw_run(self, run_id: RunId) -> None:
-        """See `Store`. A finished run stays as it is."""
+        """A finished run stays as it is."""
         self._check()
         if run_id in self.runs and self.runs[run_id].finished_at is None:
             del self.runs[run_id]
 
     async def append(self, run_id: RunId, batch: Batch) -> None:
-        """See `Store`. A finished run stays as it is. Raises NotFound."""
+        """A finished run stays as it is. Raises NotFound."""
         stored = self._find(run_id)
         if stored.finished_at is None:
             stored.add(batch)
@@ -143,7 +141,7 @@ class MemoryStore:
     async def finish_run(
         self, result: Result, batch: Batch, finished_at: datetime, session: Session | None = None
     ) -> None:
-        """See `Store`. A finished run stays as it is. Raises NotFound."""
+        """A finished run stays as it is. Raises NotFound."""
         stored = self._find(result.run_id)
         if stored.finished_at is not None:
             return
@@ -159,12 +157,10 @@ class MemoryStore:
             )
 
     async def get_run(self, run_id: RunId) -> RunRecord | None:
-        """See `Store`."""
         self._check()
         return self.runs[run_id].record() if run_id in self.runs else None
 
     async def find_run(self, tenant: TenantId, idempotency_key: str) -> RunRecord | None:
-        """See `Store`."""
         self._check()
         for stored in self.runs.values():
             if (stored.run.tenant, stored.run.idempotency_key) == (tenant, idempotency_key):
@@ -172,20 +168,18 @@ class MemoryStore:
         return None
 
     async def list_runs(self, query: RunQuery) -> list[RunSummary]:
-        """See `Store`."""
         self._check()
         matching = (stored for stored in reversed(self.runs.values()) if _matches(stored, query))
         return [stored.summary() for stored in islice(matching, query.limit)]
 
     async def get_events(self, run_id: RunId, after: int, limit: int) -> list[Event]:
-        """See `Store`."""
         self._check()
         if run_id not in self.runs:
             return []
         return [event for seq, event in sorted(self.runs[run_id].events.items()) if seq > after][:limit]
 
     async def unfinished_runs(self, gateway_id: GatewayId) -> list[RunRecord]:
-        """See `Store`. Takes nothing over: this is one store, whoever uses it, and no other could write to its runs."""
+        """Takes nothing over: this is one store, whoever uses it, and no other could write to its runs."""
         self._check()
         return [
             stored.record()
@@ -194,7 +188,6 @@ class MemoryStore:
         ]
 
     async def get_artifact(self, artifact_id: ArtifactId) -> Artifact | None:
-        """See `Store`."""
         self._check()
         for stored in self.runs.values():
             if artifact_id in stored.artifacts:
@@ -202,7 +195,7 @@ class MemoryStore:
         return None
 
     async def add_session(self, session: Session) -> Session | None:
-        """See `Store`. One of another gateway whose time was over when this one was made gives way to it."""
+        """One of another gateway whose time was over when this one was made gives way to it."""
         self._check()
         existing = self.sessions.get(_name(session))
         if existing is not None:
@@ -213,13 +206,13 @@ class MemoryStore:
         return None
 
     async def update_session(self, session: Session) -> None:
-        """See `Store`. One of the same name that is not this one is left alone."""
+        """One of the same name that is not this one is left alone."""
         self._check()
         if kept := self._same(session):
             self.sessions[_name(session)] = _with_kernel(kept, session)
 
     async def renew_session(self, session: Session) -> None:
-        """See `Store`. One of the same name that is not this one is left alone."""
+        """One of the same name that is not this one is left alone."""
         self._check()
         if kept := self._same(session):
             newer = session if session.jupyter_version > kept.jupyter_version else kept
@@ -233,19 +226,19 @@ class MemoryStore:
             )
 
     async def remove_session(self, session: Session) -> None:
-        """See `Store`. One of the same name that is not this one is left alone."""
+        """One of the same name that is not this one is left alone."""
         self._check()
         if self._same(session):
             del self.sessions[_name(session)]
 
     async def sessions_of(self, gateway_id: GatewayId) -> list[Session]:
-        """See `Store`. Oldest first."""
+        """Oldest first."""
         self._check()
         mine = (session for session in self.sessions.values() if session.gateway_id == gateway_id)
         return sorted(mine, key=lambda session: (session.created_at, *_name(session)))
 
     async def remove_expired(self, before: datetime) -> int:
-        """See `Store`. The run stays as a tombstone until that, too, is older than `before`."""
+        """The run stays as a tombstone until that, too, is older than `before`."""
         self._check()
         self.runs = {
             run_id: stored
@@ -258,11 +251,10 @@ class MemoryStore:
         return len(due)
 
     async def ping(self) -> None:
-        """See `Store`."""
         self._check()
 
     async def close(self) -> None:
-        """See `Store`. What was stored can still be looked at."""
+        """What was stored can still be looked at."""
         self.is_reachable = False
 
     def _check(self) -> None:
