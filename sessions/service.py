@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from uuid import uuid4
 
 import structlog
 
@@ -175,7 +174,7 @@ class Service:
             return record
         if (live := self._runs.get(run_id)) is not None:
             return replace(record, result=live.fold.result(record.status))
-        fold = RunFold(run_id, self._environment.limits, _new_artifact_id, record.run.session_id)
+        fold = RunFold(run_id, self._environment.limits, record.run.session_id)
         progress = record.progress or Progress(0, None, {})
         fold.resume(await self._runs.events(run_id), progress.state.get("execution", {}))
         return replace(record, result=fold.result(record.status))
@@ -313,7 +312,3 @@ class Service:
         self._admission.check(language, variables)
         if self._store_watch.failure is not None:
             await self._store.ping()  # raises before a kernel is claimed in vain
-
-
-def _new_artifact_id() -> ArtifactId:
-    return ArtifactId(str(uuid4()))

@@ -10,9 +10,10 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 from sessions.model import Artifact, ArtifactId, ArtifactKind, ArtifactRef
 from sessions.output import media
@@ -58,9 +59,8 @@ class _Assembly:
 class Displays:
     """Results, figures and files of one run."""
 
-    def __init__(self, limits: Limits, new_artifact_id: Callable[[], ArtifactId]) -> None:
+    def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._new_artifact_id = new_artifact_id
         self._shown: list[_Shown] = []
         self._figures_made = 0
         self._left_bytes = limits.output_bytes
@@ -277,7 +277,7 @@ class Displays:
         return artifact
 
     def _artifact(self, kind: ArtifactKind, name: str, content_type: str, data: bytes) -> Artifact:
-        return Artifact(ArtifactRef(self._new_artifact_id(), kind, name, content_type, len(data)), data)
+        return Artifact(ArtifactRef(ArtifactId(str(uuid4())), kind, name, content_type, len(data)), data)
 
     # --- the answer ---------------------------------------------------------------------------------------------------
 

@@ -7,12 +7,11 @@ committed events and `state`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, assert_never
 
 from sessions.kernels.messages import Message
 from sessions.model import (
-    ArtifactId,
     ArtifactKind,
     ArtifactRef,
     Batch,
@@ -45,13 +44,7 @@ class RunFold:
     code waits for input, and whether the `end` event was added.
     """
 
-    def __init__(
-        self,
-        run_id: RunId,
-        limits: Limits,
-        new_artifact_id: Callable[[], ArtifactId],
-        session_id: SessionId | None = None,
-    ) -> None:
+    def __init__(self, run_id: RunId, limits: Limits, session_id: SessionId | None = None) -> None:
         self.run_id = run_id
         self.session_id = session_id
         self.session_created = False
@@ -59,7 +52,7 @@ class RunFold:
         self.leaves = False
         self.awaits_input = False
         self._limits = limits
-        self._displays = Displays(limits, new_artifact_id)
+        self._displays = Displays(limits)
         self._log = EventLog()
         self._output = OutputStreams(limits.output_bytes)
         self._tracebacks = Tracebacks(limits.output_bytes)

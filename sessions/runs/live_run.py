@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from uuid import uuid4
 
 import structlog
 
@@ -18,7 +17,7 @@ from sessions.environment import Environment
 from sessions.errors import CellblockError, EndNotStored
 from sessions.kernels.kernel import Kernel
 from sessions.kernels.outstanding import generation_of
-from sessions.model import ArtifactId, Event, Progress, Result, Run, RunId, RunRecord, RunStatus, Session
+from sessions.model import Event, Progress, Result, Run, RunId, RunRecord, RunStatus, Session
 from sessions.output.fold import RunFold
 from sessions.runs.recorder import Recorder
 
@@ -47,7 +46,7 @@ class LiveRun:
         timeouts = environment.timeouts
         self.run = run
         self.source_bytes = run.source_bytes()
-        self.fold = RunFold(run.run_id, environment.limits, lambda: ArtifactId(str(uuid4())), run.session_id)
+        self.fold = RunFold(run.run_id, environment.limits, run.session_id)
         self.recorder = Recorder(run.run_id, self.fold, environment.store, environment.clock, timeouts)
         self._timeouts = timeouts
         self.kernel: Kernel | None = None

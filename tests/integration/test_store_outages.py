@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from uuid import uuid4
 
 import pytest
 from doubles import ManualClock
@@ -16,7 +15,7 @@ from store_fixtures import OwnServer, execute
 
 from gateway.store.postgres import PostgresStore
 from sessions.errors import StoreUnavailable
-from sessions.model import ArtifactId, Batch, Event, EventType, Result, RunStatus
+from sessions.model import Batch, Event, EventType, Result, RunStatus
 from sessions.output.fold import RunFold
 from sessions.runs.recorder import Recorder
 from sessions.settings import Limits, Timeouts
@@ -76,7 +75,7 @@ async def test_the_end_of_a_run_waits_for_a_restarting_server(own_server: OwnSer
     run = new_run()
     await store.add_run(run)
     own_server.stop()
-    fold = RunFold(run.run_id, Limits(), lambda: ArtifactId(str(uuid4())))
+    fold = RunFold(run.run_id, Limits())
     recorder = Recorder(run.run_id, fold, store, ManualClock(), Timeouts())
     finishing = asyncio.create_task(recorder.finish(ok(run)))
     await asyncio.sleep(0.3)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-from itertools import count
 from typing import Any
 
 import pytest
 from test_media import GIF, png
 
-from sessions.model import Artifact, ArtifactId, ArtifactKind
+from sessions.model import Artifact, ArtifactKind
 from sessions.output.displays import Displays
 from sessions.settings import Limits
 
@@ -18,10 +17,9 @@ PNG = png(3, 4)
 
 
 def collection(**limits: int) -> Displays:
-    numbers = count(1)
     merged = {name: getattr(LIMITS, name) for name in ("output_bytes", "image_bytes", "image_count", "file_bytes")}
     merged |= {"file_count": LIMITS.file_count, "image_pixels": LIMITS.image_pixels, **limits}
-    return Displays(Limits(**merged), lambda: ArtifactId(f"id-{next(numbers)}"))
+    return Displays(Limits(**merged))
 
 
 def encoded(data: bytes) -> str:

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from doubles import ManualClock, until
@@ -18,7 +17,7 @@ from workbench import HURRIED
 
 from sessions.kernels.messages import Message
 from sessions.kernels.outcomes import Cause, Died, Done
-from sessions.model import ANONYMOUS, ArtifactId, Batch, EventType, GatewayId, Progress, Result, Run, RunId, RunStatus
+from sessions.model import ANONYMOUS, Batch, EventType, GatewayId, Progress, Result, Run, RunId, RunStatus
 from sessions.output.fold import RunFold
 from sessions.runs.recorder import Recorder
 from sessions.settings import Limits, Timeouts
@@ -34,7 +33,7 @@ class Taped:
     def __init__(self, store: MemoryStore | None = None, timeouts: Timeouts = HURRIED) -> None:
         self.store = store or MemoryStore()
         self.timeouts = timeouts
-        fold = RunFold(RUN_ID, Limits(), lambda: ArtifactId(str(uuid4())))
+        fold = RunFold(RUN_ID, Limits())
         self.recorder = Recorder(RUN_ID, fold, self.store, ManualClock(), timeouts)
         self.recorder.on_commit(lambda: self.acknowledgeable.append(self.recorder.uncommitted_seq))
         self.acknowledgeable: list[int | None] = []

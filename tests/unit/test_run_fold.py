@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.http.render.answer import run_answer, strict_json
 from sessions.kernels.messages import Message
-from sessions.model import ArtifactId, Event, EventType, RunId, RunStatus, Usage
+from sessions.model import Event, EventType, RunId, RunStatus, Usage
 from sessions.output.fold import RunFold
 from sessions.settings import Limits
 
@@ -21,7 +20,7 @@ LIMITS = Limits(output_bytes=1000, image_bytes=200, image_count=3, file_bytes=20
 
 
 def new_fold(limits: Limits = LIMITS) -> RunFold:
-    return RunFold(RunId("r"), limits, lambda: ArtifactId(str(uuid4())))
+    return RunFold(RunId("r"), limits)
 
 
 def take(fold: RunFold, msg_type: str, content: Mapping[str, Any], buffers: tuple[bytes, ...] = ()) -> None:

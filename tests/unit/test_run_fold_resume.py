@@ -27,9 +27,8 @@ Step = Message | int
 """A message, or so many bytes that were lost on the way."""
 
 
-def new_fold(first_artifact: int = 0) -> RunFold:
-    numbers = itertools.count(first_artifact)
-    return RunFold(RunId("r"), LIMITS, lambda: ArtifactId(str(next(numbers))), SessionId("s"))
+def new_fold() -> RunFold:
+    return RunFold(RunId("r"), LIMITS, SessionId("s"))
 
 
 def message(msg_type: str, content: dict[str, Any], *buffers: bytes) -> Message:
@@ -153,7 +152,7 @@ def gone_on(steps: Sequence[Step], split: int) -> RunFold:
     events = first.drain().events
     state = json.loads(json.dumps(first.state()))
     stored = [Event(event.seq, event.type, json.loads(json.dumps(event.fields))) for event in events]
-    second = new_fold(1000)
+    second = new_fold()
     second.resume(stored, state)
     if first.is_assembling():
         pieces = [step for step in steps[half_file:split] if isinstance(step, Message) and step.msg_type == "artifact"]
