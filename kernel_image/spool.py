@@ -6,7 +6,7 @@ Pure bookkeeping: nothing is sent here.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 Frame = bytes | str
@@ -64,13 +64,6 @@ class Spool:
         """Forget all frames up to and including `seq`."""
         while self._frames and self._frames[0][0] <= seq:
             self.size_bytes -= len(self._frames.popleft()[1])
-
-    def after(self, seq: int) -> Iterator[tuple[int, Frame]]:
-        """The kept frames numbered above `seq`, in order."""
-        if seq >= self.next_seq - 1:
-            return iter(())
-        skip = max(0, seq + 1 - self.oldest_seq)
-        return iter([self._frames[index] for index in range(skip, len(self._frames))])
 
     def get(self, seq: int) -> Frame | None:
         """The frame with this number; None when it is not kept."""
