@@ -10,7 +10,6 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 _CGROUP = Path("/sys/fs/cgroup")
 _CLOCK_TICKS_HZ = os.sysconf("SC_CLK_TCK")
@@ -26,14 +25,6 @@ class Reading:
     memory_bytes: int
     memory_record_bytes: int
     oom_kills: int
-
-
-class Meter(Protocol):
-    """A source of readings."""
-
-    def read(self) -> Reading:
-        """Read all counters."""
-        ...
 
 
 class _Counter:
@@ -110,14 +101,15 @@ class ProcessTree:
         memory_bytes = 0
         for pid in descendants(os.getpid()):
             try:
-                stat = Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
-                resident = Path(f"/proc/{pid}/statm").read_text("ascii").split()[1]
-            except (OSError, IndexError):
+                fields = stat_fields(pid)
+            except OSError:
                 continue
-            fields = stat.rpartition(")")[2].split()
-            cpu_s += (int(fields[11]) + int(fields[12]) + int(fields[13]) + int(fields[14])) / _CLOCK_TICKS_HZ
-            memory_bytes += int(resident) * _PAGE_BYTES
+            cpu_s += sum(map(int, fields[11:15])) / _CLOCK_TICKS_HZ
+            memory_bytes += int(fields[21]) * _PAGE_BYTES
         return Reading(time.monotonic(), cpu_s, memory_bytes, memory_bytes, 0)
+
+
+Meter = CgroupV2 | CgroupV1 | ProcessTree
 
 
 def find_meter(*, own_container: bool) -> Meter:
@@ -160,6 +152,11 @@ class Meterage:
         }
 
 
+def stat_fields(pid: int) -> list[str]:
+    """The fields of /proc/pid/stat behind the program's name, from `state` on; see proc(5). Raises OSError."""
+    return Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
+
+
 def descendants(root: int) -> list[int]:
     """The process ids of all live descendants of `root`, parents before children.
 
@@ -169,10 +166,9 @@ def descendants(root: int) -> list[int]:
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
             try:
-                stat = Path(entry.path, "stat").read_text("ascii", "replace")
+                parent = int(stat_fields(int(entry.name))[1])
             except OSError:
                 continue
-            parent = int(stat.rpartition(")")[2].split()[1])
             children.setdefault(parent, []).append(int(entry.name))
     found: list[int] = []
     queue = [root]

@@ -243,7 +243,6 @@ def kill_all_but(spared: int | None) -> bool:
 
 def _is_zombie(pid: int) -> bool:
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
+        return accounting.stat_fields(pid)[0] in ("Z", "X")
     except OSError:
         return True
-    return stat.rpartition(")")[2].split()[0] in ("Z", "X")

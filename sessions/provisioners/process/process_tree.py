@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from kernel_image.accounting import stat_fields
+
 _ROUNDS = 50
 _DEATH_TIMEOUT_S = 1.0
 _PAUSE_S = 0.002
@@ -25,11 +27,10 @@ def process_identity(pid: int) -> str | None:
     A process id is used again; this boot's id and the start time in clock ticks (proc(5), field 22) are not.
     """
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
+        fields = stat_fields(pid)
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     except OSError:
         return None
-    fields = stat.rpartition(")")[2].split()
     state, start_ticks = fields[0], fields[19]
     return None if state in "ZX" else f"{boot_id}/{start_ticks}"
 
