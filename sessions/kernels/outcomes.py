@@ -78,14 +78,11 @@ def died_of(fields: Mapping[str, Any]) -> Died:
 def _usage(value: Any) -> tuple[Usage | None, int]:
     """The supervisor's `usage` object, when its numbers are numbers and not absurd; and the OOM kills it counted."""
     fields = value if isinstance(value, dict) else {}
-    wall_ms, cpu_ms = fields.get("wall_ms"), fields.get("cpu_ms")
-    memory_bytes, oom_kills = fields.get("memory_peak_bytes"), fields.get("oom_kills")
-    numbers = (wall_ms, cpu_ms, memory_bytes)
-    if not all(type(number) in (int, float) and 0 <= number < 1 << 53 for number in numbers if number is not None):
+    numbers = [fields.get(name, -1) for name in ("wall_ms", "cpu_ms", "memory_peak_bytes")]
+    if not all(type(number) in (int, float) and 0 <= number < 1 << 53 for number in numbers):
         return None, 0
-    if None in numbers:
-        return None, 0
-    usage = Usage(float(wall_ms or 0), float(cpu_ms or 0), int(memory_bytes or 0))
+    (wall_ms, cpu_ms, memory_bytes), oom_kills = numbers, fields.get("oom_kills")
+    usage = Usage(float(wall_ms), float(cpu_ms), int(memory_bytes))
     return usage, oom_kills if type(oom_kills) is int and oom_kills > 0 else 0
 
 

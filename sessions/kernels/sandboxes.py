@@ -45,8 +45,7 @@ class Sandboxes:
 
     def make_kernel(self, kernel_name: str) -> Kernel:
         """A kernel that has no sandbox yet."""
-        kernel_id = KernelId(str(uuid4()))
-        return self._kernel(kernel_id, kernel_name)
+        return self._kernel(KernelId(str(uuid4())), kernel_name)
 
     def adopt(self, kernel_id: KernelId, kernel_name: str) -> Kernel:
         """A kernel whose sandbox an earlier gateway has launched; its supervisor keeps dialling."""

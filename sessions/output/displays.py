@@ -157,9 +157,8 @@ class Displays:
             return "invalid"
         if len(data) > self._limits.image_bytes:
             return "bytes"
-        if self._image_count() >= self._limits.image_count:
-            return "count"
-        if self._figures_made >= self._limits.image_count * _STORED_PER_SHOWN:
+        most = self._limits.image_count
+        if self._image_count() >= most or self._figures_made >= most * _STORED_PER_SHOWN:
             return "count"
         pixels = media.count_pixels(data, content_type)
         if pixels is None:
