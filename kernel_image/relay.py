@@ -80,12 +80,11 @@ class Relay:
         self._acknowledged = asyncio.Event()
         self._dial_failure = ""
 
-    def put_message(self, channel: str, parts: list[bytes], *, droppable: bool) -> bool:
-        """Send a Jupyter message as soon as possible, and keep it until then. Returns False when it was dropped."""
+    def put_message(self, channel: str, parts: list[bytes], *, droppable: bool) -> None:
+        """Send a Jupyter message as soon as possible, and keep it until it is acknowledged."""
         frame = protocol.encode_message(channel, parts)
-        kept = self._spool.add(lambda seq: protocol.number_frame(seq, frame), len(frame), droppable=droppable)
+        self._spool.add(lambda seq: protocol.number_frame(seq, frame), len(frame), droppable=droppable)
         self._send_unsent()
-        return kept
 
     def put_control(self, op: str, **fields: Any) -> None:
         """Send a numbered control message; it is never dropped."""

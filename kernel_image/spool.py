@@ -44,15 +44,14 @@ class Spool:
         """The number of the first kept frame; `next_seq` when there is none."""
         return self._frames[0][0] if self._frames else self.next_seq
 
-    def add(self, render: Callable[[int], Frame], size_bytes: int, *, droppable: bool) -> bool:
-        """Keep a frame of about `size_bytes`, which `render` makes of its `seq`. Returns False when it was dropped."""
+    def add(self, render: Callable[[int], Frame], size_bytes: int, *, droppable: bool) -> None:
+        """Keep a frame of about `size_bytes`, which `render` makes of its `seq`; a droppable one only if it fits."""
         if droppable and self.size_bytes + size_bytes > self._limit_bytes:
             before = self._gap or Gap(0, 0)
             self._gap = Gap(before.frames + 1, before.size_bytes + size_bytes)
-            return False
-        self.close_gap()
-        self._keep(render)
-        return True
+        else:
+            self.close_gap()
+            self._keep(render)
 
     def close_gap(self) -> None:
         """Number the growing gap, if there is one, so that it is reported before anything later."""

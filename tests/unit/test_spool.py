@@ -18,7 +18,8 @@ def spool(limit_bytes: int) -> Spool:
 
 
 def add(to: Spool, data: bytes, *, droppable: bool = True) -> bool:
-    return to.add(lambda _: data, len(data), droppable=droppable)
+    to.add(lambda _: data, len(data), droppable=droppable)
+    return to.get(to.next_seq - 1) is data
 
 
 def kept(of: Spool) -> list[tuple[int, Frame]]:
@@ -28,8 +29,8 @@ def kept(of: Spool) -> list[tuple[int, Frame]]:
 
 def test_frames_are_numbered_from_one() -> None:
     frames = spool(100)
-    assert frames.add(lambda seq: f"frame {seq}", 7, droppable=True)
-    assert frames.add(lambda seq: f"frame {seq}", 7, droppable=True)
+    frames.add(lambda seq: f"frame {seq}", 7, droppable=True)
+    frames.add(lambda seq: f"frame {seq}", 7, droppable=True)
     assert kept(frames) == [(1, "frame 1"), (2, "frame 2")]
 
 
