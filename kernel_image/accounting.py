@@ -125,30 +125,27 @@ def find_meter(*, own_container: bool) -> Meter:
     return ProcessTree()
 
 
-@dataclass(slots=True)
 class Meterage:
-    """Measures usage from a first reading on: `sample` in between, `finish` at the end."""
+    """Measures usage from a first reading on: `sample` in between, `finish` at the end. Its state is the peak."""
 
-    first: Reading
-    peak_bytes: int
-
-    @classmethod
-    def start(cls, first: Reading) -> Meterage:
-        """Begin at this reading."""
-        return cls(first, first.memory_bytes)
+    def __init__(self, first: Reading) -> None:
+        self._first = first
+        self._peak_bytes = first.memory_bytes
 
     def sample(self, reading: Reading) -> None:
         """Note a reading in between."""
-        self.peak_bytes = max(self.peak_bytes, reading.memory_bytes)
+        self._peak_bytes = max(self._peak_bytes, reading.memory_bytes)
 
     def finish(self, last: Reading) -> dict[str, float | int]:
-        """The `usage` object of a `done` message: wall_ms, cpu_ms, memory_peak_bytes."""
+        """The `usage` object of a `done` message."""
         self.sample(last)
-        new_record = last.memory_record_bytes > self.first.memory_record_bytes
+        first = self._first
+        new_record = last.memory_record_bytes > first.memory_record_bytes
         return {
-            "wall_ms": round((last.at_s - self.first.at_s) * 1e3, 3),
-            "cpu_ms": round(max(0.0, last.cpu_s - self.first.cpu_s) * 1e3, 3),
-            "memory_peak_bytes": max(last.memory_record_bytes, self.peak_bytes) if new_record else self.peak_bytes,
+            "wall_ms": round((last.at_s - first.at_s) * 1e3, 3),
+            "cpu_ms": round(max(0.0, last.cpu_s - first.cpu_s) * 1e3, 3),
+            "memory_peak_bytes": max(last.memory_record_bytes, self._peak_bytes) if new_record else self._peak_bytes,
+            "oom_kills": last.oom_kills - first.oom_kills,
         }
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from kernel_image import protocol
 from kernel_image.artifacts import WorkingDirectory
-from kernel_image.open_files import FileReading, FileWriting, Refused, remove
+from kernel_image.kernel_messages import JSON_ERRORS
+from kernel_image.open_files import FileReading, FileWriting, Refused, reason_of, remove
 from kernel_image.safe_directory import HIDDEN_PREFIX
 
 _MAX_OPEN = 16
@@ -21,7 +22,6 @@ _PAGE_CHARACTERS = 512 << 10
 """How long the JSON of one page may be; the gateway accepts control messages of twice that."""
 
 _ENTRY_CHARACTERS = 60
-_JSON_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 _PIECE_HEADER = json.dumps({"msg_id": "", "msg_type": "file"}).encode()
 _PIECE_PARTS = 5
 
@@ -52,7 +52,7 @@ class SessionFiles:
         try:
             content = json.loads(parts[3])
             file_id, offset = content["id"], content["offset"]
-        except _JSON_ERRORS:
+        except JSON_ERRORS:
             return
         if isinstance(file_id, str):
             self._guarded(file_id, lambda: self._write(file_id, offset, parts))
@@ -66,14 +66,9 @@ class SessionFiles:
         """Do `work`; when it fails, close the file and answer why."""
         try:
             work()
-        except Refused as refused:
-            self._fail(file_id, refused)
-        except OSError as error:
-            self._fail(file_id, Refused.by(error))
-
-    def _fail(self, file_id: str, refused: Refused) -> None:
-        self._close(file_id)
-        self._answer(protocol.FILE_FAILED, file_id, why=refused.why)
+        except (Refused, OSError) as error:
+            self._close(file_id)
+            self._answer(protocol.FILE_FAILED, file_id, why=reason_of(error))
 
     def _do(self, op: str, file_id: str, fields: dict[str, Any]) -> None:
         match op:

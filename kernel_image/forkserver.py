@@ -39,7 +39,6 @@ OOM_SCORE_ADJUSTMENT = 1000
 The largest there is; see proc(5), /proc/pid/oom_score_adj.
 """
 
-
 SEND_QUEUE_MESSAGES = 8
 """How much the kernel may publish before it waits; some messages have 16 MB. See ZMQ_SNDHWM in zmq_setsockopt(3)."""
 

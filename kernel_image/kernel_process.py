@@ -131,23 +131,26 @@ class ForkServer:
         Raises OSError or ValueError when that does not help.
         """
         request = {"connection_file": str(connection_file), "ring": str(ring), "work_dir": self._work_dir}
-        for attempt in range(2):
-            try:
-                if self._writer is None:
-                    await self.start()
-                assert self._writer is not None  # noqa: S101 - start() has set it
-                self._writer.write(json.dumps(request).encode() + b"\n")
-                pid: int = (await self._answer(_FORK_TIMEOUT_S))["pid"]
-                if pid <= 0:  # a signal sent to it would reach this process
-                    raise OSError("the fork server could not fork")  # noqa: TRY301 - as bad as its end
-            except (OSError, ValueError) as error:
-                self.stop()
-                if attempt:
-                    raise
-                log_event("fork_server_failed", error)
-            else:
-                return pid
-        raise AssertionError("unreachable")
+        try:
+            return await self._ask(request)
+        except (OSError, ValueError) as error:
+            log_event("fork_server_failed", error)
+            return await self._ask(request)
+
+    async def _ask(self, request: dict[str, str]) -> int:
+        """Have a kernel forked, by a new fork server if there is none; one that fails is stopped."""
+        try:
+            if self._writer is None:
+                await self.start()
+            assert self._writer is not None  # noqa: S101 - start() has set it
+            self._writer.write(json.dumps(request).encode() + b"\n")
+            pid: int = (await self._answer(_FORK_TIMEOUT_S))["pid"]
+            if pid <= 0:  # a signal sent to it would reach this process
+                raise OSError("the fork server could not fork")  # noqa: TRY301 - as bad as its end
+        except (OSError, ValueError):
+            self.stop()
+            raise
+        return pid
 
     def stop(self) -> None:
         """End it. The reaper collects it."""

@@ -38,10 +38,10 @@ class Refused(Exception):
         super().__init__(why)
         self.why = why
 
-    @classmethod
-    def by(cls, error: OSError) -> Refused:
-        """The protocol's word for a system error."""
-        return cls(_WHY.get(error.errno or 0, "io"))
+
+def reason_of(error: Refused | OSError) -> str:
+    """The protocol's word for why a request failed."""
+    return error.why if isinstance(error, Refused) else _WHY.get(error.errno or 0, "io")
 
 
 class FileReading:

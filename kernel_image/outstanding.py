@@ -81,6 +81,9 @@ class OutstandingRequests:
         """The msg_id of the oldest outstanding request."""
         return next(iter(self._outstanding), None)
 
+    def _oldest(self) -> _Request | None:
+        return next(iter(self._outstanding.values()), None)
+
     def accept(self, parts: list[bytes], accepting: int | None) -> bool:
         """Register a shell request from the gateway. False when it must not go to the kernel, or not again.
 
@@ -111,9 +114,9 @@ class OutstandingRequests:
 
     def measure(self) -> None:
         """Begin to measure the oldest request, whose turn it is, unless that has begun."""
-        request = self._outstanding.get(self.running or "")
+        request = self._oldest()
         if request is not None and request.meterage is None:
-            request.meterage = Meterage.start(self._meter.read())
+            request.meterage = Meterage(self._meter.read())
             if self._sampler is None:
                 self._schedule_sample()
 
@@ -148,16 +151,15 @@ class OutstandingRequests:
 
     def put_lost_output(self, lost: dict[str, tuple[str, int]]) -> None:
         """Send the output that the dead kernel had not sent, as the running request's."""
-        request = self._outstanding.get(self.running or "")
+        request = self._oldest()
         if request is None:
             return
         for stream, (text, gone_bytes) in lost.items():
-            header = json.dumps(
-                {"msg_id": f"{request.msg_id}-{stream}", "msg_type": "stream", "version": "5.4"}
-            ).encode()
-            content = json.dumps({"name": stream, "text": text}).encode()
+            header = {"msg_id": f"{request.msg_id}-{stream}", "msg_type": "stream", "version": "5.4"}
+            content = {"name": stream, "text": text}
             request.dropped_bytes += gone_bytes
-            self._put("iopub", [header, request.header, b"{}", content], "stream", request)
+            parts = [json.dumps(header).encode(), request.header, b"{}", json.dumps(content).encode()]
+            self._put("iopub", parts, "stream", request)
 
     async def fail_all(self, cause: str, *, exit_code: int | None, signal_number: int | None) -> None:
         """Send `died`, behind what the running request made and used until then.
@@ -166,7 +168,7 @@ class OutstandingRequests:
         """
         if self._finishing:
             await asyncio.wait(self._finishing)
-        running = self._outstanding.get(self.running or "")
+        running = self._oldest()
         self._coalescer.flush()
         usage = None
         skipped: list[dict[str, Any]] = []
@@ -281,8 +283,7 @@ class OutstandingRequests:
 
     def _usage(self, request: _Request) -> dict[str, Any]:
         last = self._meter.read()
-        first = request.meterage or Meterage.start(last)
-        return {**first.finish(last), "oom_kills": last.oom_kills - first.first.oom_kills}
+        return (request.meterage or Meterage(last)).finish(last)
 
     def _schedule_sample(self) -> None:
         self._sampler = asyncio.get_running_loop().call_later(_SAMPLE_S, self._sample)
@@ -290,7 +291,7 @@ class OutstandingRequests:
     def _sample(self) -> None:
         """Sample the memory while something runs."""
         self._sampler = None
-        request = self._outstanding.get(self.running or "")
+        request = self._oldest()
         if request is not None:
             if request.meterage is not None:
                 request.meterage.sample(self._meter.read())

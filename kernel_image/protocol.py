@@ -176,16 +176,12 @@ FILE_COMMIT = "file_commit"  # id: put what has been written in its place
 FILE_CLOSE = "file_close"  # id: close what is open, forget what is not committed; no answer
 FILE_REMOVE = "file_remove"  # id, path
 # and the answers
-FILE_ENTRIES = (
-    "file_entries"  # id, entries [[path, bytes, mtime_ns]] in order, at most FILE_PAGE; more: whether to go on
-)
+FILE_ENTRIES = "file_entries"  # id, entries [[path, bytes, mtime_ns]] in order, FILE_PAGE at most; more: true or false
 FILE_OPENED = "file_opened"  # id, bytes, mtime_ns; of FILE_CREATE too
 FILE_WRITTEN = "file_written"  # id, offset: how many bytes are there now
 FILE_COMMITTED = "file_committed"  # id, bytes, mtime_ns, created: whether there was none of that name
 FILE_REMOVED = "file_removed"  # id
-FILE_FAILED = (
-    "file_failed"  # id, why: not_found | not_a_file | link | invalid | too_large | no_space | too_many | changed | io
-)
+FILE_FAILED = "file_failed"  # id; why: not_found, not_a_file, link, invalid, too_large, no_space, too_many, changed, io
 
 FILE_PAGE = 1000
 FILE_PIECE_BYTES = 256 << 10

@@ -69,11 +69,7 @@ class SafeDirectory:
         Only regular files have a mark. Other entries are yielded so that the caller can bound their number. The path of
         a directory that is too deep to be entered ends in `/`.
         """
-        try:
-            descriptor = os.open(self._path, _DIRECTORY)
-        except OSError:
-            return
-        yield from _walk_below("", descriptor, 0)
+        yield from _walk_below("", self._path, None, 0)
 
 
 def _step(above: int, name: str, *, make: bool) -> int:
@@ -92,8 +88,12 @@ def _step(above: int, name: str, *, make: bool) -> int:
         raise
 
 
-def _walk_below(prefix: str, descriptor: int, depth: int) -> Iterator[tuple[str, Mark | None]]:
-    """Yield every entry below the directory of `descriptor`, and close that."""
+def _walk_below(prefix: str, name: str, above: int | None, depth: int) -> Iterator[tuple[str, Mark | None]]:
+    """Yield every entry below the directory `name` in `above`; none when it cannot be opened."""
+    try:
+        descriptor = os.open(name, _DIRECTORY, dir_fd=above)
+    except OSError:
+        return
     try:
         with os.scandir(descriptor) as entries:
             for entry in entries:
@@ -103,7 +103,7 @@ def _walk_below(prefix: str, descriptor: int, depth: int) -> Iterator[tuple[str,
                 elif entry.is_dir(follow_symlinks=False):
                     yield (path + "/" if depth >= _MAX_DEPTH else path), None
                     if depth < _MAX_DEPTH and entry.name not in _SKIPPED_DIRECTORIES:
-                        yield from _enter(path, entry.name, descriptor, depth)
+                        yield from _walk_below(f"{path}/", entry.name, descriptor, depth + 1)
                 elif entry.is_file(follow_symlinks=False):
                     try:
                         status = entry.stat(follow_symlinks=False)
@@ -116,11 +116,3 @@ def _walk_below(prefix: str, descriptor: int, depth: int) -> Iterator[tuple[str,
         return
     finally:
         os.close(descriptor)
-
-
-def _enter(path: str, name: str, descriptor: int, depth: int) -> Iterator[tuple[str, Mark | None]]:
-    try:
-        below = os.open(name, _DIRECTORY, dir_fd=descriptor)
-    except OSError:
-        return
-    yield from _walk_below(f"{path}/", below, depth + 1)

@@ -61,21 +61,21 @@ def test_without_a_container_the_process_tree_is_the_meter() -> None:
 
 
 def test_a_new_record_during_the_run_is_the_peak() -> None:
-    meterage = Meterage.start(reading(memory_bytes=5 * MIB, record=10 * MIB))
+    meterage = Meterage(reading(memory_bytes=5 * MIB, record=10 * MIB))
     meterage.sample(reading(memory_bytes=12 * MIB, record=12 * MIB))
     usage = meterage.finish(reading(at_s=1.5, cpu_s=0.25, memory_bytes=6 * MIB, record=40 * MIB))
-    assert usage == {"wall_ms": 1500.0, "cpu_ms": 250.0, "memory_peak_bytes": 40 * MIB}
+    assert usage == {"wall_ms": 1500.0, "cpu_ms": 250.0, "memory_peak_bytes": 40 * MIB, "oom_kills": 0}
 
 
 def test_without_a_new_record_the_largest_sample_is_the_peak() -> None:
-    meterage = Meterage.start(reading(memory_bytes=5 * MIB, record=100 * MIB))
+    meterage = Meterage(reading(memory_bytes=5 * MIB, record=100 * MIB))
     meterage.sample(reading(memory_bytes=30 * MIB, record=100 * MIB))
     usage = meterage.finish(reading(memory_bytes=6 * MIB, record=100 * MIB))
     assert usage["memory_peak_bytes"] == 30 * MIB
 
 
 def test_cpu_time_never_runs_backwards() -> None:
-    assert Meterage.start(reading(cpu_s=5.0)).finish(reading(cpu_s=4.0))["cpu_ms"] == 0.0
+    assert Meterage(reading(cpu_s=5.0)).finish(reading(cpu_s=4.0))["cpu_ms"] == 0.0
 
 
 def test_a_child_and_its_child_are_descendants_parents_first() -> None:
