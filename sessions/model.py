@@ -1,6 +1,6 @@
-"""The records everything else speaks in: runs, events, artifacts, sessions, sandboxes.
+"""The records that all other modules exchange: runs, events, artifacts, sessions, sandboxes.
 
-Plain frozen dataclasses and enums; no behaviour beyond questions about themselves, no I/O.
+Plain frozen dataclasses and enums, without I/O, and without methods that change anything.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from uuid import UUID, uuid5
 from sessions.settings import Limits
 
 KernelId = NewType("KernelId", str)
-"""UUID (canonical text form) of one kernel, and so of the one container that holds it."""
+"""The UUID, in canonical text form, of a kernel and so of its container."""
 
 RunId = NewType("RunId", str)
-"""UUID (canonical text form) of one run."""
+"""The UUID, in canonical text form, of a run."""
 
 ArtifactId = NewType("ArtifactId", str)
-"""Random UUID (canonical text form); unguessable, since it is all that protects an image URL."""
+"""A random UUID, in canonical text form. Nothing else protects the URL of an image, so it must be unguessable."""
 
 GatewayId = NewType("GatewayId", str)
-"""Names one gateway's data directory; containers and running runs carry it."""
+"""The id of a gateway's data directory. Its containers and its runs are marked with it."""
 
 TenantId = NewType("TenantId", str)
 SessionId = NewType("SessionId", str)
 
 PublicKernelId = NewType("PublicKernelId", str)
-"""What clients know a session's kernel by, whichever container it is in: see `Session.public_kernel_id`."""
+"""The kernel id that clients see. It stays the same when the container changes: see `Session.public_kernel_id`."""
 
 JupyterSessionId = NewType("JupyterSessionId", str)
-"""UUID (canonical text form) of what Jupyter's REST API calls a session: a name for a kernel."""
+"""The UUID, in canonical text form, of a session in Jupyter's REST API, which is a name for a kernel."""
 
 MAX_ID_CHARACTERS = 128
 _JUPYTERS_KERNEL_ID = re.compile(r"\w+-\w+-\w+-\w+-\w+", re.ASCII)
@@ -146,10 +146,10 @@ class ExceptionInfo:
 
 @dataclass(frozen=True, slots=True)
 class JupyterRequest:
-    """How a Jupyter client asked for a run: its `execute_request`, but for the code.
+    """A Jupyter client's `execute_request` for a run, without the code.
 
-    `header` is the client's own, JSON-ready and bounded: whatever comes of the run names it as its parent. `content` is
-    the rest of the message's content. `client` is the `session_id` of the client's WebSocket, by which it comes back.
+    `header` is the client's own, JSON-ready and bounded: it is the parent of all messages of the run. `content` is the
+    rest of the message's content. `client` is the `session_id` of the client's WebSocket, with which it reconnects.
     """
 
     header: Mapping[str, Any]
@@ -159,12 +159,12 @@ class JupyterRequest:
 
     @property
     def is_noted(self) -> bool:
-        """Whether it belongs into a notebook: what is silent, or keeps out of the history, does not."""
+        """Whether it belongs in a notebook. Silent requests, and those without a place in the history, do not."""
         return not self.content.get("silent") and self.content.get("store_history") is not False
 
     @property
     def stops_others(self) -> bool:
-        """Whether what the same client has asked for behind it is not to run when it fails."""
+        """Whether its failure cancels the requests that the same client has queued behind it."""
         return self.content.get("stop_on_error") is not False
 
 
@@ -172,7 +172,7 @@ class JupyterRequest:
 class RunRequest:
     """What a caller asks for, already validated: a configured language, identifier names, a finite timeout.
 
-    `allow_stdin`: somebody is there to answer `input()`. `jupyter`: it came from a Jupyter client, in a session.
+    `allow_stdin` means that somebody can answer `input()`. `jupyter` is set when a Jupyter client asks, in a session.
     """
 
     tenant: TenantId
@@ -186,7 +186,7 @@ class RunRequest:
     jupyter: JupyterRequest | None = None
 
     def sha256(self) -> bytes:
-        """Tells whether two requests under one `Idempotency-Key` ask for the same."""
+        """A digest that is the same for two requests under one `Idempotency-Key` if they ask for the same."""
         asked = [self.code, self.language, self.variables, self.timeout_s, self.session_id]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).digest()
 
@@ -216,7 +216,7 @@ class Run:
     jupyter: JupyterRequest | None = None
 
     def source_bytes(self) -> int:
-        """About how much its code and variables take, and what else a Jupyter client has asked for."""
+        """The approximate size of its code, its variables and the rest of a Jupyter client's request."""
         jupyter = self.jupyter
         asked = [] if jupyter is None else [jupyter.header, jupyter.metadata, jupyter.content]
         return len(self.code) + sum(len(json.dumps(part)) for part in (self.variables, *asked) if part)
@@ -245,10 +245,10 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run's record goes, committed with its events, so that another gateway can go on from there.
+    """How far a run has been recorded: committed with its events, so that another gateway can continue from there.
 
-    Frames up to `taken_seq` are in the committed events; where a file was half there, its pieces from `file_seq` on are
-    needed again. `state` is what the fold knows beyond its events, JSON-ready and small.
+    The committed events cover the frames up to `taken_seq`; pieces of an incomplete file are needed again, from
+    `file_seq` on. `state` is what the fold knows beyond its events, JSON-ready and small.
     """
 
     taken_seq: int
@@ -310,7 +310,7 @@ class RunQuery:
 
 
 class SessionState(StrEnum):
-    """What a session's kernel is at. `dead` is one that is gone; the next run gets a fresh one."""
+    """The state of a session's kernel. After `dead`, the next run gets a fresh kernel."""
 
     STARTING = "starting"
     IDLE = "idle"
@@ -319,9 +319,9 @@ class SessionState(StrEnum):
 
 
 class SessionNews(StrEnum):
-    """What the next run in a session has to say of it: nothing, that its kernel is fresh, or that variables were lost.
+    """What the next run reports of its session: nothing, that the kernel is fresh, or that variables were lost.
 
-    Lost variables mean a fresh kernel too. Either is said once.
+    Lost variables imply a fresh kernel. Each is reported once.
     """
 
     NONE = "none"
@@ -331,9 +331,9 @@ class SessionNews(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class JupyterSession:
-    """What a Jupyter client calls a kernel: the path of a notebook, as a rule. `name` and `type` are the client's own.
+    """A Jupyter client's name for a kernel: usually the path of a notebook. `name` and `type` are the client's own.
 
-    `path` may hold NUL and lone surrogates, and so may the others.
+    All of its texts may hold NUL and lone surrogates.
     """
 
     id: JupyterSessionId
@@ -350,12 +350,12 @@ class JupyterSession:
 class Session:
     """A kernel with an id that a client keeps.
 
-    `kernel_id` is None while no sandbox is there. `generation` says which of the kernel processes that its supervisor
-    has started one after the other (counted from a number of its own) the client knows of. `version` counts what has
-    changed of its kernel and news (`kernel_id`, `generation`, `news`): a write of them with an older one than is stored
-    is ignored, or with the same. `jupyter_version` does so for `jupyter`; where two sessions have the same one, because
-    it was moved and the old kernel is not gone yet, it belongs to the one with the higher. `usage` and `runs` add up
-    its ended runs; `memory_peak_bytes` is their largest.
+    `kernel_id` is None while there is no sandbox. `generation` is the last kernel process that the client knows of;
+    each supervisor counts its own from a random number. `version` counts the changes of `kernel_id`, `generation` and
+    `news`: the store ignores a write of them unless its version is higher than the stored one. `jupyter_version` does
+    the same for `jupyter`. When a Jupyter session moves, two sessions may have it until the old kernel is gone; it
+    belongs to the one with the higher version. `usage` and `runs` add up the ended runs; `memory_peak_bytes` is their
+    largest.
     """
 
     tenant: TenantId
@@ -377,7 +377,7 @@ class Session:
 
     @property
     def public_kernel_id(self) -> PublicKernelId:
-        """The session's own id where a Jupyter client takes that for a kernel's, else a UUID that stays the same."""
+        """The session's own id, if Jupyter clients accept it as a kernel's; otherwise a UUID that stays the same."""
         if can_name_a_kernel(self.session_id):
             return PublicKernelId(self.session_id)
         created_at = self.created_at.astimezone(UTC).isoformat()
@@ -391,7 +391,7 @@ class Session:
 
 
 def can_name_a_kernel(text: str) -> bool:
-    """Whether Jupyter clients and servers take this for a kernel's id; what they do, a session may have for its own."""
+    """Whether Jupyter clients and servers accept this as a kernel's id, so that a session's id may serve as one."""
     return len(text) <= MAX_ID_CHARACTERS and _JUPYTERS_KERNEL_ID.fullmatch(text) is not None
 
 
@@ -410,7 +410,7 @@ class SessionView:
 class SessionRequest:
     """What a caller asks for, already validated. Without a `session_id` one is made up.
 
-    `jupyter` and its version are what Jupyter's REST API calls the session from the beginning.
+    `jupyter` is the Jupyter session that it has from the beginning, and `jupyter_version` the version of that.
     """
 
     tenant: TenantId
@@ -438,7 +438,7 @@ class LaunchSpec:
 
     `socket_dir` is a host directory that holds the listening socket named `kernel_image.protocol.SOCKET_NAME`; the
     sandbox may read it and must not be able to write to it. `credential` goes into the supervisor's environment only.
-    `kernel_name` is a Jupyter kernelspec name. Without a gateway for `orphan_timeout_s` the sandbox ends by itself.
+    `kernel_name` is a Jupyter kernelspec name. After `orphan_timeout_s` without a gateway the sandbox ends.
     """
 
     kernel_id: KernelId
@@ -453,7 +453,7 @@ class LaunchSpec:
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """How a sandbox ended, in the engine's words. `exit_code` is None where the engine cannot tell."""
+    """How a sandbox ended, according to the engine. `exit_code` is None if the engine does not know."""
 
     exit_code: int | None
     oom: bool

@@ -52,7 +52,7 @@ class ClientMessage:
 
     @property
     def parent_id(self) -> str:
-        """The msg_id of what it answers; empty where it answers nothing."""
+        """The msg_id of the request that it answers; empty if there is none."""
         return str(self.parent_header.get("msg_id", ""))
 
     @property
@@ -67,10 +67,9 @@ class ClientMessage:
 
 
 def parse_kernel_frame(frame: memoryview) -> ClientMessage | None:
-    """The message in a frame from a kernel, with the header fields that clients insist on; None if it is no message.
+    """The message in a frame from a kernel, with the header fields that clients insist on; None if it is malformed.
 
-    Its metadata and content are decoded once: what is no JSON is dropped, and what is too costly to decode is replaced
-    by a note that it was cut.
+    A message whose metadata or content is too costly to decode is replaced by a note that it was cut.
     """
     channel, parts = decode_message(frame)
     if channel not in MESSAGE_CHANNELS:
@@ -104,17 +103,17 @@ def _decode_header(part: bytes) -> dict[str, Any]:
 
 
 def _is_too_costly(part: bytes) -> bool:
-    """Whether decoding would take too long. Raises ValueError, RecursionError if it is no JSON object."""
+    """Whether decoding would take too long. Raises ValueError, RecursionError if it is not a JSON object."""
     text = part.decode()
     if has_too_many_values(text, max_values=_MAX_VALUES, max_containers=_MAX_CONTAINERS):
         return True
     if not isinstance(json.loads(text, parse_constant=_refuse), dict):
-        raise ValueError(text[:20])  # noqa: TRY004 - one error for all that is none
+        raise ValueError(text[:20])  # noqa: TRY004 - as for any other text that is not an object
     return False
 
 
 def _refuse(constant: str) -> NoReturn:
-    """Python reads NaN and its like, and no browser does."""
+    """Python accepts NaN and the infinities; browsers do not."""
     raise ValueError(constant)
 
 
@@ -152,7 +151,7 @@ def note(text: str, parent_header: Mapping[str, Any]) -> ClientMessage:
 def run_ending(
     parent_header: Mapping[str, Any], result: Result | None, *, is_aborted: bool = False, has_error: bool = False
 ) -> list[ClientMessage]:
-    """The messages that end a run, where its kernel has not sent them. `has_error`: the error has been sent already."""
+    """The messages that end a run whose kernel has not sent them. `has_error`: the error has been sent already."""
     count = result.execution_count if result is not None else None
     if result is not None and result.status is RunStatus.OK:
         content: dict[str, Any] = {"status": "ok", "execution_count": count, "user_expressions": {}, "payload": []}

@@ -1,7 +1,7 @@
 """Jupyter messages: builds requests, decodes and checks everything that kernels send.
 
-What kernels send is written by hostile code: its size and depth are bounded, its types are checked, and one error type
-covers all that can be wrong with it. Message types: https://jupyter-client.readthedocs.io/en/stable/messaging.html
+Hostile code may have written what kernels send: its size and depth are bounded, its types are checked, and whatever is
+wrong with it raises the same type of error. Message types: https://jupyter-client.readthedocs.io/en/stable/messaging.html
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _MAX_ID_CHARACTERS = 256
 class Message:
     """One message from a kernel. `content` is a JSON object of which nothing more has been checked.
 
-    When `dropped_bytes` is not 0, the content was too costly to decode, and had this size.
+    `dropped_bytes` is the size of a content that was too costly to decode; otherwise 0.
     """
 
     channel: str
@@ -136,7 +136,7 @@ def _is_sound(value: Any) -> bool:
 def decode(frame: bytes | memoryview) -> Message | None:
     """Decode one frame. None for a message of an unexpected type, or that cannot be read.
 
-    The supervisor forwards the kernel's messages unread, so that nonsense in them is the user's, and only dropped. A
+    The supervisor forwards the kernel's messages unread: malformed ones are the user's doing, and are only dropped. A
     frame with the wrong layout is the supervisor's fault: raises ProtocolViolation.
     """
     try:
@@ -159,7 +159,7 @@ def decode(frame: bytes | memoryview) -> Message | None:
 
 
 def decode_object(data: bytes | str) -> dict[str, Any]:
-    """Decode a JSON object of bounded size and depth, bytes that are no UTF-8 replaced. Raises ProtocolViolation.
+    """Decode a JSON object of bounded size and depth, with invalid UTF-8 replaced. Raises ProtocolViolation.
 
     Recursion and integer size are bounded by Python itself; both of its errors are caught here.
     """

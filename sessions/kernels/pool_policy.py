@@ -1,7 +1,7 @@
 """The warm pool's decisions: which kernel serves a claim, and how many to launch now. Pure; the I/O is in kernel_pool.
 
-Every kernel is used once. The pool refills itself in the background: one launch at a time while code runs or nothing
-has come up yet, so that neither running work nor the first answer waits for a storm of starts.
+Every kernel is used once. The pool refills itself in the background. While code runs, and until the first kernel is
+up, it launches one kernel at a time: parallel launches would slow down the running code, and the first answer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ _SHARE_OF_PAUSE_WHEN_EMPTY = 0.2
 class WarmPool:
     """Warm kernels of one kernelspec.
 
-    The mutable state: who is warm, being launched, at work or being removed, who waits, and how launches have failed.
+    The mutable state: the kernels that are warm, launching, at work and being removed; how many claims wait; and how
+    launches have failed.
     """
 
     settings: PoolSettings
@@ -43,13 +44,13 @@ class WarmPool:
         )
 
     def live(self) -> int:
-        """How many containers there are, or will be in a moment."""
+        """How many containers there are, those that are being launched included."""
         return len(self.warm) + len(self.launching) + len(self.working) + len(self.removing)
 
     def is_failing(self, now_s: float) -> bool:
         """Whether nothing is warm and the last launches have all failed.
 
-        Where none is kept warm only a claim makes the next attempt, so one is let through once it is due.
+        When no kernels are kept warm, only a claim makes the next attempt, so one is let through once it is due.
         """
         is_due = self.settings.size == 0 and now_s >= self.retry_at_s
         return not self.warm and self.failures > 1 and not is_due
@@ -66,7 +67,7 @@ class WarmPool:
         return kernel_id
 
     def unclaim(self, kernel_id: KernelId) -> None:
-        """Put a claimed kernel back that nothing has run on."""
+        """Put back a claimed kernel on which nothing has run."""
         self.working.discard(kernel_id)
         self.warm.appendleft(kernel_id)
 
@@ -128,7 +129,7 @@ class WarmPool:
         return 1 if not self.ever_warm or (self.working and not self.waiting) else _IDLE_LAUNCHES
 
     def _resume_at_s(self) -> float:
-        """Until when refilling waits for a run that has just begun, unless somebody waits for a kernel."""
+        """Until when a run that has just begun delays refilling; it does not while somebody waits for a kernel."""
         if not self.working or self.waiting:
             return float("-inf")
         return self.last_claim_s + self.timeouts.refill_pause_s * (1.0 if self.warm else _SHARE_OF_PAUSE_WHEN_EMPTY)

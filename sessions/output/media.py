@@ -1,6 +1,7 @@
 """Content types of files, and the type and size of images, read from their bytes.
 
-Magic bytes tell the image types that browsers show; imagesize, pure Python, reads the dimensions. No pixel is decoded.
+Magic bytes identify the image types that browsers show. The imagesize package, which is pure Python, reads the
+dimensions. No pixel is decoded.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import PurePosixPath
 import imagesize
 
 EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif", "image/webp": "webp", "image/svg+xml": "svg"}
-"""The image types that browsers show, and the file extension of a displayed figure of each."""
+"""The image types that browsers show, each with the file extension of a displayed figure."""
 
 _SVG = "image/svg+xml"
 _SVG_PROLOGUE_BYTES = 4096
@@ -25,7 +26,7 @@ _ENCODINGS = {
     "br": "application/x-brotli",
     "compress": "application/x-compress",
 }
-# Types that some Python version lacks or maps differently. The tables of the host are never read.
+# Types that some Python versions lack or map differently. The tables of the host are never read.
 _OWN_TYPES = {
     "application/json": ".json",
     "application/pdf": ".pdf",
@@ -90,7 +91,7 @@ class _BoundedReads(io.BytesIO):
 
 
 def sniff(data: bytes) -> str | None:
-    """The content type that the bytes prove, one of `EXTENSIONS`, or None."""
+    """The image type that the first bytes identify, one of `EXTENSIONS`; None for everything else."""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return "image/png"
     if data.startswith(b"\xff\xd8\xff"):
@@ -116,7 +117,7 @@ def count_pixels(data: bytes, content_type: str) -> int | None:
 
 
 def guess(name: str) -> str:
-    """The content type of a file that is no image, by its name; for a compressed file, that of the compression."""
-    # The name goes in as a path: `guess_type` would take "data:…" and "http://…" for URLs.
+    """The content type of a file according to its name; for a compressed file, that of the compression."""
+    # As a path, for `guess_type` parses "data:…" and "http://…" as URLs.
     content_type, encoding = _TYPES.guess_type("./" + PurePosixPath(name).name.lower())
     return _ENCODINGS.get(encoding, _UNKNOWN) if encoding else content_type or _UNKNOWN
