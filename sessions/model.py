@@ -1,4 +1,4 @@
-"""The records that all other modules exchange: runs, events, artifacts, sessions, sandboxes.
+"""The records that all other modules exchange: runs, events, artifacts, sessions.
 
 Plain frozen dataclasses and enums, without I/O, and without methods that change anything.
 """
@@ -12,11 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, NewType
 from uuid import UUID, uuid5
-
-from sessions.settings import Limits
 
 KernelId = NewType("KernelId", str)
 """The UUID, in canonical text form, of a kernel and so of its container."""
@@ -430,30 +427,3 @@ class FileEntry:
     path: str
     size_bytes: int
     modified_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class LaunchSpec:
-    """All that a provisioner needs to start one supervisor.
-
-    `socket_dir` is a host directory that holds the listening socket named `kernel_image.protocol.SOCKET_NAME`; the
-    sandbox may read it and must not be able to write to it. `credential` goes into the supervisor's environment only.
-    `kernel_name` is a Jupyter kernelspec name. After `orphan_timeout_s` without a gateway the sandbox ends.
-    """
-
-    kernel_id: KernelId
-    gateway_id: GatewayId
-    credential: str = field(repr=False)
-    socket_dir: Path
-    limits: Limits
-    kernel_name: str = "python3"
-    preload: tuple[str, ...] = ()
-    orphan_timeout_s: float = 300.0
-
-
-@dataclass(frozen=True, slots=True)
-class Fate:
-    """How a sandbox ended, according to the engine. `exit_code` is None if the engine does not know."""
-
-    exit_code: int | None
-    oom: bool

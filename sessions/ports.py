@@ -1,8 +1,12 @@
-"""What the engine needs from the outside world, as Protocols. Only `gateway.app` names the adapters."""
+"""What the engine needs from the outside world, as Protocols, and the records of its sandboxes.
+
+Only `gateway.app` names the adapters.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
@@ -12,10 +16,8 @@ from sessions.model import (
     ArtifactId,
     Batch,
     Event,
-    Fate,
     GatewayId,
     KernelId,
-    LaunchSpec,
     Result,
     Run,
     RunId,
@@ -25,6 +27,34 @@ from sessions.model import (
     Session,
     TenantId,
 )
+from sessions.settings import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchSpec:
+    """All that a provisioner needs to start one supervisor.
+
+    `socket_dir` is a host directory that holds the listening socket named `kernel_image.protocol.SOCKET_NAME`; the
+    sandbox may read it and must not be able to write to it. `credential` goes into the supervisor's environment only.
+    `kernel_name` is a Jupyter kernelspec name. After `orphan_timeout_s` without a gateway the sandbox ends.
+    """
+
+    kernel_id: KernelId
+    gateway_id: GatewayId
+    credential: str = field(repr=False)
+    socket_dir: Path
+    limits: Limits
+    kernel_name: str = "python3"
+    preload: tuple[str, ...] = ()
+    orphan_timeout_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """How a sandbox ended, according to the engine. `exit_code` is None if the engine does not know."""
+
+    exit_code: int | None
+    oom: bool
 
 
 class Provisioner(Protocol):

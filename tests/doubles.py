@@ -13,8 +13,8 @@ from uuid import uuid4
 
 from kernel_image import protocol
 from sessions.errors import EngineUnavailable
-from sessions.model import Fate, KernelId, LaunchSpec
-from sessions.ports import Link, LinkListener
+from sessions.model import KernelId
+from sessions.ports import Fate, LaunchSpec, Link, LinkListener
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -36,8 +36,8 @@ from sessions.errors import CellblockError, EngineUnavailable, KernelLost, Unsup
 from sessions.kernels.kernel import Kernel, KernelState
 from sessions.kernels.outcomes import Cause, Died
 from sessions.kernels.throttle import Throttle
-from sessions.model import KernelId, LaunchSpec
-from sessions.ports import Provisioner
+from sessions.model import KernelId
+from sessions.ports import LaunchSpec, Provisioner
 from sessions.settings import Timeouts
 
 _READY_TIMEOUT_S = 60.0

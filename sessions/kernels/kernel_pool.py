@@ -18,7 +18,8 @@ from sessions.kernels.health import HealthCheck
 from sessions.kernels.kernel import Kernel, KernelState
 from sessions.kernels.pool_policy import WarmPool
 from sessions.kernels.sandboxes import Sandboxes
-from sessions.model import Fate, KernelId
+from sessions.model import KernelId
+from sessions.ports import Fate
 from sessions.settings import PoolSettings
 
 log = structlog.get_logger()

@@ -19,7 +19,8 @@ from sessions.environment import Environment
 from sessions.errors import EngineUnavailable
 from sessions.kernels.handshake import Handshake
 from sessions.kernels.kernel import Kernel
-from sessions.model import Fate, KernelId, LaunchSpec
+from sessions.model import KernelId
+from sessions.ports import Fate, LaunchSpec
 
 _REMOVE_RETRIES = 4
 _MOST_LOGGED = 8

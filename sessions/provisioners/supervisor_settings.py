@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kernel_image.protocol import SupervisorSettings
-from sessions.model import LaunchSpec
+from sessions.ports import LaunchSpec
 
 _MESSAGES_IN_SPOOL = 2
 _MESSAGES_PER_RUN = 4

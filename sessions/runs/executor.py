@@ -26,7 +26,8 @@ from sessions.errors import (
 from sessions.kernels.kernel import Kernel
 from sessions.kernels.outcomes import Cause, Died
 from sessions.kernels.outstanding import make_msg_id
-from sessions.model import Fate, Result, RunStatus
+from sessions.model import Result, RunStatus
+from sessions.ports import Fate
 from sessions.runs.conclusion import conclude, conclude_death, conclude_lost
 from sessions.runs.live_run import LiveRun, Stop
 from sessions.runs.variables import send_variables

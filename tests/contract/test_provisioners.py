@@ -21,8 +21,8 @@ from docker.api.client import APIClient
 from gateway.supervisors import SupervisorSwitchboard
 from kernel_image import protocol
 from sessions.errors import EngineUnavailable, Misconfigured
-from sessions.model import Fate, GatewayId, KernelId, LaunchSpec
-from sessions.ports import Link, Provisioner
+from sessions.model import GatewayId, KernelId
+from sessions.ports import Fate, LaunchSpec, Link, Provisioner
 from sessions.provisioners.docker.container import KERNEL_LABEL
 from sessions.provisioners.docker.provisioner import DockerProvisioner
 from sessions.provisioners.process.provisioner import ProcessProvisioner

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from docker.api.client import APIClient
 
-from sessions.model import GatewayId, KernelId, LaunchSpec
+from sessions.model import GatewayId, KernelId
+from sessions.ports import LaunchSpec
 from sessions.provisioners.docker.container import WIDE_UIDS, container_config, container_name
 from sessions.provisioners.docker.engine import DockerEngine
 from sessions.provisioners.docker.readback import read_back, shortfalls

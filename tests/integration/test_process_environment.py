@@ -19,7 +19,8 @@ from msgspec.structs import replace
 
 from gateway.supervisors import SupervisorSwitchboard
 from sessions.errors import SetUpFailed
-from sessions.model import GatewayId, KernelId, LaunchSpec
+from sessions.model import GatewayId, KernelId
+from sessions.ports import LaunchSpec
 from sessions.provisioners.process import environment
 from sessions.provisioners.process.environment import ensure_environment, find_environment, remove_unused
 from sessions.provisioners.process.provisioner import ProcessProvisioner

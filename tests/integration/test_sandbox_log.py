@@ -19,8 +19,8 @@ from supervised import Supervised, supervised
 
 from gateway.supervisors import SupervisorSwitchboard
 from kernel_image.protocol import REFUSED, encode_control
-from sessions.model import GatewayId, KernelId, LaunchSpec
-from sessions.ports import Link
+from sessions.model import GatewayId, KernelId
+from sessions.ports import LaunchSpec, Link
 from sessions.provisioners.docker.container import KERNEL_LABEL
 from sessions.provisioners.docker.provisioner import DockerProvisioner
 from sessions.settings import EngineSettings, Limits

@@ -17,7 +17,8 @@ from sessions.environment import Environment
 from sessions.errors import Draining, EngineUnavailable, NoKernelInTime, TooManyRequests
 from sessions.kernels.kernel import Kernel
 from sessions.kernels.kernel_pool import KernelPool
-from sessions.model import Fate, GatewayId, KernelId
+from sessions.model import GatewayId, KernelId
+from sessions.ports import Fate
 from sessions.settings import Limits, PoolSettings, Timeouts
 from sessions.testing.memory_store import MemoryStore
 

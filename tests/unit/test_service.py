@@ -15,7 +15,8 @@ from workbench import HURRIED, Bench
 
 from kernel_image import protocol
 from sessions.errors import Draining, EndNotStored, InvalidRequest, SandboxLost, StoreUnavailable, UnsupportedLanguage
-from sessions.model import Batch, EventType, Fate, Result, Run, RunRecord, RunStatus, Session
+from sessions.model import Batch, EventType, Result, Run, RunRecord, RunStatus, Session
+from sessions.ports import Fate
 from sessions.settings import Timeouts
 from sessions.testing.memory_store import MemoryStore
 

@@ -12,7 +12,8 @@ from workbench import HURRIED, Bench, Benches, S, answers_lost, come_back, crash
 
 from kernel_image import protocol
 from sessions.errors import NotFound, StoreUnavailable
-from sessions.model import ANONYMOUS, Fate, Result, RunStatus, SessionState, TenantId
+from sessions.model import ANONYMOUS, Result, RunStatus, SessionState, TenantId
+from sessions.ports import Fate
 from sessions.settings import PoolSettings
 
 

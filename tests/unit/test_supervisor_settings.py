@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from kernel_image.protocol import SupervisorSettings
-from sessions.model import GatewayId, KernelId, LaunchSpec
+from sessions.model import GatewayId, KernelId
+from sessions.ports import LaunchSpec
 from sessions.provisioners.supervisor_settings import supervisor_settings
 from sessions.settings import Limits
 

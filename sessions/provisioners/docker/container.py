@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kernel_image.protocol import SETTINGS_VARIABLE, SOCKET_NAME
-from sessions.model import LaunchSpec
+from sessions.ports import LaunchSpec
 from sessions.provisioners.supervisor_settings import USER_NAME, supervisor_settings
 from sessions.settings import EngineSettings, Limits
 

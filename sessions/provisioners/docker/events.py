@@ -15,7 +15,8 @@ from typing import Any
 from docker.api.client import APIClient
 from docker.types import CancellableStream
 
-from sessions.model import Fate, GatewayId, KernelId
+from sessions.model import GatewayId, KernelId
+from sessions.ports import Fate
 from sessions.provisioners.docker.container import GATEWAY_LABEL, KERNEL_LABEL
 from sessions.provisioners.docker.engine import SILENCE
 

@@ -15,7 +15,8 @@ import docker.errors
 from docker.api.client import APIClient
 
 from sessions.errors import EngineUnavailable
-from sessions.model import Fate, GatewayId, KernelId, LaunchSpec
+from sessions.model import GatewayId, KernelId
+from sessions.ports import Fate, LaunchSpec
 from sessions.provisioners.docker.container import GATEWAY_LABEL, KERNEL_LABEL, container_config, container_name
 from sessions.provisioners.docker.engine import DockerEngine, EngineFacts, image_exists
 from sessions.provisioners.docker.events import ContainerEvents

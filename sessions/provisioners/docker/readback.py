@@ -20,7 +20,8 @@ from docker.api.client import APIClient
 
 from kernel_image.protocol import SOCKET_NAME
 from sessions.errors import EngineUnavailable
-from sessions.model import GatewayId, KernelId, LaunchSpec
+from sessions.model import GatewayId, KernelId
+from sessions.ports import LaunchSpec
 from sessions.provisioners.docker.container import GATEWAY_DIR, WORK_DIR, container_config, container_name
 from sessions.provisioners.docker.engine import DockerEngine
 from sessions.settings import EngineSettings, Limits

@@ -22,7 +22,8 @@ from typing import TypeVar
 
 from kernel_image.protocol import SETTINGS_VARIABLE, SOCKET_NAME, UNIX_PATH_MAX_BYTES
 from sessions.errors import EngineUnavailable, Misconfigured
-from sessions.model import Fate, GatewayId, KernelId, LaunchSpec
+from sessions.model import GatewayId, KernelId
+from sessions.ports import Fate, LaunchSpec
 from sessions.provisioners.process.environment import matplotlib_variables
 from sessions.provisioners.process.process_tree import end_all, end_tree, process_identity, processes_at_home
 from sessions.provisioners.supervisor_settings import USER_NAME, supervisor_settings
