@@ -162,7 +162,7 @@ class MessageRouter:
 
 
 class _Run:
-    """`sessions.kernels.outstanding.RequestListener` for one execute_request. Nothing of it has to be committed.
+    """`sessions.kernels.pending_requests.RequestListener` for one execute_request. Nothing of it has to be committed.
 
     Its state: its `idle`, at which clients stop listening. It is kept until the supervisor has said what was dropped.
     """

@@ -173,7 +173,7 @@ class ClientRouter:
             state.outbox.put(message, run_id)
 
     def _run_of(self, msg_id: str) -> tuple[RunId | None, _Run | None]:
-        """The session's run that was sent under this msg_id (see outstanding.py).
+        """The session's run that was sent under this msg_id (see pending_requests.py).
 
         A kernel may name whatever it likes: a msg_id that is no run's of this session belongs to none.
         """

@@ -21,7 +21,7 @@ from sessions.kernels.files import SupervisorFiles
 from sessions.kernels.frame_numbers import FrameNumbers
 from sessions.kernels.messages import RequestBuilder, decode
 from sessions.kernels.outcomes import Cause, Died, died_of, done_of
-from sessions.kernels.outstanding import PendingRequests, RequestListener
+from sessions.kernels.pending_requests import PendingRequests, RequestListener
 from sessions.kernels.throttle import Throttle
 from sessions.model import JupyterRequest, KernelId
 from sessions.ports import Clock, Link
@@ -51,7 +51,7 @@ class KernelTap(Protocol):
         ...
 
     def on_gap(self, msg_id: str | None, dropped_bytes: int) -> None:
-        """Output of one request, or of whichever are outstanding, was lost on the way."""
+        """Output of one request, or of whichever are pending, was lost on the way."""
         ...
 
 
@@ -104,7 +104,7 @@ class Kernel:
 
     def __repr__(self) -> str:
         link = "linked" if self._link else "unlinked"
-        return f"<Kernel {self.kernel_id[:8]} {self.state} {link}, {len(self._requests)} outstanding>"
+        return f"<Kernel {self.kernel_id[:8]} {self.state} {link}, {len(self._requests)} pending>"
 
     # --- questions and requests ---------------------------------------------------------------------------------------
 
@@ -195,7 +195,7 @@ class Kernel:
             self._link.send_binary(frame)
 
     def restart(self) -> None:
-        """Have the kernel process killed and a fresh one forked; what is outstanding dies with it."""
+        """Have the kernel process killed and a fresh one forked; pending requests die with it."""
         self._send_later(protocol.RESTART)
 
     def interrupt(self, msg_id: str | None, grace_s: float) -> None:

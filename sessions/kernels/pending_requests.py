@@ -63,17 +63,17 @@ class PendingRequests:
     """The requests of one kernel, by msg_id."""
 
     def __init__(self) -> None:
-        self._outstanding: dict[str, _Request] = {}
+        self._pending: dict[str, _Request] = {}
         self._expected: dict[str, RequestListener] = {}
         self._found: list[tuple[RequestListener, str]] = []
         self._settling: list[RequestListener] = []
 
     def __len__(self) -> int:
-        return len(self._outstanding)
+        return len(self._pending)
 
     def add(self, msg_id: str, listener: RequestListener, frame: bytes) -> None:
-        """A request is outstanding from now on."""
-        self._outstanding[msg_id] = _Request(listener, frame)
+        """A request is pending from now on."""
+        self._pending[msg_id] = _Request(listener, frame)
 
     def expect(self, run_id: str, listener: RequestListener) -> None:
         """An earlier gateway may have sent this run."""
@@ -84,7 +84,7 @@ class PendingRequests:
         last = {msg_id.partition(".")[0]: msg_id for msg_id in known}
         for run_id, listener in self._expected.items():
             if (msg_id := last.get(run_id)) is not None:
-                self._outstanding[msg_id] = _Request(listener, None)
+                self._pending[msg_id] = _Request(listener, None)
                 self._found.append((listener, msg_id))
         self._expected.clear()
 
@@ -98,12 +98,12 @@ class PendingRequests:
 
     def forget_all(self) -> None:
         """Call no listener any more."""
-        self._outstanding.clear()
+        self._pending.clear()
         self._expected.clear()
 
     def send_again(self, known: Collection[str], send: Callable[[bytes], None]) -> None:
         """Send what a link that broke has swallowed: whatever the supervisor does not know."""
-        for msg_id, request in self._outstanding.items():
+        for msg_id, request in self._pending.items():
             if request.frame is not None and msg_id not in known:
                 send(request.frame)
             else:
@@ -112,12 +112,12 @@ class PendingRequests:
     def uncommitted_seq(self) -> int | None:
         """The first frame of which not all is committed."""
         self._settling = [listener for listener in self._settling if listener.uncommitted_seq is not None]
-        listeners = (*(request.listener for request in self._outstanding.values()), *self._settling)
+        listeners = (*(request.listener for request in self._pending.values()), *self._settling)
         return min((seq for listener in listeners if (seq := listener.uncommitted_seq) is not None), default=None)
 
     def handle_message(self, seq: int, message: Message) -> None:
         """Pass a message to the listener of its request, if there is one."""
-        request = self._outstanding.get(message.parent_id)
+        request = self._pending.get(message.parent_id)
         if request is None:
             return
         request.frame = None
@@ -127,14 +127,14 @@ class PendingRequests:
             request.listener.on_message(seq, message)
 
     def handle_gap(self, seq: int, msg_id: str | None, dropped_bytes: int) -> None:
-        """Output of one request, or of whichever are outstanding, was lost."""
-        for request in list(self._outstanding.values()) if msg_id is None else [self._outstanding.get(msg_id)]:
+        """Output of one request, or of whichever are pending, was lost."""
+        for request in list(self._pending.values()) if msg_id is None else [self._pending.get(msg_id)]:
             if request is not None:
                 request.listener.on_gap(seq, dropped_bytes)
 
     def end(self, msg_id: str, end: Done | Died) -> None:
         """A request has ended, or was under way when the kernel died."""
-        if (request := self._outstanding.pop(msg_id, None)) is not None:
+        if (request := self._pending.pop(msg_id, None)) is not None:
             self._settling.append(request.listener)
             request.listener.on_end(end)
 
@@ -145,5 +145,5 @@ class PendingRequests:
 
     def end_all(self, died: Died) -> None:
         """The kernel is gone, and all requests with it."""
-        for msg_id in list(self._outstanding):
+        for msg_id in list(self._pending):
             self.end(msg_id, died)

@@ -25,7 +25,7 @@ from sessions.errors import (
 )
 from sessions.kernels.kernel import Kernel
 from sessions.kernels.outcomes import Cause, Died
-from sessions.kernels.outstanding import make_msg_id
+from sessions.kernels.pending_requests import make_msg_id
 from sessions.model import Result, RunStatus
 from sessions.ports import Fate
 from sessions.runs.conclusion import conclude, conclude_death, conclude_lost

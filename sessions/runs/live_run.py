@@ -16,7 +16,7 @@ import structlog
 from sessions.environment import Environment
 from sessions.errors import CellblockError, EndNotStored
 from sessions.kernels.kernel import Kernel
-from sessions.kernels.outstanding import generation_of
+from sessions.kernels.pending_requests import generation_of
 from sessions.model import Event, Progress, Result, Run, RunId, RunRecord, RunStatus, Session
 from sessions.output.fold import RunFold
 from sessions.runs.recorder import Recorder

@@ -31,7 +31,7 @@ log = structlog.get_logger()
 
 
 class Recorder:
-    """`sessions.kernels.outstanding.RequestListener` of one run.
+    """`sessions.kernels.pending_requests.RequestListener` of one run.
 
     `code_ended` is done when the kernel has said so, or when its first file comes, which the supervisor sends only
     then; `ended` once the files have come as well. `feed` has the committed events. The mutable state: the run's fold,

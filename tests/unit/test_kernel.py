@@ -321,7 +321,7 @@ async def test_an_interrupt_names_the_request_and_the_grace_time(line: Line) -> 
 
 async def test_the_kernels_state_is_in_its_representation(line: Line) -> None:
     line.ready().execute("x", RecordingListener())
-    assert repr(line.kernel) == "<Kernel k1 ready linked, 1 outstanding>"
+    assert repr(line.kernel) == "<Kernel k1 ready linked, 1 pending>"
 
 
 # --- what is not taken, and what breaks -------------------------------------------------------------------------------
