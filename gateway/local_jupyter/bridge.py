@@ -149,7 +149,7 @@ class Bridge:
         ready = asyncio.ensure_future(kernel.wait_ready(_READY_TIMEOUT_S))
         while not (await asyncio.wait({ready}, timeout=_FATE_PAUSE_S))[0]:
             if await self._provisioner.fate(kernel.kernel_id) is not None:
-                kernel.discard("the sandbox has ended")
+                kernel.abandon("the sandbox has ended")
         ready.result()
         self._serve()
 
@@ -159,7 +159,7 @@ class Bridge:
         for task in (self._looking, self._resuming):
             if task is not None:
                 task.cancel()
-        self._kernel.discard("the client is done")
+        self._kernel.abandon("the client is done")
         self._switchboard.close(self._kernel.kernel_id)
         try:
             await self._provisioner.kill(self._kernel.kernel_id)
@@ -193,7 +193,7 @@ class Bridge:
         while not self._kernel.is_linked():
             with suppress(EngineUnavailable):
                 if await self._provisioner.fate(self._kernel.kernel_id) is not None:
-                    self._kernel.discard("the sandbox has ended")
+                    self._kernel.abandon("the sandbox has ended")
                     break
             await asyncio.sleep(_FATE_PAUSE_S)
         self._looking = None

@@ -211,8 +211,8 @@ class Kernel:
         if seq is not None:
             self._send_control(protocol.ACK, seq=seq)
 
-    def discard(self, reason: str) -> None:
-        """Destroy the kernel: pending requests die with it. Does nothing the second time."""
+    def abandon(self, reason: str) -> None:
+        """Shut the kernel down and close its link; pending requests die with it. Does nothing the second time."""
         if self.state is KernelState.GONE:
             return
         self._send_control(protocol.SHUTDOWN)
@@ -246,7 +246,7 @@ class Kernel:
             self.refuse(link, why_not or "no boot id")
             return False
         if self._boot_id not in (None, boot_id):
-            self.discard("the supervisor has started anew")
+            self.abandon("the supervisor has started anew")
             return False
         if self._boot_id is None and self._adopted:
             self._join(hello)
@@ -284,7 +284,7 @@ class Kernel:
             return "unknown credential"
         if hello.get("protocol") != protocol.PROTOCOL_VERSION:
             if self._adopted:
-                self.discard("its kernel image is of another version of Cellblock")
+                self.abandon("its kernel image is of another version of Cellblock")
             return "unknown protocol version: rebuild the kernel image"
         return "this kernel has been given up" if self._is_gone() else None
 
@@ -295,7 +295,7 @@ class Kernel:
         self._handle_state(hello.get("state"))
 
     def refuse(self, link: Link, reason: str) -> None:
-        """Refuse a connection. After too many of these the kernel is discarded: code in the sandbox guesses."""
+        """Refuse a connection. After too many of these the kernel is abandoned: code in the sandbox guesses."""
         self._refusals += 1
         log.warning("supervisor_refused", kernel_id=self.kernel_id, reason=reason, refusals=self._refusals)
         link.send_text(protocol.encode_control(protocol.REFUSED, reason=reason))
@@ -307,7 +307,7 @@ class Kernel:
         """End a kernel whose supervisor breaks the protocol: it is no longer ours."""
         self.violation = f"The sandbox broke the supervisor protocol: {reason}."
         log.warning("protocol_violation", kernel_id=self.kernel_id, reason=reason)
-        self.discard("protocol violation")
+        self.abandon("protocol violation")
 
     def handle_link_closed(self, link: Link) -> None:
         """A link has closed. The supervisor may dial again for a while."""
@@ -316,14 +316,14 @@ class Kernel:
             self.files.handle_link_lost()
             loop = asyncio.get_running_loop()
             self._reconnect_deadline = loop.call_later(
-                self._timeouts.reconnect_timeout_s, self.discard, "the supervisor did not come back"
+                self._timeouts.reconnect_timeout_s, self.abandon, "the supervisor did not come back"
             )
             self._notify_change()
 
     # --- frames -------------------------------------------------------------------------------------------------------
 
     def handle_binary(self, data: bytes) -> None:
-        """Handle a numbered Jupyter message; nothing once the kernel is discarded."""
+        """Handle a numbered Jupyter message; nothing once the kernel is abandoned."""
         if self.state is KernelState.GONE:
             return
         seq, frame = protocol.split_number(data)
@@ -348,7 +348,7 @@ class Kernel:
                 log.exception("message_not_passed_on", kernel_id=self.kernel_id)
 
     def handle_control(self, fields: Mapping[str, Any]) -> None:
-        """Handle a numbered control message; nothing once the kernel is discarded."""
+        """Handle a numbered control message; nothing once the kernel is abandoned."""
         if self.state is KernelState.GONE:
             return
         seq, op = fields.get("seq"), fields.get("op")
@@ -392,7 +392,7 @@ class Kernel:
             self.state = KernelState.STARTING
             self._notify_change()
         elif state == "dead":
-            self.discard("the kernel does not start")
+            self.abandon("the kernel does not start")
 
     def _handle_generation(self, fields: Mapping[str, Any]) -> None:
         generation = _count(fields.get("generation"))

@@ -310,7 +310,7 @@ class KernelPool:
         try:
             while kernel.state is not KernelState.GONE and not kernel.is_linked():
                 if await self._sandboxes.has_ended(kernel):
-                    kernel.discard("the sandbox has ended")
+                    kernel.abandon("the sandbox has ended")
                 await asyncio.sleep(self._timeouts.unlinked_poll_s)
         finally:
             self._polled.discard(kernel.kernel_id)

@@ -89,8 +89,8 @@ class Sandboxes:
             log.warning("preloads_failed", reasons=reasons, consequence="code that needs them starts more slowly")
 
     def discard(self, kernel: Kernel) -> None:
-        """Destroy the kernel: close its link and its socket."""
-        kernel.discard("retired")
+        """Shut the kernel down, and close its link and its socket."""
+        kernel.abandon("retired")
         self._switchboard.close(kernel.kernel_id)
 
     def hand_over(self, kernel: Kernel) -> None:

@@ -190,7 +190,7 @@ class RunExecutor:
         try:
             await kernel.wait_linked(self._timeouts.link_timeout_s)
         except KernelLost:
-            kernel.discard("its supervisor did not come back")
+            kernel.abandon("its supervisor did not come back")
             if not live.recorder.ended.done():  # it may have come back, reported the end, and gone
                 return False
         live.msg_id = kernel.msg_id_of(live.recorder) or live.msg_id
@@ -209,7 +209,7 @@ class RunExecutor:
         while not recorder.ended.done():
             await asyncio.wait([recorder.ended], timeout=self._timeouts.files_timeout_s)
             if not recorder.ended.done() and not recorder.is_held_up:
-                kernel.discard("the run did not end in time")
+                kernel.abandon("the run did not end in time")
         end = recorder.ended.result()
         if isinstance(end, Died) and not end.ran:
             recorder.begin_again()
@@ -247,5 +247,5 @@ class RunExecutor:
             await asyncio.wait([ended], timeout=grace_s + self._timeouts.kill_grace_s)
             if not ended.done() and kernel.is_linked():
                 # Not even the supervisor answers: the container goes, with everything in it.
-                kernel.discard("the run did not end in time")
+                kernel.abandon("the run did not end in time")
         return stop

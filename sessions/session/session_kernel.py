@@ -62,7 +62,7 @@ class SessionKernel:
             try:
                 await kernel.wait_ready(self._ready_timeout_s)
             except KernelLost:
-                kernel.discard("its kernel does not answer")
+                kernel.abandon("its kernel does not answer")
                 self._drop(kernel)
             else:
                 return kernel
@@ -78,7 +78,7 @@ class SessionKernel:
                 kernel.restart()
                 await kernel.wait_restarted(before, self._ready_timeout_s)
             except KernelLost:
-                kernel.discard("it does not restart")
+                kernel.abandon("it does not restart")
                 self._drop(kernel)
         kernel = await self.ensure()
         self._change(generation=kernel.generation, news=SessionNews.NONE)

@@ -198,6 +198,6 @@ async def test_a_link_is_waited_for_until_the_kernel_is_given_up() -> None:
     line.handshake.on_closed()
     waiting = asyncio.ensure_future(line.kernel.wait_linked(5.0))
     await asyncio.sleep(0)
-    line.kernel.discard("enough")
+    line.kernel.abandon("enough")
     with pytest.raises(KernelLost):
         await waiting

@@ -156,11 +156,11 @@ async def test_an_overlong_control_message_is_refused(line: Line) -> None:
 
 async def test_a_kernel_given_up_takes_no_more_frames(line: Line) -> None:
     changes: list[KernelState] = []
-    line.ready().kernel.discard("enough")
+    line.ready().kernel.abandon("enough")
     line.kernel.watch(lambda kernel: changes.append(kernel.state))
     line.say("state", state="idle")
     line.publish("p")
-    line.kernel.discard("again")
+    line.kernel.abandon("again")
     assert line.kernel.state is KernelState.GONE
     assert changes == []
 
@@ -301,8 +301,8 @@ async def test_a_supervisor_that_comes_back_in_time_is_kept(line: Line) -> None:
 async def test_giving_a_kernel_up_ends_its_supervisor_and_its_requests_once(line: Line) -> None:
     heard = RecordingListener()
     line.ready().execute("x", heard)
-    line.kernel.discard("enough")
-    line.kernel.discard("enough")
+    line.kernel.abandon("enough")
+    line.kernel.abandon("enough")
     assert line.link.sent("shutdown") == [{"op": "shutdown"}]
     assert line.link.closed == "enough"
     assert len(heard.ends) == 1
@@ -389,7 +389,7 @@ async def test_to_detach_tells_nobody_and_ends_nothing(line: Line) -> None:
     line.handshake.on_closed()
     assert line.kernel.state is KernelState.GONE
     line.kernel.hand_over("again")
-    line.kernel.discard("again")
+    line.kernel.abandon("again")
     assert (heard.ends, changes) == ([], [])
 
 
