@@ -232,7 +232,7 @@ class ClientRouter:
             elif asker is not None:
                 asker.outbox.put(message, run_id)
 
-    def kernel_idle(self) -> None:
+    def run_settled(self) -> None:
         """No run is at work: publish a death that was held back until the run's end was sent."""
         if self._owes_restarting:
             self._owes_restarting = False

@@ -244,7 +244,7 @@ class LiveSession:
                         self._kernel.run = self._queue[0]
                         await self._work_on(self._kernel.run)
                         self._kernel.run = None
-                        self.observers.notify(lambda one: one.kernel_idle())
+                        self.observers.notify(lambda one: one.run_settled())
         finally:
             self._is_working = False
 

@@ -37,7 +37,7 @@ class SessionObserver(Protocol):
         """
         ...
 
-    def kernel_idle(self) -> None:
+    def run_settled(self) -> None:
         """No run is at work any more: the last one's end was observed, and so was what it aborted."""
         ...
 

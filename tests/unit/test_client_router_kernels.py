@@ -38,7 +38,7 @@ def test_a_death_at_work_is_told_behind_the_end_of_the_run(room: Room, *, is_bac
     if is_back_first:
         room.router.kernel_ready()
     assert states(room.a) == []
-    room.router.kernel_idle()
+    room.router.run_settled()
     if not is_back_first:
         assert states(room.a) == ["restarting"]
         room.router.kernel_ready()
@@ -52,7 +52,7 @@ def test_a_restart_that_somebody_wants_is_no_accident_though_the_run_at_work_tak
     for _ in range(2):  # it ignores the interrupt and is killed; then comes the restart itself
         room.router.kernel_lost(at_work=True)
         room.router.kernel_ready()
-    room.router.kernel_idle()
+    room.router.run_settled()
     room.router.restart_finished()
     assert "restarting" not in states(room.a)
     room.router.kernel_lost(at_work=False)
