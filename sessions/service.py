@@ -89,9 +89,7 @@ class Service:
         self._has_recovered = True
         self._kernel_pool.start()
         self._sessions.start()
-        self._health = asyncio.ensure_future(
-            self._store_watch.keep_asking(self._environment.timeouts.store_check_pause_s)
-        )
+        self._health = asyncio.ensure_future(self._store_watch.poll(self._environment.timeouts.store_check_pause_s))
 
     async def drain(self, timeout_s: float) -> None:
         """Admit no more runs, and wait for those under way, for `timeout_s` at most."""

@@ -155,7 +155,7 @@ class Bridge:
 
     async def _close(self) -> None:
         self._router.sockets.close()
-        self._kernel.unwatch()
+        self._kernel.clear_watchers()
         for task in (self._looking, self._resuming):
             if task is not None:
                 task.cancel()

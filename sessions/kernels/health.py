@@ -24,7 +24,7 @@ class HealthCheck:
     def __repr__(self) -> str:
         return f"<HealthCheck of the {self._what}: {self.failure or 'answers'}>"
 
-    async def keep_asking(self, pause_s: float) -> None:
+    async def poll(self, pause_s: float) -> None:
         """Keep `failure` true until cancelled, whatever `ask` raises."""
         while True:
             try:

@@ -123,7 +123,7 @@ class Kernel:
         """Call `on_change` whenever the state, the link, or the last death has changed."""
         self._watchers.append(on_change)
 
-    def unwatch(self) -> None:
+    def clear_watchers(self) -> None:
         """Call no watcher any more."""
         self._watchers.clear()
 

@@ -128,7 +128,7 @@ class KernelPool:
         if self._kernels.pop(kernel.kernel_id, None) is None:
             return
         pool.remove(kernel.kernel_id)
-        kernel.unwatch()
+        kernel.clear_watchers()
         self._sandboxes.discard(kernel)
         self._tasks.spawn(self._remove(kernel, pool))
 
@@ -161,7 +161,7 @@ class KernelPool:
     def start(self) -> None:
         """Begin to warm up."""
         if not any(pool.settings.size for pool in self._pools.values()):
-            self._engine_watch = asyncio.ensure_future(self._engine.keep_asking(self._timeouts.engine_check_pause_s))
+            self._engine_watch = asyncio.ensure_future(self._engine.poll(self._timeouts.engine_check_pause_s))
         self._refill()
 
     async def hand_over_all(self) -> None:

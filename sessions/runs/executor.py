@@ -70,7 +70,7 @@ class KernelSource(Protocol):
         """This kernel did not take the run."""
         ...
 
-    def publish_news(self, live: LiveRun, generation: int) -> None:
+    def set_session_flags(self, live: LiveRun, generation: int) -> None:
         """Have the run say what there is to say of its session; this kernel process is sent the run, or was."""
         ...
 
@@ -124,7 +124,7 @@ class RunExecutor:
         kernel = await source.kernel_for(live)
         if live.stop is not None:
             raise NotTaken(None)
-        source.publish_news(live, kernel.generation)
+        source.set_session_flags(live, kernel.generation)
         live.kernel, live.msg_id = kernel, make_msg_id(live.run_id, kernel.generation)
         live.recorder.on_commit(kernel.acknowledge)
         # When this kernel process dies, the session's variables die with it: its successor must not run the code.
@@ -174,7 +174,7 @@ class RunExecutor:
         kernel = live.kernel
         if kernel is None or not await self._find(live, kernel):
             return conclude_lost(live)
-        source.publish_news(live, live.generation)
+        source.set_session_flags(live, live.generation)
         began_at = live.run.started_at or live.run.created_at
         left_s = live.run.timeout_s - (self._clock.now() - began_at).total_seconds()
         # It may have passed its limit while no gateway was there; what it has said since then comes first.

@@ -172,7 +172,7 @@ class Recorder:
         first_seq = self.feed.last_seq + 1
         return Batch(tuple(replace(event, seq=first_seq + index) for index, event in enumerate(kept)))
 
-    async def break_off(self) -> None:
+    async def stop_writing(self) -> None:
         """Write no more. What is not committed was not acknowledged either, so the next gateway gets it again."""
         if self._writer is not None:
             self._writer.cancel()

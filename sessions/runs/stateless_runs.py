@@ -57,7 +57,7 @@ class StatelessRuns:
         left = list(self._live)
         await self._tasks.cancel()
         for live in left:
-            await live.recorder.break_off()
+            await live.recorder.stop_writing()
         return [live.kernel for live in left if live.kernel is not None and not live.answer.done()]
 
     # --- where its runs get their kernels from: `KernelSource` --------------------------------------------------------
@@ -94,7 +94,7 @@ class StatelessRuns:
         self._refused_by.discard(kernel)
         self._kernel_pool.discard(kernel)
 
-    def publish_news(self, live: LiveRun, generation: int) -> None:
+    def set_session_flags(self, live: LiveRun, generation: int) -> None:
         """There is no session."""
 
     # --- one run ------------------------------------------------------------------------------------------------------

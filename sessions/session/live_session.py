@@ -182,7 +182,7 @@ class LiveSession:
             if self.kernel is None and live.kernel is not None:  # claimed for it just before the crash
                 self._kernel.adopt(live.kernel)
             # Before its first event, if none has been committed.
-            self._kernel.publish_news(live, self.record.generation)
+            self._kernel.set_session_flags(live, self.record.generation)
         self.observers.notify(lambda one: one.run_queued(live.run_id, live.run.jupyter))
         self._queue.append(live)
         if not self._is_working:
@@ -212,7 +212,7 @@ class LiveSession:
         """Leave everything to the next gateway; returns the kernel to keep."""
         await self._tasks.cancel()
         for live in self._queue:
-            await live.recorder.break_off()
+            await live.recorder.stop_writing()
         kernel = await self._kernel.hand_over()
         return kernel if self._queue or not self.is_over else None
 
@@ -230,9 +230,9 @@ class LiveSession:
     def on_refused(self, kernel: Kernel) -> None:
         """The same kernel is asked again: its next process may take the run."""
 
-    def publish_news(self, live: LiveRun, generation: int) -> None:
+    def set_session_flags(self, live: LiveRun, generation: int) -> None:
         """Have a run say whether the session is new, and whether it has lost its variables."""
-        self._kernel.publish_news(live, generation or self.record.generation)
+        self._kernel.set_session_flags(live, generation or self.record.generation)
 
     # --- the worker ---------------------------------------------------------------------------------------------------
 

@@ -132,7 +132,7 @@ class SessionKernel:
 
     # --- its runs -----------------------------------------------------------------------------------------------------
 
-    def publish_news(self, live: LiveRun, generation: int) -> None:
+    def set_session_flags(self, live: LiveRun, generation: int) -> None:
         """Have a run on this kernel process say whether the session is new, and whether it has lost its variables."""
         news = self.record.news
         if news is SessionNews.NONE and generation != self.record.generation:

@@ -18,7 +18,7 @@ async def test_a_watch_tells_why_nothing_answers_and_never_ends() -> None:
             raise error
 
     watch = HealthCheck("database", ask)
-    asking = asyncio.ensure_future(watch.keep_asking(0.001))
+    asking = asyncio.ensure_future(watch.poll(0.001))
     error = StoreUnavailable()
     await until(lambda: watch.failure == str(StoreUnavailable()))
     error = OSError(24, "Too many open files")

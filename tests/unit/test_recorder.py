@@ -311,7 +311,7 @@ async def test_a_recording_that_is_broken_off_writes_nothing_more_and_leaves_no_
     taped.store.is_reachable = False
     taped.print("one")
     await asyncio.sleep(0.03)
-    await taped.recorder.break_off()
+    await taped.recorder.stop_writing()
     taped.store.is_reachable = True
     await asyncio.sleep(0.03)
     assert (taped.stored_text(), taped.acknowledgeable) == ("", [])
@@ -324,7 +324,7 @@ async def test_a_recording_that_is_broken_off_writes_nothing_more_and_leaves_no_
 
 async def gone_on(taped: Taped) -> Taped:
     """Another gateway's recording of the same run, from what is stored."""
-    await taped.recorder.break_off()
+    await taped.recorder.stop_writing()
     later = Taped(taped.store)
     stored = taped.store.runs[RUN_ID]
     later.recorder.resume([*stored.events.values()], stored.progress or Progress(0, None, {}))
