@@ -88,14 +88,14 @@ async def test_a_question_that_a_run_waits_in_is_asked_again_and_one_that_was_an
     kernel.print("thanks")
     await until(lambda: third.screen.shown.get("input()") == "thanks")
     assert third.told("input_request") == other.told("input_request") == []
-    # The next question is asked of whoever is being told the run.
+    # The next question is asked of whoever is being sent the replay.
     kernel.publish("input_request", {"prompt": "more? ", "password": False}, channel="stdin")
     await third.receives("input_request")
     kernel.end()
     await third.reply("input()")
 
 
-async def test_a_retelling_waits_for_the_database_and_begins_anew(bench: Bench) -> None:
+async def test_a_replay_waits_for_the_database_and_begins_anew(bench: Bench) -> None:
     await bench.create()
     lab = await Client.attach(bench, confirms=False)
     await lab.execute("x")

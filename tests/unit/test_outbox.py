@@ -27,7 +27,7 @@ def reply(msg_id: str) -> ClientMessage:
 
 
 async def taken(outbox: Outbox) -> list[str | Replay | None]:
-    """All that there is to take now: texts, or msg_ids of what is none, and runs to tell, which are told at once."""
+    """All that there is to take now: texts, or msg_ids of what is none, and replays, which end at once."""
     items: list[str | Replay | None] = []
     while True:
         try:
@@ -71,7 +71,7 @@ async def test_taking_that_is_cancelled_takes_nothing() -> None:
 # --- too much ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_run_that_is_too_much_is_told_from_its_events_where_it_began() -> None:
+async def test_a_run_that_is_too_much_is_replayed_from_its_events_where_it_began() -> None:
     outbox = Outbox(limit_bytes=64 * KIB)
     outbox.put(line("before"))
     outbox.put(line("a1", "a"), A)
@@ -84,20 +84,20 @@ async def test_a_run_that_is_too_much_is_told_from_its_events_where_it_began() -
     assert await taken(outbox) == ["afterwards"]
 
 
-async def test_nothing_of_a_run_comes_beside_its_retelling() -> None:
+async def test_nothing_of_a_run_comes_beside_its_replay() -> None:
     outbox = Outbox()
     outbox.put(line("raw", "a"), A)
     outbox.replay(A)
     outbox.put(line("raw", "a"), A)
     assert isinstance(await outbox.get(), Replay)
-    outbox.put(line("while it is being told", "a"), A)
+    outbox.put(line("while it is being replayed", "a"), A)
     outbox.replay(A)
     outbox.replay_sent(A)
     outbox.put(line("new", "a"), A)
     assert await taken(outbox) == ["new"]
 
 
-async def test_runs_of_before_are_told_before_all_else() -> None:
+async def test_earlier_runs_are_replayed_before_all_else() -> None:
     outbox = Outbox()
     outbox.put(line("other"))
     outbox.put(line("raw", "b"), B)

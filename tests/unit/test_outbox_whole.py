@@ -18,7 +18,7 @@ KIB = 1024
 class Reader:
     """A client that honours `clear_output`, at an outbox of runs whose events all are kept.
 
-    A retelling clears, then tells all events so far, and those that come until it ends.
+    A replay clears, then sends all events so far, and those that come until it ends.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -26,7 +26,7 @@ class Reader:
         self.events: dict[RunId, list[str]] = {}
         self.shown: dict[RunId, list[str]] = {}
         self.free: list[str] = []
-        self._telling: RunId | None = None
+        self._replaying: RunId | None = None
         self._on_the_wire: list[tuple[int, RunId | None, list[str], bool]] = []
         self._count = 0
 
@@ -38,9 +38,9 @@ class Reader:
         self.outbox.put(message("stream", {"text": text, "padding": "x" * 500}, parent_id=run_id or ""), run_id)
 
     async def take(self) -> None:
-        """Take the next message; or be told to its end the run that is being told, with what has come meanwhile."""
-        if self._telling is not None:
-            run_id, self._telling = self._telling, None
+        """Take the next message; or finish the replay under way, with what has come meanwhile."""
+        if self._replaying is not None:
+            run_id, self._replaying = self._replaying, None
             self.outbox.replay_sent(run_id)
             self._on_the_wire.append((self.outbox.sent, run_id, [*self.events.get(run_id, [])], True))
             return
@@ -49,7 +49,7 @@ class Reader:
         except TimeoutError:
             return
         if isinstance(item, Replay):
-            self._telling = item.run_id
+            self._replaying = item.run_id
         elif isinstance(item, ClientMessage):
             run_id = RunId(item.parent_id) if item.parent_id else None
             self._on_the_wire.append((self.outbox.sent, run_id, [content(item)["text"]], False))
@@ -68,10 +68,10 @@ class Reader:
         for _, run_id, texts, is_whole in self._on_the_wire[:arrived]:
             if run_id is not None:
                 self.shown[run_id] = texts if is_whole else [*self.shown.get(run_id, []), *texts]
-        if self._telling is not None:  # the beginning of what is told may have come
-            self.shown[self._telling] = self.events.get(self._telling, [])[:arrived]
+        if self._replaying is not None:  # the beginning of the replay may have come
+            self.shown[self._replaying] = self.events.get(self._replaying, [])[:arrived]
         self._on_the_wire.clear()
-        self._telling = None
+        self._replaying = None
         self.outbox.requeue_unconfirmed()
 
 
@@ -103,7 +103,7 @@ def test_a_client_ends_up_with_every_runs_text_once_and_in_order(
                     reader.arrive(int(given_ or 0))
                 case "vanish":
                     reader.vanish(int(given_ or 0))
-        while reader.outbox._items or reader._telling is not None:
+        while reader.outbox._items or reader._replaying is not None:
             await reader.take()
             reader.arrive(1000)
         reader.arrive(1000)

@@ -49,7 +49,7 @@ class JupyterChannels(JupyterHandler, SocketHandler):
     def __init__(self, application: Application, request: HTTPServerRequest, **kwargs: Any) -> None:
         self._connection: ClientConnection | None = None
         self._framing: Framing = framing_of(None)
-        self._telling: asyncio.Task[None] | None = None
+        self._sending: asyncio.Task[None] | None = None
         self._is_pinging = False
         self._garbage = 0
         self._throttle = Throttle(SystemClock())
@@ -67,8 +67,8 @@ class JupyterChannels(JupyterHandler, SocketHandler):
         try:
             await super().handle_request()
         finally:
-            if self._telling is not None:
-                self._telling.cancel()
+            if self._sending is not None:
+                self._sending.cancel()
             self._connection.disconnect()
 
     def select_subprotocol(self, subprotocols: list[str]) -> str | None:
@@ -78,18 +78,18 @@ class JupyterChannels(JupyterHandler, SocketHandler):
         super().open(*args, **kwargs)
         assert self._connection is not None  # noqa: S101 - for mypy; `handle_request` has set it
         self._framing = framing_of(self.selected_subprotocol)
-        self._telling = asyncio.ensure_future(self._send_items(self._connection))
+        self._sending = asyncio.ensure_future(self._send_items(self._connection))
         self._connection.on_replaced(self._be_replaced)
 
     def _be_replaced(self) -> None:
-        if self._telling is not None:
-            self._telling.cancel()
+        if self._sending is not None:
+            self._sending.cancel()
         self.close(_NORMAL, "this client has connected anew")
 
     def on_close(self) -> None:
         super().on_close()
-        if self._telling is not None:
-            self._telling.cancel()
+        if self._sending is not None:
+            self._sending.cancel()
 
     # --- hearing the client -------------------------------------------------------------------------------------------
 
@@ -119,7 +119,7 @@ class JupyterChannels(JupyterHandler, SocketHandler):
         if self._garbage > MAX_GARBAGE:
             self.close(_PROTOCOL_ERROR, "too many messages that are no Jupyter messages")
 
-    # --- telling the client -------------------------------------------------------------------------------------------
+    # --- sending to the client ----------------------------------------------------------------------------------------
 
     async def _send_items(self, connection: ClientConnection) -> None:
         """Send what the client is due, until the kernel is gone."""
