@@ -14,9 +14,9 @@ import msgspec
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)
 _MISSING_FIELD = re.compile(r"Object missing required field `(?P<name>.*)`")
 _WRONG_TYPE = re.compile(r"Expected `(?P<expected>.*)`, got `(?P<got>.*)`")
-_OUT_OF_BOUNDS = re.compile(r"Expected `(?P<expected>\w+) (?P<bound>[<>]=?) (?P<limit>[-\d.e+]+)`")
+_OUT_OF_BOUNDS = re.compile(r"Expected `(?P<expected>\w+)` (?P<bound>[<>]=?) (?P<limit>[-\d.e+]+)")
 _NO_MATCH = re.compile(r"Expected `str` matching regex (?P<regex>.*)", re.DOTALL)
-_PATH = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$(?P<path>.*)`)?$", re.DOTALL)
+_PATH = re.compile(r"^(?P<what>.*?)(?: - at `(?:key` in `)?\$(?P<path>.*)`)?$", re.DOTALL)
 
 _PLAIN_NAMES = {
     "str": "a string",
@@ -61,16 +61,13 @@ def complaint(error: msgspec.ValidationError, known: Iterable[str], *, prefix: s
     if wrong := _WRONG_TYPE.match(what):
         return f"{subject} must be {_plain(wrong['expected'])}, not {_plain(wrong['got'])}"
     if bounds := _OUT_OF_BOUNDS.match(what):
-        return f"{subject} must be {_plain(bounds['expected'])} {_BOUNDS[bounds['bound']]} {bounds['limit']}"
+        limit = bounds["limit"].removesuffix(".0")
+        return f"{subject} must be {_plain(bounds['expected'])} {_BOUNDS[bounds['bound']]} {limit}"
     if pattern := _NO_MATCH.match(what):
         return f"{subject} must look like {pattern['regex']}"
     return f"{subject}: {what[:1].lower()}{what[1:]}".replace("`", "")
 
 
 def _plain(types: str) -> str:
-    """`float | null` becomes `a number or null`; bounds such as `int >= 1` are kept."""
-    names = []
-    for part in types.split(" | "):
-        word, _, rest = part.partition(" ")
-        names.append(f"{_PLAIN_NAMES.get(word, word)}{' ' + rest if rest else ''}")
-    return " or ".join(names)
+    """`float | null` becomes `a number or null`."""
+    return " or ".join(_PLAIN_NAMES.get(name, name) for name in types.split(" | "))
