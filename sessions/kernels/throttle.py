@@ -21,11 +21,11 @@ class Throttle:
         self._at_s = clock.monotonic()
 
     def metered(self, handle: Callable[..., None], *args: Any) -> float:
-        """Do one piece of work; returns for how many seconds the next one must wait."""
+        """Do one piece of work; returns for how many seconds the next one must wait: none with a share of all time."""
         before_s = self._clock.monotonic()
         handle(*args)
         now_s = self._clock.monotonic()
         earned_s = (now_s - self._at_s) * self._share
         self._left_s = min(_BURST_S, self._left_s + earned_s) - (now_s - before_s)
         self._at_s = now_s
-        return max(0.0, -self._left_s / self._share)
+        return max(0.0, -self._left_s / self._share) if self._share < 1 else 0.0
