@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from math import inf
 from typing import Any
 
 import structlog
@@ -26,6 +27,7 @@ from sessions.settings import Timeouts
 
 _FIRST_FOLLOWED_PAUSE_S = 0.001
 _FOLLOWED_PAUSE_S = 0.02
+_WARNING_PAUSE_S = 60.0
 
 log = structlog.get_logger()
 
@@ -35,8 +37,8 @@ class Recorder:
 
     `code_ended` is done when the kernel has said so, or when its first file comes, which the supervisor sends only
     then; `ended` once the files have come as well. `feed` has the committed events. The mutable state: the run's fold,
-    the batch that is being written, the last frame folded, the first frame that no commit covers yet, and the last
-    frame that an earlier gateway's commits cover.
+    the batch that is being written, the last frame folded, the first frame that no commit covers yet, the last
+    frame that an earlier gateway's commits cover, and when a failure was last told in the log.
     """
 
     def __init__(self, run_id: RunId, fold: RunFold, store: Store, clock: Clock, timeouts: Timeouts) -> None:
@@ -48,6 +50,7 @@ class Recorder:
         self.ended: asyncio.Future[Done | Died] = loop.create_future()
         self.has_files = False
         self.is_held_up = False
+        self._warned_at_s = -inf
         self._seen_types: set[str] = set()
         self._store = store
         self._clock = clock
@@ -269,5 +272,9 @@ class Recorder:
         self.is_held_up = False
 
     def _note_failure(self, error: Exception) -> None:
-        log.warning("run_not_written", run_id=self.run_id, cause=str(error.__cause__ or "no answer in time").strip())
         self.is_held_up = True
+        now_s = self._clock.monotonic()
+        if now_s >= self._warned_at_s + _WARNING_PAUSE_S:
+            self._warned_at_s = now_s
+            cause = str(error.__cause__ or "no answer in time").strip()
+            log.warning("run_not_written", run_id=self.run_id, cause=cause)

@@ -13,6 +13,7 @@ import pytest
 from doubles import ManualClock, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 from workbench import HURRIED
 
 from sessions.kernels.messages import Message
@@ -34,7 +35,8 @@ class Taped:
         self.store = store or MemoryStore()
         self.timeouts = timeouts
         fold = RunFold(RUN_ID, Limits())
-        self.recorder = Recorder(RUN_ID, fold, self.store, ManualClock(), timeouts)
+        self.clock = ManualClock()
+        self.recorder = Recorder(RUN_ID, fold, self.store, self.clock, timeouts)
         self.recorder.on_commit(lambda: self.acknowledgeable.append(self.recorder.uncommitted_seq))
         self.acknowledgeable: list[int | None] = []
         self.seq = 0
@@ -143,6 +145,19 @@ async def test_while_the_store_is_away_nothing_is_acknowledged_and_nothing_lost(
     taped.store.is_reachable = True
     await until(lambda: taped.stored_text() == "one two")
     await until(lambda: taped.recorder.uncommitted_seq is None)
+
+
+async def test_that_the_store_is_away_is_logged_at_once_and_then_every_minute(taped: Taped) -> None:
+    taped.store.is_reachable = False
+    with capture_logs() as logs:
+        taped.print("one")
+        for minutes in range(1, 3):
+            await until(lambda minutes=minutes: len(logs) == minutes)  # type: ignore[misc]
+            await asyncio.sleep(0.1)  # many attempts
+            assert [line["event"] for line in logs] == minutes * ["run_not_written"]
+            taped.clock.at_s += 60
+        taped.store.is_reachable = True
+        await until(lambda: taped.stored_text() == "one")
 
 
 async def test_what_comes_while_a_batch_is_being_written_stays_uncommitted(taped: Taped) -> None:
