@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import structlog
 from tornado.http1connection import HTTP1Connection
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPConnection, HTTPMessageDelegate
 from tornado.iostream import IOStream
-from tornado.web import Application
+from tornado.web import Application, HTTPError
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
+from gateway.host.data_dir import KERNEL_DIR_CHARACTERS
 from kernel_image import protocol
 from sessions.errors import SetUpFailed
 from sessions.model import KernelId
@@ -37,9 +39,9 @@ _MAX_UNGREETED = 8
 _MAX_CONNECTIONS = 256
 _MAX_REASON_BYTES = 120
 _HEADER_TIMEOUT_S = 10.0
-_NAME_CHARACTERS = 13
 
 Accept = Callable[[Link], LinkListener]
+_log = structlog.get_logger("cellblock.supervisors")
 
 
 class SupervisorSocket(WebSocketHandler):
@@ -91,9 +93,10 @@ class SupervisorSocket(WebSocketHandler):
             listener, self._listener = self._listener, None
             listener.on_closed()
 
-    def log_exception(self, *args: Any) -> None:
-        """Let the listener's own log tell it; tornado's would print what came out of a sandbox."""
-        super().log_exception(*args)
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        """Tell of bugs, without the request: tornado's own line would have the address that the sandbox chose."""
+        if not isinstance(value, HTTPError):
+            _log.error("supervisor_socket_failed", exc_info=(typ, value, tb))
 
 
 class _SocketLink:
@@ -237,4 +240,4 @@ class SupervisorSwitchboard:
 
 def _directory_name(kernel_id: KernelId) -> str:
     """As long as fits: the path of a unix socket is short."""
-    return kernel_id[:_NAME_CHARACTERS]
+    return kernel_id[:KERNEL_DIR_CHARACTERS]

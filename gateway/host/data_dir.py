@@ -24,8 +24,8 @@ _SECRET_BYTES = 32
 _SOCKETS_NAME = "s"
 _KERNELS_NAME = "k"
 _ENVIRONMENTS_NAME = "python"
-_KERNEL_DIR_BYTES = 13
-"""Length of the directory names that `SupervisorSwitchboard` makes."""
+KERNEL_DIR_CHARACTERS = 13
+"""As much of a kernel's id as the directory of its socket has for a name."""
 
 
 def environments_in(data_dir: Path) -> Path:
@@ -123,7 +123,7 @@ class DataDir:
 
 def check_path_length(path: Path) -> None:
     """Raise Misconfigured when a supervisor's socket below `path` would have too long a name."""
-    longest = path / _SOCKETS_NAME / ("k" * _KERNEL_DIR_BYTES) / SOCKET_NAME
+    longest = path / _SOCKETS_NAME / ("k" * KERNEL_DIR_CHARACTERS) / SOCKET_NAME
     excess = len(os.fsencode(longest)) - UNIX_PATH_MAX_BYTES
     if excess > 0:
         raise Misconfigured(

@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import socket
 from pathlib import Path
+from typing import cast
 from uuid import uuid4
 
 import pytest
+from structlog.testing import capture_logs
 from supervised import supervised
+from websockets.asyncio.client import unix_connect
+from websockets.exceptions import ConnectionClosed
+from websockets.typing import Subprotocol
 
 from gateway.supervisors import SupervisorSwitchboard
-from kernel_image.protocol import SOCKET_NAME
+from kernel_image.protocol import SOCKET_NAME, SUBPROTOCOL
 from sessions.errors import SetUpFailed
 from sessions.model import KernelId
 from sessions.ports import Link, LinkListener
@@ -105,3 +110,28 @@ async def test_a_supervisor_finds_the_next_gateway_where_the_last_one_was(
         switchboard.open(kernel.kernel_id, kernel.accept)
         assert (await kernel.end_of(msg_id)).text() == "still here\n"
         assert len(kernel.hellos) == 2
+
+
+async def test_a_listener_that_fails_is_logged_without_the_address_that_the_sandbox_chose(
+    short_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing:
+        def on_text(self, _text: str) -> None:
+            raise ZeroDivisionError
+
+        on_binary = on_text
+
+        def on_closed(self) -> None:
+            pass
+
+    name, switchboard = kernel_id(), SupervisorSwitchboard(short_dir / "s")
+    path = switchboard.open(name, lambda _link: cast("LinkListener", Failing())) / SOCKET_NAME
+    address = "ws://chosen.host/supervisor?chosen"
+    with capture_logs() as logs:
+        async with unix_connect(str(path), uri=address, subprotocols=[Subprotocol(SUBPROTOCOL)]) as link:
+            await link.send("{}")
+            with pytest.raises(ConnectionClosed):
+                await link.recv()
+    switchboard.close(name)
+    assert [(line["event"], line["exc_info"][0]) for line in logs] == [("supervisor_socket_failed", ZeroDivisionError)]
+    assert "chosen" not in caplog.text
