@@ -100,11 +100,13 @@ def package_findings() -> Iterator[Finding]:
         try:
             installed = version(package)
         except PackageNotFoundError:
-            yield Finding(package, Level.FAIL, f"{package} is not installed", "Run `make setup`.")
+            yield Finding(
+                package, Level.FAIL, f"{package} is not installed", f"Run `pip install '{package}>={floor}'`."
+            )
             continue
         if is_older(installed, floor):
             what = f"{package} {installed} is older than {floor}: {reason}"
-            yield Finding(package, Level.FAIL, what, f"Run `make setup`, or `pip install '{package}>={floor}'`.")
+            yield Finding(package, Level.FAIL, what, f"Run `pip install '{package}>={floor}'`.")
         else:
             yield Finding(package, Level.OK, f"{package} {installed}")
 

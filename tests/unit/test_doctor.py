@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
+from gateway import doctor
 from gateway.doctor import Finding, Level, engine_findings, examine, is_older, package_findings
 from sessions.errors import StoreUnavailable
 from sessions.provisioners.docker.engine import EngineFacts, facts_from
@@ -134,3 +136,15 @@ async def test_a_database_that_is_away_is_a_finding() -> None:
         "The database is out of reach; nothing was run.",
         "Start it, or correct `database.url` (empty: the embedded one).",
     )
+
+
+def test_a_library_that_is_missing_or_too_old_is_one_for_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    def installed(package: str) -> str:
+        if package == "tornado":
+            raise PackageNotFoundError(package)
+        return "7.3"
+
+    monkeypatch.setattr(doctor, "version", installed)
+    advice = {finding.name: finding.what_to_do for finding in package_findings() if finding.level is Level.FAIL}
+    assert advice["tornado"] == "Run `pip install 'tornado>=6.5.8'`."
+    assert advice["ipykernel"] == "Run `pip install 'ipykernel>=7.4'`."
