@@ -176,3 +176,21 @@ async def test_an_environment_is_removed_when_no_process_uses_it_and_a_failure_r
     await remove_unused(tmp_path, new)
     assert not old.parent.exists()
     assert await version_in(new) == "2.0"
+
+
+async def test_pip_uses_the_proxy_and_the_certificates_of_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+
+    async def run(command: list[str], _progress: environment.Progress, **_options: object) -> None:
+        commands.append(command)
+
+    monkeypatch.setattr(environment, "run_program", run)
+    monkeypatch.setattr(environment, "_link_kernel_image", lambda _: None)
+    settings = replace(SETTINGS, proxy="http://proxy.example:3128", ca_bundle="~/ca.pem")
+    await ensure_environment(settings, tmp_path, print)
+    assert {"--proxy=http://proxy.example:3128", f"--cert={Path.home() / 'ca.pem'}"} <= set(commands[1])
+    commands.clear()
+    await ensure_environment(replace(settings, proxy="", ca_bundle="", constraints="none"), tmp_path, print)
+    assert not any(word.startswith(("--proxy", "--cert")) for command in commands for word in command)

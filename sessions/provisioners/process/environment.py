@@ -99,7 +99,7 @@ async def _install(directory: Path, settings: BuildSettings, progress: Progress)
     that can be had are installed. Versions that the operator has chosen are not given up. Raises SetUpFailed.
     """
     pip = [str(_interpreter(directory)), "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar=off"]
-    newest = [*pip, "-r", str(directory / "requirements.txt")]
+    newest = [*pip, "--retries=1", *_network_options(settings), "-r", str(directory / "requirements.txt")]
     pinned = [*newest, "-c", str(directory / "constraints.txt")]
     if settings.constraints:
         await run_program(pinned, progress, failed=_FAILED)
@@ -158,6 +158,11 @@ def _remove_all_but(root: Path, kept: Path) -> None:
     for directory in root.iterdir():
         if not any(program.is_relative_to(directory) for program in used):
             shutil.rmtree(directory, ignore_errors=True)
+
+
+def _network_options(settings: BuildSettings) -> list[str]:
+    proxy = [f"--proxy={settings.proxy}"] if settings.proxy else []
+    return [*proxy, f"--cert={Path(settings.ca_bundle).expanduser()}"] if settings.ca_bundle else proxy
 
 
 def _directory(settings: BuildSettings, root: Path) -> Path:
