@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import resource
+import sys
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from rich.console import Console
 
 from gateway import doctor
 from gateway.config.loader import Config
-from gateway.console import greet, showing_progress
+from gateway.console import greet, is_installed, showing_progress, warn_of_missing_packages
 from gateway.doctor import Finding, Level
 from gateway.host.bound_sockets import BoundSockets
 from gateway.host.clock import SystemClock
@@ -183,15 +184,33 @@ async def _choose_engine(config: Config, gateway_id: GatewayId, data_dir: DataDi
                 "No Docker engine answers, and without one nothing is isolated, so that Cellblock listens on loopback "
                 "only: start Docker, or set `server.host` to 127.0.0.1."
             )
-        if not config.build.dependencies:
-            return ChosenEngine(ProcessProvisioner(gateway_id, data_dir.kernels))
-        python = await make_environment(config.build, data_dir.path, console)
-        return ChosenEngine(ProcessProvisioner(gateway_id, data_dir.kernels, python), python=python)
+        python = await _process_environment(config.build, data_dir.path, console)
+        provisioner = ProcessProvisioner(gateway_id, data_dir.kernels, python or Path(sys.executable))
+        return ChosenEngine(provisioner, python=python)
     from sessions.provisioners.docker.provisioner import DockerProvisioner
 
     kernel_image = config.engine.kernel_image or await build_image(config.build, console)
     settings = replace(config.engine, name="docker", kernel_image=kernel_image)
     return ChosenEngine(DockerProvisioner(gateway_id, settings), kernel_image)
+
+
+async def _process_environment(build: BuildSettings, data_dir: Path, console: Console) -> Path | None:
+    """The interpreter with the packages of `build.dependencies`; None where kernels do with what the gateway has.
+
+    Without a network they do, unless the operator has named packages or versions: SetUpFailed is raised then.
+    """
+    if not build.dependencies:
+        return None
+    try:
+        return await make_environment(build, data_dir, console)
+    except SetUpFailed as error:
+        if build.constraints or build.dependencies != BuildSettings().dependencies:
+            raise
+        missing = [name for name in build.dependencies if not is_installed(name)]
+        _log.warning("packages_not_installed", missing=missing, reason=str(error))
+        if missing:
+            warn_of_missing_packages(console, missing, sys.executable)
+        return None
 
 
 async def _docker_answers() -> bool:

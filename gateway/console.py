@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
@@ -30,6 +30,15 @@ def own_version() -> str:
         return version("cellblock")
     except PackageNotFoundError:
         return "(not installed)"
+
+
+def is_installed(package: str) -> bool:
+    """Whether the gateway's own interpreter has this package."""
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 @contextmanager
@@ -64,6 +73,18 @@ def greet(console: Console, *, engine: str, kernel_image: str, database: str, ur
     console.print("Try:")
     console.print(_curl(url, token_required=token_required), markup=False, highlight=False, soft_wrap=True)
     console.print()
+
+
+def warn_of_missing_packages(console: Console, missing: Collection[str], python: str) -> None:
+    """Say what kernels of the process engine do without, and how to get it."""
+    text = (
+        "The packages of [bold]build.dependencies[/bold] could not be installed; the log says why. Kernels run in the "
+        f"gateway's own Python environment, without {escape(', '.join(missing))}.\n\n"
+        "Start Cellblock again once there is a network (behind a proxy, set [bold]build.proxy[/bold]), or install them "
+        "there by the line below. An empty list of [bold]build.dependencies[/bold] does without them for good."
+    )
+    console.print(Panel(text, title="Packages are missing", border_style="yellow"))
+    console.print(f"  {python} -m pip install {' '.join(missing)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_findings(console: Console, findings: Iterable[Finding]) -> None:
