@@ -4,6 +4,14 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+# One at a time: `make -j check test-fast` would have pip twice in the same environment. The lock is on this file, for
+# .venv may not be there yet, and `--clear` would remove one in it.
+exec 9<scripts/setup.sh
+if ! flock -n 9; then
+    echo "Waiting for another setup of .venv"
+    flock 9
+fi
+
 missing=()
 for set in runtime "$@"; do
     stamp=.venv/installed-$set
@@ -40,7 +48,7 @@ if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
 fi
 
 echo "Installing Cellblock (${missing[*]}) into .venv with $("$python" --version)"
-if ! .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+if ! .venv/bin/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
     "$python" -m venv --clear .venv
 fi
 extras=$(IFS=,; echo "$*")
