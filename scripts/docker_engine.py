@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # ruff: noqa: S603, S607, T201 - a script: it talks to a person, and runs system programs by their names
-"""Sees to it that a Docker engine answers, for the tests: `answers`, `start` or `stop`.
+"""Sees to it that a Docker engine answers, for `make serve` and the tests: `answers`, `start` or `stop`.
 
 Standard library only. `start` installs and starts an engine where that is ours to do, which is as root on Debian or
 Ubuntu; `stop` ends only what `start` has started. Exit status: 0 done, 1 failed, 3 there is none and none to be had.
@@ -28,6 +28,15 @@ START_TIMEOUT_S = 90
 STOP_TIMEOUT_S = 30
 PING_TIMEOUT_S = 5
 
+NO_ACCESS = (
+    "NO ACCESS TO THE DOCKER ENGINE: you may not open its socket. Add yourself to the group docker (sudo usermod -aG "
+    "docker $USER, then log in again), or run this as root."
+)
+NO_ENGINE = (
+    "NO DOCKER ENGINE: install Docker and start it (https://docs.docker.com/engine/install/). As root on Debian or "
+    "Ubuntu, without DOCKER_HOST, this would have done it by itself."
+)
+
 # Kernels need no network of Docker's, so an engine without one will do where the machine has no netfilter.
 WITHOUT_NETWORK = ["--iptables=false", "--ip6tables=false", "--bridge=none"]
 
@@ -51,17 +60,22 @@ def answers() -> bool:
         return False
 
 
-def start() -> int:
+def is_forbidden() -> bool:
+    """Whether there is a local engine whose socket this user may not open."""
+    path = os.environ.get("DOCKER_HOST", "").removeprefix("unix://") or DEFAULT_SOCKET
+    return os.path.exists(path) and not os.access(path, os.R_OK | os.W_OK)  # noqa: PTH110 - a host may be no path
+
+
+def start() -> int:  # noqa: PLR0911 - each outcome has its message
     """Have an engine answer, installing and starting one when needed; returns the exit status."""
     if answers():
         print("A Docker engine answers.")
         return 0
+    if is_forbidden():
+        print(NO_ACCESS, file=sys.stderr)
+        return NONE_TO_BE_HAD
     if os.environ.get("DOCKER_HOST") or os.geteuid() != 0 or shutil.which("apt-get") is None:
-        print(
-            "NO DOCKER ENGINE: install Docker and start it (https://docs.docker.com/engine/install/). As root on "
-            "Debian or Ubuntu, without DOCKER_HOST, this would have done it by itself.",
-            file=sys.stderr,
-        )
+        print(NO_ENGINE, file=sys.stderr)
         return NONE_TO_BE_HAD
     if shutil.which("dockerd") is None and not install():
         return 1
