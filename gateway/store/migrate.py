@@ -73,8 +73,8 @@ def _current_revision(connection: Connection) -> str | None:
 
 
 def _upgrade(connection: Connection) -> None:
-    from alembic import command  # noqa: PLC0415 - a fifth of a second of imports, seldom needed
-    from alembic.config import Config  # noqa: PLC0415
+    from alembic import command  # a fifth of a second of imports, seldom needed
+    from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))

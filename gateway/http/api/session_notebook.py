@@ -114,6 +114,6 @@ class _Budget:
 
 
 def _document(runs: Sequence[NotebookRun], language: str, kernel_name: str, has_older: bool) -> bytes:  # noqa: FBT001
-    from gateway.http.render import notebook  # noqa: PLC0415 - nbformat is slow to import, and few gateways need it
+    from gateway.http.render import notebook  # nbformat is slow to import, and few gateways need it
 
     return strict_json(notebook.notebook(runs, language=language, kernel_name=kernel_name, has_older=has_older))
