@@ -24,7 +24,7 @@ ArtifactSize = Annotated[int, Meta(ge=1, le=64 << 20, extra={"human": True})]
 RequestSize = Annotated[int, Meta(ge=1, le=32 << 20, extra={"human": True})]
 """What passes between gateway and supervisor as one message, and is held in memory at both ends."""
 
-# The keys of the configuration carry no units.
+# Times, memory and disk carry no unit as keys of the configuration; other sizes keep theirs (`output_bytes`).
 _KEYS = {f"{name}_s": name for name in ("timeout", "max_timeout", "idle_timeout", "max_lifetime")}
 _KEYS |= {f"{name}_bytes": name for name in ("memory", "disk")}
 
