@@ -1,14 +1,16 @@
-"""A wheel is complete: installed into an environment outside the checkout, it builds the same kernel image."""
+"""A wheel is complete: installed into an environment outside the checkout, it serves, and builds the same image."""
 
 from __future__ import annotations
 
 import os
+import re
 import site
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 from docker.api.client import APIClient
 from engine_fixtures import BUILD
@@ -28,9 +30,13 @@ print(build.kernel_image_tag(build.image_content(settings), settings.base))
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def environment(**variables: str) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | variables
+
+
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Runs the interpreter of an environment with the wheel, and with what this environment has beside Cellblock."""
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment with the wheel, and with what this environment has beside Cellblock."""
     directory = tmp_path_factory.mktemp("wheel")
     # A copy: a build leaves its work in the tree.
     subprocess.run(["git", "clone", "-q", "--no-hardlinks", REPOSITORY, directory / "source"], check=True)
@@ -46,13 +52,18 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Run:
     subprocess.run([*pip, "install", "--no-deps", "--no-compile", "--target", packages, wheel], check=True)
     others = [path for path in (*site.getsitepackages(), *sys.path) if path and Path(path) != REPOSITORY]
     (packages / "others.pth").write_text("".join(f"{path}\n" for path in others))
+    return python
+
+
+@pytest.fixture(scope="module")
+def installed(python: Path) -> Run:
+    """Runs the interpreter to its end."""
 
     def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | variables
         return subprocess.run(
             [python, *arguments],
-            cwd=directory,
-            env=environment,
+            cwd=python.parents[2],
+            env=environment(**variables),
             check=True,
             stdout=subprocess.PIPE,
             text=True,
@@ -66,6 +77,30 @@ def test_an_installed_wheel_asks_for_the_image_of_the_checkout(installed: Run) -
     where, tag = installed("-c", IMAGE_TAG).stdout.split()
     assert REPOSITORY not in Path(where).parents
     assert tag == kernel_image_tag(image_content(BUILD), BUILD.base)
+
+
+def test_an_installed_wheel_serves_from_an_empty_directory(python: Path, short_dir: Path) -> None:
+    data_dir, empty = short_dir / "data", short_dir / "empty"
+    empty.mkdir()
+    variables = environment(
+        CELLBLOCK_SERVER_PORT="0",
+        CELLBLOCK_SERVER_DATA_DIR=str(data_dir),
+        CELLBLOCK_ENGINE_NAME="process",
+        CELLBLOCK_BUILD_DEPENDENCIES="[]",
+        CELLBLOCK_BUILD_PRELOAD="[]",
+        CELLBLOCK_POOL_SIZE="1",
+    )
+    command = [python, "-m", "gateway", "serve"]
+    with subprocess.Popen(command, cwd=empty, env=variables, stdout=subprocess.PIPE, text=True) as gateway:
+        try:
+            assert gateway.stdout is not None
+            urls = (re.search(r"http://[\d.:]+", line) for line in gateway.stdout)
+            url = next(found[0] for found in urls if found)
+            answer = httpx.post(f"{url}/runcode", json={"code": "print('Hello')"}, timeout=60).json()
+        finally:
+            gateway.terminate()
+            gateway.communicate(timeout=60)
+    assert (answer["status"], answer["output"], gateway.returncode) == ("ok", "Hello\n", 0)
 
 
 @pytest.mark.docker
