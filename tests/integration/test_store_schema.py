@@ -8,6 +8,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,11 @@ from gateway.store.engine import make_engine, parse_url
 from gateway.store.migrate import MIGRATIONS, known_revisions, migrate
 from gateway.store.postgres import PostgresStore
 from sessions.errors import Misconfigured, SetUpFailed, StoreUnavailable
+from sessions.model import ArtifactId, RunStatus, TenantId
+from sessions.output.fold import RunFold
+from sessions.settings import Limits
+
+ROWS = (Path(__file__).parent / "rows_of_0004.sql").read_text(encoding="utf-8")
 
 
 def table_names(url: str) -> set[str]:
@@ -39,6 +45,16 @@ def alembic_config() -> Config:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     return config
+
+
+def upgrade(url: str, revision: str) -> None:
+    """Bring an empty database to the shape of an earlier Cellblock."""
+    scripts = alembic_config()
+    engine = make_engine(url, pool_size=1, connect_timeout_s=5)
+    with engine.connect().execution_options(isolation_level="READ COMMITTED") as connection, connection.begin():
+        scripts.attributes["connection"] = connection
+        command.upgrade(scripts, revision)
+    engine.dispose()
 
 
 def test_the_files_of_the_migrations_are_named_by_their_revisions() -> None:
@@ -70,16 +86,13 @@ def test_the_migrated_shape_is_the_one_that_queries_expect(database_url: str) ->
 
 
 async def test_runs_of_the_first_shape_are_numbered_by_age_and_new_ones_come_after(empty_database_url: str) -> None:
-    scripts = alembic_config()
-    engine = make_engine(empty_database_url, pool_size=1, connect_timeout_s=5)
-    with engine.connect().execution_options(isolation_level="READ COMMITTED") as connection, connection.begin():
-        scripts.attributes["connection"] = connection
-        command.upgrade(scripts, "0001")
+    upgrade(empty_database_url, "0001")
     old = [new_run(created_at=NOW - timedelta(days=days)) for days in (1, 3, 2)]
     adding = text(
         "INSERT INTO runs (run_id, tenant, gateway_id, language, timeout_s, created_at, status, code, variables)"
         " VALUES (:run_id, 'anonymous', :gateway_id, 'python', 30, :created_at, 'queued', '', '{}')"
     )
+    engine = make_engine(empty_database_url, pool_size=1, connect_timeout_s=5)
     with engine.connect() as connection:
         for run in old:
             connection.execute(adding, asdict(run))
@@ -91,6 +104,39 @@ async def test_runs_of_the_first_shape_are_numbered_by_age_and_new_ones_come_aft
     records = await store.unfinished_runs(young.gateway_id)
     await store.close()
     assert [record.run.run_id for record in records] == [run.run_id for run in (old[1], old[2], old[0], young)]
+
+
+async def test_what_an_earlier_gateway_has_written_is_read_and_gone_on_with(empty_database_url: str) -> None:
+    upgrade(empty_database_url, "0004")
+    engine = make_engine(empty_database_url, pool_size=1, connect_timeout_s=5)
+    with engine.connect() as connection:
+        connection.exec_driver_sql(ROWS)
+    engine.dispose()
+    migrate(empty_database_url)
+    store = PostgresStore(empty_database_url)
+    failed = await store.find_run(TenantId("anonymous"), "key")
+    assert failed is not None
+    assert failed.result is not None
+    assert (failed.status, failed.result.output) == (RunStatus.ERROR, "out \0\n")
+    assert failed.result.exception is not None
+    assert (failed.result.exception.name, failed.result.exception.line) == ("ZeroDivisionError", 6)
+    refs = {**failed.result.images, **failed.result.files}
+    assert sorted(refs) == ["a.txt", "figure-1.png"]
+    text_file = await store.get_artifact(refs["a.txt"].id)
+    assert text_file is not None
+    assert text_file.data == b"text"
+    (session,) = await store.sessions_of(failed.run.gateway_id)
+    assert (session.session_id, session.runs, session.generation) == ("s", 1, 593589138)
+    (unfinished,) = await store.unfinished_runs(failed.run.gateway_id)
+    assert (unfinished.run.kernel_id, unfinished.status) == (session.kernel_id, RunStatus.RUNNING)
+    events = await store.get_events(unfinished.run.run_id, 0, 10)
+    await store.close()
+    assert unfinished.progress is not None
+    assert unfinished.progress.taken_seq == 11
+    fold = RunFold(unfinished.run.run_id, Limits(), lambda: ArtifactId(""))
+    fold.resume(events, unfinished.progress.state["execution"])
+    result = fold.finish(RunStatus.OK, None, None)
+    assert (result.output, result.execution_count) == ("before\n", 2)
 
 
 def test_gateways_that_start_together_migrate_once(empty_database_url: str) -> None:
