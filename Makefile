@@ -1,5 +1,5 @@
 .DELETE_ON_ERROR:
-.PHONY: help setup serve check test test-fast crash-test clean
+.PHONY: help setup setup-dev serve check test test-fast crash-test clean
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
@@ -17,8 +17,11 @@ serve: ## Set up what is missing, as root on Debian a Docker engine too, and ser
 setup: ## Put Cellblock and all that its checks and tests need into .venv
 	@bash scripts/setup.sh dev clients
 
-check: ## Check format, lint, types and import layers
+# Without other people's clients, which are most of what `setup` downloads.
+setup-dev:
 	@bash scripts/setup.sh dev
+
+check: setup-dev ## Check format, lint, types and import layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -31,10 +34,11 @@ test: setup ## Run every test; as root on Debian it brings Docker and Chromium a
 	@if $(BIN)/python scripts/docker_engine.py answers; then $(BIN)/cellblock build; fi
 	$(PYTEST) $(PYTEST_ARGS)
 
-# Left out are the real kernels and bridges, and what installs packages: they take minutes.
+# Left out are the real kernels and bridges, and what installs packages: they take minutes. So is http_jupyter_client,
+# which needs jupyter_server, one of the clients.
 SLOW := $(addprefix --ignore=tests/integration/test_,$(addsuffix .py,\
-	jupyter_bridge process_environment supervisor_kernel supervisor_life supervisor_relay wheel))
-test-fast: setup ## Run the tests that need neither Docker nor a browser, in under 90 seconds
+	http_jupyter_client jupyter_bridge process_environment supervisor_kernel supervisor_life supervisor_relay wheel))
+test-fast: setup-dev ## Run the tests that need neither Docker nor a browser, in under 90 seconds
 	$(PYTEST) tests/unit tests/contract tests/integration -m 'not docker' $(SLOW) $(PYTEST_ARGS)
 
 # The suite kills 15 times: tests/crash/test_random_kills.py.
