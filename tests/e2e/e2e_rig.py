@@ -1,6 +1,8 @@
 """A gateway without its HTTP face: a Service on real containers and a real PostgreSQL, shared by a module's tests.
 
-`settled` runs around every test: afterwards another run works, and nothing that the test has used is left.
+Beside the tests there is a bystander: a session that has nothing to do with them. `settled` runs around every test:
+afterwards the bystander is none the worse, a fresh kernel has answered for each that the test has used, and nothing else
+of the test is left. The next test claims one of these kernels; after the last one the rig does.
 """
 
 from __future__ import annotations
@@ -25,15 +27,16 @@ from gateway.store.postgres import PostgresStore
 from gateway.supervisors import SupervisorSwitchboard
 from sessions.environment import Environment
 from sessions.kernels.pool_policy import PoolSettings
-from sessions.model import ANONYMOUS, GatewayId, KernelId, Result, RunRequest, RunStatus
+from sessions.model import ANONYMOUS, GatewayId, KernelId, Result, RunRequest, RunStatus, SessionId
 from sessions.provisioners.docker.container import GATEWAY_LABEL
 from sessions.provisioners.docker.provisioner import DockerProvisioner
 from sessions.service import Service
 from sessions.settings import EngineSettings, Limits, SessionLimits
 from sessions.wiring import Wiring
 
-WARM = 3
+WARM = 2
 MAX_CONTAINERS = 6
+BYSTANDER = SessionId("bystander")
 SETTLE_TIMEOUT_S = 90.0
 READY_TIMEOUT_S = 180.0
 """Of a machine that may stand still for half a minute; a gateway's clients wait for /readyz in the same way."""
@@ -46,7 +49,8 @@ LIMITS = Limits(timeout_s=20.0, memory_bytes=512 << 20, disk_bytes=64 << 20)
 
 @dataclass
 class Rig:
-    """The gateway of one module. `quiet_descriptors` is how many files are open when nothing runs."""
+    """The gateway of one module. `quiet_descriptors` is how many files are open when nothing runs; `bystander_runs` how
+    often the bystander has been asked."""
 
     service: Service
     docker: APIClient
@@ -55,12 +59,27 @@ class Rig:
     gateway_id: GatewayId
     quiet_descriptors: int = 0
     quiet_tasks: int = 0
+    bystander_runs: int = 0
 
-    async def run(self, code: str, *, timeout_s: float = 20.0, variables: Mapping[str, Any] | None = None) -> Result:
+    async def run(
+        self,
+        code: str,
+        *,
+        timeout_s: float = 20.0,
+        variables: Mapping[str, Any] | None = None,
+        session_id: SessionId | None = None,
+    ) -> Result:
         """Run code as any caller would. What comes back is what was committed."""
-        result = await self.service.run(RunRequest(ANONYMOUS, code, "python", variables or {}, timeout_s))
+        result = await self.service.run(RunRequest(ANONYMOUS, code, "python", variables or {}, timeout_s, session_id))
         assert await asyncio.to_thread(self.stored_status, result.run_id) == result.status
         return result
+
+    async def ask_bystander(self) -> None:
+        """The session that has nothing to do with the tests still works, and has its variables."""
+        self.bystander_runs += 1
+        code = "count = globals().get('count', 0) + 1\nprint(count)"
+        result = await self.run(code, session_id=BYSTANDER)
+        assert (result.status, result.output) == (RunStatus.OK, f"{self.bystander_runs}\n")
 
     def stored_status(self, run_id: str) -> str:
         """The run's status in the database; its events must be whole and end with it, once."""
@@ -91,9 +110,9 @@ class Rig:
         kernel_pool = self.service._kernel_pool
         counts = {
             "warm kernels": (kernel_pool.warm(), WARM, WARM),
-            "kernels": (len(kernel_pool._kernels), WARM, WARM),
-            "containers": (len(self.containers()), WARM, WARM),
-            "socket directories": (len(list(self.socket_root.iterdir())), WARM, WARM),
+            "kernels": (len(kernel_pool._kernels), WARM + 1, WARM + 1),
+            "containers": (len(self.containers()), WARM + 1, WARM + 1),
+            "socket directories": (len(list(self.socket_root.iterdir())), WARM + 1, WARM + 1),
             "tasks": (len(asyncio.all_tasks()), 0, self.quiet_tasks or 1000),
             "descriptors": (open_descriptors(), 0, self.quiet_descriptors + DESCRIPTOR_SLACK),
         }
@@ -171,10 +190,13 @@ async def rig(
     try:
         rig.quiet_descriptors = 1 << 20
         await rig.ready()
-        await asyncio.gather(*(rig.run("print(1)") for _ in range(3)))
+        await asyncio.gather(rig.ask_bystander(), rig.run("print(1)"))
         await rig.settle()
         rig.quiet_descriptors, rig.quiet_tasks = open_descriptors(), len(asyncio.all_tasks())
         yield rig
+        last = await rig.run("print('still here')")
+        assert (last.status, last.output) == (RunStatus.OK, "still here\n")
+        await service.delete_session(ANONYMOUS, BYSTANDER)
     finally:
         await service.drain(5)
         await service.close()
@@ -186,8 +208,7 @@ async def rig(
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def settled(rig: Rig) -> AsyncIterator[None]:
-    """Ask for this around a test that attacks: another run must work afterwards, and nothing may be left."""
+    """Ask for this around a test that attacks: others must be none the worse afterwards, and nothing may be left."""
     yield
-    after = await rig.run("print('still here')")
-    assert (after.status, after.output) == (RunStatus.OK, "still here\n")
+    await rig.ask_bystander()
     await rig.settle()

@@ -356,7 +356,7 @@ async def test_slow_and_noisy_connections_leave_the_gateway_to_others(rig: Rig) 
         rig.run(
             SOCKET
             + """
-ends = time.monotonic() + 10
+ends = time.monotonic() + 7
 def noise(flood, first):
     while time.monotonic() < ends:
         try:
@@ -381,6 +381,6 @@ while time.monotonic() < ends:
     )
     await asyncio.sleep(1)
     assert (await rig.run("print(1)")).output == "1\n"
-    assert (await rig.run("print(2)")).output == "2\n"
+    await rig.ask_bystander()
     assert not attack.done()
     assert (await attack).status in (RunStatus.OK, RunStatus.KERNEL_DIED)
