@@ -1,6 +1,7 @@
 """Jupyter tools of this machine that find Cellblock's kernels: kernelspecs in a place of the test's own, and clients.
 
 A pytest plugin. `process_jupyter` has kernels that are plain processes, `docker_jupyter` has them in containers.
+`lasting_jupyter` has one of the former, for all tests of a module that neither end it nor need a fresh one.
 """
 
 from __future__ import annotations
@@ -134,19 +135,55 @@ def jupyter_with(
     assert jupyter.places() == []
 
 
+_PROCESS_CONFIG = {
+    "engine": {"name": "process"},
+    "build": {"dependencies": [], "preload": []},  # kernels run in the tests' own environment
+    "languages": {"python": "python3", "bash": "bash"},
+}
+
+
 @pytest.fixture
 def process_jupyter(tmp_path: Path, short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jupyter]:
-    config = {
-        "engine": {"name": "process"},
-        "build": {"dependencies": [], "preload": []},  # kernels run in the tests' own environment
-        "languages": {"python": "python3", "bash": "bash"},
-    }
-    with jupyter_with(config, tmp_path, short_dir, monkeypatch) as jupyter:
+    with jupyter_with(_PROCESS_CONFIG, tmp_path, short_dir, monkeypatch) as jupyter:
         yield jupyter
 
 
+class LastingJupyter(Jupyter):
+    """Its only kernel is the module's; each test has a client of its own."""
+
+    manager: KernelManager
+
+    @contextmanager
+    def kernel(self, **options: Any) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
+        """The kernel. Afterwards it must work, behind the same bridge; its variables are forgotten."""
+        assert options == {}
+        bridges = self.bridges()
+        with self.client(self.manager) as client:
+            yield self.manager, client
+        with self.client(self.manager) as client:
+            assert run(client, "%reset -f\nprint('on')")[1] == "on\n"
+        assert self.bridges() == bridges
+
+
+@pytest.fixture(scope="module")
+def lasting_jupyter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LastingJupyter]:
+    with (
+        pytest.MonkeyPatch.context() as monkeypatch,
+        tempfile.TemporaryDirectory(prefix="cb-") as short_dir,
+        jupyter_with(_PROCESS_CONFIG, tmp_path_factory.mktemp("lasting"), Path(short_dir), monkeypatch) as jupyter,
+        jupyter.kernel() as (manager, _),
+    ):
+        lasting = LastingJupyter(jupyter.environment, jupyter.temporary)
+        lasting.manager = manager
+        yield lasting
+
+
 def _docker_config(kernel_image: str) -> dict[str, Any]:
-    return {"engine": {"name": "docker", "kernel_image": kernel_image}, "limits": {"memory": "512M", "disk": "64M"}}
+    return {
+        "engine": {"name": "docker", "kernel_image": kernel_image},
+        "build": {"dependencies": [], "preload": []},  # kernels run in the tests' own environment
+        "limits": {"memory": "512M", "disk": "64M"},
+    }
 
 
 @pytest.fixture

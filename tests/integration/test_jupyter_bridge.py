@@ -21,13 +21,13 @@ from jupyter_client.manager import AsyncKernelManager, KernelManager
 from jupyter_client.restarter import KernelRestarter
 from jupyter_client.session import Session
 from jupyter_core.utils import ensure_event_loop
-from jupyter_rig import KERNEL, Jupyter, install, run, until
+from jupyter_rig import KERNEL, Jupyter, LastingJupyter, install, run, until
 
 from gateway.local_jupyter.provisioner import KernelNotStarted
 
 
-def test_streams_results_errors_and_the_reply_come_as_from_any_kernel(process_jupyter: Jupyter) -> None:
-    with process_jupyter.kernel() as (_, client):
+def test_streams_results_errors_and_the_reply_come_as_from_any_kernel(lasting_jupyter: LastingJupyter) -> None:
+    with lasting_jupyter.kernel() as (_, client):
         heard: list[tuple[str, Any]] = []
         reply = client.execute_interactive(
             "print('out')\n6 * 7", output_hook=lambda m: heard.append((m["msg_type"], m["content"])), timeout=30
@@ -39,8 +39,8 @@ def test_streams_results_errors_and_the_reply_come_as_from_any_kernel(process_ju
         assert (content["status"], content["ename"]) == ("error", "ZeroDivisionError")
 
 
-def test_questions_that_are_no_runs_are_answered(process_jupyter: Jupyter) -> None:
-    with process_jupyter.kernel() as (_, client):
+def test_questions_that_are_no_runs_are_answered(lasting_jupyter: LastingJupyter) -> None:
+    with lasting_jupyter.kernel() as (_, client):
         run(client, "wanted_name = 1")
         for asked, kind, check in (
             (client.complete("wanted_n"), "complete_reply", lambda c: "wanted_name" in c["matches"]),
@@ -59,7 +59,7 @@ def test_questions_that_are_no_runs_are_answered(process_jupyter: Jupyter) -> No
             assert check(reply["content"]), reply["content"]
 
 
-def test_comms_pass_in_both_directions_with_their_buffers(process_jupyter: Jupyter) -> None:
+def test_comms_pass_in_both_directions_with_their_buffers(lasting_jupyter: LastingJupyter) -> None:
     code = (
         "from comm import get_comm_manager\n"
         "def opened(comm, message):\n"
@@ -68,7 +68,7 @@ def test_comms_pass_in_both_directions_with_their_buffers(process_jupyter: Jupyt
         "        comm.send({'heard': message['content']['data']}, buffers=[bytes(message['buffers'][0])[::-1]])\n"
         "get_comm_manager().register_target('echo', opened)"
     )
-    with process_jupyter.kernel() as (_, client):
+    with lasting_jupyter.kernel() as (_, client):
         assert run(client, code)[0]["status"] == "ok"
         for kind, content, buffers in (
             ("comm_open", {"comm_id": "c", "target_name": "echo", "data": {}}, []),
@@ -81,8 +81,8 @@ def test_comms_pass_in_both_directions_with_their_buffers(process_jupyter: Jupyt
         assert [bytes(buffer) for buffer in message["buffers"]] == [b"cba"]
 
 
-def test_input_is_asked_of_the_client_that_runs_the_code(process_jupyter: Jupyter) -> None:
-    with process_jupyter.kernel() as (manager, client), process_jupyter.client(manager) as other:
+def test_input_is_asked_of_the_client_that_runs_the_code(lasting_jupyter: LastingJupyter) -> None:
+    with lasting_jupyter.kernel() as (manager, client), lasting_jupyter.client(manager) as other:
         asked: list[str] = []
 
         def answer(message: dict[str, Any]) -> None:
@@ -95,8 +95,8 @@ def test_input_is_asked_of_the_client_that_runs_the_code(process_jupyter: Jupyte
             other.get_stdin_msg(timeout=0.2)
 
 
-def test_two_clients_share_variables_and_output_and_each_has_its_own_replies(process_jupyter: Jupyter) -> None:
-    with process_jupyter.kernel() as (manager, one), process_jupyter.client(manager) as two:
+def test_two_clients_share_variables_and_output_and_each_has_its_own_replies(lasting_jupyter: LastingJupyter) -> None:
+    with lasting_jupyter.kernel() as (manager, one), lasting_jupyter.client(manager) as two:
         run(one, "shared = 'yes'")
         while True:  # what has been published so far
             try:
@@ -111,8 +111,8 @@ def test_two_clients_share_variables_and_output_and_each_has_its_own_replies(pro
         assert run(two, "print(shared)")[1] == "yes\n"
 
 
-def test_a_message_that_is_signed_with_another_key_is_not_run(process_jupyter: Jupyter) -> None:
-    with process_jupyter.kernel() as (manager, client):
+def test_a_message_that_is_signed_with_another_key_is_not_run(lasting_jupyter: LastingJupyter) -> None:
+    with lasting_jupyter.kernel() as (manager, client):
         info = manager.get_connection_info()
         with zmq.Context() as context, context.socket(zmq.DEALER) as intruder:
             intruder.linger = 0
@@ -124,8 +124,8 @@ def test_a_message_that_is_signed_with_another_key_is_not_run(process_jupyter: J
         assert run(client, "print(who)")[1] == f"{info['key']!r}\n"
 
 
-def test_an_interrupt_is_a_keyboard_interrupt_and_the_variables_stay(process_jupyter: Jupyter) -> None:
-    with process_jupyter.kernel() as (manager, client):
+def test_an_interrupt_is_a_keyboard_interrupt_and_the_variables_stay(lasting_jupyter: LastingJupyter) -> None:
+    with lasting_jupyter.kernel() as (manager, client):
 
         def interrupt() -> None:
             manager.interrupt_kernel()
@@ -138,8 +138,8 @@ def test_an_interrupt_is_a_keyboard_interrupt_and_the_variables_stay(process_jup
         assert run(client, "print(kept)")[1] == "1\n"
 
 
-def test_an_interrupt_by_message_is_answered_and_does_the_same(process_jupyter: Jupyter) -> None:
-    with process_jupyter.kernel() as (_, client):
+def test_an_interrupt_by_message_is_answered_and_does_the_same(lasting_jupyter: LastingJupyter) -> None:
+    with lasting_jupyter.kernel() as (_, client):
         running = client.execute("import time\nwhile True: time.sleep(0.05)")
         time.sleep(0.5)
         client.session.send(client.control_channel.socket, "interrupt_request", {})
@@ -148,9 +148,11 @@ def test_an_interrupt_by_message_is_answered_and_does_the_same(process_jupyter: 
         assert (reply["parent_header"]["msg_id"], reply["content"]["ename"]) == (running, "KeyboardInterrupt")
 
 
-def test_a_kernel_that_ignores_interrupts_is_not_killed_for_it_and_a_restart_ends_it(process_jupyter: Jupyter) -> None:
+def test_a_kernel_that_ignores_interrupts_is_not_killed_for_it_and_a_restart_ends_it(
+    lasting_jupyter: LastingJupyter,
+) -> None:
     deaf = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('deaf', flush=True)\nwhile True: pass"
-    with process_jupyter.kernel() as (manager, client):
+    with lasting_jupyter.kernel() as (manager, client):
         client.execute(deaf)
         while client.get_iopub_msg(timeout=30)["msg_type"] != "stream":
             pass
@@ -163,14 +165,14 @@ def test_a_kernel_that_ignores_interrupts_is_not_killed_for_it_and_a_restart_end
 
 
 @pytest.mark.parametrize("now", [False, True])
-def test_a_restart_forgets_variables_and_keeps_files_and_clients(process_jupyter: Jupyter, *, now: bool) -> None:
-    with process_jupyter.kernel() as (manager, client):
-        (bridge,) = process_jupyter.bridges()
+def test_a_restart_forgets_variables_and_keeps_files_and_clients(lasting_jupyter: LastingJupyter, *, now: bool) -> None:
+    with lasting_jupyter.kernel() as (manager, client):
+        (bridge,) = lasting_jupyter.bridges()
         run(client, "x = 1\nopen('kept', 'w').write('file')")
         manager.restart_kernel(now=now)
         client.wait_for_ready(timeout=30)
         assert run(client, "print('x' in globals(), open('kept').read())")[1] == "False file\n"
-        assert process_jupyter.bridges() == [bridge]
+        assert lasting_jupyter.bridges() == [bridge]
 
 
 def test_a_restart_on_other_ports_is_a_new_kernel_there(process_jupyter: Jupyter) -> None:
@@ -301,7 +303,7 @@ def test_more_than_one_cell_may_say_is_cut_and_said_to_be(process_jupyter: Jupyt
         assert run(client, "print('on')")[1] == "on\n"
 
 
-def test_nonsense_of_a_kernels_is_kept_from_its_clients(process_jupyter: Jupyter) -> None:
+def test_nonsense_of_a_kernels_is_kept_from_its_clients(lasting_jupyter: LastingJupyter) -> None:
     code = (
         "from ipykernel.kernelapp import IPKernelApp\n"
         "kernel = IPKernelApp.instance().kernel\n"
@@ -318,7 +320,7 @@ def test_nonsense_of_a_kernels_is_kept_from_its_clients(process_jupyter: Jupyter
         "publish({**header, 'msg_type': 7}, parent['header'], {})\n"
         "print('sent')"
     )
-    with process_jupyter.kernel() as (_, client):
+    with lasting_jupyter.kernel() as (_, client):
         heard: list[tuple[str, Any]] = []
         client.execute_interactive(
             code, output_hook=lambda m: heard.append((m["msg_type"], m["content"].get("text"))), timeout=30
