@@ -1,6 +1,7 @@
 """Clients of a gateway that runs as a process of its own on real containers, and the fixtures that start and end it.
 
-A module makes its `gateway` with `launch`; `client` is a tenant of it, whose sessions are deleted after each test.
+The `gateway` of a module is the one that all modules of a worker share, unless the module makes its own, with `launch`:
+where it needs other settings, or ends it. `client` is a tenant of it, whose sessions are deleted after each test.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import json
 import shutil
 import signal
 import tempfile
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +24,14 @@ import httpx
 import pytest
 import pytest_asyncio
 from docker.api.client import APIClient
-from serve_rig import Gateway, start
+from serve_rig import PATIENCE_S, Gateway, start
 from websockets.asyncio.client import ClientConnection, connect
 
 from sessions.provisioners.docker.container import GATEWAY_LABEL
 
 ALICE, BOB = "alice", "bob"
 TOKENS = json.dumps([{"tenant": name, "sha256": hashlib.sha256(name.encode()).hexdigest()} for name in (ALICE, BOB)])
+WARM = 1
 TINY_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
 Json = dict[str, Any]
@@ -172,8 +176,8 @@ def kernels_of(docker_client: APIClient, gateway: Gateway) -> set[str]:
     return {container["Labels"]["cellblock.kernel"] for container in containers_of(docker_client, gateway)}
 
 
-def end(gateway: Gateway, docker_client: APIClient) -> None:
-    """Delete all sessions and end the gateway as an operator does; nothing may be left."""
+def delete_all(gateway: Gateway) -> None:
+    """Cancel all runs and delete all sessions."""
     for tenant in (ALICE, BOB):
         headers = {"Authorization": f"Bearer {tenant}"}
         with httpx.Client(base_url=gateway.url, headers=headers, timeout=60) as client:
@@ -182,6 +186,11 @@ def end(gateway: Gateway, docker_client: APIClient) -> None:
                     client.post(f"/runs/{run['run_id']}/cancel")
             for session in client.get("/sessions").json()["sessions"]:
                 client.delete(f"/sessions/{session['session_id']}")
+
+
+def end(gateway: Gateway, docker_client: APIClient) -> None:
+    """Delete all sessions and end the gateway as an operator does; nothing may be left."""
+    delete_all(gateway)
     assert gateway.stop(signal.SIGTERM) == 0, gateway.log.read_text()[-4000:]
     assert containers_of(docker_client, gateway) == []
     assert list((gateway.data_dir / "s").iterdir()) == []
@@ -205,31 +214,47 @@ def settings(kernel_image: str, database_url: str, **more: str) -> dict[str, str
         "CELLBLOCK_DATABASE_URL": database_url,
         "CELLBLOCK_AUTH_TOKENS": TOKENS,
         "CELLBLOCK_BUILD_PRELOAD": "[]",
+        "CELLBLOCK_POOL_SIZE": str(WARM),
         **more,
     }
 
 
-@pytest.fixture(scope="module")
-def launch(
-    request: pytest.FixtureRequest, docker_client: APIClient, kernel_image: str, module_database_url: str
-) -> Launch:
-    """Starts a gateway on this module's database, and ends it. Its kernels have the module's `PRELOAD` imported."""
-    preload = f"[{', '.join(getattr(request.module, 'PRELOAD', ()))}]"
-
-    @contextmanager
-    def launching(**more: str) -> Iterator[Gateway]:
-        with short_directory() as parent:
-            variables = {"CELLBLOCK_BUILD_PRELOAD": preload, **more}
-            gateway = start(parent / "data", **settings(kernel_image, module_database_url, **variables))
+@contextmanager
+def launching(docker_client: APIClient, kernel_image: str, database_url: str, **more: str) -> Iterator[Gateway]:
+    """A gateway that is ended as an operator does; nothing may be left."""
+    with short_directory() as parent:
+        gateway = start(parent / "data", **settings(kernel_image, database_url, **more))
+        try:
+            yield gateway
+        finally:
             try:
-                yield gateway
+                end(gateway, docker_client)
             finally:
-                try:
-                    end(gateway, docker_client)
-                finally:
-                    clear_away(gateway, docker_client)
+                clear_away(gateway, docker_client)
 
-    return launching
+
+@pytest.fixture(scope="module")
+def launch(docker_client: APIClient, kernel_image: str, module_database_url: str) -> Launch:
+    """Starts a gateway on this module's database, and ends it."""
+    return partial(launching, docker_client, kernel_image, module_database_url)
+
+
+@pytest.fixture(scope="session")
+def shared_gateway(docker_client: APIClient, kernel_image: str, session_database_url: str) -> Iterator[Gateway]:
+    with launching(docker_client, kernel_image, session_database_url, CELLBLOCK_POOL_MAX="12") as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def gateway(shared_gateway: Gateway, docker_client: APIClient) -> Iterator[Gateway]:
+    """Nothing of the module is left for the next one: no session, no run at work, no container but the warm ones."""
+    yield shared_gateway
+    delete_all(shared_gateway)
+    deadline_s = time.monotonic() + PATIENCE_S
+    while len(left := containers_of(docker_client, shared_gateway)) != WARM:
+        assert time.monotonic() < deadline_s, left
+        time.sleep(0.1)
+    assert len(list((shared_gateway.data_dir / "s").iterdir())) == WARM
 
 
 def clear_away(gateway: Gateway, docker_client: APIClient) -> None:

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
-from client_rig import bob, client, launch, s
-from e2e_rig import module_database_url, rig, settled
+from client_rig import bob, client, gateway, launch, s, shared_gateway
+from e2e_rig import module_database_url, rig, session_database_url, settled
 from jupyter_client_rig import jupyter
 
-__all__ = ["bob", "client", "jupyter", "launch", "module_database_url", "rig", "s", "settled"]
+__all__ = [
+    "bob",
+    "client",
+    "gateway",
+    "jupyter",
+    "launch",
+    "module_database_url",
+    "rig",
+    "s",
+    "session_database_url",
+    "settled",
+    "shared_gateway",
+]

@@ -1,8 +1,8 @@
 """A gateway without its HTTP face: a Service on real containers and a real PostgreSQL, shared by a module's tests.
 
 Beside the tests there is a bystander: a session that has nothing to do with them. `settled` runs around every test:
-afterwards the bystander is none the worse, a fresh kernel has answered for each that the test has used, and nothing else
-of the test is left. The next test claims one of these kernels; after the last one the rig does.
+afterwards the bystander is none the worse, the pool is full of fresh kernels that have answered, and nothing else is
+there. The next test claims one of these kernels; after the last test the rig does.
 """
 
 from __future__ import annotations
@@ -152,6 +152,15 @@ def open_descriptors() -> int:
 
 @pytest.fixture(scope="module")
 def module_database_url(postgres_server: str, migrated_template: str) -> Iterator[str]:
+    yield from _database(postgres_server, migrated_template)
+
+
+@pytest.fixture(scope="session")
+def session_database_url(postgres_server: str, migrated_template: str) -> Iterator[str]:
+    yield from _database(postgres_server, migrated_template)
+
+
+def _database(postgres_server: str, migrated_template: str) -> Iterator[str]:
     name = f"e2e_{uuid.uuid4().hex}"
     execute(postgres_server, f"CREATE DATABASE {name} TEMPLATE {migrated_template} STRATEGY file_copy")
     yield with_database(postgres_server, name)

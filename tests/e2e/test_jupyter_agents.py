@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 from autogen_core import CancellationToken
 from autogen_core.code_executor import CodeBlock
-from client_rig import ALICE, Launch
+from client_rig import ALICE
 from jupyter_client_rig import FORGETFUL, only_these_kernels
 from serve_rig import Gateway
 from smolagents import FinalAnswerTool
@@ -32,12 +32,6 @@ PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 3, 2])\nplt.show()"
 PNG_MAGIC = b"\x89PNG\r\n"
 
 pytestmark = [pytest.mark.docker, FORGETFUL]
-
-
-@pytest.fixture(scope="module")
-def gateway(launch: Launch) -> Iterator[Gateway]:
-    with launch(CELLBLOCK_POOL_MAX="8") as gateway:
-        yield gateway
 
 
 @pytest.fixture(autouse=True)

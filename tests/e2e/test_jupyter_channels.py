@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from itertools import groupby
 
 import pytest
 import pytest_asyncio
-from client_rig import Launch
 from jupyter_client_rig import NUMBERED, Channels, Jupyter, numbers
 from jupyter_messages import Message, text_of
-from serve_rig import Gateway
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 COMM_TARGET = """
@@ -40,12 +38,6 @@ GARBAGE: list[str | bytes] = [
 ]
 
 pytestmark = pytest.mark.docker
-
-
-@pytest.fixture(scope="module")
-def gateway(launch: Launch) -> Iterator[Gateway]:
-    with launch(CELLBLOCK_POOL_MAX="12") as gateway:
-        yield gateway
 
 
 @pytest_asyncio.fixture

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import jupyter_mimetypes
 import pytest
-from client_rig import ALICE, Client, Json, Launch
+from client_rig import ALICE, Client, Json
 from jupyter_client_rig import FORGETFUL, IN_BINARY, NUMBERED, only_these_kernels
 from jupyter_kernel_client import JupyterKernelClient
 from requests.exceptions import HTTPError
@@ -26,12 +26,6 @@ from serve_rig import Gateway
 pytestmark = [pytest.mark.docker, FORGETFUL]
 
 PROTOCOLS = pytest.mark.parametrize("protocol", [{}, IN_BINARY], ids=["legacy", "v1"])
-
-
-@pytest.fixture(scope="module")
-def gateway(launch: Launch) -> Iterator[Gateway]:
-    with launch(CELLBLOCK_POOL_MAX="8") as gateway:
-        yield gateway
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import jupyter_kernel_test
 import pytest
-from client_rig import ALICE, Json, Launch
+from client_rig import ALICE, Json
 from jupyter_client_rig import FORGETFUL, IN_BINARY, only_these_kernels
 from jupyter_kernel_client.manager import KernelHttpManager
 from serve_rig import Gateway
@@ -26,12 +26,6 @@ display(Image(base64.b64decode(
 """
 
 pytestmark = [pytest.mark.docker, FORGETFUL]
-
-
-@pytest.fixture(scope="module")
-def gateway(launch: Launch) -> Iterator[Gateway]:
-    with launch() as gateway:
-        yield gateway
 
 
 class OverWebSocket:

@@ -19,6 +19,7 @@ from pathlib import Path
 import httpx
 import pytest
 from serve_rig import PATIENCE_S, Gateway, environment, free_port, processes_of, run_command, start
+from store_fixtures import copy_template_data_dir
 
 TINY_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
@@ -31,6 +32,13 @@ def data_dir() -> Iterator[Path]:
     shutil.rmtree(parent, ignore_errors=True)
 
 
+@pytest.fixture
+def used_data_dir(data_dir: Path) -> Path:
+    """One that has a database already; `initdb` and the migrations would take seconds."""
+    copy_template_data_dir(data_dir)
+    return data_dir
+
+
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[Gateway]:
     parent = Path(tempfile.mkdtemp(prefix="cb-"))
@@ -38,6 +46,13 @@ def gateway() -> Iterator[Gateway]:
     yield gateway
     gateway.stop(signal.SIGTERM)
     shutil.rmtree(parent, ignore_errors=True)
+
+
+def until_it_runs(gateway: Gateway) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while [run["status"] for run in httpx.get(f"{gateway.url}/runs").json()["runs"]] != ["running"]:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
 
 
 def test_hello_world_by_post_and_get(gateway: Gateway) -> None:
@@ -172,12 +187,12 @@ def test_migrate_says_whether_there_was_something_to_do(data_dir: Path) -> None:
     assert processes_of(data_dir) == []
 
 
-def test_sigterm_lets_runs_end_and_leaves_nothing_behind(data_dir: Path) -> None:
-    gateway = start(data_dir)
+def test_sigterm_lets_runs_end_and_leaves_nothing_behind(used_data_dir: Path) -> None:
+    gateway = start(used_data_dir)
     with ThreadPoolExecutor() as threads:
         fields = {"code": "import time\nprint(1, flush=True)\ntime.sleep(3)\nprint(2)"}
         running = threads.submit(httpx.post, f"{gateway.url}/runcode", json=fields, timeout=30)
-        time.sleep(1)
+        until_it_runs(gateway)
         gateway.process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
         ready = httpx.get(f"{gateway.url}/readyz")
@@ -187,16 +202,16 @@ def test_sigterm_lets_runs_end_and_leaves_nothing_behind(data_dir: Path) -> None
     assert "Retry-After" in refused.headers
     assert (answer.status_code, answer.json()["output"]) == (200, "1\n2\n")
     assert gateway.process.wait(PATIENCE_S) == 0
-    assert processes_of(data_dir) == []
-    assert list((data_dir / "s").iterdir()) == []
+    assert processes_of(used_data_dir) == []
+    assert list((used_data_dir / "s").iterdir()) == []
 
 
-def test_a_second_signal_hurries(data_dir: Path) -> None:
-    gateway = start(data_dir)
+def test_a_second_signal_hurries(used_data_dir: Path) -> None:
+    gateway = start(used_data_dir)
     with ThreadPoolExecutor() as threads:
         fields = {"code": "import time\ntime.sleep(60)", "timeout": 100}
         running = threads.submit(httpx.post, f"{gateway.url}/runcode", json=fields, timeout=60)
-        time.sleep(1)
+        until_it_runs(gateway)
         began = time.monotonic()
         assert gateway.stop(signal.SIGTERM, signal.SIGINT) == 0
         assert time.monotonic() - began < 15
@@ -204,13 +219,13 @@ def test_a_second_signal_hurries(data_dir: Path) -> None:
         assert (refused.status_code, refused.json()["code"]) == (500, "end_not_stored")
         assert "goes on in its sandbox" in refused.json()["error"]
     # Its kernel waits for the next gateway, which takes over what nobody has ended.
-    assert processes_of(data_dir) != []
-    second = start(data_dir)
+    assert processes_of(used_data_dir) != []
+    second = start(used_data_dir)
     run_id = httpx.get(f"{second.url}/runs").json()["runs"][0]["run_id"]
     assert httpx.get(f"{second.url}/runs/{run_id}").json()["status"] == "running"
     assert httpx.post(f"{second.url}/runs/{run_id}/cancel").status_code == 202
     assert second.stop(signal.SIGTERM) == 0
-    assert processes_of(data_dir) == []
+    assert processes_of(used_data_dir) == []
 
 
 def test_a_signal_during_start_up_stops_it_cleanly(data_dir: Path) -> None:
@@ -234,26 +249,26 @@ def test_a_signal_during_start_up_stops_it_cleanly(data_dir: Path) -> None:
     assert processes_of(data_dir) == []
 
 
-def test_after_kill_9_the_next_gateway_takes_over(data_dir: Path) -> None:
-    first = start(data_dir)
-    gateway_id = (data_dir / "gateway_id").read_text()
+def test_after_kill_9_the_next_gateway_takes_over(used_data_dir: Path) -> None:
+    first = start(used_data_dir)
+    gateway_id = (used_data_dir / "gateway_id").read_text()
     code = f"import base64; open('a.png', 'wb').write(base64.b64decode('{TINY_PNG}'))"
     picture = httpx.post(f"{first.url}/runcode", json={"code": code}, timeout=30).json()["images"]["a.png"]
     first.process.kill()
     first.process.wait(PATIENCE_S)
-    second = start(data_dir)
+    second = start(used_data_dir)
     try:
-        assert (data_dir / "gateway_id").read_text() == gateway_id
+        assert (used_data_dir / "gateway_id").read_text() == gateway_id
         assert httpx.get(picture.replace(first.url, second.url)).status_code == 200
         answer = httpx.post(f"{second.url}/runcode", json={"code": "print(1)"}, timeout=30)
         assert answer.json()["output"] == "1\n"
     finally:
         assert second.stop(signal.SIGTERM) == 0
-    assert processes_of(data_dir) == []
+    assert processes_of(used_data_dir) == []
 
 
-def test_with_tokens_nobody_comes_in_without(data_dir: Path) -> None:
-    gateway = start(data_dir, CELLBLOCK_AUTH_TOKENS=hashlib.sha256(b"alpha").hexdigest())
+def test_with_tokens_nobody_comes_in_without(used_data_dir: Path) -> None:
+    gateway = start(used_data_dir, CELLBLOCK_AUTH_TOKENS=hashlib.sha256(b"alpha").hexdigest())
     try:
         url = f"{gateway.url}/runcode"
         assert httpx.post(url, json={"code": "1"}).status_code == 401
