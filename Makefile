@@ -37,11 +37,12 @@ test: setup ## Run every test; as root on Debian it brings Docker and Chromium a
 # Left out are the real kernels and bridges, and what installs packages: they take minutes. So is http_jupyter_client,
 # which needs jupyter_server, one of the clients.
 SLOW := $(addprefix --ignore=tests/integration/test_,$(addsuffix .py,\
-	http_jupyter_client jupyter_bridge process_environment supervisor_kernel supervisor_life supervisor_relay wheel))
+	http_jupyter_client jupyter_bridge process_environment supervisor_crashes supervisor_kernel supervisor_life \
+	supervisor_relay wheel))
 test-fast: setup-dev ## Run the tests that need neither Docker nor a browser, in under 90 seconds
 	$(PYTEST) tests/unit tests/contract tests/integration -m 'not docker' $(SLOW) $(PYTEST_ARGS)
 
-# The suite kills 15 times: tests/crash/test_random_kills.py.
+# The suite kills 10 times: tests/crash/test_random_kills.py.
 ROUNDS ?= 50
 crash-test: setup ## Kill a working gateway at ROUNDS=50 random moments and count what was lost: nothing
 	@$(BIN)/python scripts/docker_engine.py start

@@ -1,4 +1,4 @@
-"""A real supervisor without a container: crashes, interrupts, restarts and its own end."""
+"""A real supervisor without a container: rejections, interrupts, restarts and its own end."""
 
 from __future__ import annotations
 
@@ -63,50 +63,6 @@ async def test_an_error_has_its_true_line_and_the_kernel_lives_on(kernel: Superv
     assert run.reply()["ename"] == "ZeroDivisionError"
     assert "line 3" in "\n".join(run.reply()["traceback"])
     assert (await kernel.run("x")).value() == "1"
-
-
-CRASHES = {
-    "exit": ("import os; os._exit(4)", "exited", 4, None),
-    "kill": ("import os; os.kill(os.getpid(), 9)", "signal", None, 9),
-    "segfault": ("import os; os.kill(os.getpid(), 11)", "signal", None, 11),
-    "null pointer": ("import ctypes; ctypes.string_at(0)", "signal", None, 11),
-    "abort": ("import os; os.abort()", "signal", None, 6),
-}
-
-
-@pytest.mark.parametrize("crash", CRASHES)
-@pytest.mark.parametrize("flush", [True, False])
-async def test_output_written_before_a_crash_is_kept_exactly_once(
-    kernel: Supervised, crash: str, *, flush: bool
-) -> None:
-    code, cause, exit_code, signal_number = CRASHES[crash]
-    printing = f"import sys\nprint('héllo', flush={flush})\nprint('err', file=sys.stderr, flush={flush})\n"
-    run = await kernel.run(printing + code)
-    assert run.text("stdout") == "héllo\n"
-    assert run.text("stderr").startswith("err\n")
-    end = run.end.content
-    assert (end["cause"], end["exit_code"], end["signal"]) == (cause, exit_code, signal_number)
-    assert end["msg_id"] == run.msg_id
-    await kernel.ready(generation=2)
-    assert (await kernel.run("'x' in dir()")).value() == "False"
-
-
-async def test_much_output_right_before_a_crash_is_whole_or_said_to_be_missing(kernel: Supervised) -> None:
-    run = await kernel.run("import os\nfor i in range(100_000): print(i)\nos._exit(1)")
-    gaps = [frame.content["dropped_bytes"] for frame in run.frames if frame.msg_type == "gap"]
-    expected = "".join(f"{number}\n" for number in range(100_000))
-    assert expected.endswith(run.text()[-1000:])
-    assert len(run.text()) + sum(gaps) == len(expected)
-
-
-async def test_what_was_never_text_is_not_counted_as_output(kernel: Supervised) -> None:
-    code = "import sys, os\ntry: sys.stdout.write(12345)\nexcept TypeError: pass\nprint('x', flush=True)\nos._exit(1)"
-    assert (await kernel.run(code)).text() == "x\n"
-
-
-async def test_files_made_before_a_crash_are_kept(kernel: Supervised) -> None:
-    run = await kernel.run("open('t.txt', 'w').write('made')\nimport os; os._exit(1)")
-    assert run.files() == {"t.txt": b"made"}
 
 
 async def test_a_run_that_ended_before_the_kernel_died_has_ended_well(kernel: Supervised) -> None:
