@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Iterator
 
@@ -11,7 +12,8 @@ from client_rig import Client, Json, Launch, check_events, hear, tell, text_of
 from serve_rig import Gateway
 from test_session_files import Memory
 
-MANY_LINES = 2_000
+MANY_LINES = int(os.environ.get("MANY_LINES", "500"))
+"""Of each of the hundred runs. `MANY_LINES=2000 make test PYTEST_ARGS=tests/e2e/test_streaming.py` has more."""
 MANY_RUNS = 100
 SLOW_OUTPUT_BYTES = 6 << 20
 
