@@ -59,7 +59,7 @@ def test_questions_that_are_no_runs_are_answered(lasting_jupyter: LastingJupyter
             assert check(reply["content"]), reply["content"]
 
 
-def test_comms_pass_in_both_directions_with_their_buffers(lasting_jupyter: LastingJupyter) -> None:
+def test_comms_pass_in_both_directions_with_their_buffers(process_jupyter: Jupyter) -> None:
     code = (
         "from comm import get_comm_manager\n"
         "def opened(comm, message):\n"
@@ -68,7 +68,7 @@ def test_comms_pass_in_both_directions_with_their_buffers(lasting_jupyter: Lasti
         "        comm.send({'heard': message['content']['data']}, buffers=[bytes(message['buffers'][0])[::-1]])\n"
         "get_comm_manager().register_target('echo', opened)"
     )
-    with lasting_jupyter.kernel() as (_, client):
+    with process_jupyter.kernel() as (_, client):
         assert run(client, code)[0]["status"] == "ok"
         for kind, content, buffers in (
             ("comm_open", {"comm_id": "c", "target_name": "echo", "data": {}}, []),
