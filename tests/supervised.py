@@ -105,7 +105,7 @@ class Supervised:
         self._builder = RequestBuilder()
         self._log = root / "log"
         directory = switchboard.open(self.kernel_id, self.accept)
-        self.files = SupervisorFiles(self._send_text, self.send_frame, Timeouts().file_answer_timeout_s)
+        self.files = SupervisorFiles(self._linked, Timeouts().file_answer_timeout_s)
         self._settings = protocol.SupervisorSettings(
             kernel_id=self.kernel_id,
             credential="the credential",
@@ -141,17 +141,15 @@ class Supervised:
         self.send_frame(frame)
         return msg_id
 
-    def send_frame(self, frame: bytes) -> None:
+    def _linked(self) -> Link:
         assert self.link is not None
-        self.link.send_binary(frame)
+        return self.link
 
-    def _send_text(self, text: str) -> None:
-        assert self.link is not None
-        self.link.send_text(text)
+    def send_frame(self, frame: bytes) -> None:
+        self._linked().send_binary(frame)
 
     def control(self, op: str, **fields: Any) -> None:
-        assert self.link is not None
-        self.link.send_text(protocol.encode_control(op, **fields))
+        self._linked().send_text(protocol.encode_control(op, **fields))
 
     def send_message(self, channel: str, msg_type: str, content: Mapping[str, Any]) -> str:
         """Send any Jupyter message; returns its msg_id."""

@@ -11,7 +11,7 @@ import pytest
 from crash_rig import CrashableGateway
 from random_kills import crash_again_and_again
 
-ROUNDS = 10
+ROUNDS = 15
 
 
 @pytest.mark.docker

@@ -223,7 +223,7 @@ async def test_a_write_that_a_hang_interrupted_can_be_repeated(own_server: OwnSe
     await store.add_run(run)
     result = Result(run.run_id, RunStatus.OK, "1\n")
     own_server.hang()
-    with pytest.raises(StoreUnavailable, match="The code was run"):
+    with pytest.raises(StoreUnavailable):
         await store.finish_run(result, Batch((Event(1, EventType.END, {}),)), datetime.now(UTC))
     own_server.resume()
     await asyncio.wait_for(_until_reachable(store), 5)
