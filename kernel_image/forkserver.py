@@ -29,6 +29,7 @@ KERNEL_MODULES = (
     "IPython.core.interactiveshell",
     "kernel_image.json_packer",
     "kernel_image.kernel_streams",
+    "kernel_image.python_kernel",
     "uuid",
 )
 """What every kernel imports anyway."""
@@ -38,6 +39,10 @@ OOM_SCORE_ADJUSTMENT = 1000
 
 The largest there is; see proc(5), /proc/pid/oom_score_adj.
 """
+
+
+_SCRIPT_NAME = "main.py"
+"""What `sys.argv` says: parsers of arguments show it, and scripts look for files beside it."""
 
 SEND_QUEUE_MESSAGES = 8
 """How much the kernel may publish before it waits; some messages have 16 MB. See ZMQ_SNDHWM in zmq_setsockopt(3)."""
@@ -127,9 +132,10 @@ def _run_kernel(connection_file: str) -> None:
     from ipykernel.kernelapp import IPKernelApp  # noqa: PLC0415 - imported before the fork, by _preload
     from traitlets.config import Config  # noqa: PLC0415
 
-    sys.argv = ["ipykernel_launcher.py", "-f", connection_file]
+    sys.argv = [_SCRIPT_NAME]
     config = Config()
     config.IPKernelApp.connection_file = connection_file
+    config.IPKernelApp.kernel_class = "kernel_image.python_kernel.PythonKernel"
     config.IPKernelApp.outstream_class = "kernel_image.kernel_streams.KernelStream"
     config.Session.packer = "kernel_image.json_packer.pack"
     # The history database would be written on the way to every answer, and nobody can read it afterwards.

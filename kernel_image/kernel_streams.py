@@ -11,6 +11,7 @@ from __future__ import annotations
 import array
 import codecs
 import fcntl
+import io
 import os
 import select
 import termios
@@ -37,11 +38,62 @@ def _available_bytes(descriptor: int) -> int:
     return count[0]
 
 
+class _StreamBytes(io.RawIOBase):
+    """`sys.stdout.buffer`: bytes become text of the stream. Its state: characters of which some bytes are missing.
+
+    Wrappers that are dropped close it; the stream stays open.
+    """
+
+    def __init__(self, stream: KernelStream) -> None:
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.name = f"<{stream.name}>"
+        self.mode = "wb"
+
+    @property
+    def raw(self) -> _StreamBytes:
+        """Itself, for there is no buffer in between."""
+        return self
+
+    def writable(self) -> bool:
+        """Bytes can be written."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Write bytes-like data to the stream."""
+        content = memoryview(data).cast("B").tobytes()
+        if text := self._decoder.decode(content):
+            self._stream.write(text)
+        return len(content)
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        self._stream.flush()
+
+    def fileno(self) -> int:
+        """The stream's own descriptor."""
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        """It is no terminal."""
+        return False
+
+    def close(self) -> None:
+        """Flush."""
+        self.flush()
+
+
 class KernelStream(OutStream):  # type: ignore[misc]
     """One of the kernel's two output streams.
 
     Its own state: the ring, the sent count, the pipe's decoder, and whether buffered output is being sent.
     """
+
+    encoding = "utf-8"
+    errors = "replace"
+    line_buffering = False
+    write_through = False
+    mode = "w"
 
     def __init__(self, session: Any, pub_thread: Any, name: str, **options: Any) -> None:
         path = os.environ.get(RING_VARIABLE)
@@ -52,6 +104,28 @@ class KernelStream(OutStream):  # type: ignore[misc]
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._pipe_lock = threading.RLock()
         super().__init__(session, pub_thread, name, **options)
+        self.buffer = _StreamBytes(self)
+
+    def fileno(self) -> int:
+        """The descriptor that child processes inherit; ipykernel has the one of before, which leads nowhere."""
+        descriptor = getattr(self, "_original_stdstream_fd", None)
+        return super().fileno() if descriptor is None else int(descriptor)
+
+    def reconfigure(
+        self,
+        *,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+        line_buffering: bool | None = None,
+        write_through: bool | None = None,
+    ) -> None:
+        """Accept what scripts ask of TextIOWrapper. Text arrives as it is written, so there is nothing to change."""
+
+    def detach(self) -> _StreamBytes:
+        """The binary stream, for those who wrap it anew; this one goes on."""
+        self.flush()
+        return self.buffer
 
     def write(self, string: object) -> int | None:
         """Write, and copy to the ring unless this is a forked child, whose output comes through the parent's pipe."""
@@ -88,6 +162,10 @@ class KernelStream(OutStream):  # type: ignore[misc]
                     self._send(parent, text)
         finally:
             self._is_sending = False
+
+    def close(self) -> None:
+        """Flush. The stream is the session's, and stays open for the runs to come."""
+        self.flush()
 
     def _send(self, parent: dict[str, Any], text: str) -> None:
         """Queue a message behind all that is queued already; even the IOPub thread sends it later."""

@@ -106,7 +106,7 @@ class Crash:
         path = f"/sessions/other-{number}"
         await self.client.ask("POST", "/sessions", json={"session_id": f"other-{number}"})
         await self.client.ask("PATCH", path, json={})
-        await self.client.run(f"{number}-exit", "exit()", session_id=f"other-{number}")
+        await self.client.run(f"{number}-exit", "get_ipython().ask_exit()", session_id=f"other-{number}")
         await self.client.run(f"{number}-die", "import os; os._exit(1)", session_id=f"other-{number}")
         sleeping = asyncio.ensure_future(
             self.client.run(f"{number}-sleep", "import time; time.sleep(60)", session_id=f"other-{number}")

@@ -95,7 +95,7 @@ async def test_an_exception_group_says_what_it_is(rig: Rig) -> None:
         ("import sys; print('x'); sys.exit()", RunStatus.OK, "x\n"),
         ("import sys; print('x'); sys.exit(3)", RunStatus.ERROR, "x\n"),
         ("import asyncio\nawait asyncio.sleep(0)\nprint('awaited')", RunStatus.OK, "awaited\n"),
-        ("%timeit -n1 -r1 pass\n!echo from a shell", RunStatus.OK, "from a shell\r\n"),
+        ("%timeit -n1 -r1 pass\n!echo from a shell", RunStatus.OK, "from a shell\n"),
         ("", RunStatus.OK, ""),
         ("import os; os.write(1, '多字节'.encode() * 3)", RunStatus.OK, "多字节多字节多字节"),
     ],

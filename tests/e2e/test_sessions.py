@@ -70,10 +70,10 @@ async def test_variables_that_are_sent_stay(client: Client, s: str) -> None:
         ("import os; os._exit(3)", "kernel_died"),
         ("import os; os.kill(os.getpid(), 11)", "kernel_died"),
         ("hog = [bytearray(16 << 20) for _ in range(100)]", "oom"),
-        ("exit()", "ok"),
+        ("get_ipython().ask_exit()", "ok"),
         (DEAF, "timeout"),
     ],
-    ids=["exit code", "signal", "memory", "exit()", "ignored interrupt"],
+    ids=["exit code", "signal", "memory", "ask_exit()", "ignored interrupt"],
 )
 async def test_lost_variables_are_said_once_and_files_are_kept(client: Client, code: str, status: str, s: str) -> None:
     await client.run("x = 1\nopen('a.txt', 'w').write('kept')", s)

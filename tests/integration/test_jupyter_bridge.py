@@ -195,7 +195,8 @@ def test_a_shutdown_request_is_answered_to_who_asked_and_told_to_all(process_jup
 
 
 @pytest.mark.parametrize(
-    ("code", "exit_code"), [("import os; os._exit(3)", 3), ("import os; os.kill(os.getpid(), 11)", -11), ("exit()", 0)]
+    ("code", "exit_code"),
+    [("import os; os._exit(3)", 3), ("import os; os.kill(os.getpid(), 11)", -11), ("get_ipython().ask_exit()", 0)],
 )
 def test_the_death_of_a_kernel_is_its_processs_end(process_jupyter: Jupyter, code: str, exit_code: int) -> None:
     with process_jupyter.kernel() as (manager, client):

@@ -204,18 +204,18 @@ async def test_leaving_is_an_exception_and_the_kernel_stays(kernel: Supervised, 
     assert len(kernel.deaths()) == deaths
 
 
-async def test_exit_ends_the_run_well_and_the_kernel_after_it(kernel: Supervised) -> None:
+async def test_a_kernel_that_is_asked_to_exit_ends_after_the_run(kernel: Supervised) -> None:
     deaths = len(kernel.deaths())
-    run = await kernel.run("print('bye')\nexit()")
+    run = await kernel.run("print('bye')\nget_ipython().ask_exit()")
     assert (run.end.msg_type, run.reply()["status"], run.text()) == ("done", "ok", "bye\n")
     await kernel.until(lambda: len(kernel.deaths()) > deaths)
     death = kernel.deaths()[-1].content
     assert (death["cause"], death["exit_code"], death["msg_id"]) == ("exited", 0, None)
 
 
-async def test_after_exit_the_kernel_takes_nothing_more(kernel: Supervised) -> None:
+async def test_a_kernel_that_is_asked_to_exit_takes_nothing_more(kernel: Supervised) -> None:
     idle, deaths = len(kernel.states("idle")), len(kernel.deaths())
-    run = await kernel.run("exit()")
+    run = await kernel.run("get_ipython().ask_exit()")
     late = await kernel.run("open('late', 'w')")
     assert (run.end.msg_type, late.types()) == ("done", ["rejected"])
     await kernel.ready(idle + 1)
@@ -234,7 +234,7 @@ async def test_a_kernel_that_says_it_exits_and_does_not_is_killed(kernel: Superv
 
 
 @pytest.mark.parametrize(
-    "code", ["exit(keep_kernel=True)", "print('ask_exit')", "raise ValueError('ask_exit')", "'ask_exit'"]
+    "code", ["exit(keep_kernel=True)", "exit()", "print('ask_exit')", "raise ValueError('ask_exit')", "'ask_exit'"]
 )
 async def test_what_only_looks_like_an_exit_is_none(kernel: Supervised, code: str) -> None:
     deaths = len(kernel.deaths())

@@ -114,7 +114,7 @@ async def test_a_request_for_a_kernel_that_has_been_replaced_is_rejected(kernel:
 
 
 async def test_that_no_requests_are_taken_is_said_before_the_first_is_rejected(kernel: Supervised) -> None:
-    await kernel.run("exit()")
+    await kernel.run("get_ipython().ask_exit()")
     assert (await kernel.run("1")).types() == ["rejected"]
     said = [frame for frame in kernel.frames if frame.msg_type in ("state", "rejected")]
     rejected_at = next(index for index, frame in enumerate(said) if frame.msg_type == "rejected")

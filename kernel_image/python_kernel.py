@@ -1,0 +1,200 @@
+"""The Python kernel: ipykernel's, made to behave like a script where scripts and notebooks differ.
+
+Whatever the code does to its surroundings, each request is answered, and the next one finds them as they were.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Any
+
+from ipykernel.ipkernel import IPythonKernel
+from ipykernel.jsonutil import json_clean
+from ipykernel.zmqshell import ZMQInteractiveShell
+from IPython.core.autocall import ZMQExitAutocall
+from traitlets import Type
+
+from kernel_image.standard_streams import StandardStreams, open_copy_of_standard
+
+_SUCCESS_TEXTS = ("", "0", "None")
+"""What a SystemExit that means success says."""
+
+
+def name_of(error: BaseException) -> str:
+    """The name of an exception's class, whatever its metaclass says."""
+    return str(type.__dict__["__name__"].__get__(type(error)))
+
+
+def text_of(error: BaseException) -> str:
+    """What an exception says, whatever its `__str__` does. A SystemExit of 0 says so, and no other does."""
+    try:
+        if isinstance(error, SystemExit):
+            return _exit_text(error.code)
+        return str.__str__(str(error))
+    except BaseException:  # noqa: BLE001 - `__str__` is the user's
+        return f"<unprintable {name_of(error)} object>"
+
+
+def _exit_text(code: object) -> str:
+    if code is None:
+        return ""
+    if isinstance(code, int):
+        return str(int(code))
+    text = str(code)
+    return repr(text) if text in _SUCCESS_TEXTS else text
+
+
+def _exit_status(error: BaseException | None) -> int:
+    """The exit status of a process that ends with this exception, as the interpreter has it."""
+    code = error.code if isinstance(error, SystemExit) else error
+    return code & 0xFF if isinstance(code, int) else int(code is not None)
+
+
+class _Exit(ZMQExitAutocall):  # type: ignore[misc]
+    """`exit` and `quit`: they end the run as `sys.exit` does."""
+
+    def __call__(self, code: object = None, keep_kernel: object = None) -> None:  # noqa: ARG002 - Jupyter's argument
+        raise SystemExit(code)
+
+
+class PythonShell(ZMQInteractiveShell):  # type: ignore[misc]
+    """IPython's shell.
+
+    Its own state: the process that it belongs to, the standard streams, and what the last cell raised.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._pid = os.getpid()
+        self.last_error: BaseException | None = None
+        self.streams = StandardStreams()
+        super().__init__(exiter=_Exit(), **options)
+        for name in ("exit", "quit"):
+            self.builtin_trap.auto_builtins[name] = self.exiter
+            self.register_magic_function(self._exit_magic, "line", name)
+
+    def init_environment(self) -> None:
+        """Set what child processes inherit: no terminal, no colours, and no pager that waits for a key."""
+        os.environ.update(TERM="dumb", PAGER="cat", GIT_PAGER="cat")
+        for name in ("CLICOLOR", "CLICOLOR_FORCE", "FORCE_COLOR"):
+            os.environ.pop(name, None)
+
+    def init_user_ns(self) -> None:
+        """Fill the user's namespace, with an `open` that may open standard streams."""
+        super().init_user_ns()
+        self.user_ns["open"] = open_copy_of_standard
+
+    def _exit_magic(self, line: str) -> None:
+        """End the run, with an exit code or a message."""
+        text = line.strip()
+        raise SystemExit(int(text) if text.isdecimal() else text or None)
+
+    def run_cell(self, *arguments: Any, **options: Any) -> Any:
+        """Run a cell, and keep what it raised."""
+        return self._keep_error(super().run_cell(*arguments, **options))
+
+    async def run_cell_async(self, *arguments: Any, **options: Any) -> Any:
+        """Run a cell that awaits something at the top level, and keep what it raised."""
+        return self._keep_error(await super().run_cell_async(*arguments, **options))
+
+    async def run_code(self, *arguments: Any, **options: Any) -> Any:
+        """Run a part of a cell. IPython cannot go on without standard streams."""
+        try:
+            return await super().run_code(*arguments, **options)
+        finally:
+            self.streams.put_back_missing()
+
+    def _keep_error(self, result: Any) -> Any:
+        self.last_error = result.error_before_exec or result.error_in_exec
+        return result
+
+    def _format_exception_for_storage(self, *_: Any) -> dict[str, Any]:
+        """Nothing, for a history that nobody reads."""
+        return {}
+
+    def showtraceback(self, *arguments: Any, **options: Any) -> None:
+        """Send the exception; the plain words when its own methods keep IPython from it."""
+        error = sys.exc_info()[1]
+        try:
+            super().showtraceback(*arguments, **options)
+        except BaseException as failure:  # noqa: BLE001 - methods of the user's classes
+            shown = error or failure
+            text = f"{name_of(shown)}: {text_of(shown)}"
+            lines = traceback.format_tb(shown.__traceback__) if shown.__traceback__ else []
+            self._showtraceback(type(shown), shown, [*lines, text])
+
+    def _showtraceback(self, _: type[BaseException], evalue: BaseException, stb: list[str]) -> None:
+        if os.getpid() != self._pid:  # a forked child: what it raises is no concern of the run's
+            if not (isinstance(evalue, SystemExit) and isinstance(evalue.code, int | None)):
+                traceback.print_exception(evalue)
+            return
+        readable = _Readable.made_of(evalue)
+        with self.streams.own():  # they are flushed first
+            super()._showtraceback(type(readable), readable, [str(line) for line in stb])
+
+
+class _Readable(Exception):
+    """Stands for an exception where only its name and its text are asked for."""
+
+    @staticmethod
+    def made_of(error: BaseException) -> BaseException:
+        kind: type[BaseException] = type(name_of(error), (_Readable,), {})
+        return kind(text_of(error))
+
+
+class PythonKernel(IPythonKernel):  # type: ignore[misc]
+    """ipykernel's kernel. Its own state: the process that it runs in."""
+
+    shell_class = Type(PythonShell)
+
+    def __init__(self, **options: Any) -> None:
+        self._pid = os.getpid()
+        super().__init__(**options)
+
+    def set_parent(self, ident: Any, parent: Any, channel: str = "shell") -> None:
+        """Note the request that is handled now."""
+        if channel == "shell" and self.shell is not None:
+            self.shell.streams.put_back_missing()
+        super().set_parent(ident, parent, channel)
+
+    async def execute_request(self, stream: Any, ident: Any, parent: Any) -> None:
+        """Run a request; it is answered even when an interrupt comes too late for the code, or a task is cancelled."""
+        try:
+            await super().execute_request(stream, ident, parent)
+        except BaseException as error:  # noqa: BLE001 - a client waits
+            self.shell.streams.put_back()
+            self.session.send(stream, "execute_reply", self._reply_of(error), parent, ident=ident)
+
+    async def do_execute(self, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Run code. What it has buffered is written out before its end is told."""
+        self.shell.streams.put_back()
+        self.shell.last_error = None
+        try:
+            reply: dict[str, Any] = await super().do_execute(*arguments, **options)
+        except BaseException as error:  # noqa: BLE001 - as above
+            reply = self._reply_of(self.shell.last_error or error)
+        if (raised := self.shell.last_error) is not None:
+            reply.update(ename=name_of(raised), evalue=text_of(raised))
+        if os.getpid() != self._pid:
+            self._leave_child()
+        self.shell.streams.put_back()
+        return reply
+
+    def _reply_of(self, error: BaseException) -> dict[str, Any]:
+        content = {
+            "status": "error",
+            "ename": name_of(error),
+            "evalue": text_of(error),
+            "traceback": traceback.format_exception_only(_Readable.made_of(error)),
+            "execution_count": self.execution_count - 1,
+            "user_expressions": {},
+            "payload": [],
+        }
+        return dict(json_clean(content))
+
+    def _leave_child(self) -> None:
+        """End a forked child, which has come to the end of the code: the kernel's sockets are its parent's."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_exit_status(self.shell.last_error))

@@ -1,0 +1,195 @@
+"""What scripts take for granted: streams, exits, arguments, files that nobody closes, odd exceptions."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from supervised import Supervised, supervised
+
+from gateway.supervisors import SupervisorSwitchboard
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def kernel() -> AsyncIterator[Supervised]:
+    """One kernel for all the tests here: each must leave it usable, and none may end it."""
+    root = Path(tempfile.mkdtemp(prefix="cb-"))
+    async with supervised(root, SupervisorSwitchboard(root / "s")) as supervisor:
+        yield supervisor
+        assert supervisor.deaths() == []
+    shutil.rmtree(root)
+
+
+EXITS = {
+    "exit()": "",
+    "quit()": "",
+    "exit(0)": "0",
+    "quit(None)": "",
+    "exit(False)": "0",
+    "exit(1)": "1",
+    "quit('no data')": "no data",
+    "import sys; sys.exit(0)": "0",
+    "import enum, sys; sys.exit(enum.IntEnum('Code', ['OK'], start=0).OK)": "0",
+    "import sys; sys.exit('')": "''",
+    "import sys; sys.exit('0')": "'0'",
+    "raise SystemExit": "",
+    "raise SystemExit(3)": "3",
+    "import builtins; builtins.exit(4)": "4",
+    "%exit": "",
+    "%quit 5": "5",
+    "exit(keep_kernel=True)": "",
+}
+
+
+@pytest.mark.parametrize("code", EXITS)
+async def test_leaving_ends_the_run_and_not_the_session(kernel: Supervised, code: str) -> None:
+    run = await kernel.run(f"stays = 1\n{code}\nprint('not reached')")
+    assert (run.reply()["ename"], run.reply()["evalue"]) == ("SystemExit", EXITS[code])
+    assert (run.text(), run.text("stderr"), run.end.msg_type) == ("", "", "done")
+    assert (await kernel.run("stays")).value() == "1"
+
+
+@pytest.mark.parametrize("code", ["exit", "quit"])
+async def test_a_word_is_enough_to_leave(kernel: Supervised, code: str) -> None:
+    assert (await kernel.run(code)).reply()["ename"] == "SystemExit"
+
+
+async def test_a_module_can_leave(kernel: Supervised) -> None:
+    (kernel.work_dir / "leaving.py").write_text("exit(7)")
+    assert (await kernel.run("import leaving")).reply()["evalue"] == "7"
+
+
+async def test_arguments_are_those_of_a_script(kernel: Supervised) -> None:
+    code = (
+        "import argparse, sys\nparser = argparse.ArgumentParser(); parser.add_argument('--n', default=3)\n"
+        "print(sys.argv, parser.parse_args())\nparser.print_usage()"
+    )
+    assert (await kernel.run(code)).text() == "['main.py'] Namespace(n=3)\nusage: main.py [-h] [--n N]\n"
+
+
+async def test_unittest_main_runs_the_tests_of_the_code(kernel: Supervised) -> None:
+    code = "import unittest\nclass T(unittest.TestCase):\n    def test(self): self.assertEqual(1, {})\nunittest.main()"
+    good, bad = await kernel.run(code.format(1)), await kernel.run(code.format(2))
+    assert "Ran 1 test" in good.text("stderr")
+    assert good.reply()["evalue"] == "0"
+    assert bad.reply()["evalue"] == "1"
+
+
+STREAM_CODE = {
+    "bytes": ("sys.stdout.buffer.write('é\\n'.encode()); sys.stdout.buffer.flush()", "é\n"),
+    "half a character": ("for byte in 'é\\n'.encode(): sys.stdout.buffer.write(bytes([byte]))", "é\n"),
+    "reconfigure": ("sys.stdout.reconfigure(encoding='utf-8', line_buffering=True); print('é')", "é\n"),
+    "a wrapper": ("sys.stdout = io.TextIOWrapper(sys.stdout.buffer, encoding='utf-8'); print('é')", "é\n"),
+    "a wrapper that is detached": (
+        "w = sys.stdout = io.TextIOWrapper(sys.stdout.buffer); print('a'); w.detach(); sys.stdout = sys.__stdout__",
+        "a\n",
+    ),
+    "a codec": ("sys.stdout = codecs.getwriter('utf-8')(sys.stdout.detach()); print('é')", "é\n"),
+    "a file over the descriptor": (
+        "sys.stdout = open(sys.stdout.fileno(), 'w', encoding='utf-8', buffering=1); print('é')",
+        "é\n",
+    ),
+    "fdopen": ("sys.stdout = os.fdopen(sys.stdout.fileno(), 'w'); print('é')", "é\n"),
+    "the original": ("sys.stdout = sys.__stdout__; print('é')", "é\n"),
+    "a child's": ("subprocess.run(['echo', 'é'], stdout=sys.stdout)", "é\n"),
+    "attributes": (
+        "print(sys.stdout.encoding, sys.stdout.isatty(), sys.stdout.fileno(), sys.stderr.fileno())",
+        "utf-8 False 1 2\n",
+    ),
+    "input": ("print(repr(sys.stdin.read()), repr(sys.stdin.buffer.read()), sys.stdin.isatty())", "'' b'' False\n"),
+    "deleted": ("print('a'); del sys.stdout", "a\n"),
+    "none": ("print('a'); sys.stdout = None", "a\n"),
+    "all deleted": ("print('a'); del sys.stdout, sys.stderr, sys.stdin", "a\n"),
+    "closed": ("print('a'); sys.stdout.close(); sys.stderr.close(); sys.stdin.close()", "a\n"),
+    "closed descriptors": ("print('a'); os.close(1); os.close(2)", "a\n"),
+    "without a flush": ("sys.stdout = type('W', (), {'write': lambda self, text: None})(); print('a')", ""),
+}
+
+
+@pytest.mark.parametrize("what", STREAM_CODE)
+async def test_streams_are_those_of_a_script_and_put_back_after_it(kernel: Supervised, what: str) -> None:
+    code, text = STREAM_CODE[what]
+    run = await kernel.run(f"import codecs, io, os, subprocess, sys\n{code};")
+    assert (run.text(), run.reply()["status"]) == (text, "ok")
+    code = "import gc; gc.collect()\nprint('printed'); os.system('echo child; echo error >&2'); sys.stdin.readline()"
+    run = await kernel.run(code)
+    assert (run.text(), run.text("stderr"), run.value()) == ("printed\nchild\n", "error\n", "''")
+
+
+ODD_EXCEPTIONS = {
+    "str raises": ("class E(Exception):\n def __str__(self): raise ValueError('x')\nraise E", "E"),
+    "str is no text": ("class E(Exception):\n def __str__(self): return 3\nraise E", "E"),
+    "str leaves": ("class E(Exception):\n def __str__(self): raise SystemExit\nraise E", "E"),
+    "repr raises too": ("class E(Exception):\n def __str__(self): 1 / 0\n __repr__ = __str__\nraise E", "E"),
+    "a name that raises": (
+        "class M(type):\n @property\n def __name__(cls): 1 / 0\nclass E(Exception, metaclass=M): pass\nraise E",
+        "E",
+    ),
+    "a traceback that is none": (
+        "class E(Exception):\n def _render_traceback_(self): return [1, object()]\nraise E",
+        "E",
+    ),
+    "a traceback that leaves": ("class E(Exception):\n def _render_traceback_(self): raise SystemExit\nraise E", "E"),
+    "a group": ("class G(ExceptionGroup): pass\nraise G('g', [ValueError('a')])", "G"),
+    "a huge message": ("raise ValueError('x' * 10_000_000)", "ValueError"),
+    "arguments that are no text": ("raise ValueError(object(), '\\ud800', b'x')", "ValueError"),
+    "a handler of the user's": (
+        "get_ipython().set_custom_exc((ZeroDivisionError,), lambda *_, **__: 1 / 0)\n1 / 0",
+        "ZeroDivisionError",
+    ),
+    "no stderr to tell it": ("import sys\nsys.stderr = None\n1 / 0", "ZeroDivisionError"),
+    "a hook of the user's": ("import sys\nsys.excepthook = None\n1 / 0", "ZeroDivisionError"),
+    "an endless recursion": ("def f(): f()\nf()", "RecursionError"),
+    "a bare BaseException": ("raise BaseException('x')", "BaseException"),
+}
+
+
+@pytest.mark.parametrize("what", ODD_EXCEPTIONS)
+async def test_whatever_is_raised_is_answered_by_its_name(kernel: Supervised, what: str) -> None:
+    code, name = ODD_EXCEPTIONS[what]
+    run = await kernel.run(code)
+    await kernel.run("get_ipython().set_custom_exc((), None)")
+    assert (run.reply()["status"], run.reply()["ename"]) == ("error", name)
+    assert (await kernel.run("1 + 1")).value() == "2"
+
+
+@pytest.mark.parametrize("name", ["__repr__", "_repr_html_", "_ipython_display_", "_repr_mimebundle_"])
+@pytest.mark.parametrize("raises", ["raise KeyError('x')", "raise SystemExit(2)", "raise KeyboardInterrupt"])
+async def test_a_result_that_cannot_be_shown_is_answered(kernel: Supervised, name: str, raises: str) -> None:
+    run = await kernel.run(f"class R:\n def {name}(self, *_, **__): {raises}\nR()")
+    assert run.end.msg_type == "done"
+    assert (await kernel.run("1 + 1")).value() == "2"
+
+
+async def test_a_replaced_displayhook_is_the_runs_alone(kernel: Supervised) -> None:
+    assert (await kernel.run("import sys; sys.displayhook = None\n1")).end.msg_type == "done"
+    assert (await kernel.run("1 + 1")).value() == "2"
+
+
+async def test_a_cancelled_request_is_answered(kernel: Supervised) -> None:
+    run = await kernel.run("import asyncio\nfor task in asyncio.all_tasks(): task.cancel()\nawait asyncio.sleep(0)")
+    assert run.end.msg_type == "done"
+    assert (await kernel.run("1 + 1")).value() == "2"
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [("pass", 0), ("import sys; sys.exit(4)", 4), ("exit('no')", 1), ("1 / 0", 1)]
+)
+async def test_a_forked_child_ends_where_the_code_does(kernel: Supervised, code: str, status: int) -> None:
+    run = await kernel.run(
+        f"import os\nif os.fork() == 0:\n    print('child')\n    {code}\nelse:\n"
+        "    print(os.waitstatus_to_exitcode(os.wait()[1]))"
+    )
+    assert (run.text(), run.reply()["status"]) == (f"child\n{status}\n", "ok")
+    assert [frame.msg_type for frame in run.frames].count("execute_reply") == 1
+
+
+async def test_children_are_asked_for_no_colours(kernel: Supervised) -> None:
+    code = "import os; [os.environ.get(n) for n in ('TERM', 'FORCE_COLOR', 'CLICOLOR', 'CLICOLOR_FORCE')]"
+    assert (await kernel.run(code)).value() == "['dumb', None, None, None]"
