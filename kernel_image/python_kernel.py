@@ -17,6 +17,7 @@ from IPython.core.autocall import ZMQExitAutocall
 from traitlets import Type
 
 from kernel_image.standard_streams import StandardStreams, open_copy_of_standard
+from kernel_image.unclosed_files import flush_unclosed_files
 
 _SUCCESS_TEXTS = ("", "0", "None")
 """What a SystemExit that means success says."""
@@ -179,6 +180,7 @@ class PythonKernel(IPythonKernel):  # type: ignore[misc]
         if os.getpid() != self._pid:
             self._leave_child()
         self.shell.streams.put_back()
+        flush_unclosed_files()
         return reply
 
     def _reply_of(self, error: BaseException) -> dict[str, Any]:
@@ -195,6 +197,7 @@ class PythonKernel(IPythonKernel):  # type: ignore[misc]
 
     def _leave_child(self) -> None:
         """End a forked child, which has come to the end of the code: the kernel's sockets are its parent's."""
+        flush_unclosed_files()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(_exit_status(self.shell.last_error))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import shutil
 import tempfile
+import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -24,6 +27,68 @@ async def kernel() -> AsyncIterator[Supervised]:
         yield supervisor
         assert supervisor.deaths() == []
     shutil.rmtree(root)
+
+
+async def test_a_file_that_is_never_closed_comes_back_and_grows_with_later_runs(kernel: Supervised) -> None:
+    code = "import csv\nreport = open('report.csv', 'w')\ncsv.writer(report).writerow(['a', 1])"
+    assert (await kernel.run(code)).files() == {"report.csv": b"a,1\r\n"}
+    assert (await kernel.run("csv.writer(report).writerow(['b', 2])")).files() == {"report.csv": b"a,1\r\nb,2\r\n"}
+    assert (await kernel.run("report.seek(0); report.write('z')")).files() == {"report.csv": b"z,1\r\nb,2\r\n"}
+    assert (await kernel.run("report.closed")).files() == {}
+
+
+UNCLOSED = {
+    "bytes": "f = open('unclosed', 'wb'); f.write(b'text')",
+    "read and write": "f = open('unclosed', 'w+b'); f.write(b'text')",
+    "a large buffer": "f = open('unclosed', 'w', buffering=1 << 20); f.write('text')",
+    "an attribute": "class A: pass\na = A(); a.f = open('unclosed', 'w'); a.f.write('text')",
+    "a closure": "def made():\n f = open('unclosed', 'w')\n return lambda: f.write('text')\nw = made(); w()",
+    "a wrapper": "import io; f = io.TextIOWrapper(io.BufferedWriter(io.FileIO('unclosed', 'w'))); f.write('text')",
+    "a codec": "import codecs; f = codecs.open('unclosed', 'w', 'utf-8'); f.write('text')",
+    "a named temporary file": (
+        "import os, tempfile\nf = tempfile.NamedTemporaryFile('w', dir='.'); f.write('text')\n"
+        "os.link(f.name, 'unclosed')"
+    ),
+    "a handler that keeps its stream": (
+        "import logging; h = logging.StreamHandler(open('unclosed', 'w')); h.flush = lambda: None; h.terminator = ''\n"
+        "h.emit(logging.makeLogRecord({'msg': 'text'}))"
+    ),
+    "the standard output": "import sys; sys.stdout = open('unclosed', 'w'); print('text', end='')",
+    "an error after it": "f = open('unclosed', 'w'); f.write('text'); 1 / 0",
+}
+
+
+@pytest.mark.parametrize("how", UNCLOSED)
+async def test_what_is_buffered_is_in_the_file_when_the_run_ends(kernel: Supervised, how: str) -> None:
+    files = (await kernel.run(UNCLOSED[how])).files()
+    await kernel.run("f = a = w = h = None; import os; os.remove('unclosed')")
+    assert files["unclosed"] == b"text"
+
+
+async def test_archives_that_nobody_closes_are_whole_after_each_run(kernel: Supervised) -> None:
+    first = await kernel.run(
+        "import gzip, zipfile\ng = gzip.open('unclosed.gz', 'wt'); g.write('one')\n"
+        "z = zipfile.ZipFile('unclosed.zip', 'w'); z.writestr('one', '1')"
+    )
+    second = await kernel.run("g.write(' two'); z.writestr('two', '2')")
+    third = await kernel.run("g.close(); z.close()")
+    for run, text, names in ((first, "one", ["one"]), (second, "one two", ["one", "two"]), (third, "one two", None)):
+        files = run.files()
+        assert gzip.decompress(files["unclosed.gz"]).decode() == text
+        with zipfile.ZipFile(io.BytesIO(files["unclosed.zip"])) as archive:
+            assert archive.testzip() is None
+            assert archive.namelist() == (names or ["one", "two"])
+
+
+async def test_a_pipe_that_nobody_reads_does_not_hold_up_the_end(kernel: Supervised) -> None:
+    code = (
+        "import os; reader, writer = os.pipe(); os.set_blocking(writer, False)\n"
+        "while True:\n    try: os.write(writer, b'x' * 4096)\n    except BlockingIOError: break\n"
+        "os.set_blocking(writer, True); full = os.fdopen(writer, 'wb'); full.write(b'x')\n"
+        "file = open('beside', 'w'); file.write('text')"
+    )
+    assert (await kernel.run(code)).files() == {"beside": b"text"}
+    await kernel.run("os.read(reader, 1 << 20); full.close(); os.close(reader)")
 
 
 EXITS = {
