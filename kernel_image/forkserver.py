@@ -20,7 +20,7 @@ import time
 import warnings
 from typing import Any, NoReturn
 
-from kernel_image import hardening, kernel_streams
+from kernel_image import event_loop, hardening, kernel_streams
 
 KERNEL_MODULES = (
     "ipykernel.kernelapp",
@@ -133,6 +133,7 @@ def _run_kernel(connection_file: str) -> None:
     from traitlets.config import Config  # noqa: PLC0415
 
     sys.argv = [_SCRIPT_NAME]
+    event_loop.install()
     config = Config()
     config.IPKernelApp.connection_file = connection_file
     config.IPKernelApp.kernel_class = "kernel_image.python_kernel.PythonKernel"

@@ -5,9 +5,14 @@ Whatever the code does to its surroundings, each request is answered, and the ne
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from ipykernel.ipkernel import IPythonKernel
@@ -182,6 +187,24 @@ class PythonKernel(IPythonKernel):  # type: ignore[misc]
         self.shell.streams.put_back()
         flush_unclosed_files()
         return reply
+
+    @contextmanager
+    def _cancel_on_sigint(self, future: asyncio.Future[Any]) -> Iterator[None]:
+        """Interrupt code that awaits something: cancel it while it waits, raise KeyboardInterrupt where it computes."""
+        with super()._cancel_on_sigint(future):
+            cancel: Any = signal.getsignal(signal.SIGINT)
+
+            def interrupt(number: int, frame: FrameType | None) -> None:
+                loop = self.io_loop.asyncio_loop
+                running = asyncio.current_task(loop)
+                if running is not future:
+                    cancel(number, frame)
+                    loop.call_soon_threadsafe(lambda: None)  # it may be waiting
+                if running is not None:
+                    raise KeyboardInterrupt
+
+            signal.signal(signal.SIGINT, interrupt)
+            yield
 
     def _reply_of(self, error: BaseException) -> dict[str, Any]:
         content = {

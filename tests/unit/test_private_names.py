@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 
 import pytest
 from ipykernel.iostream import OutStream
+from ipykernel.ipkernel import IPythonKernel
+from ipykernel.zmqshell import ZMQInteractiveShell
 from tornado import http1connection
 from tornado.httpserver import HTTPServer
 from tornado.web import RequestHandler
 from tornado.websocket import WebSocketProtocol13
 
 METHODS: dict[type, tuple[str, ...]] = {
+    asyncio.BaseEventLoop: ("_run_once",),
+    IPythonKernel: ("_cancel_on_sigint",),
+    ZMQInteractiveShell: ("_format_exception_for_storage", "_showtraceback"),
     OutStream: ("_flush", "_flush_buffers", "_is_master_process", "_watch_pipe_fd"),
     WebSocketProtocol13: ("_abort", "_handle_message", "_read_bytes", "_receive_frame"),
 }
-"""Overridden or called: kernel_image.kernel_streams, gateway.http.base.incoming_messages."""
+"""Overridden or called by modules of kernel_image, and in gateway.http.base.incoming_messages."""
 
 ATTRIBUTES: dict[type, tuple[str, ...]] = {
+    asyncio.BaseEventLoop: (
+        "_asyncgens_shutdown_called",
+        "_default_executor",
+        "_executor_shutdown_called",
+        "_ready.popleft()",
+        "_stopping",
+    ),
     OutStream: ("_buffers", "_fid", "_flush_pending", "_hooks", "_should_watch"),
     WebSocketProtocol13: ("_fragmented_message_buffer",),
     HTTPServer: ("_connections",),
