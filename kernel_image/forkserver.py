@@ -20,7 +20,7 @@ import time
 import warnings
 from typing import Any, NoReturn
 
-from kernel_image import event_loop, hardening, kernel_streams
+from kernel_image import event_loop, hardening, kernel_streams, shell_commands
 
 KERNEL_MODULES = (
     "ipykernel.kernelapp",
@@ -134,6 +134,7 @@ def _run_kernel(connection_file: str) -> None:
 
     sys.argv = [_SCRIPT_NAME]
     event_loop.install()
+    os.system = shell_commands.system
     config = Config()
     config.IPKernelApp.connection_file = connection_file
     config.IPKernelApp.kernel_class = "kernel_image.python_kernel.PythonKernel"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
@@ -19,8 +20,10 @@ from ipykernel.ipkernel import IPythonKernel
 from ipykernel.jsonutil import json_clean
 from ipykernel.zmqshell import ZMQInteractiveShell
 from IPython.core.autocall import ZMQExitAutocall
+from IPython.utils.text import LSString, SList
 from traitlets import Type
 
+from kernel_image import shell_commands
 from kernel_image.standard_streams import StandardStreams, open_copy_of_standard
 from kernel_image.unclosed_files import flush_unclosed_files
 
@@ -95,6 +98,32 @@ class PythonShell(ZMQInteractiveShell):  # type: ignore[misc]
         """End the run, with an exit code or a message."""
         text = line.strip()
         raise SystemExit(int(text) if text.isdecimal() else text or None)
+
+    def system_piped(self, cmd: str) -> None:
+        """Run a shell command, as `!cmd` does."""
+        self._keep_exit_code(shell_commands.run(self.var_expand(cmd, depth=1)), cmd)
+
+    system = system_piped
+
+    def getoutput(self, cmd: str, split: bool = True, depth: int = 0) -> Any:  # noqa: FBT001, FBT002 - IPython's
+        """The output of a shell command, as `x = !cmd` asks for it."""
+        status, output = shell_commands.capture(self.var_expand(cmd, depth=depth + 1))
+        self._keep_exit_code(status, cmd)
+        return SList(output.splitlines()) if split else LSString(output)
+
+    def _keep_exit_code(self, status: int, command: str) -> None:
+        self.user_ns["_exit_code"] = status
+        if self.system_raise_on_error and status != 0:
+            raise subprocess.CalledProcessError(status, command)
+
+    def run_cell_magic(self, *arguments: Any, **options: Any) -> Any:
+        """Run a cell magic. An interrupt of `%%bash` and its like is one of the code."""
+        try:
+            return super().run_cell_magic(*arguments, **options)
+        except subprocess.CalledProcessError as error:
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            raise
 
     def run_cell(self, *arguments: Any, **options: Any) -> Any:
         """Run a cell, and keep what it raised."""
