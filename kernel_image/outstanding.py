@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from kernel_image.artifact_sender import ArtifactSender
 from kernel_image.artifacts import Found, WorkingDirectory
 from kernel_image.coalescing import Coalescer
 from kernel_image.kernel_messages import JSON_ERRORS, asks_exit, cut_stream, is_idle, is_outcome, shorten_outcome
+from kernel_image.missing_replies import MissingReplies, missing_reply
 from kernel_image.output_ring import SENT_METADATA, STREAMS
 from kernel_image.relay import Relay
 from kernel_image.sandbox_log import log_event
@@ -50,11 +52,17 @@ class _Request:
 class OutstandingRequests:
     """Passes the kernel's messages to the relay and tells the end of each request.
 
-    Its state: the outstanding requests in order, and the ids of the last finished and rejected ones.
+    Its state: the outstanding requests in order, and the ids of the last finished and rejected ones. `ask` asks the
+    kernel something, see MissingReplies.
     """
 
     def __init__(
-        self, settings: protocol.SupervisorSettings, relay: Relay, meter: Meter, work: WorkingDirectory
+        self,
+        settings: protocol.SupervisorSettings,
+        relay: Relay,
+        meter: Meter,
+        work: WorkingDirectory,
+        ask: Callable[[], str | None],
     ) -> None:
         self._settings = settings
         self._relay = relay
@@ -63,6 +71,7 @@ class OutstandingRequests:
         self._artifacts = ArtifactSender(settings, relay, work)
         self._coalescer = Coalescer[_Request](lambda parts, request: self._put_now("iopub", parts, "stream", request))
         self._outstanding: dict[str, _Request] = {}
+        self._missing = MissingReplies(ask, self._make_reply)
         self._sampler: asyncio.TimerHandle | None = None
         self._finishing: set[asyncio.Task[None]] = set()
         self.finished: deque[str] = deque(maxlen=_REMEMBERED)
@@ -130,6 +139,8 @@ class OutstandingRequests:
             parent = str(json.loads(parts[1]).get("msg_id", "")) if parts[1] != b"{}" else ""
         except JSON_ERRORS:
             return False
+        if self._missing.takes(channel, parent):
+            return False
         request = self._outstanding.get(parent)
         if msg_type == "stream" and parts[2] != b"{}":
             with suppress(*JSON_ERRORS):
@@ -145,9 +156,18 @@ class OutstandingRequests:
             leaves = asks_exit(parts[3])
         elif channel == "iopub" and msg_type == "status" and is_idle(parts[3]):
             request.idle = True
+            if not request.replied:
+                self._missing.expect(parent, lambda: parent in self._outstanding and not request.replied)
         if request.replied and request.idle:
             self._finish(request)
         return leaves
+
+    def _make_reply(self, msg_id: str) -> None:
+        """Answer a request in the kernel's place, unless it was answered meanwhile."""
+        request = self._outstanding.get(msg_id)
+        if request is not None and not request.replied:
+            log_event("reply_missing", msg_id=msg_id)
+            self.relay("shell", missing_reply(request.header), {})
 
     def put_lost_output(self, lost: dict[str, tuple[str, int]]) -> None:
         """Send the output that the dead kernel had not sent, as the running request's."""
@@ -179,6 +199,7 @@ class OutstandingRequests:
                 skipped = await self._artifacts.send(running.header, found, complete=complete)
             self._put_gap(running)
         never_run = self._behind_unanswered()
+        self._missing.forget()
         self.finished.extend(self._outstanding)
         self._outstanding.clear()
         self._relay.put_control(

@@ -48,7 +48,7 @@ class Supervisor:
         self._meter = accounting.find_meter(own_container=os.getpid() == 1)
         self._relay = Relay(settings, self)
         work = WorkingDirectory(settings.work_dir, settings.scan_entries)
-        self._requests = OutstandingRequests(settings, self._relay, self._meter, work)
+        self._requests = OutstandingRequests(settings, self._relay, self._meter, work, self._ask_kernel)
         self._files = SessionFiles(work, self._relay.send_unnumbered)
         self._reaper = kernel_process.Reaper()
         self._environment = kernel_process.environment_of(settings)
@@ -250,6 +250,10 @@ class Supervisor:
         await asyncio.sleep(_LEAVE_S)
         if generation == self._generation:
             self._kill("exited")
+
+    def _ask_kernel(self) -> str | None:
+        """Ask the kernel something that it answers when it has done what it was asked before; returns the msg_id."""
+        return self._channels.request("shell", "kernel_info_request", {}) if self._channels is not None else None
 
     def _interrupt(self, msg_id: str | None, grace_s: float) -> None:
         if self._pid is None or (msg_id is not None and msg_id not in self._requests):

@@ -6,6 +6,7 @@ import gzip
 import io
 import shutil
 import tempfile
+import time
 import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -258,3 +259,37 @@ async def test_a_forked_child_ends_where_the_code_does(kernel: Supervised, code:
 async def test_children_are_asked_for_no_colours(kernel: Supervised) -> None:
     code = "import os; [os.environ.get(n) for n in ('TERM', 'FORCE_COLOR', 'CLICOLOR', 'CLICOLOR_FORCE')]"
     assert (await kernel.run(code)).value() == "['dumb', None, None, None]"
+
+
+SILENCED = """
+session = get_ipython().kernel.session
+send = session.send
+def send_no_reply(stream, message, *arguments, **options):
+    if message != 'execute_reply':
+        return send(stream, message, *arguments, **options)
+    del session.send
+    return {'content': {'status': 'ok'}}
+session.send = send_no_reply
+"""
+
+
+async def test_a_reply_that_never_comes_is_made_once_the_kernel_is_idle(kernel: Supervised) -> None:
+    began_s = time.monotonic()
+    run = await kernel.run(f"print('said')\nopen('made', 'w').write('x')\n{SILENCED}")
+    assert time.monotonic() - began_s < 5
+    assert (run.reply()["ename"], run.text(), run.files(), run.end.msg_type) == (
+        "MissingReply",
+        "said\n",
+        {"made": b"x"},
+        "done",
+    )
+    assert (await kernel.run("1 + 1")).value() == "2"
+
+
+async def test_a_forged_idle_does_not_end_a_run_that_goes_on(kernel: Supervised) -> None:
+    run = await kernel.run(
+        "import time\nget_ipython().kernel._publish_status('idle', 'shell')\ntime.sleep(1.5)\nprint('end')"
+    )
+    assert (run.reply()["status"], run.text(), run.end.msg_type) == ("ok", "end\n", "done")
+    asked = [f for f in kernel.frames if f.msg_type == "kernel_info_reply"]
+    assert asked == []

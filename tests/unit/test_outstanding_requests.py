@@ -38,7 +38,7 @@ def requests(tmp_path: Path, told: Told) -> OutstandingRequests:
     settings = protocol.SupervisorSettings("k", "c", "unix:/s", str(tmp_path), "/ipc", "/home")
     meter = accounting.find_meter(own_container=False)
     work = WorkingDirectory(str(tmp_path), 10)
-    return OutstandingRequests(settings, told, meter, work)  # type: ignore[arg-type]
+    return OutstandingRequests(settings, told, meter, work, lambda: None)  # type: ignore[arg-type]
 
 
 def accept(requests: OutstandingRequests, *msg_ids: Any, is_taken: bool = True) -> list[bool]:
