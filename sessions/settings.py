@@ -117,6 +117,23 @@ class BuildSettings(Section, frozen=True):
         "python-dateutil",
         "pyyaml",
         "tqdm",
+        "jinja2",
+        "html5lib",
+        "markdown",
+        "python-docx",
+        "python-pptx",
+        "reportlab",
+        "fpdf2",
+        "pypdf",
+        "pdfplumber",
+        "opencv-python-headless",
+        "imageio",
+        "qrcode",
+        "plotly",
+        "nbformat",
+        "ipywidgets",
+        "rich",
+        "pytz",
     )
     """Packages in the image, as pip requirements."""
     preload: tuple[str, ...] = ("numpy", "pandas", "matplotlib.pyplot")

@@ -21,8 +21,12 @@ pytestmark = pytest.mark.docker
 
 MODULES = {
     "beautifulsoup4": "bs4",
+    "fpdf2": "fpdf",
+    "opencv-python-headless": "cv2",
     "pillow": "PIL",
     "python-dateutil": "dateutil",
+    "python-docx": "docx",
+    "python-pptx": "pptx",
     "pyyaml": "yaml",
     "scikit-learn": "sklearn",
 }
