@@ -106,18 +106,29 @@ class Displays:
     def _fill(self, entry: _Shown, data: Any) -> list[Artifact]:
         parts = list(data.items())[:_MAX_BUNDLE_PARTS] if isinstance(data, dict) else []
         bundle: dict[str, Any] = {}
-        artifacts = []
         for mime, value in parts:
-            if mime in media.EXTENSIONS:
-                artifact = self._figure(entry, mime, value)
-                if artifact is not None:
-                    bundle.setdefault("image", artifact.ref.name)
-                    entry.figures[artifact.ref.name] = artifact.ref
-                    artifacts.append(artifact)
-            else:
+            if mime not in media.EXTENSIONS:
                 self._add_part(bundle, well_formed(str(mime)[:256]), value)
         entry.bundle = bundle
-        return artifacts
+        artifact = self._picture(entry, {mime: value for mime, value in parts if mime in media.EXTENSIONS})
+        if artifact is None:
+            return []
+        bundle["image"] = artifact.ref.name
+        entry.figures[artifact.ref.name] = artifact.ref
+        return [artifact]
+
+    def _picture(self, entry: _Shown, images: Mapping[str, Any]) -> Artifact | None:
+        """One picture of a bundle, which may hold the same one in several types: the first type that can be kept."""
+        dropped = []
+        for mime in (mime for mime in media.EXTENSIONS if mime in images):
+            artifact, why = self._figure(entry, mime, images[mime])
+            if artifact is not None:
+                return artifact
+            dropped.append((len(images[mime]) if isinstance(images[mime], str) else 0, why))
+        if dropped:
+            size_bytes, why = dropped[0]
+            self._drop("images", size_bytes, "a figure", why)
+        return None
 
     def _add_part(self, bundle: dict[str, Any], mime: str, value: Any) -> None:
         """Add a part that is no image, while the results' share of the output limit lasts; plain text is cut to fit."""
@@ -133,8 +144,8 @@ class Displays:
         self._left_bytes -= size_bytes
         bundle[mime] = value
 
-    def _figure(self, entry: _Shown, mime: str, value: Any) -> Artifact | None:
-        """A displayed image as an artifact. Base64, or plain text for SVG, as the messaging protocol has it."""
+    def _figure(self, entry: _Shown, mime: str, value: Any) -> tuple[Artifact | None, str]:
+        """A displayed image as an artifact, or why not. Base64, or text for SVG, as the messaging protocol has it."""
         text = value if isinstance(value, str) else ""
         try:
             data = text.encode() if mime == "image/svg+xml" else base64.b64decode("".join(text.split()), validate=True)
@@ -143,13 +154,12 @@ class Displays:
         content_type = media.sniff(data)
         why = self._why_not(data, content_type)
         if content_type is None or why:
-            self._drop("images", len(text), "a figure", why or "invalid")
-            return None
+            return None, why or "invalid"
         self._figures_made += 1
         if entry.number is None:
             entry.number = 1 + max((shown.number or 0 for shown in self._shown), default=0)
         name = f"figure-{entry.number}.{media.EXTENSIONS[content_type]}"
-        return self._artifact(ArtifactKind.IMAGE, name, content_type, data)
+        return self._artifact(ArtifactKind.IMAGE, name, content_type, data), ""
 
     def _why_not(self, data: bytes, content_type: str | None) -> str | None:
         """Which limit an image breaks, if any."""
@@ -255,7 +265,7 @@ class Displays:
     def _file(self, path: str, data: bytes) -> Artifact | None:
         """A complete file: an image when its name and its bytes both say so."""
         content_type = media.sniff(data) if media.guess(path) in media.EXTENSIONS else None
-        if content_type is not None:
+        if content_type is not None and media.is_whole(data, content_type):
             if why := self._why_not(data, content_type):
                 self._drop("images", len(data), path, why)
                 return None

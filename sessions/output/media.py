@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import mimetypes
 from pathlib import PurePosixPath
+from xml.parsers import expat
 
 import imagesize
 
@@ -114,6 +115,87 @@ def count_pixels(data: bytes, content_type: str) -> int | None:
     except Exception:  # noqa: BLE001 - it parses hostile headers, and what it may raise is not documented
         return None
     return int(width * height) if width > 0 and height > 0 else None
+
+
+def is_whole(data: bytes, content_type: str) -> bool:
+    """Whether an image of this type is there from its header to its end. What lies between is not decoded."""
+    if content_type == _SVG:
+        return _is_svg(data)
+    if not count_pixels(data, content_type):
+        return False
+    match content_type:
+        case "image/png":
+            return _is_whole_png(data)
+        case "image/gif":
+            return _is_whole_gif(data)
+        case "image/webp":
+            return int.from_bytes(data[4:8], "little") <= len(data) - 8
+        case _:
+            return data.rfind(b"\xff\xd9") > data.find(b"\xff\xda") > 0
+
+
+def _is_whole_png(data: bytes) -> bool:
+    """Length, type, content and checksum of each chunk, as far as IEND: https://www.w3.org/TR/png/#5Chunk-layout."""
+    offset, kinds = 8, set()
+    while offset + 12 <= len(data):
+        size_bytes, kind = int.from_bytes(data[offset : offset + 4]), data[offset + 4 : offset + 8]
+        offset += 12 + size_bytes
+        kinds.add(kind)
+        if kind == b"IEND":
+            return offset <= len(data) and {b"IHDR", b"IDAT"} <= kinds
+    return False
+
+
+def _is_whole_gif(data: bytes) -> bool:
+    """The blocks as far as the trailer, one of them an image: https://www.w3.org/Graphics/GIF/spec-gif89a.txt."""
+    if len(data) <= 13:  # noqa: PLR2004 - the header's bytes
+        return False
+    offset, has_image = 13 + _color_table_bytes(data[10]), False
+    while offset < len(data):
+        match data[offset]:
+            case 0x3B:
+                return has_image
+            case 0x21:
+                offset += 2
+            case 0x2C if offset + 10 < len(data):
+                offset += 11 + _color_table_bytes(data[offset + 9])
+                has_image = True
+            case _:
+                return False
+        while offset < len(data) and data[offset]:
+            offset += 1 + data[offset]
+        offset += 1
+    return False
+
+
+def _color_table_bytes(flags: int) -> int:
+    return 3 << (1 + (flags & 7)) if flags & 0x80 else 0
+
+
+def _is_svg(data: bytes) -> bool:
+    """Whether this is XML whose outermost element is `svg`. A document with entities of its own is not read further."""
+    roots: list[str] = []
+    parser = expat.ParserCreate(namespace_separator=" ")
+
+    def start(name: str, _attributes: object) -> None:
+        if not roots:
+            roots.append(name.rpartition(" ")[2])
+
+    def stop(*_declaration: object) -> None:
+        raise _EntityDeclared
+
+    parser.StartElementHandler, parser.EntityDeclHandler = start, stop
+    try:
+        parser.Parse(data, True)  # noqa: FBT003 - expat takes no keywords
+    except _EntityDeclared:
+        return b"</svg" in data
+    except (expat.ExpatError, ValueError):
+        return False
+    return roots == ["svg"]
+
+
+class _EntityDeclared(Exception):
+    """Entities can make a small document immense."""
 
 
 def guess(name: str) -> str:

@@ -6,7 +6,7 @@ import base64
 from typing import Any
 
 import pytest
-from test_media import GIF, png
+from test_media import GIF, PIXEL_GIF, SCANNED_JPEG, png
 
 from sessions.model import Artifact, ArtifactKind
 from sessions.output.displays import Displays
@@ -71,6 +71,50 @@ def test_an_update_of_what_is_not_shown_is_nothing() -> None:
     assert run.update({"text/plain": "y"}, "other") == ({}, [])
     run.clear()
     assert run.update({"text/plain": "y"}, "d") == ({}, [])
+
+
+JPEG_DATA = encoded(SCANNED_JPEG)
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ({"image/png": encoded(PNG), "image/jpeg": JPEG_DATA}, "figure-1.png"),
+        ({"image/jpeg": JPEG_DATA, "image/png": encoded(PNG)}, "figure-1.png"),
+        ({"image/svg+xml": "<svg/>", "image/png": encoded(PNG), "text/plain": "x"}, "figure-1.png"),
+        ({"image/jpeg": JPEG_DATA}, "figure-1.jpg"),
+        ({"image/png": encoded(b"none"), "image/jpeg": JPEG_DATA}, "figure-1.jpg"),
+        ({"image/png": encoded(png(9999, 9999)), "image/svg+xml": "<svg/>"}, "figure-1.svg"),
+    ],
+)
+def test_a_display_is_one_picture(data: dict[str, Any], name: str) -> None:
+    run = collection()
+    shown, artifacts = run.show(data, None)
+    assert shown["image"] == name
+    assert [artifact.ref.name for artifact in artifacts] == list(run.images()) == [name]
+    assert run.dropped() == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "data"),
+    [
+        ("fake.gif", b"GIF89a, and then prose that is no picture"),
+        ("cut.png", PNG[:-4]),
+        ("cut.jpg", SCANNED_JPEG[:-2]),
+        ("empty.webp", b""),
+        ("page.svg", b"<html><svg></svg></html>"),
+    ],
+)
+def test_an_image_file_that_is_none_is_a_file(path: str, data: bytes) -> None:
+    run = collection(file_bytes=100)
+    add(run, path, data)
+    assert (run.images(), list(run.files()), run.dropped()) == ({}, [path], {})
+
+
+def test_a_display_whose_pictures_are_all_invalid_is_told_once() -> None:
+    run = collection()
+    assert show(run, {"image/png": "?", "image/jpeg": "?", "text/plain": "x"}) == {"text/plain": "x"}
+    assert run.notices() == ["a figure was dropped: it is not what it says it is"]
 
 
 def test_an_svg_comes_as_text_and_is_a_figure() -> None:
@@ -191,7 +235,7 @@ def test_a_file_is_an_image_when_its_name_and_its_bytes_say_so() -> None:
 def test_a_file_with_a_figures_name_does_not_replace_it() -> None:
     run = collection()
     show(run)
-    add(run, "figure-1.png", GIF)
+    add(run, "figure-1.png", PIXEL_GIF)
     assert list(run.images()) == ["figure-1.png", "./figure-1.png"]
 
 

@@ -136,3 +136,69 @@ def test_a_photo_with_megabytes_before_its_size_is_a_picture_all_the_same() -> N
     exif = b"\xff\xe1\xff\xffExif\0\0" + bytes(0xFFFF - 8)
     colours = (b"\xff\xe2\xff\xffICC_PROFILE\0" + bytes(0xFFFF - 14)) * 64
     assert media.count_pixels(JPEG[:20] + exif + colours + JPEG[20:], "image/jpeg") == 12
+
+
+PIXEL_GIF = (
+    b"GIF89a\x01\x00\x01\x00\x80\x00\x00"
+    + b"\0" * 6
+    + b"\x21\xf9\x04\x01\0\0\0\0"
+    + (b"\x2c\0\0\0\0\x01\0\x01\0\0\x02\x02\x44\x01\0\x3b")
+)
+SCAN = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00\x7f"
+SCANNED_JPEG = JPEG[:-2] + SCAN + JPEG[-2:]
+PADDED_WEBP = WEBP + b"\0"
+SVG = b"<?xml version='1.0'?><!DOCTYPE svg PUBLIC '-//W3C//DTD SVG 1.1//EN' 'x.dtd'><svg><g>&nbsp;</g></svg>"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [png(2, 3), PIXEL_GIF, PIXEL_GIF + b"more", SCANNED_JPEG, PADDED_WEBP, SVG, b"<s:svg xmlns:s='http://x'></s:svg>"],
+)
+def test_an_image_is_whole(data: bytes) -> None:
+    content_type = media.sniff(data) or "image/svg+xml"
+    assert media.is_whole(data, content_type)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GIF89a and then prose, which is long enough for a header",
+        b"GIF89a",
+        b"GIF87a;",
+        PIXEL_GIF[:-3],
+        png(2, 3)[:-12],
+        png(2, 3)[:20],
+        b"\x89PNG\r\n\x1a\n" + b"\0" * 100,
+        SCANNED_JPEG[:-2],
+        JPEG[:12],
+        b"\xff\xd8\xff" + b"prose" * 10,
+        WEBP[:-1],
+        b"RIFF\x04\x00\x00\x00WEBP",
+        SVG[:-3],
+        b"<html><body><svg></svg></body></html>",
+        b"<p>an <svg> in prose",
+        b"<!DOCTYPE html><svg></svg>prose",
+    ],
+)
+def test_an_image_is_not_whole(data: bytes) -> None:
+    content_type = media.sniff(data)
+    assert content_type is not None
+    assert not media.is_whole(data, content_type)
+
+
+@given(st.sampled_from([png(2, 3), PIXEL_GIF, SCANNED_JPEG, PADDED_WEBP, SVG]), st.data())
+def test_damage_anywhere_raises_nothing(whole: bytes, data: st.DataObject) -> None:
+    damaged = bytearray(whole[: data.draw(st.integers(0, len(whole)))])
+    for place in data.draw(st.lists(st.integers(0, max(0, len(damaged) - 1)), max_size=5)):
+        if damaged:
+            damaged[place] = data.draw(st.integers(0, 255))
+    content_type = media.sniff(bytes(damaged))
+    assert content_type is None or media.is_whole(bytes(damaged), content_type) in (True, False)
+
+
+def test_entities_of_a_document_are_not_expanded() -> None:
+    bomb = b"<!DOCTYPE svg [<!ENTITY a 'aaaaaaaaaa'><!ENTITY b '" + b"&a;" * 1000 + b"'>]><svg>" + b"&b;" * 1000
+    before = time.monotonic()
+    assert not media.is_whole(bomb, "image/svg+xml")
+    assert media.is_whole(bomb + b"</svg>", "image/svg+xml")
+    assert time.monotonic() - before < 1

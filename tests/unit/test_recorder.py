@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from doubles import ManualClock, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
+from test_media import png
 from workbench import HURRIED
 
 from sessions.kernels.messages import Message
@@ -125,7 +125,7 @@ async def test_the_pieces_of_a_file_are_held_until_the_file_is_committed(taped: 
 
 async def test_a_file_that_is_not_kept_holds_nothing_up_once_it_is_complete(taped: Taped) -> None:
     taped.print("before")
-    huge = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBB", 13, b"IHDR", 30_000, 30_000, 8, 2, 0, 0, 0) + bytes(64)
+    huge = png(30_000, 30_000)
     first = taped.say("artifact", {"path": "f.png", "bytes": len(huge), "offset": 0}, huge[:50])
     await until(lambda: taped.acknowledgeable == [first])
     taped.say("artifact", {"path": "f.png", "bytes": len(huge), "offset": 50}, huge[50:])
