@@ -12,8 +12,14 @@ from typing import Any
 from sessions.model import ExceptionInfo
 from sessions.sanitize import cut_utf8, strip_ansi, well_formed
 
-_MAX_LINES = 200
+_MAX_FRAMES = 200
+_MAX_ALTERNATING = 8
+_SHOWN_ALIKE = 3
+"""So often the same frames are shown one after the other before they are counted."""
 _MAX_NAME_BYTES = 256
+
+
+_CUT = "\n[... some of it left out ...]\n"
 
 
 class Tracebacks:
@@ -28,16 +34,28 @@ class Tracebacks:
         name, value, lines = content.get("ename"), content.get("evalue"), content.get("traceback")
         if not isinstance(name, str) or not isinstance(value, str) or not isinstance(lines, list):
             return None
-        text = "\n".join(strip_ansi(well_formed(line)) for line in lines[:_MAX_LINES] if isinstance(line, str))
-        if not text.strip():  # IPython writes the traceback of an ExceptionGroup to stderr, and sends an empty one
+        frames = _without_the_middle(_counted([line for line in lines if isinstance(line, str)]))
+        text = "\n".join(strip_ansi(well_formed(frame)) for frame in frames)
+        if not text.strip():
             text = strip_ansi(well_formed(f"{name}: {value}"))
-        traceback = tuple(self._charge(text).split("\n"))
+        traceback = tuple(self._charge(self._fitted(text)).split("\n"))
         return ExceptionInfo(
             name=cut_utf8(strip_ansi(well_formed(name)), _MAX_NAME_BYTES),
             value=self._charge(strip_ansi(well_formed(value))),
             traceback=traceback,
             line=failing_line(traceback, execution_count),
         )
+
+    def _fitted(self, text: str) -> str:
+        """Beginning and end of a text that is too long: what went wrong is at the end."""
+        data = text.encode()
+        if len(data) <= self.left_bytes:
+            return text
+        half = self.left_bytes // 2 - len(_CUT.encode())
+        if half <= 0:
+            return text
+        self.dropped_bytes += len(data) - 2 * half
+        return cut_utf8(text, half) + _CUT + data[-half:].decode(errors="ignore")
 
     def _charge(self, text: str) -> str:
         kept = cut_utf8(text, self.left_bytes)
@@ -51,3 +69,33 @@ def failing_line(traceback: Sequence[str], execution_count: int | None) -> int |
     """The deepest line of the run's own code in an IPython traceback, which names it `Cell In[<count>], line <n>`."""
     lines = re.findall(rf"Cell In\[{execution_count}\], line (\d{{1,7}})", "\n".join(traceback))
     return int(lines[-1]) if lines else None
+
+
+def _counted(frames: list[str]) -> list[str]:
+    """The frames of a traceback, those of a recursion shown once and counted. Several functions may call each other."""
+    kept: list[str] = []
+    index = 0
+    while index < len(frames):
+        for length in range(1, _MAX_ALTERNATING + 1):
+            block = frames[index : index + length]
+            end = index + length
+            while frames[end : end + length] == block:
+                end += length
+            times = (end - index) // length
+            if times > _SHOWN_ALIKE and any(frame.strip() for frame in block):
+                what = "frame above is" if length == 1 else f"{length} frames above are"
+                kept += [*block, f"[... the {what} repeated {times - 1} more times ...]\n"]
+                index = end
+                break
+        else:
+            kept.append(frames[index])
+            index += 1
+    return kept
+
+
+def _without_the_middle(frames: list[str]) -> list[str]:
+    """As many frames as are shown, half of them from the beginning and half from the end."""
+    if len(frames) <= _MAX_FRAMES:
+        return frames
+    half = _MAX_FRAMES // 2
+    return [*frames[:half], f"[... {len(frames) - 2 * half} frames left out ...]\n", *frames[-half:]]

@@ -353,3 +353,50 @@ def test_what_a_display_says_of_its_parts_is_kept_where_it_is_short(metadata: An
     fold = new_fold()
     take(fold, "display_data", {"data": {"text/plain": "1"}, "metadata": metadata})
     assert events(fold)[1][1]["metadata"] == kept
+
+
+FRAMES = {
+    name: f"Cell In[1], line {line}, in {name}(n)\n----> {line}     call()\n" for line, name in enumerate("fgh", 1)
+}
+
+
+@pytest.mark.parametrize("functions", ["f", "fg", "fgh"])
+def test_the_frames_of_a_recursion_are_counted(functions: str) -> None:
+    fold = new_fold(Limits())
+    frames = [FRAMES[name] for name in functions] * 990
+    error(
+        fold, "RecursionError", "maximum depth", "-----", "Cell In[1], line 9", *frames, "RecursionError: maximum depth"
+    )
+    result = fold.finish(fold.ended_status(), None, None)
+    assert result.error is not None
+    assert result.error.startswith("-----\nCell In[1], line 9\nCell In[1], line 1, in f(n)")
+    assert result.error.endswith("repeated 989 more times ...]\n\nRecursionError: maximum depth")
+    assert [result.error.count(f"in {name}(n)") for name in functions] == [1] * len(functions)
+    assert not result.truncated
+
+
+def test_frames_that_differ_are_left_out_in_the_middle() -> None:
+    fold = new_fold(Limits())
+    error(fold, "E", "v", *(f"frame {number}" for number in range(1000)), "E: v")
+    result = fold.finish(fold.ended_status(), None, None)
+    assert result.exception is not None
+    assert result.exception.traceback[:2] == ("frame 0", "frame 1")
+    assert result.exception.traceback[-2:] == ("frame 999", "E: v")
+    assert "[... 801 frames left out ...]" in result.exception.traceback
+
+
+def test_three_frames_alike_are_shown() -> None:
+    fold = new_fold(Limits())
+    error(fold, "E", "v", *[FRAMES["f"]] * 3, "E: v")
+    result = fold.finish(fold.ended_status(), None, None)
+    assert (result.error or "").count("in f(n)") == 3
+
+
+def test_the_end_of_a_traceback_that_is_too_long_is_kept() -> None:
+    fold = new_fold(Limits(output_bytes=1000))
+    error(fold, "E", "", "first", "x" * 5000, "E: the reason")
+    result = fold.finish(fold.ended_status(), None, None)
+    assert (result.error or "").startswith("first\nxxx")
+    assert (result.error or "").endswith("xxx\nE: the reason")
+    assert len(result.error or "") <= 1000
+    assert result.truncated
