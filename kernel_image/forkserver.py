@@ -20,7 +20,7 @@ import time
 import warnings
 from typing import Any, NoReturn
 
-from kernel_image import event_loop, hardening, kernel_streams, shell_commands
+from kernel_image import event_loop, hardening, import_hooks, kernel_streams, shell_commands
 
 KERNEL_MODULES = (
     "ipykernel.kernelapp",
@@ -39,7 +39,6 @@ OOM_SCORE_ADJUSTMENT = 1000
 
 The largest there is; see proc(5), /proc/pid/oom_score_adj.
 """
-
 
 _SCRIPT_NAME = "main.py"
 """What `sys.argv` says: parsers of arguments show it, and scripts look for files beside it."""
@@ -208,6 +207,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
     channel = socket.socket(fileno=0)
     lines = channel.makefile("rw", encoding="utf-8", newline="\n")
+    import_hooks.install()
     _preload_kernel()
     failed = _preload(sys.argv[1:])
     gc.collect()

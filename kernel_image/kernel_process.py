@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from kernel_image import accounting
+from kernel_image.import_hooks import CPU_COUNT_VARIABLE
 from kernel_image.protocol import SETTINGS_VARIABLE, SupervisorSettings
 from kernel_image.sandbox_log import log_event
 
@@ -186,7 +187,7 @@ def environment_of(settings: SupervisorSettings) -> dict[str, str]:
         "HOME": str(home),
         "MPLCONFIGDIR": str(mpl_config),
         "IPYTHONDIR": str(home / ".ipython"),
-        **{variable: str(settings.threads) for variable in _THREAD_VARIABLES},
+        **dict.fromkeys((*_THREAD_VARIABLES, CPU_COUNT_VARIABLE), str(settings.threads)),
     }
     for variable in ("JPY_PARENT_PID", "CELLBLOCK_MPL_CACHE", SETTINGS_VARIABLE):
         environment.pop(variable, None)

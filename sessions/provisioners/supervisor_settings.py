@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from kernel_image.protocol import SupervisorSettings
 from sessions.ports import LaunchSpec
 
@@ -27,7 +29,7 @@ def supervisor_settings(
         preload=spec.preload,
         orphan_timeout_s=spec.orphan_timeout_s,
         # More linear algebra threads than the CPU limit allows would only wait for one another.
-        threads=max(1, round(spec.limits.cpus)),
+        threads=math.ceil(spec.limits.cpus),
         max_message_bytes=spec.limits.message_bytes,
         # While no gateway is there, what a kernel says is kept in the container's own memory.
         spool_bytes=spec.limits.message_bytes * _MESSAGES_IN_SPOOL,

@@ -82,11 +82,31 @@ async def test_tracebacks_name_the_line(rig: Rig, code: str, name: str, line: in
     assert result.output == ("" if name == "SyntaxError" else "first\n")
 
 
-async def test_an_exception_group_says_what_it_is(rig: Rig) -> None:
-    result = await rig.run("raise ExceptionGroup('both', [ValueError('one'), KeyError('two')])")
-    assert (result.status, result.error) == (RunStatus.ERROR, "ExceptionGroup: both (2 sub-exceptions)")
-    assert "ValueError: one" in result.stderr
-    assert "KeyError: 'two'" in result.stderr
+@pytest.mark.parametrize(
+    "code",
+    [
+        "raise ExceptionGroup('all', [ValueError('one'), ExceptionGroup('inner', [KeyError('two')])])",
+        """
+import asyncio
+async def fail(error): raise error
+async with asyncio.TaskGroup() as group:
+    group.create_task(fail(ValueError('one')))
+    group.create_task(fail(KeyError('two')))""",
+        """
+try: raise ExceptionGroup('all', [ValueError('one'), KeyError('two')])
+except* ValueError as group: raise RuntimeError('again') from group""",
+        "raise RuntimeError('again') from ExceptionGroup('all', [ValueError('one'), KeyError('two')])",
+    ],
+)
+async def test_an_exception_group_names_its_members(rig: Rig, code: str) -> None:
+    result = await rig.run("\n" + code)
+    assert (result.status, result.stderr) == (RunStatus.ERROR, "")
+    assert "ValueError: one" in (result.error or "")
+    assert "KeyError: 'two'" in (result.error or "")
+    assert "Cell In[1], line" in (result.error or "")
+    assert "interactiveshell" not in (result.error or "")
+    assert result.exception is not None
+    assert result.exception.line is not None
 
 
 @pytest.mark.parametrize(

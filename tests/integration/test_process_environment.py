@@ -134,9 +134,7 @@ async def test_kernels_find_their_own_environment_first(
     venv = python.parent.parent
     assert environ["PATH"].split(":")[0] == str(venv / "bin")
     assert environ["VIRTUAL_ENV"] == str(venv)
-    assert {"matplotlib", "matplotlibrc"} <= {path.name for path in python.parents[2].iterdir()}
-    assert environ["CELLBLOCK_MPL_CACHE"] == str(python.parents[2] / "matplotlib")
-    assert environ["MATPLOTLIBRC"] == str(python.parents[2] / "matplotlibrc")
+    assert "CELLBLOCK_MPL_CACHE" not in environ, "there is no matplotlib in it"
 
 
 async def version_in(python: Path) -> str:

@@ -30,6 +30,11 @@ def test_an_image_and_all_output_fit_into_one_message(limits: Limits) -> None:
     assert told.max_message_bytes < told.spool_bytes < told.relay_bytes
 
 
+@pytest.mark.parametrize(("cpus", "threads"), [(0.1, 1), (1.0, 1), (1.2, 2), (2.5, 3), (4.0, 4)])
+def test_threads_are_the_processors_rounded_up(cpus: float, threads: int) -> None:
+    assert settings(Limits(cpus=cpus)).threads == threads
+
+
 def test_the_defaults_at_both_ends_agree() -> None:
     told = settings(Limits())
     plain = SupervisorSettings("k", "secret", "unix:/s/s", "/w", "/i", "/h")

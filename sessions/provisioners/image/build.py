@@ -94,7 +94,6 @@ def image_content(settings: BuildSettings) -> Mapping[str, bytes]:
             raise Misconfigured(f"`build.preload` holds {name!r}, which is not the name of a Python module.")
     content = {
         "Dockerfile": (_HERE / "Dockerfile").read_bytes(),
-        "inputs/fonts.py": (_HERE / "kernel_fonts.py").read_bytes(),
         "inputs/requirements.txt": requirements(settings),
         "inputs/constraints.txt": constraints(settings),
         "inputs/preload.txt": "".join(f"{line}\n" for line in settings.preload).encode(),

@@ -21,7 +21,6 @@ import psutil
 
 import kernel_image
 from sessions.errors import SetUpFailed
-from sessions.provisioners.image import kernel_fonts
 from sessions.provisioners.image.requirements import constraints, requirements
 from sessions.provisioners.programs import Progress, run_program
 from sessions.settings import BuildSettings
@@ -29,6 +28,11 @@ from sessions.settings import BuildSettings
 _STAMP = "installed"
 _LOCK_PAUSE_S = 0.2
 _DO_NOT_FIT = ("ResolutionImpossible", "No matching distribution", "Requires-Python")
+_FIND_FONTS = """
+import importlib.util
+if importlib.util.find_spec("matplotlib"):
+    import matplotlib.font_manager
+"""
 _FAILED = (
     "The packages of `build.dependencies` could not be installed for the process engine (the network is needed once; "
     "an empty list runs kernels without)"
@@ -71,11 +75,11 @@ async def remove_unused(root: Path, kept: Path) -> None:
 
 
 def matplotlib_variables(python: Path) -> Mapping[str, str]:
-    """What tells a supervisor of this interpreter where matplotlib's settings and font cache are, as in the image."""
+    """What tells a supervisor of this interpreter where matplotlib's font cache is, as in the image."""
     home = python.parent.parent.parent
     if not (home / "matplotlib").exists():
         return {}
-    return {"MATPLOTLIBRC": str(home / "matplotlibrc"), "CELLBLOCK_MPL_CACHE": str(home / "matplotlib")}
+    return {"CELLBLOCK_MPL_CACHE": str(home / "matplotlib")}
 
 
 async def _make(directory: Path, settings: BuildSettings, progress: Progress) -> None:
@@ -86,8 +90,10 @@ async def _make(directory: Path, settings: BuildSettings, progress: Progress) ->
     (directory / "requirements.txt").write_bytes(requirements(settings))
     (directory / "constraints.txt").write_bytes(constraints(settings))
     await _install(directory, settings, progress)
-    program = [str(_interpreter(directory)), "-I", kernel_fonts.__file__]
-    await run_program(program, progress, failed="matplotlib's font cache could not be made")
+    program = [str(_interpreter(directory)), "-I", "-c", _FIND_FONTS]
+    environment = {**os.environ, "MPLCONFIGDIR": str(directory / "matplotlib")}
+    failed = "matplotlib's font cache could not be made"
+    await run_program(program, progress, failed=failed, environment=environment)
     (directory / _STAMP).touch()
     progress("The environment is made")
 
@@ -168,7 +174,6 @@ def _network_options(settings: BuildSettings) -> list[str]:
 def _directory(settings: BuildSettings, root: Path) -> Path:
     """One directory per content: the interpreter, the packages and their versions decide."""
     digest = hashlib.sha256(f"{sys.prefix}\0{sys.version}\0{Path(kernel_image.__file__).parent}\0".encode())
-    digest.update(Path(kernel_fonts.__file__).read_bytes())
     digest.update(requirements(settings) + b"\0" + constraints(settings))
     return root / digest.hexdigest()[:12]
 
@@ -178,6 +183,9 @@ def _interpreter(directory: Path) -> Path:
 
 
 def _link_kernel_image(venv: Path) -> None:
-    """The supervisor runs in this environment too, from the gateway's own files, as it does in the image."""
-    packages = sysconfig.get_path("purelib", vars={"base": str(venv)})
-    Path(packages, "kernel_image").symlink_to(Path(kernel_image.__file__).resolve().parent)
+    """The supervisor runs in this environment too, from the gateway's own files, and libraries are adapted likewise."""
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(venv)}))
+    (packages / "kernel_image").symlink_to(Path(kernel_image.__file__).resolve().parent)
+    hooks = "kernel_image.import_hooks"
+    (packages / "cellblock.pth").write_text(f"import {hooks}; {hooks}.install()
+")
