@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import time
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from gateway.http.api.artifacts import disposition, shown_type
 from gateway.http.parse import run_request
 from gateway.http.parse.body import fields_of, form_variables, parse_json_object
-from gateway.http.parse.code_text import strip_fence, unescape_query_code
+from gateway.http.parse.code_text import plain_code, strip_fence, unescape_query_code
 from gateway.http.render.answer import strict_json
 from sessions.errors import InvalidJSON, InvalidRequest
 from sessions.model import RunRequest, TenantId
@@ -45,13 +46,122 @@ def test_only_a_fence_around_everything_is_stripped(given_code: str, expected: s
 
 @given(st.text())
 def test_code_without_a_fence_is_never_touched(code: str) -> None:
-    if not code.lstrip().startswith("```"):
+    if not code.lstrip().startswith(("```", "~~~")):
         assert strip_fence(code) == code
 
 
 @given(st.text(alphabet=st.characters(exclude_characters="\r")), st.sampled_from(["", "python", "py3"]))
 def test_fencing_and_stripping_gives_the_code_back(code: str, language: str) -> None:
     assert strip_fence(f"```{language}\n{code}\n```") == code
+
+
+CODE = "for i in range(2):\n    print(i)"
+
+
+@pytest.mark.parametrize(
+    "given_code",
+    [
+        f"```python\n{CODE}\n```",
+        f"```python\n{CODE}",
+        f"```\n{CODE}\n",
+        f"```python\n{CODE}```",
+        f"~~~python\n{CODE}\n~~~",
+        f"~~~\n{CODE}\n~~~",
+        f"~~~python\n{CODE}",
+        f"~~~~ {{.python}}\n{CODE}\n~~~~",
+        f'```python title="a.py"\n{CODE}\n```',
+        f"Here is the code:\n\n```python\n{CODE}\n```",
+        f"Here's the code:\n```\n{CODE}\n```\nIt prints 0 and 1.",
+        f"```python\n{CODE}\n```\n\nThis prints two numbers.",
+        f"1. Run this:\n\n   ```py\n   {CODE.replace(chr(10), chr(10) + '   ')}\n   ```\n",
+        f"Solution\n~~~python\n{CODE}\n~~~",
+        f"First `pip`:\n```bash\npip install x\n```\nThen:\n```python\n{CODE}\n```",
+        f"```bash\npip install x\n```\n```python\n{CODE}\n```",
+        f"Sure! Here it is:\n```python\n{CODE}",
+        f"\ufeff```python\n{CODE}\n```",
+        f"```python\n\ufeff{CODE}\n```",
+        f"\ufeff{CODE}",
+        CODE.replace("\n", "\r\n"),
+        CODE.replace("\n", "\r"),
+        f"Here:\n```python\n{CODE}\n```\n".replace("\n", "\r\n"),
+        CODE.replace("    ", "\u00a0\u00a0\u00a0\u00a0"),
+        CODE.replace("    ", "\u3000\u3000\u202f "),
+        CODE.replace("(i)", "\u200b(i)\u200b"),
+        CODE.replace("print", "\ufeffprint"),
+    ],
+)
+def test_the_code_is_found_in_what_models_put_around_it(given_code: str) -> None:
+    assert plain_code(given_code, is_python=True).rstrip() == CODE
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'def f():\n    """Usage:\n\n    ```python\n    f()\n    ```\n    """\nprint(1)',
+        "text = '''\n```python\nx\n```\n'''",
+        'def f(:\n    """\n```python\nx\n```\n"""',
+        "%%markdown\n```python\nx\n```",
+        "%%writefile README.md\nHello\n```python\nx\n```",
+        'import os\n%matplotlib inline\nfiles = !ls\ntext = """\n```\nx\n```\n"""\nos?',
+        "~~~5",
+        "~~~x\nprint(1)",
+        "x = 1\n```\ny\n```",
+        "```python\na\n```\nand\n```python\nb\n```\nboth",
+        "Run:\n```bash\nls\n```",
+        "```",
+        "``````",
+        "print('a\u00a0b\u200bc')  # \u3000",
+        "%%bash\necho \u00a0x",
+        "!echo a\u200bb",
+        "print(\u200b",
+        "",
+    ],
+)
+def test_code_that_has_nothing_around_it_is_left_alone(code: str) -> None:
+    assert plain_code(code, is_python=True) == code
+
+
+def test_what_is_unseen_in_strings_stays_where_the_rest_is_mended() -> None:
+    assert plain_code("x =\u00a0'a\u00a0b'\u200b # \u00a0", is_python=True) == "x = 'a\u00a0b' # \u00a0"
+
+
+def test_a_fence_in_a_string_of_a_block_with_prose_around_it() -> None:
+    code = 'print("""\n```\nx\n```\n""")'
+    assert plain_code(f"Here it is:\n```python\n{code}\n```\nDone!", is_python=True) == code
+
+
+@pytest.mark.parametrize(
+    ("given_code", "expected"),
+    [
+        ("echo a\r\necho b", "echo a\necho b"),
+        ("printf 'a\rb'", "printf 'a\rb'"),
+        ("```bash\necho a\n```", "echo a"),
+        ("```bash\necho a", "echo a"),
+        ("cat <<E\n```\nx\n```\nE", "cat <<E\n```\nx\n```\nE"),
+        ("echo \u00a0", "echo \u00a0"),
+    ],
+)
+def test_code_of_other_languages(given_code: str, expected: str) -> None:
+    assert plain_code(given_code, is_python=False) == expected
+
+
+@given(st.text(alphabet="ab1=()'\"#`~\n \t\u00a0\u200b\r%!", max_size=40))
+def test_a_program_that_is_right_keeps_its_meaning(code: str) -> None:
+    try:
+        before = ast.dump(ast.parse(code))
+    except (SyntaxError, ValueError):
+        return
+    if not code.lstrip().startswith("~~~"):
+        assert ast.dump(ast.parse(plain_code(code, is_python=True))) == before
+
+
+@pytest.mark.parametrize(
+    "hostile", ["`" * 100_000, "```\n" * 20_000, "x\n```\n" * 20_000, "~~~a\n" * 20_000, '"' * 100_000]
+)
+@pytest.mark.timeout(10)
+def test_looking_for_code_takes_bounded_time(hostile: str) -> None:
+    for is_python in (True, False):
+        assert len(plain_code(hostile, is_python=is_python)) <= len(hostile)
 
 
 @pytest.mark.parametrize("hostile", [" " * 1_000_000, "```" + " " * 1_000_000, "```\n" + " \n" * 500_000])

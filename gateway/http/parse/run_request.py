@@ -13,7 +13,7 @@ import msgspec
 
 from gateway.field_errors import shown
 from gateway.http.parse.body import check_names, form_variables
-from gateway.http.parse.code_text import strip_fence, unescape_query_code
+from gateway.http.parse.code_text import plain_code, unescape_query_code
 from sessions.errors import InvalidRequest, UnsupportedLanguage
 from sessions.model import RunRequest, SessionId, TenantId
 from sessions.settings import Limits
@@ -66,7 +66,7 @@ def run_request(
 ) -> RunRequest:
     """Check what the types cannot say. Raises InvalidRequest and UnsupportedLanguage."""
     language = _language(fields, languages)
-    code = strip_fence(fields.code)
+    code = plain_code(fields.code, is_python=language == DEFAULT_LANGUAGE)
     if from_query and language == DEFAULT_LANGUAGE:
         code = unescape_query_code(code)
     return RunRequest(
