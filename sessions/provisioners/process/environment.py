@@ -187,5 +187,4 @@ def _link_kernel_image(venv: Path) -> None:
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(venv)}))
     (packages / "kernel_image").symlink_to(Path(kernel_image.__file__).resolve().parent)
     hooks = "kernel_image.import_hooks"
-    (packages / "cellblock.pth").write_text(f"import {hooks}; {hooks}.install()
-")
+    (packages / "cellblock.pth").write_text(f"import {hooks}; {hooks}.install()\n")
