@@ -195,9 +195,11 @@ async def test_images_that_are_none_are_dropped_and_said(rig: Rig) -> None:
 import zlib
 from IPython.display import display
 def png(width, height):
-    head = struct.pack('!II5B', width, height, 8, 2, 0, 0, 0)
-    return (b'\\x89PNG\\r\\n\\x1a\\n' + struct.pack('!I', 13) + b'IHDR' + head
-            + struct.pack('!I', zlib.crc32(b'IHDR' + head)) + bytes(8) + b'IEND')
+    def chunk(kind, data):
+        return struct.pack('!I', len(data)) + kind + data + struct.pack('!I', zlib.crc32(kind + data))
+    head = struct.pack('!II5B', width, height, 8, 0, 0, 0, 0)
+    lines = zlib.compress(bytes(60 * 61))
+    return b'\\x89PNG\\r\\n\\x1a\\n' + chunk(b'IHDR', head) + chunk(b'IDAT', lines) + chunk(b'IEND', b'')
 import base64
 open('bomb.png', 'wb').write(png(60_000, 60_000))
 open('fine.png', 'wb').write(png(60, 60))
