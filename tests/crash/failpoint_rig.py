@@ -1,5 +1,4 @@
-"""Survives a `kill -9` before a step and another one after it: a bit of everything is at work meanwhile, and in the end
-everything is there, once.
+"""Survives a `kill -9` at a failpoint: a bit of everything is at work, and afterwards everything is there, once.
 
 The engine is `process`: a container is not the point here, and what the code does can be counted outside of it.
 """
@@ -57,22 +56,18 @@ class Crash:
         self.ledger = gateway.directory / "ledger"
         self.runs_in_session = 0
 
-    async def survive(self, step: str) -> None:
-        """Do a bit of everything, die before the step and, having come back, after it; then find everything, once."""
+    async def survive(self, failpoint: str) -> None:
+        """Do a bit of everything, die at the failpoint, come back, and check that everything is there, once."""
         number = next(NUMBERS)
         keys = [f"{number}-{kind}" for kind in ("running", "waiting", "single")]
-        self.gateway.arm(f"{step}.before")
+        self.gateway.arm(failpoint)
         asked = asyncio.gather(
             self.client.run_streaming(keys[0], self.code(keys[0]), session_id="s"),
             self._later(keys[1], session_id="s"),
             self.client.run(keys[2], self.code(keys[2])),
-            *([self._other_things(number)] if step in OTHER_THINGS else []),
+            *([self._other_things(number)] if failpoint.rpartition(".")[0] in OTHER_THINGS else []),
         )
-        await self._die(f"{step}.before", asked)
-        self.gateway.arm(f"{step}.after")
-        self.gateway.launch()
-        await self._die(f"{step}.after", asked)  # perhaps while it starts
-        await self.gateway.start()
+        await self._bring_back(failpoint, asked)
         (running, events), waiting, single, *_ = await asked
         check_events(events, running)
         self.runs_in_session += 2
@@ -119,18 +114,19 @@ class Crash:
         await self.client.ask("POST", f"{path}/restart")
         await self.client.ask("DELETE", path)
 
-    async def _die(self, failpoint: str, asked: asyncio.Future[Any]) -> None:
+    async def _bring_back(self, failpoint: str, asked: asyncio.Future[Any]) -> None:
         patience = 500  # some things, such as removing a used kernel, are done behind the answers' backs
         while not self.gateway.has_died():
             patience -= asked.done()
             assert patience, f"{failpoint} was never reached: {asked}"
             await asyncio.sleep(0.01)
+        await self.gateway.start()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def crash() -> AsyncIterator[Crash]:
     directory = Path(tempfile.mkdtemp(prefix="cb-"))
-    gateway = CrashableGateway(directory, "process", CELLBLOCK_POOL_SIZE="0")  # a warm one would be for nobody
+    gateway = CrashableGateway(directory, "process")
     await gateway.start()
     client = Client(gateway.url)
     crash = Crash(gateway, client)

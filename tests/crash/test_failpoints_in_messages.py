@@ -7,13 +7,18 @@ from failpoint_rig import Crash
 from failpoints import SENT, TAKEN
 
 REACHED = [
-    *(f"send.{name}" for name in SENT if name != "input_reply"),
-    *(f"take.{name}" for name in TAKEN if name not in ("rejected", "input_request")),
+    *(f"send.{name}.{when}" for name in SENT if name != "input_reply" for when in ("before", "after")),
+    *(
+        f"take.{name}.{when}"
+        for name in TAKEN
+        if name not in ("rejected", "input_request")
+        for when in ("before", "after")
+    ),
 ]
 
 
 @pytest.mark.timeout(240)
 @pytest.mark.asyncio(loop_scope="module")
-@pytest.mark.parametrize("step", REACHED)
-async def test_a_gateway_killed_before_and_after_it_loses_nothing_and_repeats_nothing(crash: Crash, step: str) -> None:
-    await crash.survive(step)
+@pytest.mark.parametrize("failpoint", REACHED)
+async def test_a_gateway_killed_there_loses_nothing_and_repeats_nothing(crash: Crash, failpoint: str) -> None:
+    await crash.survive(failpoint)

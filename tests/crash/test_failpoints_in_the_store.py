@@ -6,11 +6,14 @@ import pytest
 from failpoint_rig import Crash
 from failpoints import ENGINE, STORE
 
-REACHED = [*(f"store.{name}" for name in STORE), *(f"engine.{name}" for name in ENGINE)]
+REACHED = [
+    *(f"store.{name}.{when}" for name in STORE for when in ("before", "after")),
+    *(f"engine.{name}.{when}" for name in ENGINE for when in ("before", "after")),
+]
 
 
 @pytest.mark.timeout(240)
 @pytest.mark.asyncio(loop_scope="module")
-@pytest.mark.parametrize("step", REACHED)
-async def test_a_gateway_killed_before_and_after_it_loses_nothing_and_repeats_nothing(crash: Crash, step: str) -> None:
-    await crash.survive(step)
+@pytest.mark.parametrize("failpoint", REACHED)
+async def test_a_gateway_killed_there_loses_nothing_and_repeats_nothing(crash: Crash, failpoint: str) -> None:
+    await crash.survive(failpoint)
