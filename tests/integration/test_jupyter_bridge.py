@@ -375,7 +375,7 @@ def test_the_configuration_of_a_notebooks_directory_is_not_cellblocks(
 def test_a_kernelspec_is_of_a_language_of_the_configuration(process_jupyter: Jupyter, tmp_path: Path) -> None:
     config = {
         "engine": {"name": "process"},
-        "build": {"preload": []},
+        "build": {"dependencies": [], "preload": []},
         "languages": {"snake": "python3", "none": "gone"},
     }
     install(tmp_path, config, language="snake")
