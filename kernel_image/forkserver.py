@@ -10,11 +10,14 @@ import contextlib
 import gc
 import importlib
 import json
+import multiprocessing.process
+import multiprocessing.util
 import os
 import random
 import signal
 import site
 import socket
+import subprocess
 import sys
 import time
 import warnings
@@ -126,6 +129,19 @@ class _Unkept(dict[int, list[Any]]):
         return []
 
 
+def _worker_flags() -> list[str]:
+    """The interpreter's flags for multiprocessing's workers, which are not isolated as the fork server is."""
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined] # noqa: SLF001
+    return [flag for flag in flags if flag != "-I"]
+
+
+def _prepare_multiprocessing() -> None:
+    """Give the kernel a key and a directory of its own: the module has noted the fork server's."""
+    multiprocessing.current_process().authkey = os.urandom(32)
+    multiprocessing.process.ORIGINAL_DIR = os.getcwd()  # type: ignore[attr-defined] # noqa: PTH109
+    multiprocessing.util._args_from_interpreter_flags = _worker_flags  # type: ignore[attr-defined] # noqa: SLF001
+
+
 def _run_kernel(connection_file: str) -> None:
     """Run ipykernel until it ends, as `python -m ipykernel_launcher -f <connection_file>` would."""
     from ipykernel.kernelapp import IPKernelApp  # noqa: PLC0415 - imported before the fork, by _preload
@@ -134,6 +150,7 @@ def _run_kernel(connection_file: str) -> None:
     sys.argv = [_SCRIPT_NAME]
     event_loop.install()
     os.system = shell_commands.system
+    _prepare_multiprocessing()
     config = Config()
     config.IPKernelApp.connection_file = connection_file
     config.IPKernelApp.kernel_class = "kernel_image.python_kernel.PythonKernel"

@@ -1,9 +1,10 @@
 """stdout and stderr inside the kernel: ipykernel's OutStream, made to lose nothing.
 
-Four things differ from OutStream. Every write is copied to the output ring, which the supervisor reads after a crash.
-What child processes write to the file descriptor is read before a flush returns, so that it belongs to the run that
-made it, and is decoded across reads, so that multi-byte characters stay whole. A flush of an empty stream costs
-nothing; but one whose last output the IOPub thread is still packing waits for that, or `idle` would overtake it.
+Five things differ from OutStream. Every write is copied to the output ring, which the supervisor reads after a crash.
+What child processes write to the file descriptor, forked ones too, is read before anything else is written and before a
+flush returns, so that it belongs to the run that made it, in its place; lines and multi-byte characters stay whole. A
+flush of an empty stream costs nothing; but one whose last output the IOPub thread is still packing waits for that, or
+`idle` would overtake it. And there is what scripts expect of a stream: `buffer`, `fileno`, `reconfigure`.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ class _StreamBytes(io.RawIOBase):
 class KernelStream(OutStream):  # type: ignore[misc]
     """One of the kernel's two output streams.
 
-    Its own state: the ring, the sent count, the pipe's decoder, and whether buffered output is being sent.
+    Its own state: the ring, the sent count, the pipe's decoder, what has come through the pipe and is held, whether our
+    own last line is unfinished, and whether buffered output is being sent. A forked child holds what it will write.
     """
 
     encoding = "utf-8"
@@ -103,8 +105,11 @@ class KernelStream(OutStream):  # type: ignore[misc]
         self._is_sending = False
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._pipe_lock = threading.RLock()
+        self._held = ""
+        self._is_mid_line = False
         super().__init__(session, pub_thread, name, **options)
         self.buffer = _StreamBytes(self)
+        os.register_at_fork(after_in_child=self._become_child)
 
     def fileno(self) -> int:
         """The descriptor that child processes inherit; ipykernel has the one of before, which leads nowhere."""
@@ -128,32 +133,68 @@ class KernelStream(OutStream):  # type: ignore[misc]
         return self.buffer
 
     def write(self, string: object) -> int | None:
-        """Write, and copy to the ring unless this is a forked child, whose output comes through the parent's pipe."""
-        if self._ring is not None and isinstance(string, str) and self._is_master_process():
-            self._ring.write(output_ring.encode(string))
-        count: int | None = super().write(string)
-        if isinstance(string, str):
-            self._unsent_characters += len(string)
-        if self._unsent_characters > _WRITE_AHEAD_CHARACTERS:
-            self._unsent_characters = 0
-            super().flush()  # not the pipe: emptying it calls this method
-        return count
+        """Write, behind what child processes have written; but no line of theirs goes into one of ours."""
+        if not isinstance(string, str):
+            raise TypeError(f"write() argument must be str, not {type(string).__name__}")
+        if not self._is_master_process():
+            self._write_in_child(string)
+            return len(string)
+        if not self._is_mid_line:
+            self._drain_pipe()
+        self._write_text(string)
+        if string:
+            self._is_mid_line = not string.endswith("\n")
+        return len(string)
 
     def flush(self) -> None:
         """Send all that was written, by this process or through the file descriptor, before returning."""
         if not self._is_master_process():
-            super().flush()
+            self._write_in_child("", whole_lines=False)
             return
-        self._drain_pipe()
+        self._drain_pipe(parts_lines=True)
+        self._is_mid_line = False  # a child may go on with the line
         # In this order: the buffers are emptied when `_is_sending` is set already.
         if self._buffers or self._flush_pending or self._is_sending:
             super().flush()
 
+    def _write_text(self, text: str) -> None:
+        """Buffer text to be sent, and copy it to the ring."""
+        if self._ring is not None:
+            self._ring.write(output_ring.encode(text))
+        super().write(text)
+        self._unsent_characters += len(text)
+        if self._unsent_characters > _WRITE_AHEAD_CHARACTERS:
+            self._unsent_characters = 0
+            super().flush()  # not the pipe: emptying it calls this method
+
+    def _become_child(self) -> None:
+        """Forget what the parent has buffered, and locks that its threads hold: this is a forked child."""
+        self._held = ""
+        self._pipe_lock = threading.RLock()
+        self._buffer_lock = threading.RLock()
+        self._rotate_buffers()
+
+    def _write_in_child(self, text: str, *, whole_lines: bool = True) -> None:
+        """Write to the pipe that the parent reads, a few whole lines at a time, which no other writer can part."""
+        with self._pipe_lock:
+            self._held += text
+            ready, self._held = _split_lines(self._held) if whole_lines else (self._held, "")
+            piece = b""
+            for line in ready.splitlines(keepends=True):
+                data = line.encode("utf-8", "replace")
+                if piece and len(piece) + len(data) > select.PIPE_BUF:
+                    _write_all(self.fileno(), piece)
+                    piece = b""
+                piece += data
+            _write_all(self.fileno(), piece)
+
     def _flush(self) -> None:
         """Send what is buffered; runs in the IOPub thread. Each message says how much of the stream is sent with it."""
-        if not self._is_master_process():
-            super()._flush()
-            return
+        if self._held and self._pipe_lock.acquire(blocking=False):  # its owner may wait for this thread
+            try:
+                self._write_held()
+            finally:
+                self._pipe_lock.release()
         self._is_sending = True
         try:
             self._flush_pending = False
@@ -195,8 +236,11 @@ class KernelStream(OutStream):  # type: ignore[misc]
             if any(event & (select.POLLHUP | select.POLLNVAL | select.POLLERR) for _, event in events):
                 return
 
-    def _drain_pipe(self) -> None:
-        """Read what is in the pipe now, and not what a child writes meanwhile: that could go on for ever."""
+    def _drain_pipe(self, *, parts_lines: bool = False) -> None:
+        """Read what is in the pipe now, and not what a child writes meanwhile: that could go on for ever.
+
+        It is held while one of our own lines is unfinished, unless a flush parts the line anyway.
+        """
         if self._fid is None or not self._should_watch:
             return
         with self._pipe_lock:
@@ -204,5 +248,26 @@ class KernelStream(OutStream):  # type: ignore[misc]
             while left_bytes > 0:
                 data = os.read(self._fid, min(left_bytes, _READ_BYTES))
                 left_bytes -= len(data)
-                if text := self._decoder.decode(data):
-                    self.write(text)
+                self._held += self._decoder.decode(data)
+                if len(self._held) > _READ_BYTES:
+                    self._write_held()
+            if self._held:
+                if parts_lines or not self._is_mid_line:
+                    self._write_held()
+                else:
+                    self._schedule_flush()
+
+    def _write_held(self) -> None:
+        text, self._held = self._held, ""
+        self._write_text(text)
+
+
+def _split_lines(text: str) -> tuple[str, str]:
+    """The whole lines of a text, and what follows them."""
+    end = text.rfind("\n") + 1
+    return text[:end], text[end:]
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]

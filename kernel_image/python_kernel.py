@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -27,6 +28,7 @@ from kernel_image import shell_commands
 from kernel_image.standard_streams import StandardStreams, open_copy_of_standard
 from kernel_image.unclosed_files import flush_unclosed_files
 
+_CHILD_PYTHON = Path(__file__).resolve().parent / "child_python"
 _SUCCESS_TEXTS = ("", "0", "None")
 """What a SystemExit that means success says."""
 
@@ -84,7 +86,9 @@ class PythonShell(ZMQInteractiveShell):  # type: ignore[misc]
             self.register_magic_function(self._exit_magic, "line", name)
 
     def init_environment(self) -> None:
-        """Set what child processes inherit: no terminal, no colours, and no pager that waits for a key."""
+        """Set what child processes inherit: no terminal, no colours, no pager that waits for a key, and whole lines."""
+        paths = [str(_CHILD_PYTHON), *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
         os.environ.update(TERM="dumb", PAGER="cat", GIT_PAGER="cat")
         for name in ("CLICOLOR", "CLICOLOR_FORCE", "FORCE_COLOR"):
             os.environ.pop(name, None)
