@@ -114,7 +114,23 @@ async def test_an_exception_group_names_its_members(rig: Rig, code: str) -> None
     [
         ("import sys; print('x'); sys.exit()", RunStatus.OK, "x\n"),
         ("import sys; print('x'); sys.exit(3)", RunStatus.ERROR, "x\n"),
+        ("print('x'); exit(3); print('y')", RunStatus.ERROR, "x\n"),
+        ("print('x'); quit(); print('y')", RunStatus.OK, "x\n"),
+        ("import unittest\nclass T(unittest.TestCase): pass\nunittest.main(exit=False)", RunStatus.OK, ""),
         ("import asyncio\nawait asyncio.sleep(0)\nprint('awaited')", RunStatus.OK, "awaited\n"),
+        ("import asyncio\nasync def main(): print('run')\nasyncio.run(main())", RunStatus.OK, "run\n"),
+        (
+            "import asyncio\nasync def main(): print('run')\nasyncio.get_event_loop().run_until_complete(main())",
+            RunStatus.OK,
+            "run\n",
+        ),
+        (
+            "import multiprocessing\nwith multiprocessing.get_context('spawn').Pool(1) as p: p.map(print, ['a', 'b'])",
+            RunStatus.OK,
+            "a\nb\n",
+        ),
+        ("import sys; del sys.stdout", RunStatus.OK, ""),
+        ("class E(Exception):\n def __str__(self): 1 / 0\nraise E", RunStatus.ERROR, ""),
         ("%timeit -n1 -r1 pass\n!echo from a shell", RunStatus.OK, "from a shell\n"),
         ("", RunStatus.OK, ""),
         ("import os; os.write(1, '多字节'.encode() * 3)", RunStatus.OK, "多字节多字节多字节"),
