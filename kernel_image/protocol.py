@@ -35,6 +35,12 @@ FILE_CHANNEL = "file"
 
 MESSAGE_CHANNELS = ("shell", "control", "stdin", "iopub")
 
+CLIENT_ID = "cellblock_client_id"
+"""A field in the header of a request to a kernel: the msg_id that a Jupyter client gave it, beside the gateway's own.
+
+The kernel sees the client's in place of the gateway's. A supervisor that does not know the field passes it on.
+"""
+
 MAX_PATH_CHARACTERS = 1024
 """How long an artifact's path may be."""
 

@@ -21,6 +21,7 @@ import zmq
 from kernel_image import accounting, hardening, kernel_process, output_ring, protocol
 from kernel_image.artifacts import WorkingDirectory
 from kernel_image.channels import KernelChannels
+from kernel_image.client_ids import ClientIds
 from kernel_image.files import SessionFiles
 from kernel_image.outstanding import OutstandingRequests
 from kernel_image.relay import Relay
@@ -49,6 +50,7 @@ class Supervisor:
         self._relay = Relay(settings, self)
         work = WorkingDirectory(settings.work_dir, settings.scan_entries)
         self._requests = OutstandingRequests(settings, self._relay, self._meter, work, self._ask_kernel)
+        self._client_ids = ClientIds()
         self._files = SessionFiles(work, self._relay.send_unnumbered)
         self._reaper = kernel_process.Reaper()
         self._environment = kernel_process.environment_of(settings)
@@ -126,10 +128,13 @@ class Supervisor:
             self._reaper.reap()  # a kernel that ended a moment ago accepts nothing either
             accepting = self._generation if self._accepts_requests else None
             if self._requests.accept(parts, accepting) and self._channels is not None:
-                self._channels.send(channel, parts)
+                self._send_to_kernel(self._channels, channel, parts)
                 self._requests.measure()
         elif channel in ("control", "stdin") and self._is_ready and self._channels is not None:
-            self._channels.send(channel, parts)
+            self._send_to_kernel(self._channels, channel, parts)
+
+    def _send_to_kernel(self, channels: KernelChannels, channel: str, parts: list[bytes]) -> None:
+        channels.send(channel, self._client_ids.to_kernel(channel, parts))
 
     def on_control(self, op: str, fields: dict[str, Any]) -> None:
         """Handle a control message about the kernel's life, or about files."""
@@ -242,7 +247,10 @@ class Supervisor:
         if not self._is_ready:
             if self._warm_up is not None:
                 self._warm_up.on_message(channel, parts)
-        elif self._requests.relay(channel, parts, self._sent_bytes) and self._accepts_requests:
+            return
+        translated = self._client_ids.from_kernel(parts)
+        self._client_ids.note_answered(channel, parts)
+        if self._requests.relay(channel, translated, self._sent_bytes) and self._accepts_requests:
             self._stop_accepting()
             self._spawn(self._kill_unless_ended(self._generation))
 
@@ -285,6 +293,7 @@ class Supervisor:
         if self._channels is not None:
             await self._drain(self._channels)
         self._close_channels()
+        self._client_ids.clear()
         self._is_ready = False
         oom = end.signal == signal.SIGKILL and self._meter.read().oom_kills > self._oom_kills_before
         cause = "oom" if oom else self._kill_cause or ("signal" if end.signal else "exited")

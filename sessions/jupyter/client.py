@@ -151,7 +151,7 @@ class ClientConnection:
     def _answer_input(self, message: ClientMessage) -> None:
         live = self._session.current
         if live is not None and live.kernel is not None and live.fold.awaits_input:
-            header = {**for_kernel(message.header), "msg_id": uuid4().hex}
+            header = for_kernel(message.header, uuid4().hex)
             live.kernel.forward(replace(message, parent_header={}).frame(header))
             live.fold.awaits_input = False
 

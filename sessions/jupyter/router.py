@@ -136,7 +136,7 @@ class ClientRouter:
 
         def send_now() -> None:
             self._pending[msg_id] = _Request(state, message.header, window)
-            send(replace(message, parent_header={}).frame({**for_kernel(message.header), "msg_id": msg_id}))
+            send(replace(message, parent_header={}).frame(for_kernel(message.header, msg_id)))
 
         window.add(msg_id, message.size_bytes, send_now)
 

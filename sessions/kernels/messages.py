@@ -17,7 +17,7 @@ from jupyter_client import protocol_version
 from jupyter_client.jsonutil import extract_dates
 from jupyter_client.session import Session
 
-from kernel_image.protocol import ARTIFACT_CHANNEL, FrameError, decode_message, encode_message
+from kernel_image.protocol import ARTIFACT_CHANNEL, CLIENT_ID, FrameError, decode_message, encode_message
 from sessions.errors import ProtocolViolation
 from sessions.model import JupyterRequest
 from sessions.sanitize import has_too_many_values, is_deeper
@@ -109,20 +109,24 @@ class RequestBuilder:
         *,
         like: Mapping[str, Any] | None = None,
     ) -> bytes:
-        header = {**self._client_session.msg_header(msg_type), **for_kernel(like or {})}
-        header["msg_type"], header["msg_id"] = msg_type, msg_id
+        header = {**self._client_session.msg_header(msg_type), **for_kernel(like or {}, msg_id)}
+        header["msg_type"] = msg_type
         header["date"] = datetime.now(UTC).isoformat()
         # ASCII, so that lone surrogates in code and variables pass as escapes.
         return encode_message(channel, [json.dumps(part).encode() for part in (header, {}, metadata or {}, content)])
 
 
-def for_kernel(header: Mapping[str, Any]) -> dict[str, Any]:
-    """A client's header without the fields that could make a kernel fail, and never answer.
+def for_kernel(header: Mapping[str, Any], msg_id: str) -> dict[str, Any]:
+    """A client's header under a msg_id of ours, with the client's beside it.
 
-    ipykernel keys streams by the whole header; jupyter_client parses versions, and whatever looks like a date.
+    It lacks the fields that could make a kernel fail, and never answer: ipykernel keys streams by the whole header;
+    jupyter_client parses versions, and whatever looks like a date.
     """
     kept = {name: value for name, value in header.items() if isinstance(value, str | int | float) and _is_sound(value)}
-    return {**kept, "version": protocol_version, "date": datetime.now(UTC).isoformat()}
+    theirs = kept.pop("msg_id", None)
+    beside = {CLIENT_ID: theirs} if theirs is not None else {}
+    kept.pop(CLIENT_ID, None)
+    return {**kept, **beside, "msg_id": msg_id, "version": protocol_version, "date": datetime.now(UTC).isoformat()}
 
 
 def _is_sound(value: Any) -> bool:

@@ -38,7 +38,7 @@ def test_a_kernel_gets_of_a_header_what_it_can_hash_and_read(room: Room) -> None
     """What it cannot read it does not answer: jupyter_client takes versions apart, and whatever looks like a date."""
     never = "2026-99-99T00:00:00"
     odd = {"unhashable": [1], "nothing": None, "version": "x", "date": never, "username": never}
-    room.ask(room.a, subshell_id="s", number=1.5, flag=True, msg_id="m", **odd)
+    room.ask(room.a, subshell_id="s", number=1.5, flag=True, msg_id="m", cellblock_client_id="forged", **odd)
     header = json.loads(protocol.decode_message(room.sent[0])[1][0])
     assert header.pop("msg_id") != "m"
     assert header.pop("date") != never
@@ -46,6 +46,7 @@ def test_a_kernel_gets_of_a_header_what_it_can_hash_and_read(room: Room) -> None
         "version": "5.4",
         "msg_type": "kernel_info_request",
         "session": "notebook",
+        "cellblock_client_id": "m",
         "subshell_id": "s",
         "number": 1.5,
         "flag": True,
