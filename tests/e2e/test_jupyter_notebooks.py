@@ -184,3 +184,19 @@ async def test_two_tabs_of_a_jupyter_server_see_the_same_run(server: Jupyter) ->
         heard = [message for message in second.heard if message.parent_id == msg_id]
         text = "".join(message.content["text"] for message in heard if message.type == "stream")
         assert text == numbers(20)
+
+
+@pytest.mark.usefixtures("gateway_client")
+async def test_an_output_widget_captures_what_is_printed_in_it() -> None:
+    nb = notebook(
+        "import ipywidgets\nout = ipywidgets.Output()\nwith out: print('captured')\nprint('beside')",
+        "slider = ipywidgets.IntSlider(value=1)\n"
+        "interactive = ipywidgets.interactive(lambda x: print('x is', x), x=slider)\n"
+        "display(interactive)",
+    )
+    client = NotebookClient(nb, kernel_manager_class=GatewayKernelManager)
+    first, _ = code_cells(await client.async_execute())
+    assert [output["text"] for output in first.outputs] == ["beside\n"]
+    states = nb.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"].values()
+    outputs = [state["state"].get("outputs") for state in states if state["model_name"] == "OutputModel"]
+    assert sorted(output[0]["text"] for output in outputs) == ["captured\n", "x is 1\n"]
