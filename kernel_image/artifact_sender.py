@@ -1,10 +1,12 @@
 """Sends the files that a run has made: within the limits, in pieces, and no faster than the gateway acknowledges.
 
-Which files those are is artifacts.py's business. It keeps no state.
+Which files those are is artifacts.py's business. Content that several files share is sent once.
 """
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import json
 from typing import Any
 
@@ -27,37 +29,64 @@ class ArtifactSender:
         self._relay = relay
         self._work = work
 
-    async def send(self, request_header: bytes, found: list[Found], *, complete: bool) -> list[dict[str, Any]]:
-        """Send the content of files; returns what was skipped, and that there may be more unless `complete`."""
+    async def send(
+        self, request_header: bytes, found: list[Found], stop: asyncio.Event, *, complete: bool
+    ) -> list[dict[str, Any]]:
+        """Send the content of files; returns what was skipped, and that there may be more unless `complete`.
+
+        Once `stop` is set, the files that are left are skipped.
+        """
+        settings = self._settings
         skipped: list[dict[str, Any]] = []
         counts = {True: 0, False: 0}
+        left_bytes = settings.files_bytes
+        sent: dict[tuple[bool, bytes], str] = {}
         for file in found:
-            limit_bytes, limit_count = (
-                (self._settings.image_bytes, self._settings.image_count)
-                if file.is_image
-                else (self._settings.file_bytes, self._settings.file_count)
-            )
-            why = None
-            if len(file.path) > protocol.MAX_PATH_CHARACTERS:
-                why = "path"
-            elif file.size_bytes > limit_bytes:
-                why = "bytes"
-            elif counts[file.is_image] >= limit_count:
-                why = "count"
+            limit_bytes = settings.image_bytes if file.is_image else settings.file_bytes
+            why = self._why_not(file, limit_bytes, counts[file.is_image])
+            if why is not None:
+                pass
+            elif not await self._has_room(stop):
+                why = "time"
             elif (data := self._work.read(file.path, limit_bytes)) is None:
                 why = "changed"
+            elif original := sent.get(key := (file.is_image, hashlib.sha256(data).digest())):
+                counts[file.is_image] += 1
+                self._put_piece(request_header, b"", path=file.path, bytes=len(data), offset=0, same_as=original)
+            elif len(data) > left_bytes:
+                why = "total"
             else:
                 counts[file.is_image] += 1
-                await self._send_file(request_header, file.path, data)
+                left_bytes -= len(data)
+                sent[key] = file.path
+                for offset in range(0, len(data) or 1, _CHUNK_BYTES):
+                    piece = data[offset : offset + _CHUNK_BYTES]
+                    self._put_piece(request_header, piece, path=file.path, bytes=len(data), offset=offset)
             if why and len(skipped) < _MAX_SKIPPED:
                 skipped.append({"path": file.path[:_MAX_NAMED_CHARACTERS], "bytes": file.size_bytes, "why": why})
         return skipped if complete else [*skipped, _TOO_MANY]
 
-    async def _send_file(self, request_header: bytes, path: str, data: bytes) -> None:
-        """Send one file. Room is awaited for all of it: its pieces are acknowledged together, once it is stored."""
-        await self._relay.wait_for_room()
-        for offset in range(0, len(data) or 1, _CHUNK_BYTES):
-            content = json.dumps({"path": path, "bytes": len(data), "offset": offset}).encode()
-            piece = data[offset : offset + _CHUNK_BYTES]
-            parts = [_HEADER, request_header, b"{}", content, piece]
-            self._relay.put_message(protocol.ARTIFACT_CHANNEL, parts, droppable=False)
+    def _why_not(self, file: Found, limit_bytes: int, count: int) -> str | None:
+        """Which limit keeps a file from being read, when `count` of its kind have been sent."""
+        if len(file.path) > protocol.MAX_PATH_CHARACTERS:
+            return "path"
+        if file.size_bytes > limit_bytes:
+            return "bytes"
+        limit_count = self._settings.image_count if file.is_image else self._settings.file_count
+        return "count" if count >= limit_count else None
+
+    async def _has_room(self, stop: asyncio.Event) -> bool:
+        """Wait until a whole file may be sent: its pieces are acknowledged together. False once `stop` is set."""
+        if stop.is_set():
+            return False
+        room, stopped = asyncio.ensure_future(self._relay.wait_for_room()), asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait({room, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            room.cancel()
+            stopped.cancel()
+        return not stop.is_set()
+
+    def _put_piece(self, request_header: bytes, piece: bytes, **content: Any) -> None:
+        parts = [_HEADER, request_header, b"{}", json.dumps(content).encode(), piece]
+        self._relay.put_message(protocol.ARTIFACT_CHANNEL, parts, droppable=False)

@@ -74,6 +74,7 @@ class OutstandingRequests:
         self._missing = MissingReplies(ask, self._make_reply)
         self._sampler: asyncio.TimerHandle | None = None
         self._finishing: set[asyncio.Task[None]] = set()
+        self._stops: dict[str, asyncio.Event] = {}
         self.finished: deque[str] = deque(maxlen=_REMEMBERED)
         self._rejected: deque[str] = deque(maxlen=_REMEMBERED)
 
@@ -196,7 +197,7 @@ class OutstandingRequests:
             usage = self._usage(running)
             if running.wants_artifacts:
                 found, complete = self._work.changes()
-                skipped = await self._artifacts.send(running.header, found, complete=complete)
+                skipped = await self._send_files(running, found, usage, complete=complete)
             self._put_gap(running)
         never_run = self._behind_unanswered()
         self._missing.forget()
@@ -286,7 +287,27 @@ class OutstandingRequests:
     async def _put_artifacts_and_done(
         self, request: _Request, usage: dict[str, Any], found: list[Found], *, complete: bool
     ) -> None:
-        self._put_done(request, usage, await self._artifacts.send(request.header, found, complete=complete))
+        self._put_done(request, usage, await self._send_files(request, found, usage, complete=complete))
+
+    async def _send_files(
+        self, request: _Request, found: list[Found], usage: dict[str, Any], *, complete: bool
+    ) -> list[dict[str, Any]]:
+        """Send the files, until they are through or `stop_files` is called; returns what was skipped.
+
+        What the run used is told first: the container may not live until the last file has come.
+        """
+        if found:
+            self._relay.put_control(protocol.USAGE, msg_id=request.msg_id, usage=usage)
+        stop = self._stops[request.msg_id] = asyncio.Event()
+        try:
+            return await self._artifacts.send(request.header, found, stop, complete=complete)
+        finally:
+            del self._stops[request.msg_id]
+
+    def stop_files(self, msg_id: Any) -> None:
+        """Send no more files of this request, whose time for them is over, and tell its end."""
+        if (stop := self._stops.get(msg_id)) is not None:
+            stop.set()
 
     def _put_done(self, request: _Request, usage: dict[str, Any], skipped: list[dict[str, Any]]) -> None:
         log_event("request_done", msg_id=request.msg_id)

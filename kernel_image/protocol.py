@@ -84,6 +84,7 @@ class SupervisorSettings:
     image_count: int = 50
     file_bytes: int = 10 << 20
     file_count: int = 50
+    files_bytes: int = 64 << 20
     scan_entries: int = 20_000
 
     def to_json(self) -> str:
@@ -160,6 +161,7 @@ HELLO = "hello"  # protocol, kernel_id, credential, boot_id, state, generation, 
 #                  outstanding [msg_id], finished [msg_id], limits, failed_preloads {module: reason}
 STATE = "state"  # * state: starting | idle | dead; generation, pid, failed_preloads
 DONE = "done"  # * msg_id, usage {wall_ms, cpu_ms, memory_peak_bytes, oom_kills}, skipped [{path, bytes, why}]
+USAGE = "usage"  # * msg_id, usage: the code has ended, and its files are about to come
 DIED = "died"  # * msg_id or null, never_run [msg_id], usage or null, skipped, exit_code, signal,
 #                  cause, which is one of oom, exited, signal, interrupt_ignored, restart, start
 REJECTED = "rejected"  # * msg_id: there was no kernel to take this request; it was not run and will not be
@@ -170,6 +172,7 @@ REFUSED = "refused"  # reason; the connection is closed after it
 ACK = "ack"  # seq
 INTERRUPT = "interrupt"  # msg_id or null, grace_s: SIGINT now, kill and fork anew when it is still running then
 RESTART = "restart"  # kill the kernel and fork anew
+STOP_FILES = "stop_files"  # msg_id: skip the files that have not been sent, and tell the end
 SHUTDOWN = "shutdown"  # end the supervisor
 
 # Files of the working directory. The gateway asks, with an `id` of its own choosing; answers carry the same `id` and

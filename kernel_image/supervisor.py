@@ -143,6 +143,8 @@ class Supervisor:
                 self._interrupt(fields.get("msg_id"), float(fields["grace_s"]))
             case protocol.RESTART:
                 self._kill("restart")
+            case protocol.STOP_FILES:
+                self._requests.stop_files(fields.get("msg_id"))
             case protocol.SHUTDOWN:
                 log_event("shutdown_requested")
                 self._stopping.set()

@@ -108,10 +108,14 @@ class ArtifactRef:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A file that a run made, with its bytes."""
+    """A file that a run made, with its bytes.
+
+    A file whose content the run has under another name as well may come without `data`, and with the `sha256` of both.
+    """
 
     ref: ArtifactRef
     data: bytes = field(repr=False)
+    sha256: bytes | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

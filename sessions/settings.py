@@ -64,6 +64,8 @@ class Limits(Section, frozen=True):
     """One file of a run."""
     file_count: Count = 50
     """Files of a run."""
+    files_bytes: Size = 64 << 20
+    """All images and files of a run together, figures included; what is the same counts once."""
     request_bytes: RequestSize = 10 << 20
     """The body of a request."""
     queue: Count = 64
@@ -192,7 +194,8 @@ class Timeouts:
     # Runs
     interrupt_grace_s: float = 2.0  # code may take this long to heed an interrupt before its kernel is killed
     kill_grace_s: float = 5.0  # a supervisor may take this long after that to report the end; then its container goes
-    files_timeout_s: float = 120.0  # the files of a run whose code has ended must arrive within this time
+    files_timeout_s: float = 5.0  # the files of a run must arrive within this time, plus
+    files_s_per_mib: float = 0.25  # this for each MiB of `limits.files_bytes`; those that are left then are skipped
     link_timeout_s: float = 60.0  # a run that was sent waits this long for a supervisor that is away
     resumed_min_s: float = 5.0  # a run that was taken over has at least this long left, even past its time limit
     variables_timeout_s: float = 60.0  # a kernel must have set a new session's variables within this time

@@ -76,6 +76,9 @@ class Run:
         for frame in self.frames:
             if frame.msg_type == "artifact":
                 path = frame.content["path"]
+                if (original := frame.content.get("same_as")) is not None:
+                    files[path] = files[original]
+                    continue
                 assert frame.content["offset"] == len(files.get(path, b""))
                 files[path] = files.get(path, b"") + frame.buffers[0]
         return files

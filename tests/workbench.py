@@ -43,6 +43,7 @@ HURRIED = Timeouts(
     cull_pause_s=0.01,
     elsewhere_poll_s=0.01,
     end_timeout_s=1.0,
+    files_s_per_mib=0.0,
     files_timeout_s=_SOON_S,
     first_backoff_s=0.01,
     first_write_retry_s=0.01,

@@ -99,7 +99,8 @@ events = Table(
     Column("fields", LosslessJSON, nullable=False),
 )
 
-# `data` is stored EXTERNAL (out of line, not compressed): pictures are compressed already.
+# `data` is stored EXTERNAL (out of line, not compressed): pictures are compressed already. It is empty where another
+# row of the run has the same content, which `sha256` finds.
 artifacts = Table(
     "artifacts",
     metadata,

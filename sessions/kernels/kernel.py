@@ -20,7 +20,7 @@ from sessions.errors import KernelLost, Unavailable
 from sessions.kernels.files import SupervisorFiles
 from sessions.kernels.frame_numbers import FrameNumbers
 from sessions.kernels.messages import RequestBuilder, decode
-from sessions.kernels.outcomes import Cause, Died, died_of, done_of
+from sessions.kernels.outcomes import Cause, Died, died_of, done_of, usage_of
 from sessions.kernels.pending_requests import PendingRequests, RequestListener
 from sessions.kernels.throttle import Throttle
 from sessions.model import JupyterRequest, KernelId
@@ -205,6 +205,10 @@ class Kernel:
         """
         self._send_later(protocol.INTERRUPT, msg_id=msg_id, grace_s=grace_s)
 
+    def stop_files(self, msg_id: str) -> None:
+        """Have no more files of this request sent; its end follows."""
+        self._send_later(protocol.STOP_FILES, msg_id=msg_id)
+
     def acknowledge(self) -> None:
         """Let the supervisor forget what is committed or needs no commit."""
         seq = self._frame_numbers.acknowledge(self._requests.uncommitted_seq())
@@ -369,6 +373,8 @@ class Kernel:
                 self._handle_state(fields.get("state"))
             case protocol.DONE:
                 self._requests.end(str(msg_id), done_of(fields))
+            case protocol.USAGE:
+                self._requests.note_usage(str(msg_id), usage_of(fields))
             case protocol.DIED:
                 self._handle_death(fields)
             case protocol.REJECTED:

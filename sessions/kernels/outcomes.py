@@ -75,6 +75,11 @@ def died_of(fields: Mapping[str, Any]) -> Died:
     )
 
 
+def usage_of(fields: Mapping[str, Any]) -> Usage | None:
+    """Parse a `usage`."""
+    return _usage(fields.get("usage"))[0]
+
+
 def _usage(value: Any) -> tuple[Usage | None, int]:
     """The supervisor's `usage` object, when its numbers are numbers and not absurd; and the OOM kills it counted."""
     fields = value if isinstance(value, dict) else {}

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 from uuid import uuid4
 
 from sessions.kernels.messages import Message
 from sessions.kernels.outcomes import Cause, Died, Done
+from sessions.model import Usage
 
 
 class RequestListener(Protocol):
@@ -53,10 +54,11 @@ def generation_of(msg_id: str) -> int:
 
 @dataclass(slots=True)
 class _Request:
-    """A pending request. `frame` is kept until the supervisor is known to have it."""
+    """A pending request. `frame` is kept until the supervisor is known to have it; `usage` is what is known of it."""
 
     listener: RequestListener
     frame: bytes | None
+    usage: Usage | None = None
 
 
 class PendingRequests:
@@ -138,6 +140,11 @@ class PendingRequests:
             self._settling.append(request.listener)
             request.listener.on_end(end)
 
+    def note_usage(self, msg_id: str, usage: Usage | None) -> None:
+        """What a request has used, whose files are still to come."""
+        if (request := self._pending.get(msg_id)) is not None:
+            request.usage = usage
+
     def refuse(self, msg_ids: Iterable[str], cause: Cause) -> None:
         """These were never run."""
         for msg_id in msg_ids:
@@ -145,5 +152,5 @@ class PendingRequests:
 
     def end_all(self, died: Died) -> None:
         """The kernel is gone, and all requests with it."""
-        for msg_id in list(self._pending):
-            self.end(msg_id, died)
+        for msg_id, request in list(self._pending.items()):
+            self.end(msg_id, replace(died, usage=died.usage or request.usage))

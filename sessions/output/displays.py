@@ -1,13 +1,14 @@
 """What a run displays and makes: MIME bundles in order, figures and files, each within its limits. Pure: no I/O.
 
 Figures become artifacts, numbered by their place in the results; files arrive in pieces. The mutable state is the
-bundles with their figures, the files, and what was dropped.
+bundles with their figures, the files and their content's hashes, and what was dropped.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -28,11 +29,13 @@ _FIGURE = re.compile(r"figure-(\d{1,9})\.")
 _WHY = {
     "bytes": "it is over the size limit",
     "count": "there are too many",
+    "total": "all images and files of the run together are over the limit",
     "path": "its path is too long",
     "pixels": "it has too many pixels",
     "changed": "it changed while it was being read",
     "entries": "the working directory has too many entries, or is too deep",
     "time": "it did not come in time",
+    "original": "the file with the same content was dropped",
     "invalid": "it is not what it says it is",
 }
 
@@ -66,6 +69,9 @@ class Displays:
         self._left_bytes = limits.output_bytes
         self._assembly: _Assembly | None = None
         self._files: dict[str, ArtifactRef] = {}
+        self._sources: dict[str, tuple[str, ArtifactRef]] = {}
+        self._stored: set[bytes] = set()
+        self._left_files_bytes = limits.files_bytes
         self._dropped: dict[str, int] = {}
         self._notices: dict[str, int] = {}
         self._lines: list[str] = []
@@ -155,11 +161,14 @@ class Displays:
         why = self._why_not(data, content_type)
         if content_type is None or why:
             return None, why or "invalid"
+        number = entry.number or 1 + max((shown.number or 0 for shown in self._shown), default=0)
+        name = f"figure-{number}.{media.EXTENSIONS[content_type]}"
+        artifact = self._artifact(ArtifactKind.IMAGE, name, content_type, data)
+        if artifact is None:
+            return None, "total"
         self._figures_made += 1
-        if entry.number is None:
-            entry.number = 1 + max((shown.number or 0 for shown in self._shown), default=0)
-        name = f"figure-{entry.number}.{media.EXTENSIONS[content_type]}"
-        return self._artifact(ArtifactKind.IMAGE, name, content_type, data), ""
+        entry.number = number
+        return artifact, ""
 
     def _why_not(self, data: bytes, content_type: str | None) -> str | None:
         """Which limit an image breaks, if any."""
@@ -178,6 +187,9 @@ class Displays:
     def _image_count(self) -> int:
         figures = sum(len(entry.figures) for entry in self._shown)
         return figures + sum(ref.kind is ArtifactKind.IMAGE for ref in self._files.values())
+
+    def _file_count(self) -> int:
+        return sum(ref.kind is ArtifactKind.FILE for ref in self._files.values())
 
     # --- again, from events -------------------------------------------------------------------------------------------
 
@@ -219,7 +231,10 @@ class Displays:
             "left_bytes": self._left_bytes,
             "dropped": dict(self._dropped),
             "notices": dict(self._notices),
-            "told": list(self._lines),  # the keys are stored: they stay
+            "told": list(self._lines),
+            "left_files_bytes": self._left_files_bytes,
+            "sources": {path: [sha256, ref.name] for path, (sha256, ref) in self._sources.items()},
+            # The keys are stored: they stay.
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:
@@ -227,6 +242,9 @@ class Displays:
         self._left_bytes = state.get("left_bytes", self._left_bytes)
         self._dropped, self._notices = dict(state.get("dropped", {})), dict(state.get("notices", {}))
         self._lines = list(state.get("told", ()))
+        self._left_files_bytes = state.get("left_files_bytes", self._left_files_bytes)
+        sources = state.get("sources", {}).items()
+        self._sources = {path: (sha256, self._files[name]) for path, (sha256, name) in sources if name in self._files}
 
     # --- files --------------------------------------------------------------------------------------------------------
 
@@ -239,6 +257,8 @@ class Displays:
         largest = max(self._limits.image_bytes, self._limits.file_bytes)
         if path is None or type(size_bytes) is not int or not 0 <= size_bytes <= largest or len(buffers) != 1:
             return None
+        if (original := content.get("same_as")) is not None:
+            return self._copy(path, original)
         if offset == 0:
             self._assembly = _Assembly(path, size_bytes)
         assembly = self._assembly
@@ -273,20 +293,55 @@ class Displays:
         if len(data) > self._limits.file_bytes:
             self._drop("files", len(data), path, "bytes")
             return None
-        if sum(ref.kind is ArtifactKind.FILE for ref in self._files.values()) >= self._limits.file_count:
+        if self._file_count() >= self._limits.file_count:
             self._drop("files", len(data), path, "count")
             return None
         return self._keep_file(ArtifactKind.FILE, path, media.guess(path), data)
 
-    def _keep_file(self, kind: ArtifactKind, path: str, content_type: str, data: bytes) -> Artifact:
-        # A file may have the very name of a displayed figure; both are kept, under two names for the two.
-        taken = any(path in entry.figures for entry in self._shown)
-        artifact = self._artifact(kind, f"./{path}" if taken else path, content_type, data)
+    def _copy(self, path: str, original: Any) -> Artifact | None:
+        """A file with the content of one that has come before."""
+        sha256, source = self._sources.get(original, (None, None)) if isinstance(original, str) else (None, None)
+        if sha256 is None or source is None:  # that one was dropped, and why has been told
+            self._drop("files", 0, path, "original")
+            return None
+        is_image = source.kind is ArtifactKind.IMAGE
+        kept = self._image_count() if is_image else self._file_count()
+        if kept >= (self._limits.image_count if is_image else self._limits.file_count):
+            self._drop("images" if is_image else "files", source.size_bytes, path, "count")
+            return None
+        content_type = source.content_type if is_image else media.guess(path)
+        ref = self._ref(source.kind, self._name_of(path), content_type, source.size_bytes)
+        self._files[ref.name] = ref
+        return Artifact(ref, b"", bytes.fromhex(sha256))
+
+    def _keep_file(self, kind: ArtifactKind, path: str, content_type: str, data: bytes) -> Artifact | None:
+        artifact = self._artifact(kind, self._name_of(path), content_type, data)
+        if artifact is None:
+            self._drop("images" if kind is ArtifactKind.IMAGE else "files", len(data), path, "total")
+            return None
         self._files[artifact.ref.name] = artifact.ref
+        if artifact.sha256 is not None:
+            self._sources[path] = (artifact.sha256.hex(), artifact.ref)
         return artifact
 
-    def _artifact(self, kind: ArtifactKind, name: str, content_type: str, data: bytes) -> Artifact:
-        return Artifact(ArtifactRef(ArtifactId(str(uuid4())), kind, name, content_type, len(data)), data)
+    def _name_of(self, path: str) -> str:
+        """A file may have the very name of a displayed figure; both are kept, under two names for the two."""
+        return f"./{path}" if any(path in entry.figures for entry in self._shown) else path
+
+    def _artifact(self, kind: ArtifactKind, name: str, content_type: str, data: bytes) -> Artifact | None:
+        """Content that the run has already is not stored again; None when there is too much of it."""
+        sha256 = hashlib.sha256(data).digest()
+        ref = self._ref(kind, name, content_type, len(data))
+        if sha256 in self._stored:
+            return Artifact(ref, b"", sha256)
+        if len(data) > self._left_files_bytes:
+            return None
+        self._left_files_bytes -= len(data)
+        self._stored.add(sha256)
+        return Artifact(ref, data, sha256)
+
+    def _ref(self, kind: ArtifactKind, name: str, content_type: str, size_bytes: int) -> ArtifactRef:
+        return ArtifactRef(ArtifactId(str(uuid4())), kind, name, content_type, size_bytes)
 
     # --- the answer ---------------------------------------------------------------------------------------------------
 

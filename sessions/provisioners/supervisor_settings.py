@@ -39,4 +39,5 @@ def supervisor_settings(
         image_count=spec.limits.image_count,
         file_bytes=spec.limits.file_bytes,
         file_count=spec.limits.file_count,
+        files_bytes=spec.limits.files_bytes,
     )

@@ -30,11 +30,11 @@ def conclude(live: LiveRun, end: Done | Died, stop: Stop | None) -> Result | Die
     fold.session_lost = fold.session_lost or live.lost_kernel
     ended_badly = isinstance(end, Died) or fold.ended_status() is not RunStatus.OK
     if stop is not None and (ended_badly or stop.status is RunStatus.TIMEOUT):
-        return fold.finish(stop.status, stop.reason, end.usage)
+        return fold.finish(stop.status, stop.reason, live.usage(end.usage))
     if isinstance(end, Done) and not recorder.has_reply():
-        return fold.finish(RunStatus.ERROR, _NO_REPLY, end.usage)
+        return fold.finish(RunStatus.ERROR, _NO_REPLY, live.usage(end.usage))
     if isinstance(end, Done) or recorder.is_complete():
-        return fold.finish(fold.ended_status(), None, end.usage)
+        return fold.finish(fold.ended_status(), None, live.usage(end.usage))
     return end
 
 
@@ -43,14 +43,14 @@ def conclude_death(live: LiveRun, died: Died, *, violation: str | None, oom: boo
     if oom or died.cause is Cause.OOM:
         limit_mib = memory_bytes / (1 << 20)
         reason = f"The run needed more memory than its limit of {limit_mib:g} MiB, and its kernel was killed."
-        return live.fold.finish(RunStatus.OOM, reason, died.usage)
-    return live.fold.finish(RunStatus.KERNEL_DIED, violation or _death_sentence(died), died.usage)
+        return live.fold.finish(RunStatus.OOM, reason, live.usage(died.usage))
+    return live.fold.finish(RunStatus.KERNEL_DIED, violation or _death_sentence(died), live.usage(died.usage))
 
 
 def conclude_lost(live: LiveRun) -> Result:
     """The result of a run whose sandbox went while there was no gateway."""
     live.lost_kernel = live.fold.session_lost = True
-    return live.fold.finish(RunStatus.LOST, _OUT_OF_SIGHT, None)
+    return live.fold.finish(RunStatus.LOST, _OUT_OF_SIGHT, live.usage(None))
 
 
 def _death_sentence(died: Died) -> str:

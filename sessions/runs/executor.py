@@ -80,6 +80,9 @@ class RunExecutor:
 
     def __init__(self, environment: Environment, fate: Callable[[Kernel], Awaitable[Fate | None]]) -> None:
         self._memory_bytes = environment.limits.memory_bytes
+        timeouts = environment.timeouts
+        largest_mib = environment.limits.files_bytes / (1 << 20)
+        self._files_timeout_s = timeouts.files_timeout_s + timeouts.files_s_per_mib * largest_mib
         self._timeouts = environment.timeouts
         self._clock = environment.clock
         self._fate = fate
@@ -90,7 +93,7 @@ class RunExecutor:
         until_s = self._clock.monotonic() + source.patience_s
         while True:
             if live.stop is not None and not live.is_resumed:
-                return live.fold.finish(live.stop.status, live.stop.reason, None)
+                return live.fold.finish(live.stop.status, live.stop.reason, live.usage(None))
             try:
                 return await (self._resume if live.is_resumed else self._attempt)(live, source)
             except NotTaken as error:
@@ -126,6 +129,7 @@ class RunExecutor:
             raise NotTaken(None)
         source.set_session_flags(live, kernel.generation)
         live.kernel, live.msg_id = kernel, make_msg_id(live.run_id, kernel.generation)
+        live.begun_s = began_s = asyncio.get_running_loop().time()
         live.recorder.on_commit(kernel.acknowledge)
         # When this kernel process dies, the session's variables die with it: its successor must not run the code.
         metadata = {"cellblock": {"generation": kernel.generation}}
@@ -133,7 +137,7 @@ class RunExecutor:
             if live.run.variables and (result := await self._set_variables(live, kernel)) is not None:
                 return result
             if live.stop is not None:
-                return live.fold.finish(live.stop.status, live.stop.reason, None)
+                return live.fold.finish(live.stop.status, live.stop.reason, live.usage(None))
             kernel.execute(
                 live.msg_id,
                 live.run.code,
@@ -144,7 +148,9 @@ class RunExecutor:
             )
         except KernelLost as error:
             raise NotTaken(kernel) from error
-        return await self._wait_for_end(live, kernel, live.run.timeout_s)
+        # What the variables took is part of the run's time.
+        left_s = live.run.timeout_s - (asyncio.get_running_loop().time() - began_s)
+        return await self._wait_for_end(live, kernel, max(0.0, left_s))
 
     async def _set_variables(self, live: LiveRun, kernel: Kernel) -> Result | None:
         """Set the run's variables. Returns the result of a run that is stopped meanwhile. Raises KernelLost."""
@@ -157,7 +163,7 @@ class RunExecutor:
             return None
         live.lost_kernel = isinstance(end, Died)
         live.fold.session_lost = live.fold.session_lost or live.lost_kernel
-        return live.fold.finish(stop.status, stop.reason, end.usage)
+        return live.fold.finish(stop.status, stop.reason, live.usage(end.usage))
 
     # --- a run that an earlier gateway began --------------------------------------------------------------------------
 
@@ -171,16 +177,20 @@ class RunExecutor:
     async def _resume(self, live: LiveRun, source: KernelSource) -> Result:
         """Go on with a joined run. Raises NotTaken when its code was never sent."""
         live.is_resumed = False
+        live.begun_s = asyncio.get_running_loop().time() - self._age_s(live)
         kernel = live.kernel
         if kernel is None or not await self._find(live, kernel):
             return conclude_lost(live)
         source.set_session_flags(live, live.generation)
-        began_at = live.run.started_at or live.run.created_at
-        left_s = live.run.timeout_s - (self._clock.now() - began_at).total_seconds()
+        left_s = live.run.timeout_s - self._age_s(live)
         # It may have passed its limit while no gateway was there; what it has said since then comes first.
         return await self._wait_for_end(
             live, kernel, min(live.run.timeout_s, max(self._timeouts.resumed_min_s, left_s))
         )
+
+    def _age_s(self, live: LiveRun) -> float:
+        began_at = live.run.started_at or live.run.created_at
+        return max(0.0, (self._clock.now() - began_at).total_seconds())
 
     async def _find(self, live: LiveRun, kernel: Kernel) -> bool:
         """Wait for the supervisor, and see whether it has the run. False when it does not come back, or forgot it.
@@ -206,10 +216,7 @@ class RunExecutor:
         """Wait for the code to end, then for its files, which have a time limit of their own. Raises NotTaken."""
         recorder = live.recorder
         stop = await self._bring_to_end(live, kernel, live.msg_id, recorder.code_ended, timeout_s)
-        while not recorder.ended.done():
-            await asyncio.wait([recorder.ended], timeout=self._timeouts.files_timeout_s)
-            if not recorder.ended.done() and not recorder.is_held_up:
-                kernel.abandon("the run did not end in time")
+        await self._wait_for_files(live, kernel)
         end = recorder.ended.result()
         if isinstance(end, Died) and not end.ran:
             recorder.begin_again()
@@ -220,6 +227,21 @@ class RunExecutor:
         fate = await self._fate(kernel) if outcome.cause is Cause.GONE and kernel.violation is None else None
         oom = fate is not None and fate.oom
         return conclude_death(live, outcome, violation=kernel.violation, oom=oom, memory_bytes=self._memory_bytes)
+
+    async def _wait_for_files(self, live: LiveRun, kernel: Kernel) -> None:
+        """Wait for the files; past their time, have those that are left skipped. The store's delays do not count."""
+        recorder = live.recorder
+        is_stopped = False
+        while not recorder.ended.done():
+            await asyncio.wait([recorder.ended], timeout=self._files_timeout_s)
+            if recorder.ended.done() or recorder.is_held_up:
+                continue
+            if is_stopped or not kernel.is_linked():
+                kernel.abandon("the run did not end in time")
+            else:
+                log.warning("files_cut", run_id=live.run_id, after_s=self._files_timeout_s)
+                kernel.stop_files(live.msg_id)
+                is_stopped = True
 
     async def _bring_to_end(
         self, live: LiveRun, kernel: Kernel, msg_id: str, ended: asyncio.Future[Any], timeout_s: float

@@ -17,7 +17,7 @@ from sessions.environment import Environment
 from sessions.errors import CellblockError, EndNotStored
 from sessions.kernels.kernel import Kernel
 from sessions.kernels.pending_requests import generation_of
-from sessions.model import Event, Progress, Result, Run, RunId, RunRecord, RunStatus, Session
+from sessions.model import Event, Progress, Result, Run, RunId, RunRecord, RunStatus, Session, Usage
 from sessions.output.fold import RunFold
 from sessions.runs.recorder import Recorder
 
@@ -37,9 +37,10 @@ class Stop:
 class LiveRun:
     """One run, from the moment it is recorded.
 
-    The mutable state: `run` (its kernel may change until one has taken it); `kernel` and `msg_id` once it is sent;
-    `stop` once it is told to end; `concluded` once it has ended; and `answer`, done when the end is committed.
-    `is_resumed`: an earlier gateway may have sent it. `lost_kernel`: its kernel process died with it.
+    The mutable state: `run` (its kernel may change until one has taken it); `kernel` and `msg_id` once it is sent, and
+    when that was by the loop's clock, `begun_s`; `stop` once it is told to end; `concluded` once it has ended; and
+    `answer`, done when the end is committed. `is_resumed`: an earlier gateway may have sent it. `lost_kernel`: its
+    kernel process died with it.
     """
 
     def __init__(self, run: Run, environment: Environment) -> None:
@@ -51,6 +52,7 @@ class LiveRun:
         self._timeouts = timeouts
         self.kernel: Kernel | None = None
         self.msg_id = ""
+        self.begun_s: float | None = None
         self.is_resumed = False
         self.lost_kernel = False
         self.stop: Stop | None = None
@@ -80,6 +82,13 @@ class LiveRun:
     def generation(self) -> int:
         """Which kernel process it was sent to."""
         return generation_of(self.msg_id)
+
+    def usage(self, told: Usage | None) -> Usage:
+        """What it used: as its supervisor says, or else the time alone, since nobody has told the rest."""
+        if told is not None:
+            return told
+        wall_s = 0.0 if self.begun_s is None else asyncio.get_running_loop().time() - self.begun_s
+        return Usage(wall_ms=round(wall_s * 1e3, 3), cpu_ms=0.0, memory_peak_bytes=0)
 
     def interrupt(self) -> None:
         """Interrupt it, as Ctrl-C would; a kernel that ignores that is killed."""

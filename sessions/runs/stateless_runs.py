@@ -123,7 +123,7 @@ class StatelessRuns:
     async def _not_run(self, live: LiveRun, error: CellblockError) -> None:
         """Nothing was run: tell the caller so, and forget the run. If somebody follows its events, they end."""
         if live.recorder.feed.followed.is_set():
-            await live.commit(live.fold.finish(RunStatus.KERNEL_DIED, NOT_RUN.format(error), None))
+            await live.commit(live.fold.finish(RunStatus.KERNEL_DIED, NOT_RUN.format(error), live.usage(None)))
             return
         live.fail(error)
         pauses = repeat(self._timeouts.withdrawal_retry_s)

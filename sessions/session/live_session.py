@@ -194,7 +194,7 @@ class LiveSession:
         live.request_stop(stop)
         if live is not self.current and live in self._queue and not live.is_resumed:
             self._queue.remove(live)
-            self._tasks.spawn(self._commit(live, live.fold.finish(stop.status, stop.reason, None)))
+            self._tasks.spawn(self._commit(live, live.fold.finish(stop.status, stop.reason, live.usage(None))))
 
     def stop(self, reason: str) -> None:
         """The session is over: cancel the run at work and those that wait."""
@@ -268,7 +268,7 @@ class LiveSession:
         except NotRun as error:
             # It was not run: the next run says what has become of the session.
             live.fold.session_created = live.fold.session_lost = False
-            result = live.fold.finish(RunStatus.KERNEL_DIED, NOT_RUN.format(error.why), None)
+            result = live.fold.finish(RunStatus.KERNEL_DIED, NOT_RUN.format(error.why), live.usage(None))
         if not live.msg_id and not live.lost_kernel:
             await self._commit(live, result)
             return result

@@ -5,6 +5,7 @@ The contract tests run over it and over the Postgres adapter alike.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -190,8 +191,13 @@ class MemoryStore:
     async def get_artifact(self, artifact_id: ArtifactId) -> Artifact | None:
         self._check()
         for stored in self.runs.values():
-            if artifact_id in stored.artifacts:
-                return stored.artifacts[artifact_id]
+            if (artifact := stored.artifacts.get(artifact_id)) is None:
+                continue
+            if artifact.data or not artifact.ref.size_bytes:
+                return artifact
+            data = [one.data for one in stored.artifacts.values() if one.data]
+            same = [one for one in data if hashlib.sha256(one).digest() == artifact.sha256]
+            return replace(artifact, data=same[0]) if same else None
         return None
 
     async def add_session(self, session: Session) -> Session | None:

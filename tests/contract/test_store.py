@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,6 +13,7 @@ from run_records import NOW, new_artifact, new_kernel_id, new_run, ok, output_ev
 
 from sessions.errors import NotFound, StoreUnavailable
 from sessions.model import (
+    Artifact,
     ArtifactId,
     ArtifactKind,
     Batch,
@@ -441,3 +443,23 @@ async def test_a_closed_store_is_unavailable(store: Store) -> None:
         await store.ping()
     with pytest.raises(StoreUnavailable):
         await store.list_runs(RunQuery(SOMEBODY, 1))
+
+
+async def test_a_copy_has_the_content_of_its_original_in_the_same_run_alone(store: Store) -> None:
+    data = b"the same" * 1000
+    original, stranger = new_artifact(data, name="a.png"), new_artifact(data, name="a.png")
+    sha256 = hashlib.sha256(data).digest()
+    copy, orphan = (Artifact(new_artifact(data, name="b.png").ref, b"", sha256) for _ in range(2))
+    run, other, third = new_run(), new_run(), new_run()
+    for one, artifacts in ((run, (original, copy)), (other, (stranger,)), (third, (orphan,))):
+        await store.add_run(one)
+        await store.append(one.run_id, Batch((output_event(1),), artifacts))
+    assert await store.get_artifact(copy.ref.id) == replace(copy, data=data)
+    assert await store.get_artifact(orphan.ref.id) is None
+
+
+async def test_an_empty_file_is_no_copy(store: Store) -> None:
+    run, empty = new_run(), new_artifact(b"", name="empty")
+    await store.add_run(run)
+    await store.append(run.run_id, Batch(artifacts=(empty,)))
+    assert await store.get_artifact(empty.ref.id) == empty

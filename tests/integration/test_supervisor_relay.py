@@ -229,3 +229,30 @@ async def test_a_request_may_ask_for_no_artifacts_and_the_next_one_gets_them(ker
     run = await kernel.run("open('f', 'w').write('x')", cellblock={"artifacts": False})
     assert run.files() == {}
     assert (await kernel.run("pass")).files() == {"f": b"x"}
+
+
+async def test_content_that_files_share_is_sent_once(short_dir: Path, switchboard: SupervisorSwitchboard) -> None:
+    code = """
+import os, shutil
+open("0.bin", "wb").write(os.urandom(3_000_000))
+for n in range(1, 30): os.link("0.bin", f"{n}.bin")
+shutil.copy("0.bin", "copy.bin")
+"""
+    async with supervised(short_dir, switchboard, files_bytes=4 << 20) as kernel:
+        run = await kernel.run(code)
+        pieces = [message for message in run.frames if message.msg_type == "artifact"]
+        assert sum(len(message.buffers[0]) for message in pieces) == 3_000_000
+        copies = [message.content for message in pieces if "same_as" in message.content]
+        assert {content["same_as"] for content in copies} == {"0.bin"}
+        assert len(copies) == 30
+        assert run.end.content["skipped"] == []
+
+
+async def test_files_beyond_the_budget_of_a_run_are_named_and_not_sent(
+    short_dir: Path, switchboard: SupervisorSwitchboard
+) -> None:
+    async with supervised(short_dir, switchboard, files_bytes=100) as kernel:
+        run = await kernel.run("for n in range(4): open(f'{n}.txt', 'w').write(str(n) * 40)")
+        assert set(run.files()) == {"0.txt", "1.txt"}
+        assert [item["why"] for item in run.end.content["skipped"]] == ["total", "total"]
+        assert run.end.content["usage"]["wall_ms"] > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from typing import Any
 
 import pytest
@@ -254,3 +255,55 @@ def test_files_that_were_not_sent_are_named() -> None:
         "x.png was dropped: there are too many",
         "a file was dropped: it could not be read",
     ]
+
+
+def test_a_copy_of_a_file_is_kept_without_its_content() -> None:
+    run = collection()
+    first = add(run, "a.csv", b"1,2")
+    copy = run.add_piece({"path": "b.txt", "bytes": 3, "offset": 0, "same_as": "a.csv"}, (b"",))
+    assert first is not None
+    assert copy is not None
+    assert (copy.data, copy.sha256, copy.ref.size_bytes) == (b"", first.sha256, 3)
+    assert copy.ref.content_type == "text/plain"
+    assert set(run.files()) == {"a.csv", "b.txt"}
+
+
+def test_a_copy_of_what_was_dropped_or_never_came_is_dropped() -> None:
+    run = collection()
+    for original in ("none", 7, ["a"]):
+        assert run.add_piece({"path": "b.txt", "bytes": 3, "offset": 0, "same_as": original}, (b"",)) is None
+    assert run.files() == {}
+    assert "files" in run.dropped()
+
+
+def test_all_copies_count_as_files() -> None:
+    run = collection(file_count=2)
+    add(run, "a.csv", b"1,2")
+    for name in "bcd":
+        run.add_piece({"path": name, "bytes": 3, "offset": 0, "same_as": "a.csv"}, (b"",))
+    assert set(run.files()) == {"a.csv", "b"}
+
+
+def test_files_and_figures_share_one_budget_and_the_same_content_counts_once() -> None:
+    run = collection(files_bytes=len(PNG) + 3)
+    show(run)
+    show(run)
+    assert add(run, "a.csv", b"1,2") is not None
+    assert add(run, "copy.csv", b"1,2") is not None
+    assert add(run, "b.csv", b"3") is None
+    assert show(run, {"image/gif": encoded(GIF)}) == {}
+    assert (len(run.images()), set(run.files())) == (2, {"a.csv", "copy.csv"})
+    assert any("together" in line for line in run.notices())
+
+
+def test_what_is_left_of_the_budget_and_the_originals_outlive_the_gateway() -> None:
+    run = collection(files_bytes=4)
+    first = add(run, "a.csv", b"1,2")
+    assert first is not None
+    successor = collection(files_bytes=4)
+    successor.replay_artifact(first.ref)
+    successor.resume(json.loads(json.dumps(run.state())))
+    copy = successor.add_piece({"path": "b.csv", "bytes": 3, "offset": 0, "same_as": "a.csv"}, (b"",))
+    assert copy is not None
+    assert copy.sha256 == first.sha256
+    assert add(successor, "c.csv", b"34") is None

@@ -232,3 +232,63 @@ async def test_a_supervisor_that_is_back_and_still_does_not_end_the_code_is_give
     result = await bench.service.result(run_id)
     assert (result.status, result.session_lost) == (RunStatus.CANCELLED, True)
     await until(lambda: kernel.kernel_id not in bench.engine.sandboxes)
+
+
+# --- one budget for all that a run does -------------------------------------------------------------------------------
+
+
+async def test_what_the_variables_took_is_part_of_the_time_limit(bench: Bench) -> None:
+    running = bench.begin("work", variables={"v": 1}, timeout_s=0.6)
+    setting = await bench.sent()
+    await asyncio.sleep(0.5)
+    setting.end()
+    kernel = await bench.sent("work")
+    began_s = asyncio.get_running_loop().time()
+    await until(lambda: bool(kernel.link.sent(protocol.INTERRUPT)))
+    assert asyncio.get_running_loop().time() - began_s < 0.4
+    kernel.interrupted()
+    assert (await running).status is RunStatus.TIMEOUT
+
+
+async def test_files_past_their_time_are_stopped_and_the_end_has_come_with_the_usage(bench: Bench) -> None:
+    running = bench.begin("work")
+    kernel = await bench.sent("work")
+    kernel.reply()
+    kernel.idle()
+    await until(lambda: bool(kernel.link.sent(protocol.STOP_FILES)))
+    assert [frame["msg_id"] for frame in kernel.link.sent(protocol.STOP_FILES)] == [kernel.msg_id]
+    skipped = [{"path": "b", "bytes": 3, "why": "time"}]
+    kernel.done(usage={"wall_ms": 1.0, "cpu_ms": 2.0, "memory_peak_bytes": 3}, skipped=skipped)
+    result = await running
+    assert (result.status, result.truncated) == (RunStatus.OK, True)
+    assert "b was dropped: it did not come in time" in result.stderr
+    assert result.usage is not None
+    assert result.usage.cpu_ms == 2.0
+
+
+async def test_a_sandbox_that_goes_before_the_files_have_come_has_told_what_was_used(bench: Bench) -> None:
+    running = bench.begin("work")
+    kernel = await bench.sent("work")
+    usage = {"wall_ms": 1.0, "cpu_ms": 2.0, "memory_peak_bytes": 3}
+    bench.engine.say(kernel.kernel_id, protocol.USAGE, msg_id=kernel.msg_id, usage=usage)
+    kernel.reply()
+    kernel.idle()
+    result = await running  # nothing more comes, and the sandbox is given up
+    assert result.usage is not None
+    assert (result.usage.cpu_ms, result.usage.memory_peak_bytes) == (2.0, 3)
+
+
+@pytest.mark.parametrize("end", ["gone", "cancelled", "never sent"])
+async def test_every_end_has_a_usage(bench: Bench, end: str) -> None:
+    run_id = await bench.record("work", session_id=S)
+    kernel = await bench.sent("work")
+    if end == "never sent":
+        waiting = await bench.record("next", session_id=S)
+        await bench.service.cancel(ANONYMOUS, waiting)
+        assert (await bench.service.result(waiting)).usage is not None
+        kernel.end()
+    elif end == "gone":
+        bench.engine.end_sandbox(kernel.kernel_id)
+    else:
+        await bench.service.cancel(ANONYMOUS, run_id)
+    assert (await bench.service.result(run_id)).usage is not None

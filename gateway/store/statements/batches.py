@@ -58,7 +58,7 @@ def artifact_parameters(artifacts: Sequence[Artifact]) -> dict[str, Any]:
         "names": [escape_text(ref.name) for ref in refs],
         "content_types": [escape_text(ref.content_type) for ref in refs],
         "sizes_bytes": [ref.size_bytes for ref in refs],
-        "sha256s": [hashlib.sha256(artifact.data).digest() for artifact in artifacts],
+        "sha256s": [artifact.sha256 or hashlib.sha256(artifact.data).digest() for artifact in artifacts],
         "datas": [artifact.data for artifact in artifacts],
     }
 

@@ -5,7 +5,7 @@ Conditions that the question leaves open are left out, so that each question fin
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Select, and_, or_, select
+from sqlalchemy import ColumnElement, Select, and_, case, func, not_, or_, select
 
 from gateway.store.rows import SUMMARY_COLUMNS
 from gateway.store.tables import artifacts, events, runs
@@ -64,8 +64,22 @@ def events_after(run_id: RunId, after: int, limit: int) -> _Any:
 
 
 def artifact(artifact_id: ArtifactId) -> _Any:
-    """The row of one artifact, with its bytes."""
-    return select(artifacts).where(artifacts.c.artifact_id == artifact_id)
+    """The row of one artifact, with its bytes, which another row of the run may have; none when that is gone."""
+    original = artifacts.alias("original")
+    found = (
+        select(original.c.data)
+        .where(
+            original.c.run_id == artifacts.c.run_id,
+            original.c.sha256 == artifacts.c.sha256,
+            func.octet_length(original.c.data) == artifacts.c.size_bytes,
+        )
+        .limit(1)
+        .scalar_subquery()
+    )
+    is_copy = and_(artifacts.c.size_bytes > 0, func.octet_length(artifacts.c.data) == 0)
+    data = case((is_copy, found), else_=artifacts.c.data).label("data")
+    columns = [column for column in artifacts.c if column.name != "data"]
+    return select(*columns, data).where(artifacts.c.artifact_id == artifact_id, or_(not_(is_copy), found.is_not(None)))
 
 
 def _has_key(tenant: TenantId, idempotency_key: str) -> ColumnElement[bool]:
