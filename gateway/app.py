@@ -254,6 +254,8 @@ async def _migrate(url: str) -> bool:
     try:
         return await asyncio.to_thread(migrate, url)
     except StoreUnavailable as error:
+        if type(error) is not StoreUnavailable:
+            raise SetUpFailed(f"{str(error).partition(';')[0]}: mend that, or correct `database.url`.") from error
         raise SetUpFailed(
             "The database does not answer: start it, or correct `database.url` (empty means the embedded one)."
         ) from error

@@ -100,6 +100,22 @@ class StoreUnavailable(Unavailable):
     """The database is out of reach; nothing was run."""
 
 
+class StoreBusy(StoreUnavailable):
+    """The database is busy: others are ahead of this request; nothing was run."""
+
+
+class StoreFull(StoreUnavailable):
+    """The disk of the database is full; nothing was run."""
+
+
+class StoreReadOnly(StoreUnavailable):
+    """The database is read-only; nothing was run."""
+
+
+class StoreExhausted(StoreUnavailable):
+    """The database has no memory or no connections left; nothing was run."""
+
+
 class EndNotStored(CellblockError):
     """The code was run, but its end could not be stored yet. Do not run it again."""
 

@@ -1,5 +1,7 @@
 """Runs blocking database calls in a bounded pool of threads, and reclaims the threads of calls that hang.
 
+A call's time begins in its thread; how long it may wait for one is bounded as well, and has an error of its own.
+
 A thread that waits in libpq for a stopped or unreachable server waits for ever, and a few such threads would use up the
 pool. So each call has a deadline, at which its connection's socket is shut down from outside: the thread then sees a
 closed connection. This module knows no tables and no SQL.
@@ -11,15 +13,16 @@ import asyncio
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection, Dialect, Engine, event, exc
 
-from gateway.store.engine import is_outage, outages_as_unavailable
-from sessions.errors import StoreUnavailable
+from gateway.store.engine import is_outage, outages_as_unavailable, unavailable
+from sessions.errors import StoreBusy, StoreUnavailable
 
 T = TypeVar("T")
 
@@ -65,62 +68,108 @@ class AbortableCall:
             wire.shutdown(socket.SHUT_RDWR)
 
 
+class _QueuedCall(Generic[T]):
+    """A call as its caller sees it.
+
+    The state is its answer and its timer: first of the time that it may wait, then of the time that it may take. It is
+    no bound on the caller's wait: when the caller is cancelled, the thread must come back too.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.call = AbortableCall()
+        self.answer: asyncio.Future[T] = loop.create_future()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def wait(self, wait_s: float, stop_waiting: Callable[[], None]) -> None:
+        self._timer = self.loop.call_later(wait_s, stop_waiting)
+
+    def begin(self, timeout_s: float, on_outage: Callable[[], None]) -> None:
+        """It has a thread now."""
+
+        def give_up() -> None:
+            on_outage()
+            self.call.discard()
+            self.fail(StoreUnavailable())
+
+        self._stop_timer()
+        self._timer = self.loop.call_later(timeout_s, give_up)
+
+    def fail(self, error: StoreUnavailable) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+    def wake(self, done: Future[T]) -> None:
+        """The thread is done with it; called there."""
+        if not done.cancelled():
+            with suppress(RuntimeError):  # the loop was closed without waiting for us
+                self.loop.call_soon_threadsafe(self._settle, done)
+
+    def _settle(self, done: Future[T]) -> None:
+        self._stop_timer()
+        if self.answer.done():
+            return
+        if error := done.exception():
+            self.answer.set_exception(error)
+        else:
+            self.answer.set_result(done.result())
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+
+
 class DbThreads:
     """A pool with as many threads as the engine has connections, so that no call waits for a connection.
 
-    Its state: the executor, `_is_closed`, and the current call of each thread, `_thread.call`.
+    Its state: the executor, `_is_closed`, the current call of each thread, `_thread.call`, and when the last call was
+    given up.
     """
 
-    def __init__(self, engine: Engine, *, threads: int) -> None:
+    def __init__(self, engine: Engine, *, threads: int, wait_s: float, name: str = "store") -> None:
+        """A call that finds no thread within `wait_s` fails."""
         self._engine = engine
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="store")
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._wait_s = wait_s
         self._thread = threading.local()
+        self._given_up_at_s = float("-inf")
         self._is_closed = False
         event.listen(engine, "do_connect", self._connect)
 
     async def run(self, work: Work[T], *, timeout_s: float) -> T:
-        """Do `work` in a thread. Raises StoreUnavailable when the database is out of reach, after `timeout_s` at most.
+        """Do `work` in a thread. Raises StoreUnavailable when the database is out of reach, `timeout_s` after it began.
 
-        A connection that turns out to be stale is replaced once.
+        Raises StoreBusy when no thread became free although the database answers. A connection that turns out to be
+        stale is replaced once.
         """
         if self._is_closed:
             raise StoreUnavailable
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[T] = loop.create_future()
-        call = AbortableCall()
-        working = self._executor.submit(self._work, call, work)
+        queued = _QueuedCall[T](asyncio.get_running_loop())
+        asked_at_s = time.monotonic()
 
-        def give_up() -> None:
-            working.cancel()
-            call.discard()
-            if not answer.done():
-                answer.set_exception(StoreUnavailable())
+        def begin_work() -> T:
+            with suppress(RuntimeError):  # the loop was closed without waiting for us
+                queued.loop.call_soon_threadsafe(queued.begin, timeout_s, self._note_outage)
+            return self._work(queued.call, work)
 
-        # A timer, and not a bound on the caller's wait: when the caller is cancelled, the thread must come back too.
-        deadline = loop.call_later(timeout_s, give_up)
+        def stop_waiting() -> None:
+            if working.cancel():
+                queued.fail(StoreUnavailable() if self._given_up_at_s >= asked_at_s else StoreBusy())
 
-        def settle() -> None:
-            deadline.cancel()
-            if answer.done():
-                return
-            if error := working.exception():
-                answer.set_exception(error)
-            else:
-                answer.set_result(working.result())
-
-        def wake(done: Future[T]) -> None:
-            if not done.cancelled():
-                with suppress(RuntimeError):  # the loop was closed without waiting for us
-                    loop.call_soon_threadsafe(settle)
-
-        working.add_done_callback(wake)
-        return await answer
+        working = self._executor.submit(begin_work)
+        queued.wait(self._wait_s, stop_waiting)
+        working.add_done_callback(queued.wake)
+        return await queued.answer
 
     async def close(self) -> None:
         """Let running calls finish or reach their deadline, then close threads and connections."""
         self._is_closed = True
         await asyncio.to_thread(self._executor.shutdown)
         self._engine.dispose()
+
+    def _note_outage(self) -> None:
+        self._given_up_at_s = time.monotonic()
 
     def _work(self, call: AbortableCall, work: Work[T]) -> T:
         try:
@@ -129,7 +178,7 @@ class DbThreads:
             if not is_outage(error):
                 raise
             if not error.connection_invalidated or call.is_abandoned:
-                raise StoreUnavailable from error
+                raise unavailable(error) from error
         with outages_as_unavailable():  # the connection was stale; SQLAlchemy has dropped all others of its age
             return self._attempt(call, work)
 

@@ -5,6 +5,8 @@ It runs no queries of its own, beyond setting up a connection.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -12,13 +14,24 @@ from typing import Any
 from psycopg2 import errors
 from sqlalchemy import URL, Engine, QueuePool, create_engine, event, exc, make_url
 
-from sessions.errors import Misconfigured, StoreUnavailable
+from sessions.errors import Misconfigured, StoreExhausted, StoreFull, StoreReadOnly, StoreUnavailable
 
 _DRIVER = "postgresql+psycopg2"
 _ACCEPTED_SCHEMES = ("postgresql", "postgres", _DRIVER)
 _SQLSTATES_OF_OUTAGE = ("08", "25006", "28", "3D", "40", "53", "57", "58", "XX")
 """Their first characters: connection, read-only server, log-in, no such database, conflict with another transaction,
 resources (disk full, too many connections), operator, system, internal error."""
+
+_DISK_FULL = "53100"
+_READ_ONLY = "25006"
+_OUT_OF_RESOURCES = "53"
+# What fails while it connects has no SQLSTATE: https://github.com/psycopg/psycopg2/issues/1006
+_SENTENCES: tuple[tuple[str, type[StoreUnavailable]], ...] = (
+    (os.strerror(errno.ENOSPC), StoreFull),
+    ("too many clients already", StoreExhausted),
+    ("remaining connection slots are reserved", StoreExhausted),
+    ("too many connections for", StoreExhausted),
+)
 
 
 def parse_url(url: str) -> URL:
@@ -75,12 +88,27 @@ def is_outage(error: exc.SQLAlchemyError) -> bool:
     return error.connection_invalidated or sqlstate.startswith(_SQLSTATES_OF_OUTAGE)
 
 
+def unavailable(error: exc.SQLAlchemyError) -> StoreUnavailable:
+    """What an outage is to be called: a database that answers, and says what it lacks, is not out of reach."""
+    cause = error.orig if isinstance(error, exc.DBAPIError) else None
+    sqlstate: str = getattr(cause, "pgcode", None) or ""
+    if sqlstate == _DISK_FULL:
+        return StoreFull()
+    if sqlstate == _READ_ONLY:
+        return StoreReadOnly()
+    if sqlstate.startswith(_OUT_OF_RESOURCES):
+        return StoreExhausted()
+    text = str(cause or "")
+    kinds = (kind for sentence, kind in _SENTENCES if sentence in text)
+    return next(kinds, StoreUnavailable)()
+
+
 @contextmanager
 def outages_as_unavailable() -> Iterator[None]:
-    """Turn errors of an unreachable database into StoreUnavailable."""
+    """Turn errors of an unavailable database into a kind of StoreUnavailable."""
     try:
         yield
     except exc.SQLAlchemyError as error:
         if is_outage(error):
-            raise StoreUnavailable from error
+            raise unavailable(error) from error
         raise

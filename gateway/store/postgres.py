@@ -5,6 +5,8 @@ The SQL is in `statements`, the mapping from rows to records in `rows`, the thre
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -16,7 +18,7 @@ from gateway.store.db_threads import DbThreads, Work
 from gateway.store.engine import make_engine
 from gateway.store.held_runs import HeldRuns
 from gateway.store.statements import reading, retention, runs, sessions
-from sessions.errors import NotFound, StoreUnavailable
+from sessions.errors import NotFound, StoreBusy, StoreUnavailable
 from sessions.model import (
     Artifact,
     ArtifactId,
@@ -37,13 +39,22 @@ from sessions.sanitize import canonical_uuid
 
 T = TypeVar("T")
 
-_ARTIFACT_BYTES_PER_S = 5 << 20
-"""How slow the database may be with large artifacts before it counts as hung."""
+_BULK_BYTES_PER_S = 5 << 20
+"""How slow the database may be with bulk before it counts as hung."""
+
+_LARGEST_ROW_BYTES = 64 << 20
 
 _CONNECT_SHARE = 0.6
 """Of a call's time, what connecting may take: a thread that connects cannot be interrupted."""
 
 _EXPIRY_TIMEOUT_S = 120.0
+
+_WAIT_SHARE = 1.2
+"""Of a call's time, how long it may wait for a thread."""
+
+_BULK_WAIT_S = 30.0
+_BULK_BYTES = 256 << 10
+"""What is larger goes by the lane for bulk."""
 
 _log = structlog.get_logger(__name__)
 
@@ -51,15 +62,22 @@ _log = structlog.get_logger(__name__)
 class PostgresStore:
     """Made without connecting; the database must have been through `migrate.migrate`.
 
-    The state: `_held`, the runs added or taken over here and not finished yet; `_is_reachable`, as last logged.
+    There are two lanes of threads and connections: one for what is small, and one for bulk, which may take its time.
+
+    The state: `_held`, the runs added or taken over here and not finished yet; `_is_reachable` and `_lack`, as last
+    logged.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 5.0, pool_size: int = 4) -> None:
-        self._engine = make_engine(url, pool_size=pool_size, connect_timeout_s=timeout_s * _CONNECT_SHARE)
-        self._calls = DbThreads(self._engine, threads=pool_size)
+    def __init__(self, url: str, *, timeout_s: float = 5.0, pool_size: int = 4, bulk_pool_size: int = 3) -> None:
+        connect_timeout_s = timeout_s * _CONNECT_SHARE
+        self._engine = make_engine(url, pool_size=pool_size, connect_timeout_s=connect_timeout_s)
+        self._calls = DbThreads(self._engine, threads=pool_size, wait_s=timeout_s * _WAIT_SHARE)
+        self._bulk_engine = make_engine(url, pool_size=bulk_pool_size, connect_timeout_s=connect_timeout_s)
+        self._bulk_calls = DbThreads(self._bulk_engine, threads=bulk_pool_size, wait_s=_BULK_WAIT_S, name="store-bulk")
         self._timeout_s = timeout_s
         self._held = HeldRuns()
         self._is_reachable = True
+        self._lack = ""
 
     def __repr__(self) -> str:
         return f"<PostgresStore {'reachable' if self._is_reachable else 'out of reach'}, {len(self._held)} living runs>"
@@ -70,7 +88,8 @@ class PostgresStore:
         With an idempotency key, or without a kernel, it survives a power cut, too.
         """
         epoch = self._held.epoch(run.run_id)
-        existing = await self._run(lambda connection: _add_run(connection, run, epoch))
+        is_bulk = len(run.code) > _BULK_BYTES
+        existing = await self._run(lambda connection: _add_run(connection, run, epoch), is_bulk=is_bulk)
         if existing is None:
             self._held.added(run)
         return existing
@@ -110,18 +129,17 @@ class PostgresStore:
         def work(connection: Connection) -> bool:
             return writing.finish(connection, result, epoch, batch, finished_at, session=session)
 
-        await self._persist(result.run_id, work, batch)
+        answer_bytes = len(result.output) + len(result.stderr) + sum(map(_rough_size, result.results))
+        await self._persist(result.run_id, work, batch, other_bytes=answer_bytes)
         self._held.ended(result.run_id)
 
     async def get_run(self, run_id: RunId) -> RunRecord | None:
         if (wanted := canonical_uuid(run_id)) is None:
             return None
-        row = await self._row(reading.run(RunId(wanted)))
-        return row and rows.to_record(row)
+        return await self._record(reading.run(RunId(wanted)))
 
     async def find_run(self, tenant: TenantId, idempotency_key: str) -> RunRecord | None:
-        row = await self._row(reading.run_of_key(tenant, idempotency_key))
-        return row and rows.to_record(row)
+        return await self._record(reading.run_of_key(tenant, idempotency_key))
 
     async def list_runs(self, query: RunQuery) -> list[RunSummary]:
         return [rows.to_summary(row) for row in await self._rows(reading.listed_runs(query))]
@@ -142,7 +160,7 @@ class PostgresStore:
         """Anything that is no UUID is simply unknown."""
         if (wanted := canonical_uuid(artifact_id)) is None:
             return None
-        row = await self._row(reading.artifact(ArtifactId(wanted)))
+        row = await self._row(reading.artifact(ArtifactId(wanted)), is_bulk=True)
         return row and rows.to_artifact(row)
 
     async def add_session(self, session: Session) -> Session | None:
@@ -171,12 +189,14 @@ class PostgresStore:
         while await self._run(
             lambda connection: connection.execute(retention.DELETE_TOMBSTONES, parameters).rowcount,
             timeout_s=_EXPIRY_TIMEOUT_S,
+            is_bulk=True,
         ):
             pass
         total = 0
         while count := await self._run(
             lambda connection: int(connection.execute(retention.EXPIRE, parameters).scalar_one()),
             timeout_s=_EXPIRY_TIMEOUT_S,
+            is_bulk=True,
         ):
             total += count
         return total
@@ -186,37 +206,71 @@ class PostgresStore:
 
     async def close(self) -> None:
         """Calls under way may finish."""
-        await self._calls.close()
+        await asyncio.gather(self._calls.close(), self._bulk_calls.close())
 
     async def _write_session(self, statement: Executable, session: Session) -> None:
         """Leave a session alone that has the same name and is another one."""
         parameters = rows.from_session(session)
         await self._run(lambda connection: connection.execute(statement, parameters))
 
-    async def _row(self, statement: Executable) -> Row[Any] | None:
-        return await self._run(lambda connection: connection.execute(statement).one_or_none())
+    async def _record(self, statement: reading.RunSelect) -> RunRecord | None:
+        """A run's row; a large one by the lane for bulk."""
+        row = await self._row(reading.if_small(statement, _BULK_BYTES)) or await self._row(statement, is_bulk=True)
+        return row and rows.to_record(row)
+
+    async def _row(self, statement: Executable, *, is_bulk: bool = False) -> Row[Any] | None:
+        return await self._run(lambda connection: connection.execute(statement).one_or_none(), is_bulk=is_bulk)
 
     async def _rows(self, statement: Executable) -> list[Row[Any]]:
         return await self._run(lambda connection: list(connection.execute(statement).all()))
 
-    async def _run(self, work: Work[T], *, timeout_s: float | None = None) -> T:
+    async def _run(self, work: Work[T], *, timeout_s: float | None = None, is_bulk: bool = False) -> T:
+        calls = self._bulk_calls if is_bulk else self._calls
+        if timeout_s is None:
+            timeout_s = self._timeout_s + (_LARGEST_ROW_BYTES / _BULK_BYTES_PER_S if is_bulk else 0)
         try:
-            answer = await self._calls.run(work, timeout_s=self._timeout_s if timeout_s is None else timeout_s)
+            answer = await calls.run(work, timeout_s=timeout_s)
+        except StoreBusy:
+            _log.warning("store_busy", lane="bulk" if is_bulk else "small")
+            raise
         except StoreUnavailable as error:
-            if self._is_reachable:
-                _log.warning("store_unavailable", cause=str(error.__cause__ or "no answer in time").strip())
-            self._is_reachable = False
+            self._log_failure(error)
             raise
         if not self._is_reachable:
             _log.info("store_available_again")
         self._is_reachable = True
         return answer
 
-    async def _persist(self, run_id: RunId, work: Work[bool], batch: Batch) -> None:
-        """Write what exists nowhere else, with a time-out that grows with the artifacts. The caller retries."""
+    def _log_failure(self, error: StoreUnavailable) -> None:
+        """Once per outage; a database that answers but lacks something is logged once per lack."""
+        cause = str(error.__cause__ or "no answer in time").strip()
+        if type(error) is not StoreUnavailable:
+            if self._lack != type(error).__name__:
+                _log.error("store_unusable", reason=str(error), cause=cause)
+            self._lack = type(error).__name__
+        else:
+            if self._is_reachable:
+                _log.warning("store_unavailable", cause=cause)
+            self._is_reachable = False
+
+    async def _persist(self, run_id: RunId, work: Work[bool], batch: Batch, *, other_bytes: int = 0) -> None:
+        """Write what exists nowhere else, with a time-out that grows with its size. The caller retries."""
         size_bytes = sum(len(artifact.data) for artifact in batch.artifacts)
-        timeout_s = self._timeout_s + size_bytes / _ARTIFACT_BYTES_PER_S
-        await self._run(lambda connection: self._held.write(connection, run_id, work), timeout_s=timeout_s)
+        size_bytes += other_bytes + sum(_rough_size(event.fields) for event in batch.events)
+        await self._run(
+            lambda connection: self._held.write(connection, run_id, work),
+            timeout_s=self._timeout_s + size_bytes / _BULK_BYTES_PER_S,
+            is_bulk=size_bytes > _BULK_BYTES,
+        )
+        self._lack = ""
+
+
+def _rough_size(fields: Mapping[str, Any]) -> int:
+    """Bytes of the texts in an event, or in what it has of MIME types."""
+    return sum(
+        len(value) if isinstance(value, str) else _rough_size(value) if isinstance(value, Mapping) else 0
+        for value in fields.values()
+    )
 
 
 def _add_run(connection: Connection, run: Run, epoch: int) -> RunRecord | None:

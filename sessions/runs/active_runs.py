@@ -117,9 +117,10 @@ class ActiveRuns:
             return live.answer.result()
         if self._stopped.done():
             raise EndNotStored(_GOES_ON.format(run_id, run_id))
+        reason = live.recorder.failure or "The database is out of reach"
         raise EndNotStored(
-            f"The run {run_id} has ended, but the database is out of reach: its result is kept, and stored when the "
-            "database is back. Do not run it again."
+            f"The run {run_id} has ended, but {reason[:1].lower()}{reason[1:]}: its result is kept, and stored when "
+            "the database is back. Do not run it again."
         )
 
     async def _result_of_store(self, run_id: RunId) -> Result | None:

@@ -50,6 +50,7 @@ class Recorder:
         self.ended: asyncio.Future[Done | Died] = loop.create_future()
         self.has_files = False
         self.is_held_up = False
+        self.failure = ""
         self._warned_at_s = -inf
         self._seen_types: set[str] = set()
         self._store = store
@@ -270,9 +271,11 @@ class Recorder:
         pauses = growing_pauses(self._timeouts.first_write_retry_s, self._timeouts.longest_write_retry_s)
         await retry(write, on=StoreUnavailable, pauses=pauses, on_failure=self._note_failure)
         self.is_held_up = False
+        self.failure = ""
 
     def _note_failure(self, error: Exception) -> None:
         self.is_held_up = True
+        self.failure = str(error).partition(";")[0]
         now_s = self._clock.monotonic()
         if now_s >= self._warned_at_s + _WARNING_PAUSE_S:
             self._warned_at_s = now_s

@@ -79,7 +79,8 @@ def reference(ref: ArtifactRef) -> dict[str, Any]:
 def statements(postgres_store: PostgresStore) -> list[tuple[str, Any]]:
     """What the store sends, each with its parameters."""
     seen: list[tuple[str, Any]] = []
-    event.listen(postgres_store._engine, "before_cursor_execute", lambda *args: seen.append(args[2:4]))
+    for engine in (postgres_store._engine, postgres_store._bulk_engine):
+        event.listen(engine, "before_cursor_execute", lambda *args: seen.append(args[2:4]))
     return seen
 
 

@@ -12,6 +12,10 @@ from gateway.store.tables import artifacts, events, runs
 from sessions.model import ArtifactId, GatewayId, Run, RunId, RunQuery, TenantId
 
 _Any = Select[tuple[object, ...]]
+RunSelect = _Any
+
+_PAGE_BYTES = 256 << 10
+"""A page of events ends with the event that exceeds this, as the database counts them."""
 
 
 def run(run_id: RunId) -> _Any:
@@ -22,6 +26,15 @@ def run(run_id: RunId) -> _Any:
 def run_of_key(tenant: TenantId, idempotency_key: str) -> _Any:
     """The row that has this key."""
     return select(runs).where(_has_key(tenant, idempotency_key))
+
+
+def if_small(statement: RunSelect, most_bytes: int) -> RunSelect:
+    """Select the run only if its texts are no larger than this. Nothing has to be decompressed for it."""
+    texts = (runs.c.output, runs.c.stderr, runs.c.code)
+    lengths = [func.octet_length(text) for text in texts]
+    lengths += [func.pg_column_size(column) for column in (runs.c.answer, runs.c.variables, runs.c.progress)]
+    total: ColumnElement[int] = sum((func.coalesce(length, 0) for length in lengths[1:]), func.coalesce(lengths[0], 0))
+    return statement.where(total <= most_bytes)
 
 
 def runs_in_the_way(of: Run) -> _Any:
@@ -58,9 +71,15 @@ def unfinished_epochs(gateway_id: GatewayId) -> _Any:
 
 
 def events_after(run_id: RunId, after: int, limit: int) -> _Any:
-    """The next rows of a run's events."""
-    found = select(events.c.seq, events.c.type, events.c.fields).where(events.c.run_id == run_id, events.c.seq > after)
-    return found.order_by(events.c.seq).limit(limit)
+    """The next rows of a run's events: at most `limit`, and no more than a page has room for, but one at least."""
+    size_bytes = func.pg_column_size(events.c.fields).label("size_bytes")
+    found = select(events.c.seq, events.c.type, events.c.fields, size_bytes)
+    next_ones = found.where(events.c.run_id == run_id, events.c.seq > after).order_by(events.c.seq).limit(limit)
+    rows = next_ones.subquery()
+    before = (func.sum(rows.c.size_bytes).over(order_by=rows.c.seq) - rows.c.size_bytes).label("before_bytes")
+    page = select(rows.c.seq, rows.c.type, rows.c.fields, before).subquery()
+    fitting = select(page.c.seq, page.c.type, page.c.fields).where(page.c.before_bytes <= _PAGE_BYTES)
+    return fitting.order_by(page.c.seq)
 
 
 def artifact(artifact_id: ArtifactId) -> _Any:
