@@ -14,6 +14,7 @@ from typing import Protocol
 from sessions.model import (
     Artifact,
     ArtifactId,
+    ArtifactRef,
     Batch,
     Event,
     GatewayId,
@@ -154,6 +155,14 @@ class Store(Protocol):
 
     async def get_artifact(self, artifact_id: ArtifactId) -> Artifact | None:
         """An artifact with its bytes, or None."""
+        ...
+
+    async def find_artifact(self, artifact_id: ArtifactId) -> ArtifactRef | None:
+        """An artifact without its bytes, or None."""
+        ...
+
+    async def read_artifact(self, artifact_id: ArtifactId, offset: int, size_bytes: int) -> bytes:
+        """At most so many of its bytes; none where there are no more, or retention has removed it."""
         ...
 
     async def add_session(self, session: Session) -> Session | None:

@@ -23,6 +23,7 @@ from sessions.kernels.health import HealthCheck
 from sessions.model import (
     Artifact,
     ArtifactId,
+    ArtifactRef,
     Event,
     JupyterSession,
     Progress,
@@ -219,6 +220,17 @@ class Service:
         if artifact is None:
             raise NotFound
         return artifact
+
+    async def artifact_ref(self, artifact_id: ArtifactId) -> ArtifactRef:
+        """An artifact without its bytes. Raises NotFound, StoreUnavailable."""
+        ref = await self._store.find_artifact(artifact_id)
+        if ref is None:
+            raise NotFound
+        return ref
+
+    async def artifact_piece(self, artifact_id: ArtifactId, offset: int, size_bytes: int) -> bytes:
+        """Some of its bytes; fewer at its end, or where retention has removed it. Raises StoreUnavailable."""
+        return await self._store.read_artifact(artifact_id, offset, size_bytes)
 
     # --- sessions -----------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from sessions.errors import NotFound, StoreBusy, StoreUnavailable
 from sessions.model import (
     Artifact,
     ArtifactId,
+    ArtifactRef,
     Batch,
     Event,
     GatewayId,
@@ -162,6 +163,19 @@ class PostgresStore:
             return None
         row = await self._row(reading.artifact(ArtifactId(wanted)), is_bulk=True)
         return row and rows.to_artifact(row)
+
+    async def find_artifact(self, artifact_id: ArtifactId) -> ArtifactRef | None:
+        """Anything that is no UUID is simply unknown."""
+        if (wanted := canonical_uuid(artifact_id)) is None:
+            return None
+        row = await self._row(reading.artifact_ref(ArtifactId(wanted)))
+        return row and rows.to_ref(row)
+
+    async def read_artifact(self, artifact_id: ArtifactId, offset: int, size_bytes: int) -> bytes:
+        """Only this piece is read, since artifacts are stored uncompressed."""
+        statement = reading.artifact_piece(artifact_id, offset, size_bytes)
+        row = await self._row(statement, is_bulk=size_bytes > _BULK_BYTES // 4)
+        return b"" if row is None else bytes(row.data)
 
     async def add_session(self, session: Session) -> Session | None:
         """One of another gateway whose time was over when this one was made gives way to it."""

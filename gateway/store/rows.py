@@ -103,8 +103,12 @@ def to_event(row: Row[Any]) -> Event:
 
 def to_artifact(row: Row[Any]) -> Artifact:
     """From all columns of `artifacts`."""
-    ref = ArtifactRef(row.artifact_id, ArtifactKind(row.kind), row.name, row.content_type, row.size_bytes)
-    return Artifact(ref, row.data)
+    return Artifact(to_ref(row), row.data)
+
+
+def to_ref(row: Row[Any]) -> ArtifactRef:
+    """From all columns of `artifacts` but the bytes."""
+    return ArtifactRef(row.artifact_id, ArtifactKind(row.kind), row.name, row.content_type, row.size_bytes)
 
 
 def to_session(row: Row[Any]) -> Session:

@@ -15,6 +15,7 @@ from sessions.errors import NotFound, StoreUnavailable
 from sessions.model import (
     Artifact,
     ArtifactId,
+    ArtifactRef,
     Batch,
     Event,
     GatewayId,
@@ -199,6 +200,14 @@ class MemoryStore:
             same = [one for one in data if hashlib.sha256(one).digest() == artifact.sha256]
             return replace(artifact, data=same[0]) if same else None
         return None
+
+    async def find_artifact(self, artifact_id: ArtifactId) -> ArtifactRef | None:
+        artifact = await self.get_artifact(artifact_id)
+        return None if artifact is None else artifact.ref
+
+    async def read_artifact(self, artifact_id: ArtifactId, offset: int, size_bytes: int) -> bytes:
+        artifact = await self.get_artifact(artifact_id)
+        return b"" if artifact is None else artifact.data[offset : offset + size_bytes]
 
     async def add_session(self, session: Session) -> Session | None:
         """One of another gateway whose time was over when this one was made gives way to it."""

@@ -51,6 +51,7 @@ async def test_bulk_keeps_nobody_else_waiting(store: PostgresStore) -> None:
     record = await store.get_run(run.run_id)
     assert record is not None
     assert record.run == run
+    assert await store.find_artifact(artifact.ref.id) == artifact.ref
     assert time.monotonic() - begun < 1
     assert not sleeping.done()
     # They waited for longer than a call may take, and that was no error.
@@ -69,7 +70,7 @@ async def test_what_is_large_goes_by_the_lane_for_bulk(store: PostgresStore) -> 
     await store.append(run.run_id, Batch((Event(1, EventType.STDOUT, {"text": "x" * 300_000}),)))
     await store.append(run.run_id, Batch((Event(2, EventType.RESULT, {"data": {"text/html": "x" * 300_000}}),)))
     await store.finish_run(ok(run, output="x" * 1_000_000), Batch(), NOW)
-    assert await store.get_artifact(artifact.ref.id) == artifact
+    assert await store.read_artifact(artifact.ref.id, 256, 1 << 20) == LARGE[256 : 256 + (1 << 20)]
     with pytest.raises(StoreBusy):
         await store.ping()
     for task in sleeping:
@@ -103,6 +104,18 @@ async def test_who_finds_no_thread_is_told_that_the_database_is_busy(database_ur
     await first
     await calls.close()
     assert done == []
+
+
+async def test_pieces_of_an_artifact_are_read_by_themselves(store: PostgresStore) -> None:
+    run, artifact = new_run(), new_artifact(LARGE)
+    await store.add_run(run)
+    await store.append(run.run_id, Batch((), (artifact,)))
+    size = 300_000
+    pieces = [await store.read_artifact(artifact.ref.id, at, size) for at in range(0, len(LARGE) + 2 * size, size)]
+    assert b"".join(pieces) == LARGE
+    assert pieces[-1] == b""
+    assert await store.read_artifact(new_artifact().ref.id, 0, size) == b""
+    assert await store.find_artifact(new_artifact().ref.id) is None
 
 
 async def test_a_page_of_events_ends_when_it_is_large(store: PostgresStore) -> None:

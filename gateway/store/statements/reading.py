@@ -101,5 +101,17 @@ def artifact(artifact_id: ArtifactId) -> _Any:
     return select(*columns, data).where(artifacts.c.artifact_id == artifact_id, or_(not_(is_copy), found.is_not(None)))
 
 
+def artifact_ref(artifact_id: ArtifactId) -> _Any:
+    """The same without its bytes."""
+    columns = (column for column in artifacts.c if column is not artifacts.c.data)
+    return select(*columns).where(artifacts.c.artifact_id == artifact_id)
+
+
+def artifact_piece(artifact_id: ArtifactId, offset: int, size_bytes: int) -> _Any:
+    """A piece of its bytes."""
+    piece = func.substring(artifacts.c.data, offset + 1, size_bytes).label("data")
+    return select(piece).where(artifacts.c.artifact_id == artifact_id)
+
+
 def _has_key(tenant: TenantId, idempotency_key: str) -> ColumnElement[bool]:
     return and_(runs.c.tenant == tenant, runs.c.idempotency_key == idempotency_key)
