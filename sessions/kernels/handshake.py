@@ -59,13 +59,21 @@ class Handshake:
         self._kernel.handle_link_closed(self._link)
 
     def _guarded(self, handle: Callable[..., None], *args: Any) -> asyncio.Task[None] | None:
-        """Handle a frame; a violation ends the kernel, a flood is slowed down."""
+        """Handle a frame; a violation ends the kernel, a flood is slowed down and waits for its turn."""
+        throttle = self._kernel.throttle
+        if not throttle.is_free():
+            return asyncio.ensure_future(self._handle_in_turn(handle, *args))
+        pause_s = throttle.metered(self._handle, handle, *args)
+        return asyncio.ensure_future(asyncio.sleep(pause_s)) if pause_s > 0 and not self._kernel.violation else None
+
+    async def _handle_in_turn(self, handle: Callable[..., None], *args: Any) -> None:
+        await asyncio.sleep(await self._kernel.throttle.metered_in_turn(self._handle, handle, *args))
+
+    def _handle(self, handle: Callable[..., None], *args: Any) -> None:
         try:
-            pause_s = self._kernel.throttle.metered(handle, *args)
+            handle(*args)
         except (ProtocolViolation, protocol.FrameError) as error:
             self._kernel.violate(str(error).rstrip("."))
-            return None
-        return asyncio.ensure_future(asyncio.sleep(pause_s)) if pause_s > 0 else None
 
     def _refuse(self, reason: str) -> None:
         if self._deadline is not None or self._is_welcome:

@@ -19,6 +19,7 @@ from sessions.environment import Environment
 from sessions.errors import EngineUnavailable
 from sessions.kernels.handshake import Handshake
 from sessions.kernels.kernel import Kernel
+from sessions.kernels.throttle import SharedTime, Throttle
 from sessions.model import KernelId
 from sessions.ports import Fate, LaunchSpec
 
@@ -32,8 +33,8 @@ log = structlog.get_logger()
 class Sandboxes:
     """This gateway's sandboxes on one engine.
 
-    Its state: `hurries`, when a removal that has failed is tried again without a pause; and whether failed preloads
-    have been told.
+    Its state: `hurries`, when a removal that has failed is tried again without a pause; whether failed preloads have
+    been told; and what their messages have used of the gateway's time.
     """
 
     def __init__(self, environment: Environment) -> None:
@@ -43,6 +44,7 @@ class Sandboxes:
         self._timeouts = environment.timeouts
         self.hurries = False
         self._has_logged_preloads = False
+        self._shared_time = SharedTime(environment.clock)
 
     def make_kernel(self, kernel_name: str) -> Kernel:
         """A kernel that has no sandbox yet."""
@@ -53,8 +55,16 @@ class Sandboxes:
         return self._kernel(kernel_id, kernel_name, adopted=True)
 
     def _kernel(self, kernel_id: KernelId, kernel_name: str, *, adopted: bool = False) -> Kernel:
-        credential = self._environment.credential_of(kernel_id)
-        return Kernel(kernel_id, kernel_name, credential, self._environment.clock, self._timeouts, adopted=adopted)
+        clock = self._environment.clock
+        return Kernel(
+            kernel_id,
+            kernel_name,
+            self._environment.credential_of(kernel_id),
+            clock,
+            self._timeouts,
+            adopted=adopted,
+            throttle=Throttle(clock, together=self._shared_time),
+        )
 
     def listen(self, kernel: Kernel) -> Path:
         """Let its supervisor dial in; returns the directory to mount."""

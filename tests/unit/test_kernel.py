@@ -188,7 +188,7 @@ async def test_a_flood_gets_a_share_of_the_time_and_a_pause_forgives_it(line: Li
 
 async def test_the_next_frame_of_a_flood_waits(line: Line) -> None:
     line.ready()
-    line.kernel.throttle._left_s = -0.01
+    line.kernel.throttle._account.left_s = -0.01
     started_s = asyncio.get_running_loop().time()
     waiting = line.handshake.on_text(protocol.encode_control("unknown"))
     assert waiting is not None

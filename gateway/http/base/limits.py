@@ -13,8 +13,10 @@ from typing import ClassVar, Protocol
 
 from tornado.httputil import HTTPHeaders
 
+from gateway.host.clock import SystemClock
 from sessions.concurrency import KeyedLock
 from sessions.errors import Draining, TooManyRequests, Unavailable
+from sessions.kernels.throttle import SharedTime
 from sessions.model import TenantId
 
 _LAST_EVENTS_S = 0.5
@@ -76,7 +78,8 @@ class HttpBounds:
 class HttpLimits:
     """One per server; `request_bytes` is `limits.request_bytes`, which all bodies are measured by.
 
-    The mutable state is that of the counters, and which tenants make a notebook.
+    The mutable state is that of the counters, which tenants make a notebook, and what reading the messages of Jupyter
+    clients has used of the gateway's time.
     """
 
     def __init__(self, request_bytes: int, bounds: HttpBounds) -> None:
@@ -84,6 +87,7 @@ class HttpLimits:
         self.bodies = BufferedBodies(request_bytes, bounds)
         self.streams = Streams(bounds)
         self.in_flight = InFlight()
+        self.client_time = SharedTime(SystemClock())
         self._tenants: KeyedLock[TenantId] = KeyedLock()
         self._notebooks = asyncio.Semaphore(bounds.notebooks)
 

@@ -52,8 +52,8 @@ class JupyterChannels(JupyterHandler, SocketHandler):
         self._sending: asyncio.Task[None] | None = None
         self._is_pinging = False
         self._garbage = 0
-        self._throttle = Throttle(SystemClock())
         super().__init__(application, request, **kwargs)
+        self._throttle = Throttle(SystemClock(), together=self.context.http.client_time)
 
     # --- coming and going ---------------------------------------------------------------------------------------------
 
@@ -99,7 +99,7 @@ class JupyterChannels(JupyterHandler, SocketHandler):
         taken: list[ClientMessage] = []
         try:
             with self.holding(message):
-                pause_s = self._throttle.metered(lambda: taken.append(self._framing.decode(message)))
+                pause_s = await self._throttle.metered_in_turn(lambda: taken.append(self._framing.decode(message)))
                 await self._connection.handle_message(taken[0])
         except InvalidRequest as error:
             self._refuse(error)
