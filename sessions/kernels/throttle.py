@@ -1,4 +1,4 @@
-"""Limits how much of the gateway's time sandboxes may use, each of them and all together, whatever they flood it with."""
+"""Limits how much of the gateway's time sandboxes may use, each of them and all together, whatever they send."""
 
 from __future__ import annotations
 
@@ -92,6 +92,7 @@ class SharedTime:
         return wait_s
 
     def end_turn(self) -> None:
+        """The piece of work is done: the next one may have the turn."""
         self._is_taken = False
 
     @asynccontextmanager
