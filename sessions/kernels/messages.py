@@ -157,7 +157,7 @@ def decode(frame: bytes | memoryview) -> Message | None:
         content = parts[3].decode("utf-8", "replace")
         if _is_too_costly(content):
             return Message(channel, msg_type, parent_id, {}, (), dropped_bytes=len(parts[3]))
-        return Message(channel, msg_type, parent_id, decode_object(content), tuple(parts[4:]))
+        return Message(channel, msg_type, parent_id, _decode_affordable(content), tuple(parts[4:]))
     except ProtocolViolation:
         return None
 
@@ -170,6 +170,14 @@ def decode_object(data: bytes | str) -> dict[str, Any]:
     text = data.decode("utf-8", "replace") if isinstance(data, bytes) else data
     if _is_too_costly(text):
         raise ProtocolViolation("A supervisor sent JSON with too many values in it.")
+    return _decode_affordable(text)
+
+
+def _decode_affordable(text: str) -> dict[str, Any]:
+    """What is left of it once the cost is known: judging that takes longer than decoding where there are many escapes.
+
+    A thread would not spare the event loop: the decoder holds the interpreter's lock to the end.
+    """
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

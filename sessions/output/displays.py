@@ -154,7 +154,7 @@ class Displays:
         """A displayed image as an artifact, or why not. Base64, or text for SVG, as the messaging protocol has it."""
         text = value if isinstance(value, str) else ""
         try:
-            data = text.encode() if mime == "image/svg+xml" else base64.b64decode("".join(text.split()), validate=True)
+            data = text.encode() if mime == "image/svg+xml" else _decode_base64(text)
         except (binascii.Error, ValueError):
             data = b""
         content_type = media.sniff(data)
@@ -375,3 +375,8 @@ class Displays:
         self._notices[what] = self._notices.get(what, 0) + 1
         if self._notices[what] <= _MAX_NOTICES_PER_KIND:
             self._lines.append(f"{name} was dropped: {_WHY.get(why, 'it could not be read')}")
+
+
+def _decode_base64(text: str) -> bytes:
+    """Raises ValueError. Splitting at the white space would take 0.3 s where every second character is some."""
+    return base64.b64decode(text.encode("ascii").translate(None, b" \t\n\v\f\r"), validate=True)
