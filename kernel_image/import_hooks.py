@@ -35,21 +35,30 @@ def install() -> None:
     """Adapt what is imported from now on."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
-    if (count := _cpu_count()) is not None and os.cpu_count() != count:
+    if (count := _cpu_count()) is None:
+        return
+    if os.cpu_count() != count:
         for name in ("cpu_count", "process_cpu_count"):
             if hasattr(os, name):
                 setattr(os, name, _cpu_count)
+    if not hasattr(os.sched_getaffinity, "__wrapped__"):
+        os.sched_getaffinity = _affinity(os.sched_getaffinity)
 
 
 def adapt(psutil: ModuleType) -> None:
     """Have psutil count the processors that `os` counts."""
-    counted = psutil.cpu_count
+    counted, affinity = psutil.cpu_count, psutil.Process.cpu_affinity
 
     def cpu_count(*args: Any, **options: Any) -> Any:
         count, real = _cpu_count(), counted(*args, **options)
         return real if count is None or real is None else min(count, real)
 
+    def cpu_affinity(self: Any, cpus: Any = None) -> Any:
+        real = affinity(self, cpus)
+        return real if real is None else sorted(real)[: _cpu_count()]
+
     psutil.cpu_count = cpu_count  # type: ignore[attr-defined]
+    psutil.Process.cpu_affinity = cpu_affinity
 
 
 def current_shell() -> Any:
@@ -64,6 +73,16 @@ def current_shell() -> Any:
 def _cpu_count() -> int | None:
     value = os.environ.get(CPU_COUNT_VARIABLE, "")
     return int(value) if value.isdecimal() and int(value) > 0 else None
+
+
+def _affinity(real: Any) -> Any:
+    """`os.sched_getaffinity`, whose answer scripts count. The sandbox's share of time is not tied to processors."""
+
+    def sched_getaffinity(pid: int, /) -> set[int]:
+        return set(sorted(real(pid))[: _cpu_count()])
+
+    sched_getaffinity.__wrapped__ = real  # type: ignore[attr-defined]
+    return sched_getaffinity
 
 
 class _Finder:

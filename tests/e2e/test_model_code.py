@@ -154,11 +154,12 @@ async def test_the_processors_are_those_of_the_sandbox(rig: Rig) -> None:
     code = """
 import os, multiprocessing, psutil, subprocess, sys, joblib
 print(os.cpu_count(), os.process_cpu_count(), multiprocessing.cpu_count(), joblib.cpu_count(), psutil.cpu_count())
-child = 'import os, psutil; print(os.cpu_count(), psutil.cpu_count(), os.environ["OMP_NUM_THREADS"])'
+print(len(os.sched_getaffinity(0)), len(psutil.Process().cpu_affinity()))
+child = 'import os; print(os.cpu_count(), len(os.sched_getaffinity(0)), os.environ["OMP_NUM_THREADS"])'
 print(subprocess.run([sys.executable, '-c', child], capture_output=True, text=True).stdout)
 """
     result = await rig.run(code)
-    assert result.output.split() == ["1"] * 8, result.error
+    assert result.output.split() == ["1"] * 10, result.error
 
 
 async def test_pip_says_at_once_that_there_is_no_network(rig: Rig) -> None:

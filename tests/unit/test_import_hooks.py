@@ -18,7 +18,7 @@ from kernel_image import fonts, import_hooks, offline_pip
 @pytest.fixture
 def hooks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The hooks in this process, and everything as it was afterwards."""
-    for name in ("cpu_count", "process_cpu_count"):
+    for name in ("cpu_count", "process_cpu_count", "sched_getaffinity"):
         if hasattr(os, name):
             monkeypatch.setattr(os, name, getattr(os, name))
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
@@ -54,9 +54,26 @@ def test_the_count_of_processors_is_what_the_sandbox_may_use(monkeypatch: pytest
     monkeypatch.setenv(import_hooks.CPU_COUNT_VARIABLE, "3")
     import_hooks.install()
     assert os.cpu_count() == 3
-    library: Any = SimpleNamespace(cpu_count=lambda logical=True: 8 if logical else None)
+    process = type("Process", (), {"cpu_affinity": lambda _, cpus=None: None if cpus else [7, 5, 6, 4]})
+    library: Any = SimpleNamespace(cpu_count=lambda logical=True: 8 if logical else None, Process=process)
     import_hooks.adapt(library)
     assert (library.cpu_count(), library.cpu_count(logical=False)) == (3, None)
+    assert (library.Process().cpu_affinity(), library.Process().cpu_affinity([1])) == ([4, 5, 6], None)
+
+
+@pytest.mark.usefixtures("hooks")
+@pytest.mark.parametrize(("value", "told"), [("1", {4}), ("2", {4, 9}), ("64", {4, 9, 10})])
+def test_the_processors_of_a_process_are_as_many_as_the_sandbox_may_use(
+    monkeypatch: pytest.MonkeyPatch, value: str, told: set[int]
+) -> None:
+    monkeypatch.setenv(import_hooks.CPU_COUNT_VARIABLE, value)
+    monkeypatch.setattr(
+        os, "cpu_count", lambda: int(value)
+    )  # as Python itself reads the variable where it is not isolated
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {10, 9, 4})
+    import_hooks.install()
+    import_hooks.install()
+    assert os.sched_getaffinity(0) == told
 
 
 @pytest.mark.usefixtures("hooks")
