@@ -20,7 +20,7 @@ from kernel_image.artifact_sender import ArtifactSender
 from kernel_image.artifacts import Found, WorkingDirectory
 from kernel_image.coalescing import Coalescer
 from kernel_image.kernel_messages import JSON_ERRORS, asks_exit, cut_stream, is_idle, is_outcome, shorten_outcome
-from kernel_image.missing_replies import MissingReplies, missing_reply
+from kernel_image.missing_replies import MissingReplies, missing_idle, missing_reply
 from kernel_image.output_ring import SENT_METADATA, STREAMS
 from kernel_image.relay import Relay
 from kernel_image.sandbox_log import log_event
@@ -71,7 +71,7 @@ class OutstandingRequests:
         self._artifacts = ArtifactSender(settings, relay, work)
         self._coalescer = Coalescer[_Request](lambda parts, request: self._put_now("iopub", parts, "stream", request))
         self._outstanding: dict[str, _Request] = {}
-        self._missing = MissingReplies(ask, self._make_reply)
+        self._missing = MissingReplies(ask, self._make_missing)
         self._sampler: asyncio.TimerHandle | None = None
         self._finishing: set[asyncio.Task[None]] = set()
         self._stops: dict[str, asyncio.Event] = {}
@@ -157,18 +157,23 @@ class OutstandingRequests:
             leaves = asks_exit(parts[3])
         elif channel == "iopub" and msg_type == "status" and is_idle(parts[3]):
             request.idle = True
-            if not request.replied:
-                self._missing.expect(parent, lambda: parent in self._outstanding and not request.replied)
         if request.replied and request.idle:
             self._finish(request)
+        elif request.replied or request.idle:
+            self._missing.expect(parent, lambda: parent in self._outstanding)
         return leaves
 
-    def _make_reply(self, msg_id: str) -> None:
-        """Answer a request in the kernel's place, unless it was answered meanwhile."""
+    def _make_missing(self, msg_id: str, channel: str) -> None:
+        """End a request in the kernel's place, if the other half of its end has come, and this one has not."""
         request = self._outstanding.get(msg_id)
-        if request is not None and not request.replied:
+        if request is None:
+            return
+        if channel == "shell" and request.idle:
             log_event("reply_missing", msg_id=msg_id)
             self.relay("shell", missing_reply(request.header), {})
+        elif channel == "iopub" and request.replied:
+            log_event("idle_missing", msg_id=msg_id)
+            self.relay("iopub", missing_idle(request.header), {})
 
     def put_lost_output(self, lost: dict[str, tuple[str, int]]) -> None:
         """Send the output that the dead kernel had not sent, as the running request's."""

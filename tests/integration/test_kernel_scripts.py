@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import io
 import shutil
@@ -293,3 +294,35 @@ async def test_a_forged_idle_does_not_end_a_run_that_goes_on(kernel: Supervised)
     assert (run.reply()["status"], run.text(), run.end.msg_type) == ("ok", "end\n", "done")
     asked = [f for f in kernel.frames if f.msg_type == "kernel_info_reply"]
     assert asked == []
+
+
+IDLE = "kernel = get_ipython().kernel\n{loop}: kernel._publish_status('idle', 'shell')\n"
+
+
+async def test_a_kernel_that_is_idle_all_the_time_holds_nobody_up(kernel: Supervised) -> None:
+    msg_id = kernel.send(IDLE.format(loop="print('begun', flush=True)\nwhile True"))
+    await kernel.until(
+        lambda: any(f.parent_id == msg_id and "begun" in str(f.content.get("text")) for f in kernel.frames)
+    )
+    await asyncio.sleep(3)  # as long as it takes to fill the queues on the way to the kernel
+    kernel.interrupt(msg_id, grace_s=30)
+    assert (await kernel.end_of(msg_id)).reply()["ename"] == "KeyboardInterrupt"
+    assert (await kernel.run("1 + 1")).value() == "2"
+
+
+async def test_a_run_that_is_answered_and_never_idle_ends(kernel: Supervised) -> None:
+    code = (
+        "kernel = get_ipython().kernel; publish = kernel._publish_status\n"
+        "def publish_nothing(status, *arguments, **options):\n    if status == 'idle': del kernel._publish_status\n"
+        "kernel._publish_status = publish_nothing\nopen('made', 'w').write('y')\nprint('said')"
+    )
+    began_s = time.monotonic()
+    run = await kernel.run(code)
+    assert time.monotonic() - began_s < 20
+    assert (run.reply()["status"], run.text(), run.files(), run.end.msg_type) == (
+        "ok",
+        "said\n",
+        {"made": b"y"},
+        "done",
+    )
+    assert (await kernel.run("1 + 1")).value() == "2"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kernel_image import accounting, protocol
+from kernel_image import accounting, missing_replies, protocol
 from kernel_image.artifacts import WorkingDirectory
 from kernel_image.outstanding import OutstandingRequests
 
@@ -96,7 +97,7 @@ def test_a_request_whose_id_is_none_is_not_taken(requests: OutstandingRequests, 
         ({"ask_exit": 1}, False),
     ],
 )
-def test_an_answer_that_says_the_kernel_ends_is_understood(
+async def test_an_answer_that_says_the_kernel_ends_is_understood(
     requests: OutstandingRequests, content: dict[str, Any], *, leaves: bool
 ) -> None:
     accept(requests, "a")
@@ -115,3 +116,85 @@ async def test_what_nobody_asked_for_may_be_dropped_and_what_ends_a_request_may_
     accept(requests, "a")
     reply(requests, "a")
     assert told.messages[2:] == [("shell", False)]
+
+
+class Questions:
+    """A kernel that is asked, and answers when the test says so."""
+
+    def __init__(self, tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(missing_replies, "_GRACE_S", 0)
+        settings = protocol.SupervisorSettings("k", "c", "unix:/s", str(tmp_path), "/ipc", "/home")
+        meter = accounting.find_meter(own_container=False)
+        work = WorkingDirectory(str(tmp_path), 10)
+        self.requests = OutstandingRequests(settings, told, meter, work, self._ask)  # type: ignore[arg-type]
+        self.asked: list[str] = []
+
+    def _ask(self) -> str:
+        self.asked.append(f"question {len(self.asked)}")
+        return self.asked[-1]
+
+    def idle(self, parent: str, state: str = "idle") -> None:
+        header = json.dumps({"msg_id": parent}).encode()
+        content = json.dumps({"execution_state": state}).encode()
+        self.requests.relay("iopub", [b'{"msg_type": "status"}', header, b"{}", content], {})
+
+    def answer(self, question: str) -> None:
+        header = json.dumps({"msg_id": question}).encode()
+        self.requests.relay("shell", [b'{"msg_type": "kernel_info_reply"}', header, b"{}", b"{}"], {})
+
+
+@pytest.fixture
+def questions(tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch) -> Questions:
+    return Questions(tmp_path, told, monkeypatch)
+
+
+def ops(told: Told) -> list[str]:
+    return [control["op"] for control in told.controls]
+
+
+async def test_a_kernel_is_asked_once_about_a_request_however_often_it_is_idle(
+    questions: Questions, told: Told
+) -> None:
+    accept(questions.requests, "a")
+    for _ in range(3):
+        for _ in range(1000):
+            questions.idle("a")
+        await asyncio.sleep(0.01)
+    assert questions.asked == ["question 0"]
+    questions.answer("question 0")
+    assert ops(told) == ["done"]
+    assert [channel for channel, _ in told.messages].count("shell") == 1
+
+
+async def test_a_reply_without_idle_is_an_end_once_the_kernel_goes_on(questions: Questions, told: Told) -> None:
+    accept(questions.requests, "a")
+    reply(questions.requests, "a")
+    await asyncio.sleep(0.01)
+    questions.answer("question 0")  # output may still be on its way
+    assert ops(told) == []
+    questions.idle("question 0", "busy")
+    assert ops(told) == ["done"]
+
+
+async def test_a_late_half_of_an_end_is_taken_as_it_comes(questions: Questions, told: Told) -> None:
+    accept(questions.requests, "a", "b")
+    reply(questions.requests, "a")
+    questions.idle("b")
+    await asyncio.sleep(0.01)
+    questions.idle("a")
+    reply(questions.requests, "b")
+    messages = list(told.messages)
+    for question in questions.asked:
+        questions.answer(question)
+        questions.idle(question)
+    assert ops(told) == ["done", "done"]
+    assert told.messages == messages
+
+
+async def test_a_kernel_is_not_asked_about_requests_that_end_in_time(questions: Questions) -> None:
+    accept(questions.requests, "a", "b")
+    for msg_id in ("a", "b"):
+        reply(questions.requests, msg_id)
+        questions.idle(msg_id)
+    await asyncio.sleep(0.01)
+    assert questions.asked == []
