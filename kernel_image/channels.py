@@ -6,6 +6,7 @@ Wire format: https://jupyter-client.readthedocs.io/en/stable/messaging.html#the-
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
@@ -108,7 +109,8 @@ class KernelChannels:
             socket.close(linger=0)
         self._sockets.clear()
         for port in _PORTS.values():
-            Path(f"{self._prefix}-{port}").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # whatever the code has made of it
+                Path(f"{self._prefix}-{port}").unlink()
 
     def _read(self, channel: str) -> None:
         """Receive what has arrived. One signal stands for all of it (ZMQ_FD in zmq_getsockopt(3)), so more may be left.

@@ -18,7 +18,7 @@ from typing import Any
 
 import zmq
 
-from kernel_image import accounting, hardening, kernel_process, output_ring, protocol
+from kernel_image import accounting, hardening, kernel_process, leftovers, output_ring, protocol
 from kernel_image.artifacts import WorkingDirectory
 from kernel_image.channels import KernelChannels
 from kernel_image.client_ids import ClientIds
@@ -192,11 +192,13 @@ class Supervisor:
         prefix = Path(settings.ipc_dir, f"k{self._started}")
         connection_file = prefix.with_suffix(".json")
         self._reaper.forget_recent()
+        leftovers.empty(Path(settings.ipc_dir))
         output_ring.create(self._ring_path)
         self._sent_bytes.clear()
         self._kill_cause = None
         self._oom_kills_before = self._meter.read().oom_kills
-        os.makedirs(settings.work_dir, exist_ok=True)  # noqa: PTH103 - the user may have removed it
+        for directory in (settings.work_dir, settings.home_dir):  # which the code may have removed or locked
+            leftovers.make_usable(Path(directory))
         self._channels = KernelChannels(self._zmq, prefix, self._on_kernel_message)
         self._warm_up = KernelWarmUp(settings.kernel_name, self._channels)
         connection_file.unlink(missing_ok=True)
@@ -292,6 +294,8 @@ class Supervisor:
         if not kernel_process.kill_all_but(self._fork_server.pid):
             log_event("processes_not_killed", consequence="the supervisor ends, and they with it")
             self._stopping.set()
+        elif os.getpid() == 1:
+            leftovers.remove_shared_objects()
         if self._channels is not None:
             await self._drain(self._channels)
         self._close_channels()
