@@ -5,13 +5,15 @@ One thread, started by the first use and ended by `close`. It outlives a restart
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
+import structlog
 from docker.api.client import APIClient
 from docker.types import CancellableStream
 
@@ -23,6 +25,10 @@ from sessions.provisioners.docker.engine import SILENCE
 _REMEMBERED = 2_048
 _RETRY_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 _CLOSE_TIMEOUT_S = 5.0
+_LONGEST_LINE_BYTES = 1 << 20
+_MOST_LOGGED = 200
+
+log = structlog.get_logger()
 
 
 class ContainerEvents:
@@ -70,19 +76,33 @@ class ContainerEvents:
         failures = 0
         while not self._closed.is_set():
             try:
-                stream = self._open_client().events(since=since, filters=self._filters, decode=True)  # type: ignore[call-overload]
+                stream = self._open_client().events(since=since, filters=self._filters, decode=False)  # type: ignore[call-overload]
                 with self._changed:
                     self._stream = stream
                     if self._closed.is_set():
                         _disconnect(stream)
-                for event in stream:
+                for line in _lines(stream):
                     failures = 0
-                    since = _engine_time(event["timeNano"] / 1e9)
-                    self._take(event)
+                    since = self._handle(line) or since
             except SILENCE:
                 pass
+            except Exception:
+                log.exception("engine_events_failed", consequence="the engine is asked for them again")
             self._closed.wait(_RETRY_S[min(failures, len(_RETRY_S) - 1)])
             failures += 1
+
+    def _handle(self, line: bytes) -> str | None:
+        """Take in one event; returns when it was. What is no event is logged, and those behind it are taken in."""
+        at = None
+        try:
+            event = json.loads(line)
+            at = _engine_time(int(event["timeNano"]) / 1e9)
+            self._take(event)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one event, the next one may be right
+            log.warning(
+                "engine_event_malformed", event_text=line[:_MOST_LOGGED].decode("utf-8", "replace"), why=repr(error)
+            )
+        return at
 
     def _take(self, event: Mapping[str, Any]) -> None:
         attributes = event["Actor"]["Attributes"]
@@ -97,6 +117,17 @@ class ContainerEvents:
             while len(self._fates) > _REMEMBERED:
                 self._fates.popitem(last=False)
             self._changed.notify_all()
+
+
+def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines of a stream, each of which is an event. docker-py would wait for the end of one that is no JSON."""
+    rest = b""
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from filter(bytes.strip, lines)
+        if len(rest) > _LONGEST_LINE_BYTES:
+            yield rest
+            rest = b""
 
 
 def _engine_time(seconds: float) -> str:
