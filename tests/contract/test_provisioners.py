@@ -332,6 +332,33 @@ async def test_a_directory_that_cannot_be_removed_is_the_engine_out_of_reach(
     await process_provisioner.kill(kernel_id)
 
 
+def autogroup_niceness(pid: int) -> int | None:
+    """None where the system does not group processes by session."""
+    try:
+        if Path("/proc/sys/kernel/sched_autogroup_enabled").read_text().strip() != "1":
+            return None
+        return int(Path(f"/proc/{pid}/autogroup").read_text().split()[-1])
+    except OSError:
+        return None
+
+
+async def test_processes_weigh_less_than_the_gateway(
+    process_provisioner: ProcessProvisioner, switchboard: SupervisorSwitchboard, short_dir: Path, gateway_id: GatewayId
+) -> None:
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    kernel_id = KernelId(str(uuid.uuid4()))
+    caller = Caller()
+    spec = LaunchSpec(kernel_id, gateway_id, "secret", switchboard.open(kernel_id, caller.accept), Limits())
+    await process_provisioner.launch(spec)
+    await asyncio.wait_for(caller.hello, DEADLINE_S)
+    (record_file,) = (short_dir / "p").glob("*/record.json")
+    supervisor = psutil.Process(json.loads(record_file.read_text())["pid"])
+    processes = [supervisor, *supervisor.children(recursive=True)]
+    assert {process.nice() for process in processes} == {min(19, own + 10)}
+    assert autogroup_niceness(supervisor.pid) in (None, min(19, own + 10))
+    await process_provisioner.kill(kernel_id)
+
+
 async def test_a_reused_process_id_is_left_alone(
     process_provisioner: ProcessProvisioner, switchboard: SupervisorSwitchboard, short_dir: Path, gateway_id: GatewayId
 ) -> None:

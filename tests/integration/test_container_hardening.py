@@ -100,6 +100,12 @@ PROBES = {
     "host's cgroup names are hidden": Probe(
         "'docker' in open('/proc/self/cgroup').read() and 'shown' or 'hidden'", "hidden"
     ),
+    "has a small share of the processors": Probe(
+        # On cgroup v1 there are 1024 shares where nobody asks for another number, on v2 a weight of 100.
+        "next(int(open(path).read()) < usual and 'small' or 'usual' for path, usual in "
+        "(('/sys/fs/cgroup/cpu.weight', 100), ('/sys/fs/cgroup/cpu/cpu.shares', 1024)) if os.path.exists(path))",
+        "small",
+    ),
     "is the first to be killed when the host runs out of memory": Probe(
         "open('/proc/self/oom_score_adj').read().strip()", "500"
     ),

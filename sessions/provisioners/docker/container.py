@@ -34,6 +34,8 @@ _SHM_INODES = 4_096
 _IPC_BYTES = 1 << 20
 _IPC_INODES = 64
 _OOM_SCORE = 500
+# Of the 1024 that all else has by default; the engine makes a weight of it on cgroup v2.
+_CPU_SHARES = 128
 _NANO = 1_000_000_000
 _SANDBOX_LOG = {"Type": "json-file", "Config": {"max-size": "1m", "max-file": "2"}}
 
@@ -115,6 +117,7 @@ def _resources(limits: Limits) -> dict[str, Any]:
         "Memory": limits.memory_bytes,
         "MemorySwap": limits.memory_bytes,
         "NanoCpus": int(limits.cpus * _NANO),
+        "CpuShares": _CPU_SHARES,
         "PidsLimit": limits.pids,
         "OomScoreAdj": _OOM_SCORE,
         "Ulimits": [
