@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import resource
 import sys
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
@@ -25,8 +24,10 @@ from gateway.doctor import Finding, Level
 from gateway.host.bound_sockets import BoundSockets
 from gateway.host.clock import SystemClock
 from gateway.host.data_dir import DataDir, environments_in
+from gateway.host.descriptors import MOST_CONNECTIONS, connections_within, descriptor_limit, raise_descriptor_limit
 from gateway.host.stop_signals import StopSignals
 from gateway.http.base.context import Context
+from gateway.http.base.limits import HttpBounds
 from gateway.http.server import BoundedServer, make_server
 from gateway.store.embedded.postgres import EmbeddedPostgres
 from gateway.store.engine import parse_url
@@ -105,7 +106,7 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
             ),
             config.sessions,
         )
-        context = Context(service, config)
+        context = Context(service, config, _http_bounds(config))
         server = make_server(context)
         # On shutdown: no new connections, then the service ends what still runs, then the last answers go out.
         stack.push_async_callback(_close_connections, server, context)
@@ -117,7 +118,7 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
             jobs = BackgroundTasks("the gateway")
             stack.push_async_callback(jobs.cancel)
             jobs.spawn(remove_expired_runs(store, clock, days=config.retention.days))
-        _raise_descriptor_limit()
+        raise_descriptor_limit()
         _spare_the_collector()
         stack.callback(server.stop)
         server.add_sockets(sockets.listen())
@@ -153,10 +154,11 @@ async def examine(config: Config, environ: Mapping[str, str]) -> list[Finding]:
             stack.push_async_callback(store.close)
             await store.ping()
 
+    open_files = doctor.descriptor_finding(descriptor_limit(), config.pool.max)
     if config.database.url or EmbeddedPostgres(data_dir).pg_dir.exists():
-        return await doctor.examine(engine, build, limits, ping)
+        return [open_files, *await doctor.examine(engine, build, limits, ping)]
     not_made = Finding("database", Level.OK, "embedded PostgreSQL, which the first `cellblock serve` makes")
-    return [*await doctor.examine(engine, build, limits), not_made]
+    return [open_files, *await doctor.examine(engine, build, limits), not_made]
 
 
 async def build_image(settings: BuildSettings, console: Console, *, rebuild: bool = False) -> str:
@@ -283,10 +285,13 @@ async def _close_connections(server: BoundedServer, context: Context) -> None:
     await server.close_all_connections()
 
 
-def _raise_descriptor_limit() -> None:
-    """Connections, sockets and kernels all need descriptors; the usual soft limit of 1024 is soon used up."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+def _http_bounds(config: Config) -> HttpBounds:
+    """No more connections than there will be descriptors for."""
+    limit = descriptor_limit()
+    connections = connections_within(limit, config.pool.max)
+    if connections < MOST_CONNECTIONS:
+        _log.warning("few_descriptors", limit=limit, connections=connections, usual_connections=MOST_CONNECTIONS)
+    return HttpBounds.within(connections)
 
 
 def _spare_the_collector() -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from gateway.host.descriptors import FEWEST_CONNECTIONS, MOST_CONNECTIONS, connections_within, descriptors_for
 from sessions.errors import CellblockError, EngineUnavailable
 from sessions.settings import BuildSettings, EngineSettings, Limits
 
@@ -109,6 +110,23 @@ def package_findings() -> Iterator[Finding]:
             yield Finding(package, Level.FAIL, what, f"Run `pip install '{package}>={floor}'`.")
         else:
             yield Finding(package, Level.OK, f"{package} {installed}")
+
+
+def descriptor_finding(limit: int, sandboxes: int) -> Finding:
+    """Whether a gateway with so many sandboxes may open files enough. Pure."""
+    connections = connections_within(limit, sandboxes)
+    if connections == MOST_CONNECTIONS:
+        return Finding("open files", Level.OK, f"a process may have {limit} open")
+    least = descriptors_for(FEWEST_CONNECTIONS, sandboxes)
+    return Finding(
+        "open files",
+        Level.WARN if limit >= least else Level.FAIL,
+        f"A process may have {limit} files open, which does for {connections} connections, not for {MOST_CONNECTIONS}"
+        if limit >= least
+        else f"A process may have {limit} files open; {sandboxes} sandboxes and the gateway need {least}",
+        f"Raise the limit to {descriptors_for(MOST_CONNECTIONS, sandboxes)}: `ulimit -n`, or LimitNOFILE in the "
+        "gateway's systemd unit.",
+    )
 
 
 def engine_findings(facts: EngineFacts, settings: EngineSettings) -> Iterator[Finding]:

@@ -23,6 +23,7 @@ from tornado.web import Application, HTTPError
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from gateway.host.data_dir import KERNEL_DIR_CHARACTERS
+from gateway.host.descriptors import ListeningSocket
 from kernel_image import protocol
 from sessions.errors import SetUpFailed
 from sessions.model import KernelId
@@ -188,7 +189,7 @@ class SupervisorSwitchboard:
         directory.mkdir(exist_ok=True)
         directory.chmod(0o755)
         path.unlink(missing_ok=True)
-        listening = socket.socket(socket.AF_UNIX)
+        listening = ListeningSocket(socket.AF_UNIX)
         listening.settimeout(0)
         listening.bind(str(path))
         path.chmod(0o666)

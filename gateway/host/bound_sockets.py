@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import socket
 
+from gateway.host.descriptors import ListeningSocket
 from sessions.errors import SetUpFailed
 
 _BACKLOG = 256
@@ -16,17 +17,17 @@ _BACKLOG = 256
 class BoundSockets:
     """The addresses of one host name on one port. The state is the list of sockets, empty once closed."""
 
-    def __init__(self, sockets: list[socket.socket]) -> None:
+    def __init__(self, sockets: list[ListeningSocket]) -> None:
         self._sockets = sockets
 
     @classmethod
     def bind(cls, host: str, port: int) -> BoundSockets:
         """Bind every address of `host`; port 0 takes a free one. Raises SetUpFailed."""
-        bound: list[socket.socket] = []
+        bound: list[ListeningSocket] = []
         try:
             for family, kind, proto, _, address in _addresses(host, port):
                 taken = bound[0].getsockname()[1] if bound else address[1]
-                sock = socket.socket(family, kind, proto)
+                sock = ListeningSocket(family, kind, proto)
                 bound.append(sock)
                 sock.setblocking(False)  # noqa: FBT003 - the standard library's own signature
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -44,7 +45,7 @@ class BoundSockets:
         """The port that was taken."""
         return int(self._sockets[0].getsockname()[1])
 
-    def listen(self) -> list[socket.socket]:
+    def listen(self) -> list[ListeningSocket]:
         """Accept connections from now on. Raises SetUpFailed."""
         for sock in self._sockets:
             try:

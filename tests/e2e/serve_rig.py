@@ -54,13 +54,14 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def start(data_dir: Path, **variables: str) -> Gateway:
-    """Start a gateway and wait until it can run code."""
+def start(data_dir: Path, *, open_files: int | None = None, **variables: str) -> Gateway:
+    """Start a gateway, as after `ulimit -n` where `open_files` is given, and wait until it can run code."""
+    limited = ["sh", "-c", f'ulimit -n {open_files} && exec "$@"', "sh"] if open_files else []
     port = free_port()
     output, log = data_dir.parent / "output", data_dir.parent / "log"
     with output.open("w") as stdout, log.open("w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "gateway", "serve"],
+            [*limited, sys.executable, "-m", "gateway", "serve"],
             env=environment(data_dir, PORT=str(port), **variables),
             cwd=data_dir.parent,
             stdout=stdout,

@@ -14,6 +14,7 @@ from typing import ClassVar, Protocol
 from tornado.httputil import HTTPHeaders
 
 from gateway.host.clock import SystemClock
+from gateway.host.descriptors import MOST_CONNECTIONS
 from sessions.concurrency import KeyedLock
 from sessions.errors import Draining, TooManyRequests, Unavailable
 from sessions.kernels.throttle import SharedTime
@@ -32,7 +33,7 @@ class HttpBounds:
 
     body_timeout_s: float = 60.0
 
-    connections: int = 1024
+    connections: int = MOST_CONNECTIONS
     """Further connections are answered with 503."""
 
     drain_factor: int = 8
@@ -73,6 +74,16 @@ class HttpBounds:
     """The images of one notebook, and all its other outputs, may each take this much; a note replaces later ones."""
 
     notebook_source_bytes: int = 64 << 20
+
+    @classmethod
+    def within(cls, connections: int) -> HttpBounds:
+        """Those of a server with so many connections: streams, which stay, may take up half of them."""
+        usual = cls()
+        return cls(
+            connections=connections,
+            streams=min(usual.streams, connections // 2),
+            streams_per_tenant=min(usual.streams_per_tenant, max(1, connections // 8)),
+        )
 
 
 class HttpLimits:
