@@ -175,7 +175,7 @@ class PostgresStore:
         """Only this piece is read, since artifacts are stored uncompressed."""
         statement = reading.artifact_piece(artifact_id, offset, size_bytes)
         row = await self._row(statement, is_bulk=size_bytes > _BULK_BYTES // 4)
-        return b"" if row is None else bytes(row.data)
+        return b"" if row is None else bytes(row.data or b"")
 
     async def add_session(self, session: Session) -> Session | None:
         """One of another gateway whose time was over when this one was made gives way to it."""

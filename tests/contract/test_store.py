@@ -456,6 +456,10 @@ async def test_a_copy_has_the_content_of_its_original_in_the_same_run_alone(stor
         await store.append(one.run_id, Batch((output_event(1),), artifacts))
     assert await store.get_artifact(copy.ref.id) == replace(copy, data=data)
     assert await store.get_artifact(orphan.ref.id) is None
+    assert await store.find_artifact(copy.ref.id) == copy.ref
+    assert await store.read_artifact(copy.ref.id, 4, 8) == data[4:12]
+    assert await store.read_artifact(original.ref.id, len(data) - 3, 8) == data[-3:]
+    assert await store.read_artifact(orphan.ref.id, 0, 8) == b""
 
 
 async def test_an_empty_file_is_no_copy(store: Store) -> None:

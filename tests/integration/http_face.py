@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -37,6 +38,14 @@ class Face:
 def url_name(ref: ArtifactRef) -> str:
     """The last segment of an artifact's URL, not yet percent-encoded."""
     return f"{ref.id}_{PurePosixPath(ref.name).name}"
+
+
+def stingy_connection(port: int) -> socket.socket:
+    """A connection whose buffers are small, so that not reading is soon noticed."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect(("127.0.0.1", port))
+    return connection
 
 
 @asynccontextmanager

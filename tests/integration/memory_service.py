@@ -1,8 +1,8 @@
 """The service double: the part of `sessions.service.Service` that HTTP calls, in memory. It runs nothing.
 
-It records what it was asked and answers what the test has laid out: a result for the next run, or events that the test
-adds one by one while they are followed. Sessions and their files are held for real; what Jupyter makes of sessions is
-the real thing.
+It records what it was asked, counts the bytes of artifacts that were read, and answers what the test has laid out: a
+result for the next run, or events that the test adds one by one while they are followed. Sessions and their files are
+held for real; what Jupyter makes of sessions is the real thing.
 """
 
 from __future__ import annotations
@@ -104,6 +104,7 @@ class MemoryService:
     interrupted: list[SessionId] = field(default_factory=list)
     files: MemoryFiles = field(default_factory=MemoryFiles)
     artifacts: dict[str, Artifact] = field(default_factory=dict)
+    read_bytes: int = 0
     next_result: dict[str, Any] = field(default_factory=dict)
     next_error: Exception | None = None
     follow_error: Exception | None = None
@@ -202,7 +203,20 @@ class MemoryService:
     async def artifact(self, artifact_id: ArtifactId) -> Artifact:
         if artifact_id not in self.artifacts:
             raise NotFound
+        self.read_bytes += self.artifacts[artifact_id].ref.size_bytes
         return self.artifacts[artifact_id]
+
+    async def artifact_ref(self, artifact_id: ArtifactId) -> ArtifactRef:
+        if artifact_id not in self.artifacts:
+            raise NotFound
+        return self.artifacts[artifact_id].ref
+
+    async def artifact_piece(self, artifact_id: ArtifactId, offset: int, size_bytes: int) -> bytes:
+        if artifact_id not in self.artifacts:
+            return b""
+        piece = self.artifacts[artifact_id].data[offset : offset + size_bytes]
+        self.read_bytes += len(piece)
+        return piece
 
     def _run(self, tenant: TenantId | None, run_id: RunId) -> MemoryRun:
         for memory in self.runs:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 
 import httpx
 import pytest
-from http_face import Face, url_name
+from http_face import Face, stingy_connection, url_name
 
 from sessions.errors import StoreUnavailable
-from sessions.model import ArtifactId, ArtifactKind
+from sessions.model import Artifact, ArtifactId, ArtifactKind
 
+LARGE = bytes(range(251)) * 40_000
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40
 
 
@@ -32,7 +34,9 @@ async def test_the_url_of_an_answer_gives_the_picture_back(face: Face, client: h
 
 async def test_head_is_get_without_the_bytes(face: Face, client: httpx.AsyncClient) -> None:
     ref = face.service.add("a.png", PNG, ArtifactKind.IMAGE)
-    got, asked = await client.get(f"/image/{url_name(ref)}"), await client.head(f"/image/{url_name(ref)}")
+    asked = await client.head(f"/image/{url_name(ref)}")
+    assert face.service.read_bytes < 100
+    got = await client.get(f"/image/{url_name(ref)}")
     assert asked.status_code == 200
     assert asked.content == b""
     changing = {"date", "x-request-id"}
@@ -50,6 +54,7 @@ async def test_who_has_the_picture_gets_304(face: Face, client: httpx.AsyncClien
     answer = await client.get(f"/image/{url_name(ref)}", headers=headers)
     assert (answer.status_code, answer.headers["ETag"]) == (status, f'"{ref.id}"')
     assert answer.content == (PNG if status == 200 else b"")
+    assert face.service.read_bytes == len(answer.content)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +132,39 @@ async def test_a_lost_database_is_503_not_404(face: Face, client: httpx.AsyncCli
     async def unavailable(_: ArtifactId) -> None:
         raise StoreUnavailable
 
-    face.service.artifact = unavailable  # type: ignore[method-assign,assignment]
+    face.service.artifact_ref = unavailable  # type: ignore[method-assign,assignment]
     answer = await client.get(f"/image/{uuid.uuid4()}_a.png")
     assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+
+
+async def test_a_large_file_comes_whole(face: Face, client: httpx.AsyncClient) -> None:
+    ref = face.service.add("a.bin", LARGE, ArtifactKind.FILE)
+    answer = await client.get(f"/file/{url_name(ref)}")
+    assert (answer.headers["Content-Length"], answer.content == LARGE) == (str(len(LARGE)), True)
+
+
+async def test_no_more_is_read_than_the_client_takes(face: Face) -> None:
+    ref = face.service.add("a.bin", bytes(32 << 20), ArtifactKind.FILE)
+    with stingy_connection(face.port) as connection:
+        connection.sendall(f"GET /file/{url_name(ref)} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        async with asyncio.timeout(30):
+            while not face.service.read_bytes:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.5)
+        assert face.service.read_bytes < 16 << 20  # what the buffers of the sockets took
+
+
+async def test_a_file_that_is_removed_meanwhile_is_broken_off(face: Face, client: httpx.AsyncClient) -> None:
+    ref = face.service.add("a.bin", bytes(32 << 20), ArtifactKind.FILE)
+    url = f"/file/{url_name(ref)}"
+    async with client.stream("GET", url) as answer:
+        face.service.artifacts.clear()
+        with pytest.raises(httpx.RemoteProtocolError):
+            await answer.aread()
+    assert (await client.get(url)).json()["code"] == "not_found"
+
+
+async def test_a_file_whose_bytes_are_gone_is_not_there(face: Face, client: httpx.AsyncClient) -> None:
+    ref = face.service.add("a.bin", LARGE, ArtifactKind.FILE)
+    face.service.artifacts[ref.id] = Artifact(ref, b"")
+    assert (await client.get(f"/file/{url_name(ref)}")).status_code == 404

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 from events_talk import asked, frames, run_of, until_left
-from http_face import Face
+from http_face import Face, stingy_connection
 
 from gateway.http.base.limits import HttpBounds
 from sessions.errors import Draining, StoreUnavailable
@@ -49,14 +48,6 @@ async def test_a_client_that_vanishes_before_its_run_has_begun_leaves_nothing(fa
     assert run.record.status is RunStatus.RUNNING
 
 
-def _stingy_connection(port: int) -> socket.socket:
-    """A connection whose buffers are small, so that not reading is soon noticed."""
-    connection = socket.socket()
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    connection.connect(("127.0.0.1", port))
-    return connection
-
-
 @pytest.mark.parametrize("face", [HttpBounds(send_timeout_s=2.0)], indirect=True)
 async def test_a_client_that_takes_nothing_is_sent_no_more_and_is_hung_up_on(face: Face) -> None:
     run = face.service.add_run(asked())
@@ -73,7 +64,7 @@ async def test_a_client_that_takes_nothing_is_sent_no_more_and_is_hung_up_on(fac
     face.service.follow = counted  # type: ignore[method-assign,assignment]
     for _ in range(2000):
         run.add(EventType.STDOUT, text="x" * 32_000)
-    with _stingy_connection(face.port) as connection:
+    with stingy_connection(face.port) as connection:
         connection.sendall(f"GET /runs/{run.run_id}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         async with asyncio.timeout(10):
             while not pulled:

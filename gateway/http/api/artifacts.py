@@ -13,12 +13,15 @@ from urllib.parse import quote, unquote_to_bytes
 from gateway.http.base.handler import BaseHandler
 from gateway.http.render.answer import file_name
 from sessions.errors import NotFound
-from sessions.model import Artifact, ArtifactId, ArtifactKind
+from sessions.model import ArtifactId, ArtifactKind, ArtifactRef
 from sessions.output.media import sniff
 from sessions.sanitize import canonical_uuid
 
 _MEDIA_TYPE = re.compile(r"[a-z0-9.+-]{1,60}/[a-z0-9.+-]{1,80}")
 _SHOWN = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})  # an SVG can hold scripts
+_MAGIC_BYTES = 16
+_FIRST_PIECE_BYTES = 64 << 10
+_PIECE_BYTES = 256 << 10
 
 
 class ArtifactHandler(BaseHandler):
@@ -28,8 +31,9 @@ class ArtifactHandler(BaseHandler):
     missing: ClassVar[str]
 
     async def handle_request(self) -> None:
-        artifact = await self._find()
-        etag = f'"{artifact.ref.id}"'
+        """Read only as much as is sent, and no more of it than the client takes."""
+        ref = await self._find()
+        etag = f'"{ref.id}"'
         self.set_header("ETag", etag)
         self.set_header("Cache-Control", "private, max-age=31536000, immutable")
         self.set_header("Content-Security-Policy", "sandbox; default-src 'none'")
@@ -37,13 +41,21 @@ class ArtifactHandler(BaseHandler):
         if _matches(self.request.headers.get("If-None-Match", ""), etag):
             self.set_status(304)
             return
-        picture_type = shown_type(artifact.data)
-        self.set_header("Content-Type", picture_type or _declared_type(artifact))
-        name = file_name(artifact.ref)
-        self.set_header("Content-Disposition", disposition(name, inline=picture_type is not None))
-        await self.send(artifact.data)
+        service = self.context.service
+        first_bytes = _MAGIC_BYTES if self.request.method == "HEAD" else _FIRST_PIECE_BYTES
+        beginning = await service.artifact_piece(ref.id, 0, first_bytes)
+        if ref.size_bytes and not beginning:
+            raise NotFound(self.missing)  # retention has removed it meanwhile
+        picture_type = shown_type(beginning)
+        self.set_header("Content-Type", picture_type or _declared_type(ref))
+        self.set_header("Content-Disposition", disposition(file_name(ref), inline=picture_type is not None))
 
-    async def _find(self) -> Artifact:
+        async def read(offset: int) -> bytes:
+            return await service.artifact_piece(ref.id, offset, _PIECE_BYTES) if offset else beginning
+
+        await self.send_pieces(ref.size_bytes, read)
+
+    async def _find(self) -> ArtifactRef:
         """The artifact that the path names. Raises NotFound, whatever is wrong with the name."""
         segment = unquote_to_bytes(self.request.path.split("/", 2)[2])
         identifier, separator, name = segment.partition(b"_")
@@ -51,12 +63,12 @@ class ArtifactHandler(BaseHandler):
         if not separator or canonical is None:
             raise NotFound(self.missing)
         try:
-            artifact = await self.context.service.artifact(ArtifactId(canonical))
+            ref = await self.context.service.artifact_ref(ArtifactId(canonical))
         except NotFound as error:
             raise NotFound(self.missing) from error
-        if artifact.ref.kind is not self.kind or file_name(artifact.ref).encode() != name:
+        if ref.kind is not self.kind or file_name(ref).encode() != name:
             raise NotFound(self.missing)
-        return artifact
+        return ref
 
 
 class ImageHandler(ArtifactHandler):
@@ -86,8 +98,8 @@ def disposition(name: str, *, inline: bool) -> str:
     return f"{kind}; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
 
 
-def _declared_type(artifact: Artifact) -> str:
-    declared = artifact.ref.content_type.lower()
+def _declared_type(ref: ArtifactRef) -> str:
+    declared = ref.content_type.lower()
     return declared if _MEDIA_TYPE.fullmatch(declared) else "application/octet-stream"
 
 

@@ -9,7 +9,6 @@ from collections.abc import Awaitable
 from pathlib import PurePosixPath
 from typing import Any
 
-from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError
 
 from gateway.http.api.artifacts import disposition
@@ -17,7 +16,7 @@ from gateway.http.base.handler import BaseHandler
 from gateway.http.base.limits import declared_bytes
 from gateway.http.parse import urls
 from gateway.http.parse.times import iso
-from sessions.errors import CellblockError, Conflict, TooLarge
+from sessions.errors import CellblockError, TooLarge
 from sessions.kernels.files import SandboxFileReader, SandboxFileWriter
 from sessions.model import FileEntry, SessionId
 from sessions.output.media import guess
@@ -62,28 +61,14 @@ class SessionFileHandler(BaseHandler):
     # --- down ---------------------------------------------------------------------------------------------------------
 
     async def _send_file(self, reader: SandboxFileReader) -> None:
-        """Send it as it was when it was opened. An answer that cannot be finished is broken off."""
+        """Send it as it was when it was opened."""
         entry = reader.entry
         name = PurePosixPath(entry.path).name
         self.set_header("Content-Type", guess(name))
-        self.set_header("Content-Length", str(entry.size_bytes))
         self.set_header("Content-Disposition", disposition(name, inline=False))
         self.set_header("Content-Security-Policy", "sandbox; default-src 'none'")
         self.set_header("Last-Modified", entry.modified_at)
-        left_bytes = 0 if self.request.method == "HEAD" else entry.size_bytes
-        try:
-            while left_bytes > 0:
-                piece = (await reader.read())[:left_bytes]
-                if not piece:
-                    raise Conflict("The file became shorter while it was read.")
-                left_bytes -= len(piece)
-                await self.send_piece(piece)
-        except StreamClosedError:
-            return
-        except (CellblockError, TimeoutError):
-            if not self._headers_written:
-                raise
-            self.disconnect()
+        await self.send_pieces(entry.size_bytes, lambda _offset: reader.read())
 
     # --- up -----------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import uuid
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any, ClassVar
 
@@ -23,7 +23,7 @@ from gateway.http.base.errors import INTERNAL_SENTENCE, SHAPE_OF_STATUS, STATUS_
 from gateway.http.base.limits import IncomingBody, declared_bytes, no_room
 from gateway.http.base.route import Exposure, Route
 from gateway.http.render.answer import strict_json
-from sessions.errors import CellblockError, TooLarge
+from sessions.errors import CellblockError, Conflict, TooLarge
 from sessions.model import ANONYMOUS, TenantId
 from sessions.sanitize import well_formed
 
@@ -245,6 +245,24 @@ class BaseHandler(RequestHandler):
         """
         self.write(data)
         await asyncio.wait_for(self.flush(), self.context.http.bounds.send_timeout_s)
+
+    async def send_pieces(self, size_bytes: int, read: Callable[[int], Awaitable[bytes]]) -> None:
+        """Send an answer of this size; `read(offset)` gives its pieces. One that cannot be finished is broken off."""
+        self.set_header("Content-Length", str(size_bytes))
+        sent_bytes = size_bytes if self.request.method == "HEAD" else 0
+        try:
+            while sent_bytes < size_bytes:
+                piece = (await read(sent_bytes))[: size_bytes - sent_bytes]
+                if not piece:
+                    raise Conflict("The file became shorter while it was read.")
+                sent_bytes += len(piece)
+                await self.send_piece(piece)
+        except StreamClosedError:
+            return
+        except (CellblockError, TimeoutError):
+            if not self._headers_written:
+                raise
+            self.disconnect()
 
     def disconnect(self) -> None:
         """Close the connection in the middle of an answer, which tells the client that it is not whole."""

@@ -5,11 +5,14 @@ Conditions that the question leaves open are left out, so that each question fin
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Select, and_, case, func, not_, or_, select
+from sqlalchemy import ColumnElement, ScalarSelect, Select, and_, case, func, not_, or_, select
 
 from gateway.store.rows import SUMMARY_COLUMNS
 from gateway.store.tables import artifacts, events, runs
 from sessions.model import ArtifactId, GatewayId, Run, RunId, RunQuery, TenantId
+
+original = artifacts.alias("original")
+_IS_COPY = and_(artifacts.c.size_bytes > 0, func.octet_length(artifacts.c.data) == 0)
 
 _Any = Select[tuple[object, ...]]
 RunSelect = _Any
@@ -84,21 +87,10 @@ def events_after(run_id: RunId, after: int, limit: int) -> _Any:
 
 def artifact(artifact_id: ArtifactId) -> _Any:
     """The row of one artifact, with its bytes, which another row of the run may have; none when that is gone."""
-    original = artifacts.alias("original")
-    found = (
-        select(original.c.data)
-        .where(
-            original.c.run_id == artifacts.c.run_id,
-            original.c.sha256 == artifacts.c.sha256,
-            func.octet_length(original.c.data) == artifacts.c.size_bytes,
-        )
-        .limit(1)
-        .scalar_subquery()
-    )
-    is_copy = and_(artifacts.c.size_bytes > 0, func.octet_length(artifacts.c.data) == 0)
-    data = case((is_copy, found), else_=artifacts.c.data).label("data")
+    found = _data_of_original(original.c.data)
+    data = case((_IS_COPY, found), else_=artifacts.c.data).label("data")
     columns = [column for column in artifacts.c if column.name != "data"]
-    return select(*columns, data).where(artifacts.c.artifact_id == artifact_id, or_(not_(is_copy), found.is_not(None)))
+    return select(*columns, data).where(artifacts.c.artifact_id == artifact_id, or_(not_(_IS_COPY), found.is_not(None)))
 
 
 def artifact_ref(artifact_id: ArtifactId) -> _Any:
@@ -108,9 +100,20 @@ def artifact_ref(artifact_id: ArtifactId) -> _Any:
 
 
 def artifact_piece(artifact_id: ArtifactId, offset: int, size_bytes: int) -> _Any:
-    """A piece of its bytes."""
-    piece = func.substring(artifacts.c.data, offset + 1, size_bytes).label("data")
+    """A piece of its bytes, which another row of the run may have."""
+    own, others = (func.substring(table.c.data, offset + 1, size_bytes) for table in (artifacts, original))
+    piece = case((_IS_COPY, _data_of_original(others)), else_=own).label("data")
     return select(piece).where(artifacts.c.artifact_id == artifact_id)
+
+
+def _data_of_original(data: ColumnElement[bytes]) -> ScalarSelect[bytes]:
+    """`data` of the row that has the bytes of a copy."""
+    found = select(data).where(
+        original.c.run_id == artifacts.c.run_id,
+        original.c.sha256 == artifacts.c.sha256,
+        func.octet_length(original.c.data) == artifacts.c.size_bytes,
+    )
+    return found.limit(1).scalar_subquery()
 
 
 def _has_key(tenant: TenantId, idempotency_key: str) -> ColumnElement[bool]:
