@@ -15,6 +15,7 @@ from jupyter_talk import Screen, message
 from websockets.asyncio.client import ClientConnection
 from workbench import Bench, S
 
+from gateway.http.base.limits import HttpBounds
 from gateway.http.jupyter.framing import framing_of
 from kernel_image.protocol import SUBPROTOCOL
 from sessions.jupyter.client_state import ClientState
@@ -67,11 +68,11 @@ class Wire:
 
 
 @asynccontextmanager
-async def wired() -> AsyncIterator[Wire]:
+async def wired(bounds: HttpBounds | None = None) -> AsyncIterator[Wire]:
     bench = await Bench(timeouts=Timeouts()).start()
     try:
         await bench.create()
-        async with serving(service=bench.service, limits=Limits(request_bytes=1 << 20)) as face:
+        async with serving(service=bench.service, limits=Limits(request_bytes=1 << 20), bounds=bounds) as face:
             yield Wire(bench, face)
     finally:
         await bench.stop()

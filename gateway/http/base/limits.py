@@ -54,6 +54,9 @@ class HttpBounds:
     ping_s: float = 20.0
     """The time between WebSocket pings, and the time that the other end has to answer one."""
 
+    silence_s: float = 900.0
+    """A Jupyter client may read nothing, and answer no ping, for this long: an agent's, while its model thinks."""
+
     replay_retry_s: float = 1.0
     """The pause before a replay starts again after a failure of the database."""
 

@@ -69,6 +69,11 @@ class SocketHandler(BaseHandler, WebSocketHandler):
         return self.context.http.bounds.ping_s
 
     @property
+    def send_timeout_s(self) -> float:
+        """How long the client may take over one message."""
+        return self.context.http.bounds.send_timeout_s
+
+    @property
     def max_message_size(self) -> int:
         """Bytes; a larger message closes the connection with 1009."""
         return self.context.config.limits.request_bytes
@@ -103,7 +108,7 @@ class SocketHandler(BaseHandler, WebSocketHandler):
         async with self._writing:
             try:
                 # `wait_for` may swallow a cancellation.
-                async with asyncio.timeout(self.context.http.bounds.send_timeout_s):
+                async with asyncio.timeout(self.send_timeout_s):
                     await self.write_message(data, binary=binary)
             except TimeoutError:
                 self.disconnect()

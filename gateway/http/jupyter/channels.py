@@ -41,7 +41,7 @@ class JupyterChannels(JupyterHandler, SocketHandler):
     """One connection.
 
     Its state: the client's connection and framing once they are known, the task that sends, whether a ping is under
-    way, and the number of invalid messages.
+    way, when something last came from the client, and the number of invalid messages.
     """
 
     ends_early: ClassVar[bool] = True
@@ -51,6 +51,8 @@ class JupyterChannels(JupyterHandler, SocketHandler):
         self._framing: Framing = framing_of(None)
         self._sending: asyncio.Task[None] | None = None
         self._is_pinging = False
+        self._heard_s = 0.0
+        self._silence: asyncio.TimerHandle | None = None
         self._garbage = 0
         super().__init__(application, request, **kwargs)
         self._throttle = Throttle(SystemClock(), together=self.context.http.client_time)
@@ -80,6 +82,8 @@ class JupyterChannels(JupyterHandler, SocketHandler):
         self._framing = framing_of(self.selected_subprotocol)
         self._sending = asyncio.ensure_future(self._send_items(self._connection))
         self._connection.on_replaced(self._be_replaced)
+        self._note_heard()
+        self._watch_silence()
 
     def _be_replaced(self) -> None:
         if self._sending is not None:
@@ -90,11 +94,37 @@ class JupyterChannels(JupyterHandler, SocketHandler):
         super().on_close()
         if self._sending is not None:
             self._sending.cancel()
+        if self._silence is not None:
+            self._silence.cancel()
+
+    # --- silence ------------------------------------------------------------------------------------------------------
+
+    @property
+    def ping_timeout(self) -> float:
+        """Zero: tornado would close the connection before its next ping. `_watch_silence` decides instead."""
+        return 0.0
+
+    @property
+    def send_timeout_s(self) -> float:
+        return self.context.http.bounds.silence_s
+
+    def _note_heard(self) -> None:
+        self._heard_s = asyncio.get_running_loop().time()
+
+    def _watch_silence(self) -> None:
+        """Close the connection once nothing has come over it for too long."""
+        loop, silence_s = asyncio.get_running_loop(), self.context.http.bounds.silence_s
+        left_s = self._heard_s + silence_s - loop.time()
+        if left_s > 0:
+            self._silence = loop.call_later(left_s, self._watch_silence)
+        else:
+            self.close(_NORMAL, f"nothing came from this client for {silence_s:g} s")
 
     # --- hearing the client -------------------------------------------------------------------------------------------
 
     async def on_message(self, message: str | bytes) -> None:
         """Do what is asked; tornado reads the next message when this is done."""
+        self._note_heard()
         assert self._connection is not None  # noqa: S101 - for mypy; `handle_request` has set it
         taken: list[ClientMessage] = []
         try:
@@ -158,7 +188,12 @@ class JupyterChannels(JupyterHandler, SocketHandler):
                 self.ping(str(connection.sent))
                 self._is_pinging = True
 
+    def on_ping(self, data: bytes) -> None:
+        del data
+        self._note_heard()
+
     def on_pong(self, data: bytes) -> None:
+        self._note_heard()
         if self._connection is None or not data.isdigit():
             return  # tornado's own pings are empty
         self._is_pinging = False
