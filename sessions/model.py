@@ -334,16 +334,17 @@ class SessionNews(StrEnum):
 class JupyterSession:
     """A Jupyter client's name for a kernel: usually the path of a notebook. `name` and `type` are the client's own.
 
-    All of its texts may hold NUL and lone surrogates.
+    All of its texts may hold NUL and lone surrogates. `moves` counts how often it has gone to another kernel.
     """
 
     id: JupyterSessionId
     path: str
     name: str | None
     type: str
+    moves: int = 0
 
     def as_json(self) -> dict[str, Any]:
-        """As it is stored."""
+        """As clients see it."""
         return {"id": self.id, "path": self.path, "name": self.name, "type": self.type}
 
 
@@ -354,9 +355,8 @@ class Session:
     `kernel_id` is None while there is no sandbox. `generation` is the last kernel process that the client knows of;
     each supervisor counts its own from a random number. `version` counts the changes of `kernel_id`, `generation` and
     `news`: the store ignores a write of them unless its version is higher than the stored one. `jupyter_version` does
-    the same for `jupyter`. When a Jupyter session moves, two sessions may have it until the old kernel is gone; it
-    belongs to the one with the higher version. `usage` and `runs` add up the ended runs; `memory_peak_bytes` is their
-    largest.
+    the same for `jupyter`, the Jupyter sessions of this kernel. While one of them moves, two kernels have it: it is
+    where its `moves` are higher. `usage` and `runs` add up the ended runs; `memory_peak_bytes` is their largest.
     """
 
     tenant: TenantId
@@ -373,7 +373,7 @@ class Session:
     version: int = 0
     runs: int = 0
     usage: Usage = Usage(0.0, 0.0, 0)
-    jupyter: JupyterSession | None = None
+    jupyter: tuple[JupyterSession, ...] = ()
     jupyter_version: int = 0
 
     @property
@@ -411,7 +411,7 @@ class SessionView:
 class SessionRequest:
     """What a caller asks for, already validated. Without a `session_id` one is made up.
 
-    `jupyter` is the Jupyter session that it has from the beginning, and `jupyter_version` the version of that.
+    `jupyter` is the Jupyter session that it has from the beginning.
     """
 
     tenant: TenantId
@@ -421,7 +421,6 @@ class SessionRequest:
     idle_timeout_s: float
     max_lifetime_s: float
     jupyter: JupyterSession | None = None
-    jupyter_version: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from sessions.model import (
     ArtifactRef,
     Event,
     JupyterSession,
+    JupyterSessionId,
     Progress,
     Result,
     RunId,
@@ -255,13 +256,19 @@ class Service:
             raise NotFound("There is no kernel by that id.")
         return self._jupyter_clients.view(session)
 
-    async def name_for_jupyter(
-        self, tenant: TenantId, session_id: SessionId, jupyter: JupyterSession, above: int
+    async def put_jupyter_session(
+        self, tenant: TenantId, session_id: SessionId, jupyter: JupyterSession
     ) -> SessionView:
-        """Record its Jupyter session. Raises Conflict when it has another one."""
+        """Record one of its Jupyter sessions, new or changed. Raises TooManyRequests."""
         session = self._sessions.get(tenant, session_id)
-        await session.name_for_jupyter(jupyter, above)
+        await session.put_jupyter(jupyter)
         return self._jupyter_clients.view(session)
+
+    async def remove_jupyter_session(
+        self, tenant: TenantId, session_id: SessionId, jupyter_id: JupyterSessionId
+    ) -> None:
+        """Have it no longer have this Jupyter session."""
+        await self._sessions.get(tenant, session_id).remove_jupyter(jupyter_id)
 
     async def renew_session(
         self, tenant: TenantId, session_id: SessionId, *, idle_timeout_s: float | None, max_lifetime_s: float | None

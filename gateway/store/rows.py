@@ -68,7 +68,7 @@ def from_session(session: Session) -> dict[str, Any]:
         **asdict(session.usage),
         "news": session.news.value,
         "expires_at": session.expires_at,
-        "jupyter": None if session.jupyter is None else session.jupyter.as_json(),
+        "jupyter": _from_jupyter(session.jupyter),
     }
 
 
@@ -113,12 +113,19 @@ def to_ref(row: Row[Any]) -> ArtifactRef:
 
 def to_session(row: Row[Any]) -> Session:
     """From all columns of `sessions`."""
-    changed = {
-        "news": SessionNews(row.news),
-        "usage": _to_usage(row),
-        "jupyter": None if row.jupyter is None else JupyterSession(**row.jupyter),
-    }
+    changed = {"news": SessionNews(row.news), "usage": _to_usage(row), "jupyter": _to_jupyter(row.jupyter)}
     return Session(**{**_values(row, _SESSION_COLUMNS), **changed})
+
+
+def _from_jupyter(sessions: tuple[JupyterSession, ...]) -> Any:
+    """One is an object, as an earlier Cellblock has it; several are a list of them."""
+    stored = [{**one.as_json(), **({"moves": one.moves} if one.moves else {})} for one in sessions]
+    return stored if len(stored) > 1 else next(iter(stored), None)
+
+
+def _to_jupyter(stored: Any) -> tuple[JupyterSession, ...]:
+    given = stored if isinstance(stored, list) else [] if stored is None else [stored]
+    return tuple(JupyterSession(**fields) for fields in given)
 
 
 def _values(source: object, names: tuple[str, ...]) -> dict[str, Any]:

@@ -119,8 +119,8 @@ artifacts = Table(
 # A session is a tenant's name for a kernel. The row outlives the gateway process, so that a restarted one can find the
 # kernel again. `expires_at` follows from the other columns: least(created_at + max_lifetime_s, last_used_at +
 # idle_timeout_s). `version` counts what has changed of `kernel_id`, `generation` and `news`. `runs` and what follows it
-# sum up the session's ended runs. `jupyter` is what Jupyter's REST API calls the session (id, path, name, type), and
-# `jupyter_version` counts its changes.
+# sum up the session's ended runs. `jupyter` is what Jupyter's REST API calls sessions of this kernel (id, path, name,
+# type, moves): one, or a list of several; `jupyter_version` counts its changes.
 sessions = Table(
     "sessions",
     metadata,

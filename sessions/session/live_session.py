@@ -14,7 +14,16 @@ from sessions.concurrency import BackgroundTasks
 from sessions.errors import KernelLost, StoreUnavailable
 from sessions.kernels.files import SupervisorFiles
 from sessions.kernels.kernel import Kernel
-from sessions.model import JupyterSession, Result, RunId, RunStatus, Session, SessionState, SessionView
+from sessions.model import (
+    JupyterSession,
+    JupyterSessionId,
+    Result,
+    RunId,
+    RunStatus,
+    Session,
+    SessionState,
+    SessionView,
+)
 from sessions.runs.executor import NOT_RUN, NotRun
 from sessions.runs.live_run import LiveRun, Stop
 from sessions.session.observer import Observers
@@ -145,10 +154,14 @@ class LiveSession:
         with suppress(StoreUnavailable):
             await self.renew()
 
-    async def name_for_jupyter(self, jupyter: JupyterSession, above: int) -> None:
-        """See `SessionKernel.name_for_jupyter`. It is being used now."""
-        await self._kernel.name_for_jupyter(jupyter, above)
+    async def put_jupyter(self, jupyter: JupyterSession) -> None:
+        """See `SessionKernel.put_jupyter`. It is being used now."""
+        await self._kernel.put_jupyter(jupyter)
         self._used_s = self._clock.monotonic()
+
+    async def remove_jupyter(self, jupyter_id: JupyterSessionId) -> None:
+        """See `SessionKernel.remove_jupyter`."""
+        await self._kernel.remove_jupyter(jupyter_id)
 
     def interrupt(self) -> None:
         """Interrupt the run at work, as Ctrl-C would; a kernel that ignores it is killed."""

@@ -144,8 +144,7 @@ class Registry:
             created_at=now,
             last_used_at=now,
             news=news,
-            jupyter=asked.jupyter,
-            jupyter_version=asked.jupyter_version,
+            jupyter=() if asked.jupyter is None else (asked.jupyter,),
         )
         session = self._live(record)
         # Before anything is awaited: sessions that are being made count too.

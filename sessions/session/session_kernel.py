@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import structlog
 
 from sessions.concurrency import BackgroundTasks
-from sessions.errors import Conflict, KernelLost, NotFound, StoreUnavailable, Unavailable
+from sessions.errors import KernelLost, NotFound, StoreUnavailable, TooManyRequests, Unavailable
 from sessions.kernels.kernel import Kernel, KernelState
-from sessions.model import JupyterSession, Result, Session, SessionNews, Usage
+from sessions.model import JupyterSession, JupyterSessionId, Result, Session, SessionNews, Usage
 from sessions.runs.live_run import LiveRun
 from sessions.session.observer import Observers
 from sessions.wiring import Wiring
+
+MAX_JUPYTER_SESSIONS = 64
+"""How many Jupyter sessions one kernel may have."""
 
 _ATTEMPTS = 3
 
@@ -95,25 +99,34 @@ class SessionKernel:
             await self._store.renew_session(replace(self.record, last_used_at=used_at, **times))
             self.record = replace(self.record, last_used_at=max(used_at, self.record.last_used_at), **times)
 
-    async def name_for_jupyter(self, jupyter: JupyterSession, above: int) -> None:
-        """Record its Jupyter session, under a version that is above `above` too, and that it is being used now.
+    async def put_jupyter(self, jupyter: JupyterSession) -> None:
+        """Record one of its Jupyter sessions, new or changed, and that it is being used now.
 
-        It has a version of its own, because the kernel's changes may have to wait for a run to end. Raises Conflict
-        when it has another Jupyter session, NotFound when it is over, StoreUnavailable.
+        Raises TooManyRequests, NotFound when it is over, StoreUnavailable.
         """
         async with self._writing:
             self._check()
-            known = self.record.jupyter
-            if known is not None and known.id != jupyter.id:
-                raise Conflict("This kernel has a Jupyter session already: use that one, or another kernel.")
-            version = max(self.record.jupyter_version, above) + 1
-            # A write that fails may still arrive late: the next one is above it.
-            self.record = replace(self.record, jupyter_version=version + 1)
-            changes: dict[str, Any] = {"jupyter": jupyter, "jupyter_version": version}
-            used_at = self._clock.now()
-            await self._store.renew_session(replace(self.record, last_used_at=used_at, **changes))
-            self.record = replace(self.record, last_used_at=max(used_at, self.record.last_used_at), **changes)
+            by_id = {**{one.id: one for one in self.record.jupyter}, jupyter.id: jupyter}
+            if len(by_id) > max(MAX_JUPYTER_SESSIONS, len(self.record.jupyter)):
+                raise TooManyRequests(f"A kernel may have {MAX_JUPYTER_SESSIONS} Jupyter sessions: delete one.")
+            await self._write_jupyter(tuple(by_id.values()), self._clock.now())
+
+    async def remove_jupyter(self, jupyter_id: JupyterSessionId) -> None:
+        """Record that it no longer has this Jupyter session. Raises NotFound when it is over, StoreUnavailable."""
+        async with self._writing:
             self._check()
+            rest = tuple(one for one in self.record.jupyter if one.id != jupyter_id)
+            await self._write_jupyter(rest, self.record.last_used_at)
+
+    async def _write_jupyter(self, jupyter: tuple[JupyterSession, ...], used_at: datetime) -> None:
+        """They have a version of their own, because the kernel's changes may have to wait for a run to end."""
+        version = self.record.jupyter_version + 1
+        # A write that fails may still arrive late: the next one is above it.
+        self.record = replace(self.record, jupyter_version=version + 1)
+        changes: dict[str, Any] = {"jupyter": jupyter, "jupyter_version": version}
+        await self._store.renew_session(replace(self.record, last_used_at=used_at, **changes))
+        self.record = replace(self.record, last_used_at=max(used_at, self.record.last_used_at), **changes)
+        self._check()
 
     def discard(self) -> None:
         """Destroy the kernel."""

@@ -46,7 +46,7 @@ def after_a_run(session: Session) -> Session:
         usage=Usage(1.5, 0.5, 1 << 40),
         idle_timeout_s=1.0,
         max_lifetime_s=2.0,
-        jupyter=CONSOLE,
+        jupyter=(CONSOLE,),
         jupyter_version=session.jupyter_version + 1,
     )
 
@@ -63,7 +63,7 @@ async def test_sessions_come_back_as_they_were_oldest_first(store: Store) -> Non
         version=1 << 40,
         runs=2,
         usage=Usage(1.5, 0.5, 1 << 40),
-        jupyter=NOTEBOOK,
+        jupyter=(NOTEBOOK,),
         jupyter_version=1 << 40,
     )
     foreign = new_session(gateway_id=ELSEWHERE)
@@ -113,7 +113,7 @@ def with_kernel(session: Session, changed: Session) -> Session:
 
 
 async def test_an_update_writes_the_kernel_and_the_news_of_it(store: Store) -> None:
-    session = new_session(runs=2, usage=Usage(1.0, 2.0, 3), jupyter=NOTEBOOK, jupyter_version=3)
+    session = new_session(runs=2, usage=Usage(1.0, 2.0, 3), jupyter=(NOTEBOOK,), jupyter_version=3)
     await store.add_session(session)
     changed = after_a_run(session)
     await store.update_session(changed)
@@ -133,17 +133,18 @@ async def test_a_renewal_writes_the_time_outs_and_the_time_whatever_its_version(
     await store.add_session(session)
     await store.renew_session(replace(after_a_run(session), version=0))
     renewed = replace(session, last_used_at=LATER, idle_timeout_s=1.0, max_lifetime_s=2.0)
-    assert await all_sessions(store) == [replace(renewed, jupyter=CONSOLE, jupyter_version=1)]
+    assert await all_sessions(store) == [replace(renewed, jupyter=(CONSOLE,), jupyter_version=1)]
 
 
 async def test_a_renewal_writes_what_jupyter_calls_it_if_that_is_newer(store: Store) -> None:
-    session = new_session(jupyter=NOTEBOOK, jupyter_version=7)
+    session = new_session(jupyter=(NOTEBOOK,), jupyter_version=7)
     await store.add_session(session)
     for version in (6, 7):
-        await store.renew_session(replace(session, jupyter=CONSOLE, jupyter_version=version))
-        await store.renew_session(replace(session, jupyter=None, jupyter_version=version))
+        await store.renew_session(replace(session, jupyter=(CONSOLE,), jupyter_version=version))
+        await store.renew_session(replace(session, jupyter=(), jupyter_version=version))
         assert await all_sessions(store) == [session]
-    for jupyter, version in ((CONSOLE, 8), (NOTEBOOK, 9), (None, 11)):
+    several = (NOTEBOOK, replace(CONSOLE, id=JupyterSessionId("k"), moves=3))
+    for jupyter, version in (((CONSOLE,), 8), (several, 9), ((), 11), ((replace(NOTEBOOK, moves=1),), 12)):
         changed = replace(session, jupyter=jupyter, jupyter_version=version)
         await store.renew_session(changed)
         assert await all_sessions(store) == [changed]
@@ -205,7 +206,7 @@ async def test_the_largest_numbers_are_kept(store: Store) -> None:
 
 
 async def test_the_end_of_a_run_leaves_out_only_the_time_outs_and_jupyters_part(store: Store) -> None:
-    run, session = new_run(), new_session(jupyter=NOTEBOOK, jupyter_version=3)
+    run, session = new_run(), new_session(jupyter=(NOTEBOOK,), jupyter_version=3)
     await store.add_run(run)
     await store.add_session(session)
     changed = after_a_run(session)
@@ -215,7 +216,7 @@ async def test_the_end_of_a_run_leaves_out_only_the_time_outs_and_jupyters_part(
             changed,
             idle_timeout_s=session.idle_timeout_s,
             max_lifetime_s=session.max_lifetime_s,
-            jupyter=NOTEBOOK,
+            jupyter=(NOTEBOOK,),
             jupyter_version=3,
         )
     ]

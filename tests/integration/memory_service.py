@@ -26,6 +26,7 @@ from sessions.model import (
     EventType,
     GatewayId,
     JupyterSession,
+    JupyterSessionId,
     KernelId,
     Result,
     Run,
@@ -245,8 +246,7 @@ class MemoryService:
             created_at=NEW_YEAR,
             last_used_at=NEW_YEAR,
             kernel_id=KernelId("k"),
-            jupyter=asked.jupyter,
-            jupyter_version=asked.jupyter_version,
+            jupyter=() if asked.jupyter is None else (asked.jupyter,),
         )
         kernel_name = self.kernel_names[asked.language]
         self.sessions[asked.tenant, session_id] = SessionView(session, SessionState.IDLE, kernel_name, NEW_YEAR)
@@ -266,16 +266,21 @@ class MemoryService:
                 return view
         raise NotFound("There is no such kernel.")
 
-    async def name_for_jupyter(
-        self, tenant: TenantId, session_id: SessionId, jupyter: JupyterSession, above: int
+    async def put_jupyter_session(
+        self, tenant: TenantId, session_id: SessionId, jupyter: JupyterSession
     ) -> SessionView:
         view = self.get_session(tenant, session_id)
-        if view.session.jupyter is not None and view.session.jupyter.id != jupyter.id:
-            raise Conflict("This kernel has a Jupyter session already.")
-        version = max(view.session.jupyter_version, above) + 1
-        session = replace(view.session, jupyter=jupyter, jupyter_version=version)
+        by_id = {**{one.id: one for one in view.session.jupyter}, jupyter.id: jupyter}
+        session = replace(view.session, jupyter=tuple(by_id.values()))
         self.sessions[tenant, session_id] = replace(view, session=session)
         return self.sessions[tenant, session_id]
+
+    async def remove_jupyter_session(
+        self, tenant: TenantId, session_id: SessionId, jupyter_id: JupyterSessionId
+    ) -> None:
+        view = self.get_session(tenant, session_id)
+        rest = tuple(one for one in view.session.jupyter if one.id != jupyter_id)
+        self.sessions[tenant, session_id] = replace(view, session=replace(view.session, jupyter=rest))
 
     async def renew_session(
         self, tenant: TenantId, session_id: SessionId, *, idle_timeout_s: float | None, max_lifetime_s: float | None

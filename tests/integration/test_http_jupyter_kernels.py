@@ -246,8 +246,9 @@ async def test_a_path_is_opened_on_a_kernel_that_is_there(client: httpx.AsyncCli
     (kernel,) = (await client.get("/api/kernels")).json()
     session = await opened(client, kernel={"id": kernel["id"], "name": "nope"})
     assert session["kernel"] == kernel
-    taken = await client.post("/api/sessions", json={"path": "b", "type": "notebook", "kernel": {"id": "chat"}})
-    assert (taken.status_code, taken.json()["reason"]) == (409, None)
+    shared = await opened(client, "b", kernel={"id": "chat"})
+    assert (shared["kernel"], shared["id"] != session["id"]) == (kernel, True)
+    assert (await client.get("/api/sessions")).json() == [session, shared]
     assert (await opened(client, "c", kernel={"id": K}))["kernel"]["id"] == K
     assert (await opened(client, "d", kernel={"id": "", "name": ""}))["kernel"]["name"] == "python3"
 
@@ -267,7 +268,6 @@ async def test_a_path_is_opened_on_a_kernel_that_is_there(client: httpx.AsyncCli
         (b'{"path": "a", "type": "t", "name": 1}', "name"),
         (b'{"path": "a", "type": "t", "kernel": "python3"}', "kernel"),
         (b'{"path": "a", "type": "t", "kernel": {"id": 1}}', "kernel.id"),
-        (b'{"path": "a", "type": "t", "kernel": {"id": "nobody"}}', "kernel's id"),
         (b'{"notebook": "a"}', "notebook"),
         (b'{"path": "' + b"x" * 4097 + b'", "type": "t"}', "path"),
         (b'{"path": "a", "type": "' + b"x" * 129 + b'"}', "type"),
@@ -334,11 +334,49 @@ async def test_a_session_gets_another_kernel_and_the_old_one_ends(client: httpx.
     assert (await client.patch(url, json={"kernel": {"id": K}})).json() == moved
 
 
-async def test_a_session_gets_no_kernel_that_is_taken_or_unknown(client: httpx.AsyncClient) -> None:
+@pytest.mark.parametrize("unknown", ["nobody", "11111111-2222-3333-4444-666666666666", "a/b", "\u4e09", "x" * 300])
+async def test_a_path_is_opened_on_a_new_kernel_where_the_id_is_no_kernels(
+    client: httpx.AsyncClient, unknown: str
+) -> None:
+    session = await opened(client, kernel={"id": unknown, "name": "python3"})
+    assert [session["kernel"]] == (await client.get("/api/kernels")).json()
+    assert session["kernel"]["name"] == "python3"
+    for name in (None, "nope"):
+        answer = await client.post(
+            "/api/sessions", json={"path": "b", "type": "t", "kernel": {"id": unknown + "-", "name": name}}
+        )
+        assert answer.status_code == (201 if name is None else 501)
+        await client.delete(f"/api/sessions/{answer.json().get('id')}")
+    assert (await client.get("/api/sessions")).json() == [session]
+
+
+async def test_one_of_two_sessions_leaves_the_kernel_to_the_other(client: httpx.AsyncClient) -> None:
+    first = await opened(client)
+    second = await opened(client, "b", kernel={"id": first["kernel"]["id"]})
+    third = await opened(client, "c")
+    moved = (await client.patch(f"/api/sessions/{third['id']}", json={"kernel": {"id": first["kernel"]["id"]}})).json()
+    assert moved == {**third, "kernel": first["kernel"]}
+    assert (await client.get("/api/kernels")).json() == [first["kernel"]]
+    away = (await client.patch(f"/api/sessions/{second['id']}", json={"kernel": {"name": "python3"}})).json()
+    assert away["kernel"]["id"] != first["kernel"]["id"]
+    for session, kernels in ((third, [first["kernel"], away["kernel"]]), (first, [away["kernel"]]), (second, [])):
+        assert (await client.delete(f"/api/sessions/{session['id']}")).status_code == 204
+        assert (await client.get(f"/api/sessions/{session['id']}")).status_code == 404
+        assert (await client.get("/api/kernels")).json() == kernels
+
+
+async def test_both_sessions_go_with_their_kernel(client: httpx.AsyncClient) -> None:
+    first = await opened(client)
+    second = await opened(client, "b", kernel={"id": first["kernel"]["id"]})
+    await client.delete(f"/api/kernels/{first['kernel']['id']}")
+    assert (await client.get("/api/sessions")).json() == []
+    for session in (first, second):
+        assert (await client.delete(f"/api/sessions/{session['id']}")).status_code == 404
+
+
+async def test_a_session_gets_no_kernel_that_is_unknown(client: httpx.AsyncClient) -> None:
     session, other = await opened(client), await opened(client, "b")
     url = f"/api/sessions/{session['id']}"
-    taken = await client.patch(url, json={"kernel": {"id": other["kernel"]["id"]}})
-    assert taken.status_code == 409
     unknown = await client.patch(url, json={"kernel": {"id": K}})
     assert (unknown.status_code, unknown.json()["message"]) == (400, f"No such kernel: {K}")
     for body in (b"", b"null", b"[]", b'{"path": null}', b'{"path": 1}', b'{"kernel": 1}'):

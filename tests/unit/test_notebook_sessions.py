@@ -12,33 +12,29 @@ from doubles import until
 from run_records import new_session
 from workbench import Bench, Benches, S, answers_lost, crash, held, late, unavailable
 
-from sessions.errors import Conflict, InvalidRequest, NotFound, StoreUnavailable, UnsupportedLanguage
+from sessions.errors import Conflict, InvalidRequest, NotFound, StoreUnavailable, TooManyRequests, UnsupportedLanguage
 from sessions.model import ANONYMOUS, JupyterSession, SessionId, SessionState, SessionView, TenantId, can_name_a_kernel
-from sessions.notebook_sessions import KernelChoice
+from sessions.notebook_sessions import KernelChoice, Notebook
+from sessions.session.session_kernel import MAX_JUPYTER_SESSIONS
 
 PYTHON = KernelChoice(None, "python")
 K = "11111111-2222-3333-4444-555555555555"
 
 
-async def opened(bench: Bench, path: str = "a.ipynb", choice: KernelChoice = PYTHON) -> SessionView:
+async def opened(bench: Bench, path: str = "a.ipynb", choice: KernelChoice = PYTHON) -> Notebook:
     return await bench.notebooks.open(ANONYMOUS, path, None, "notebook", choice)
 
 
-async def changed(bench: Bench, view: SessionView, choice: KernelChoice | None = None, **changes: Any) -> SessionView:
-    return await bench.notebooks.change(ANONYMOUS, jupyter(view).id, changes, choice)
+async def changed(bench: Bench, notebook: Notebook, choice: KernelChoice | None = None, **changes: Any) -> Notebook:
+    return await bench.notebooks.change(ANONYMOUS, notebook.jupyter.id, changes, choice)
 
 
 def on(view: SessionView) -> KernelChoice:
     return KernelChoice(view.session.public_kernel_id, "python")
 
 
-def jupyter(view: SessionView) -> JupyterSession:
-    assert view.session.jupyter is not None
-    return view.session.jupyter
-
-
 def paths(bench: Bench) -> list[str]:
-    return [jupyter(view).path for view in bench.notebooks.of_tenant(ANONYMOUS)]
+    return [notebook.jupyter.path for notebook in bench.notebooks.of_tenant(ANONYMOUS)]
 
 
 # --- the id of a kernel -----------------------------------------------------------------------------------------------
@@ -116,9 +112,9 @@ async def test_what_is_no_kernels_id_starts_none(bench: Bench, kernel_id: str) -
 
 async def test_a_path_is_opened_once_whoever_comes_first(bench: Bench) -> None:
     first, second = await asyncio.gather(opened(bench), opened(bench))
-    assert jupyter(first) == jupyter(second)
+    assert first.jupyter == second.jupyter
     assert len(bench.service.list_sessions(ANONYMOUS)) == 1
-    assert jupyter(await opened(bench, choice=KernelChoice(None, None))) == jupyter(first)
+    assert (await opened(bench, choice=KernelChoice(None, None))).jupyter == first.jupyter
 
 
 async def test_paths_are_opened_beside_one_another(bench: Bench) -> None:
@@ -133,26 +129,56 @@ async def test_a_path_may_be_opened_on_a_kernel_that_is_there_and_works(bench: B
     running = bench.begin("work", session_id=S)
     kernel = await bench.sent("work")
     view = await opened(bench, choice=KernelChoice(S, None))
-    assert (view.session.session_id, view.state) == (S, SessionState.BUSY)
+    assert (view.kernel.session.session_id, view.kernel.state) == (S, SessionState.BUSY)
     kernel.end()
     await running
-    assert bench.session().jupyter == jupyter(view)
+    assert bench.session().jupyter == (view.jupyter,)
     assert bench.session().runs == 1
-    with pytest.raises(Conflict):
-        await opened(bench, "b.ipynb", on(view))
-    assert paths(bench) == ["a.ipynb"]
 
 
-async def test_only_one_of_two_paths_gets_a_kernel(bench: Bench) -> None:
+@pytest.mark.parametrize("kernel_id", [S, K])
+async def test_two_paths_may_have_one_kernel_also_when_they_come_at_once(bench: Bench, kernel_id: str) -> None:
+    await bench.create()
+    choice = KernelChoice(kernel_id, "python")
+    one, other = await asyncio.gather(opened(bench, "a", choice), opened(bench, "b", choice))
+    assert one.jupyter.id != other.jupyter.id
+    assert one.kernel_session_id == other.kernel_session_id == kernel_id
+    assert (await opened(bench, "a", PYTHON)).jupyter == one.jupyter
+    for notebook in (one, other):
+        assert bench.notebooks.get(ANONYMOUS, notebook.jupyter.id).kernel_session_id == kernel_id
+    assert paths(bench) == ["a", "b"]
+
+
+async def test_all_paths_of_a_kernel_outlive_the_gateway(benches: Benches) -> None:
+    await benches[0].create()
+    for path in ("a", "b", "c"):
+        await opened(benches[0], path, KernelChoice(S, None))
+    bench = await crash(benches)
+    assert paths(bench) == ["a", "b", "c"]
+    assert {notebook.kernel_session_id for notebook in bench.notebooks.of_tenant(ANONYMOUS)} == {S}
+
+
+async def test_a_kernel_has_so_many_paths_and_no_more(bench: Bench) -> None:
     await bench.create()
     choice = KernelChoice(S, "python")
-    answers = await asyncio.gather(opened(bench, "a", choice), opened(bench, "b", choice), return_exceptions=True)
-    assert [type(answer) for answer in answers] == [SessionView, Conflict]
+    notebooks = [await opened(bench, str(number), choice) for number in range(MAX_JUPYTER_SESSIONS)]
+    with pytest.raises(TooManyRequests, match="delete one"):
+        await opened(bench, "one more", choice)
+    await changed(bench, notebooks[0], path="renamed")
+    await bench.notebooks.delete(ANONYMOUS, notebooks[1].jupyter.id)
+    await opened(bench, "one more", choice)
+
+
+@pytest.mark.parametrize("kernel_id", ["nobody", "a-b-c-d-\x00", "x" * 5000])
+async def test_a_kernel_that_cannot_be_there_is_made_under_a_new_id(bench: Bench, kernel_id: str) -> None:
+    view = await opened(bench, choice=KernelChoice(kernel_id, "other"))
+    assert can_name_a_kernel(view.kernel_session_id)
+    assert view.kernel.kernel_name == "another"
 
 
 async def test_a_kernel_that_is_not_there_is_made_under_the_id_that_was_asked_for(bench: Bench) -> None:
     view = await opened(bench, choice=KernelChoice(K, "other"))
-    assert (view.session.session_id, view.kernel_name) == (K, "another")
+    assert (view.kernel.session.session_id, view.kernel.kernel_name) == (K, "another")
     with pytest.raises(UnsupportedLanguage):
         await opened(bench, "b", KernelChoice(None, None))
 
@@ -160,7 +186,7 @@ async def test_a_kernel_that_is_not_there_is_made_under_the_id_that_was_asked_fo
 async def test_what_is_opened_outlives_the_gateway(benches: Benches) -> None:
     view = await opened(benches[0])
     bench = await crash(benches)
-    assert jupyter(await opened(bench)) == jupyter(view)
+    assert (await opened(bench)).jupyter == view.jupyter
     await changed(bench, view, path="b.ipynb")
     bench = await crash(benches)
     assert paths(bench) == ["b.ipynb"]
@@ -171,7 +197,7 @@ async def test_what_is_opened_outlives_the_gateway(benches: Benches) -> None:
 
 async def test_a_path_is_changed_while_something_runs_and_stays_changed_when_that_ends(bench: Bench) -> None:
     view = await opened(bench)
-    session_id = view.session.session_id
+    session_id = view.kernel.session.session_id
     running = bench.begin("work", session_id=session_id)
     kernel = await bench.sent("work")
     await changed(bench, view, path="b.ipynb", name="b", type="file")
@@ -180,9 +206,9 @@ async def test_a_path_is_changed_while_something_runs_and_stays_changed_when_tha
         await until(lambda: ending.count == 1)
         await changed(bench, view, path="c.ipynb")
     await running
-    expected = JupyterSession(jupyter(view).id, "c.ipynb", "b", "file")
+    expected = JupyterSession(view.jupyter.id, "c.ipynb", "b", "file")
     for stored in (bench.session(session_id), bench.service.get_session(ANONYMOUS, session_id).session):
-        assert (stored.jupyter, stored.runs) == (expected, 1)
+        assert (stored.jupyter, stored.runs) == ((expected,), 1)
 
 
 async def test_changes_that_come_together_are_all_made(bench: Bench) -> None:
@@ -192,14 +218,14 @@ async def test_changes_that_come_together_are_all_made(bench: Bench) -> None:
         await until(lambda: writing.count == 1)
         await asyncio.sleep(0.01)
     await all_made
-    assert bench.session(view.session.session_id).jupyter == JupyterSession(jupyter(view).id, "p", "n", "t")
+    assert bench.session(view.kernel.session.session_id).jupyter == (JupyterSession(view.jupyter.id, "p", "n", "t"),)
 
 
 async def test_a_change_is_written_only_if_there_is_one(bench: Bench) -> None:
     view = await opened(bench)
     with unavailable(bench.store, "renew_session"):
         await changed(bench, view, path="a.ipynb")
-        await changed(bench, view, on(view))
+        await changed(bench, view, on(view.kernel))
         with pytest.raises(StoreUnavailable):
             await changed(bench, view, path="b.ipynb")
 
@@ -219,18 +245,18 @@ async def test_a_change_that_comes_late_undoes_none_that_was_made_since(
         bench = await crash(benches)
     await changed(bench, view, path="b.ipynb")
     await change.arrives()
-    assert bench.session(view.session.session_id).jupyter == replace(jupyter(view), path="b.ipynb")
+    assert bench.session(view.kernel.session.session_id).jupyter == (replace(view.jupyter, path="b.ipynb"),)
     assert paths(bench) == ["b.ipynb"]
 
 
 async def test_a_change_that_was_refused_and_made_all_the_same_is_undone_by_the_next_write(bench: Bench) -> None:
     view = await opened(bench)
-    session_id = view.session.session_id
+    session_id = view.kernel.session.session_id
     with answers_lost(bench.store, "renew_session"), pytest.raises(StoreUnavailable):
         await changed(bench, view, path="b.ipynb")
     assert paths(bench) == ["a.ipynb"]
     await bench.service.renew_session(ANONYMOUS, session_id, idle_timeout_s=None, max_lifetime_s=None)
-    assert bench.session(session_id).jupyter == jupyter(view)
+    assert bench.session(session_id).jupyter == (view.jupyter,)
 
 
 @pytest.mark.parametrize("to_new", [False, True])
@@ -239,11 +265,11 @@ async def test_a_session_that_moves_leaves_no_kernel_behind(bench: Bench, to_new
     await bench.create()
     there = bench.service.get_session(ANONYMOUS, S)
     after = await changed(bench, view, PYTHON if to_new else on(there), path="b.ipynb")
-    assert (after.session.session_id == S) is not to_new
-    assert jupyter(after) == replace(jupyter(view), path="b.ipynb")
-    assert bench.notebooks.get(ANONYMOUS, jupyter(view).id) == after
+    assert (after.kernel.session.session_id == S) is not to_new
+    assert after.jupyter == replace(view.jupyter, path="b.ipynb", moves=1)
+    assert bench.notebooks.get(ANONYMOUS, view.jupyter.id) == after
     with pytest.raises(NotFound):
-        bench.service.session_of_kernel(ANONYMOUS, view.session.public_kernel_id)
+        bench.service.session_of_kernel(ANONYMOUS, view.kernel.session.public_kernel_id)
 
 
 @pytest.mark.parametrize("to_older", [False, True])
@@ -262,13 +288,55 @@ async def test_a_move_without_an_end_of_the_old_kernel_leaves_one_session(
         await changed(bench, view, on(there))
     for again in (bench, await crash(benches)):
         (only,) = again.notebooks.of_tenant(ANONYMOUS)
-        assert only.session.session_id == S
+        assert only.kernel.session.session_id == S
 
 
-async def test_a_session_moves_to_no_kernel_that_is_taken_or_unknown(bench: Bench) -> None:
-    view, other = await opened(bench), await opened(bench, "b.ipynb")
-    with pytest.raises(Conflict):
-        await changed(bench, view, on(other))
+async def test_a_session_moves_to_a_kernel_that_another_has_and_leaves_one_to_others(benches: Benches) -> None:
+    bench = benches[0]
+    first, other = await opened(bench), await opened(bench, "b.ipynb")
+    beside = await opened(bench, "c.ipynb", on(first.kernel))
+    moved = await changed(bench, first, on(other.kernel))
+    assert moved.kernel_session_id == other.kernel_session_id
+    await changed(bench, beside, path="d.ipynb")
+    for again in (bench, await crash(benches)):
+        by_kernel = {(one.kernel_session_id, one.jupyter.path) for one in again.notebooks.of_tenant(ANONYMOUS)}
+        assert by_kernel == {
+            (other.kernel_session_id, "a.ipynb"),
+            (other.kernel_session_id, "b.ipynb"),
+            (beside.kernel_session_id, "d.ipynb"),
+        }
+        assert len(again.service.list_sessions(ANONYMOUS)) == 2
+    back = await changed(benches[-1], moved, on(beside.kernel))
+    assert back.jupyter.moves == 2
+    assert benches[-1].notebooks.get(ANONYMOUS, back.jupyter.id).kernel_session_id == beside.kernel_session_id
+
+
+async def test_a_move_that_is_written_in_one_place_alone_is_made_and_ends_with_the_session(benches: Benches) -> None:
+    bench = benches[0]
+    first = await opened(bench)
+    beside = await opened(bench, "b.ipynb", on(first.kernel))
+    await bench.create()
+    remove, bench.service.remove_jupyter_session = bench.service.remove_jupyter_session, _refuse  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable):
+        await changed(bench, first, KernelChoice(S, None))
+    bench.service.remove_jupyter_session = remove  # type: ignore[method-assign]
+    for path in ("c.ipynb", "d.ipynb"):
+        await changed(bench, beside, path=path)
+        assert bench.notebooks.get(ANONYMOUS, first.jupyter.id).kernel_session_id == S
+        bench = await crash(benches)
+    await bench.notebooks.delete(ANONYMOUS, first.jupyter.id)
+    assert paths(bench) == ["d.ipynb"]
+    with pytest.raises(NotFound):
+        bench.service.get_session(ANONYMOUS, S)
+
+
+async def _refuse(*_: object) -> None:
+    raise StoreUnavailable
+
+
+async def test_a_session_moves_to_no_kernel_that_is_unknown(bench: Bench) -> None:
+    view = await opened(bench)
+    await opened(bench, "b.ipynb")
     for unknown in ("", K):
         with pytest.raises(InvalidRequest, match="No such kernel"):
             await changed(bench, view, KernelChoice(unknown, "python"))
@@ -282,23 +350,60 @@ async def test_a_session_moves_to_no_kernel_that_is_taken_or_unknown(bench: Benc
 
 async def test_a_session_ends_with_its_kernel_and_with_it(bench: Bench) -> None:
     first, second = await opened(bench), await opened(bench, "b.ipynb")
-    await bench.notebooks.delete(ANONYMOUS, jupyter(first).id)
-    await bench.service.delete_session(ANONYMOUS, second.session.session_id)
+    await bench.notebooks.delete(ANONYMOUS, first.jupyter.id)
+    await bench.service.delete_session(ANONYMOUS, second.kernel.session.session_id)
     assert (bench.store.sessions, bench.service.list_sessions(ANONYMOUS)) == ({}, [])
     for view in (first, second):
         with pytest.raises(NotFound):
-            await bench.notebooks.delete(ANONYMOUS, jupyter(view).id)
+            await bench.notebooks.delete(ANONYMOUS, view.jupyter.id)
         with pytest.raises(NotFound):
             await changed(bench, view, path="c")
+
+
+async def test_a_kernel_goes_on_for_the_other_of_two_sessions_and_ends_with_it(benches: Benches) -> None:
+    bench = benches[0]
+    first = await opened(bench)
+    second = await opened(bench, "b.ipynb", on(first.kernel))
+    running = bench.begin("work", session_id=first.kernel_session_id)
+    kernel = await bench.sent("work")
+    await bench.notebooks.delete(ANONYMOUS, first.jupyter.id)
+    kernel.end("done")
+    assert (await running).output == "done"
+    with pytest.raises(NotFound):
+        await bench.notebooks.delete(ANONYMOUS, first.jupyter.id)
+    bench = await crash(benches)
+    assert paths(bench) == ["b.ipynb"]
+    assert (await opened(bench)).kernel_session_id != second.kernel_session_id
+    await bench.notebooks.delete(ANONYMOUS, second.jupyter.id)
+    with pytest.raises(NotFound):
+        bench.service.get_session(ANONYMOUS, second.kernel_session_id)
+
+
+async def test_a_kernel_ends_with_the_last_of_two_sessions_also_when_both_end_at_once(bench: Bench) -> None:
+    first = await opened(bench)
+    second = await opened(bench, "b.ipynb", on(first.kernel))
+    await asyncio.gather(*(bench.notebooks.delete(ANONYMOUS, one.jupyter.id) for one in (first, second)))
+    assert bench.service.list_sessions(ANONYMOUS) == []
+
+
+async def test_both_sessions_end_with_their_kernel(bench: Bench) -> None:
+    first = await opened(bench)
+    second = await opened(bench, "b.ipynb", on(first.kernel))
+    await bench.service.delete_session(ANONYMOUS, first.kernel_session_id)
+    assert paths(bench) == []
+    for one in (first, second):
+        with pytest.raises(NotFound):
+            bench.notebooks.get(ANONYMOUS, one.jupyter.id)
+    assert (await opened(bench)).jupyter.id != first.jupyter.id
 
 
 async def test_another_tenant_has_sessions_of_its_own(bench: Bench) -> None:
     view, bob = await opened(bench), TenantId("bob")
     sessions = bench.notebooks
     assert sessions.of_tenant(bob) == []
-    for asked in (sessions.delete(bob, jupyter(view).id), sessions.change(bob, jupyter(view).id, {"path": "x"}, None)):
+    for asked in (sessions.delete(bob, view.jupyter.id), sessions.change(bob, view.jupyter.id, {"path": "x"}, None)):
         with pytest.raises(NotFound):
             await asked
-    other = await sessions.open(bob, "a.ipynb", None, "notebook", on(view))  # that kernel is not there for bob
-    assert (other.session.tenant, jupyter(other).id) != (ANONYMOUS, jupyter(view).id)
+    other = await sessions.open(bob, "a.ipynb", None, "notebook", on(view.kernel))  # that kernel is not there for bob
+    assert (other.kernel.session.tenant, other.jupyter.id) != (ANONYMOUS, view.jupyter.id)
     assert paths(bench) == ["a.ipynb"]

@@ -9,6 +9,7 @@ from urllib.parse import quote
 from gateway.http.parse.run_request import DEFAULT_LANGUAGE
 from gateway.http.parse.times import iso
 from sessions.model import SessionState, SessionView, TenantId
+from sessions.notebook_sessions import Notebook
 
 PYTHON = "python"
 _IPYKERNEL = "python3"
@@ -30,12 +31,10 @@ def kernel_model(view: SessionView) -> dict[str, Any]:
     }
 
 
-def session_model(view: SessionView) -> dict[str, Any]:
-    """What Jupyter calls a session; only for a kernel that has one."""
-    jupyter = view.session.jupyter
-    if jupyter is None:
-        raise ValueError("this kernel has no Jupyter session")
-    model: dict[str, Any] = {**jupyter.as_json(), "kernel": kernel_model(view)}
+def session_model(notebook: Notebook) -> dict[str, Any]:
+    """What Jupyter calls a session."""
+    jupyter = notebook.jupyter
+    model: dict[str, Any] = {**jupyter.as_json(), "kernel": kernel_model(notebook.kernel)}
     if jupyter.type == "notebook":
         model["notebook"] = {"path": jupyter.path, "name": jupyter.name}
     return model

@@ -29,11 +29,11 @@ class JupyterSessionsHandler(_SessionRouteHandler):
     async def handle_request(self) -> None:
         sessions = self.context.notebooks
         if self.request.method != "POST":
-            await self.send_json([session_model(view) for view in sessions.of_tenant(self.tenant)])
+            await self.send_json([session_model(notebook) for notebook in sessions.of_tenant(self.tenant)])
             return
         given, choice, kernel_name = opened_session(self.model(), self.context.config.languages)
         try:
-            view = await sessions.open(self.tenant, given["path"], given.get("name"), given["type"], choice)
+            notebook = await sessions.open(self.tenant, given["path"], given.get("name"), given["type"], choice)
         except UnsupportedLanguage:
             await self.send_not_available(
                 kernel_name,
@@ -42,7 +42,7 @@ class JupyterSessionsHandler(_SessionRouteHandler):
                 short_message="{name} not found",
             )
             return
-        model = session_model(view)
+        model = session_model(notebook)
         self.set_header("Location", f"{self.base_path}/api/sessions/{model['id']}")
         await self.send_json(model, HTTPStatus.CREATED)
 
@@ -67,7 +67,7 @@ class JupyterSessionHandler(_SessionRouteHandler):
     async def _change(self, jupyter_id: str) -> None:
         changes, choice, kernel_name = changed_session(self.model(), self.context.config.languages)
         try:
-            view = await self.context.notebooks.change(self.tenant, jupyter_id, changes, choice)
+            notebook = await self.context.notebooks.change(self.tenant, jupyter_id, changes, choice)
         except UnsupportedLanguage:
             await self.send_not_available(
                 kernel_name,
@@ -75,4 +75,4 @@ class JupyterSessionHandler(_SessionRouteHandler):
                 short_message="Error starting kernel {name}",
             )
             return
-        await self.send_json(session_model(view))
+        await self.send_json(session_model(notebook))
