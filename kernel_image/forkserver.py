@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 from kernel_image import event_loop, hardening, import_hooks, kernel_streams, shell_commands
 
 KERNEL_MODULES = (
+    "ipykernel.debugger",
     "ipykernel.kernelapp",
     "ipykernel.ipkernel",
     "IPython.core.completer",
@@ -64,7 +65,7 @@ def _preload(modules: list[str]) -> dict[str, str]:
 def _preload_kernel() -> None:
     """Import what every kernel needs, but not debugpy: a fifth of all imports, for one button in JupyterLab.
 
-    ipykernel goes without it where it is missing. Users can still import it themselves.
+    Without it `ipykernel.debugger` has no debugger, and kernels do not claim one. Users can still import it themselves.
     """
     # An import statement then behaves as if it were not installed.
     sys.modules["debugpy"] = None  # type: ignore[assignment]

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -220,6 +220,11 @@ class PythonKernel(IPythonKernel):  # type: ignore[misc]
         self.shell.streams.put_back()
         flush_unclosed_files()
         return reply
+
+    async def do_debug_request(self, msg: Mapping[str, Any]) -> dict[str, Any]:
+        """Refuse what a debugger is asked, as the Debug Adapter Protocol has it: there is none."""
+        asked = {"request_seq": msg.get("seq"), "command": msg.get("command")}
+        return {"type": "response", **asked, "success": False, "message": "This kernel has no debugger."}
 
     @contextmanager
     def _cancel_on_sigint(self, future: asyncio.Future[Any]) -> Iterator[None]:

@@ -6,12 +6,13 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
-from supervised import Supervised, supervised
+from supervised import Frame, Supervised, supervised
 
 from gateway.supervisors import SupervisorSwitchboard
 
@@ -153,6 +154,28 @@ async def test_preloaded_modules_are_there_and_one_that_fails_is_said(kernel: Su
     failed = kernel.hellos[-1]["failed_preloads"]
     assert list(failed) == ["no_such_module"]
     assert failed["no_such_module"].startswith("ModuleNotFoundError")
+
+
+async def test_there_is_no_debugger_and_clients_are_told_so(kernel: Supervised) -> None:
+    info = await ask(kernel, "kernel_info", {})
+    assert "debugger" not in info["supported_features"]
+    refused = await ask(kernel, "debug", {"type": "request", "seq": 7, "command": "debugInfo"})
+    assert (refused["type"], refused["request_seq"], refused["success"]) == ("response", 7, False)
+    assert "no debugger" in refused["message"]
+    loaded = "import sys; [name for name in sys.modules if name.startswith(('debugpy', 'pydevd', '_pydevd'))]"
+    assert (await kernel.run(loaded)).value() == "[]", "it is a fifth of all imports"
+    assert (await kernel.run("import debugpy; debugpy.__name__")).value() == "'debugpy'"
+
+
+async def ask(kernel: Supervised, what: str, content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Ask on the control channel; the reply's content."""
+    msg_id = kernel.send_message("control", f"{what}_request", content)
+
+    def replies() -> list[Frame]:
+        return [one for one in kernel.frames if (one.msg_type, one.parent_id) == (f"{what}_reply", msg_id)]
+
+    await kernel.until(lambda: bool(replies()))
+    return replies()[0].content
 
 
 async def test_random_numbers_differ_from_fork_to_fork(kernel: Supervised) -> None:
