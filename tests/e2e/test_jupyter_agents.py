@@ -1,17 +1,21 @@
-"""Agent frameworks whose code executors speak Jupyter, by their own client code: smolagents, AutoGen and its fork AG2.
+"""What runs models' code by Jupyter: smolagents, AutoGen, its fork AG2, and Open WebUI.
 
-They would start a container with a Jupyter server of their own; here each is pointed at the gateway. No model is asked:
-what a model would have them run is given.
+The first three do so by their own client code, and would start a container with a Jupyter server of their own; here
+each is pointed at the gateway. No model is asked: what a model would have them run is given.
 """
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from autogen_core import CancellationToken
 from autogen_core.code_executor import CodeBlock
@@ -22,6 +26,7 @@ from smolagents import FinalAnswerTool
 from smolagents.monitoring import AgentLogger, LogLevel
 from smolagents.remote_executors import DockerExecutor, _create_kernel_http
 from smolagents.utils import AgentError
+from websockets.asyncio.client import connect
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of pydantic, whose older ways it keeps
@@ -145,3 +150,37 @@ def test_ag2_runs_blocks_in_one_kernel_and_saves_plots(gateway: Gateway, tmp_pat
         with executor._jupyter_kernel_client, executor._jupyter_client._session:  # and the end does these
             assert execute("print('x' in globals())").output.strip() == "False"
             assert executor._kernel_id in [kernel["id"] for kernel in executor._jupyter_client.list_kernels()]
+
+
+# --- Open WebUI ------------------------------------------------------------------------------------------------------
+
+
+async def open_webui(gateway: Gateway, code: str) -> list[Any]:
+    """What its client is sent: the token is in each address and no header has one, and a header has no date."""
+    header = {"msg_id": "m", "msg_type": "execute_request", "username": "user", "session": "s", "date": ""}
+    content = {"code": code, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False}
+    message = {"header": {**header, "version": "5.3"}, "parent_header": {}, "metadata": {}, "content": content}
+    answers: list[Any] = []
+    async with httpx.AsyncClient(base_url=gateway.url, params={"token": ALICE}, timeout=60) as http:
+        made = await http.post("/api/kernels")
+        assert made.status_code == 201, made.text
+        kernel = f"/api/kernels/{made.json()['id']}"
+        url = f"{gateway.url.replace('http', 'ws', 1)}{kernel}/channels?token={ALICE}"
+        async with connect(url) as ws, asyncio.timeout(60):
+            await ws.send(json.dumps({**message, "channel": "shell"}))
+            while not (answers and answers[-1]["content"].get("execution_state") == "idle"):
+                answer = json.loads(await ws.recv())
+                if answer["parent_header"].get("msg_id") == "m":
+                    answers.append(answer)
+        assert (await http.delete(kernel)).status_code == 204
+    return answers
+
+
+async def test_open_webui_runs_code_in_a_kernel_of_its_own(gateway: Gateway) -> None:
+    answers = await open_webui(gateway, f"print('counted')\n{PLOT}\n6 * 7")
+    shown = {answer["msg_type"]: answer["content"] for answer in answers}
+    assert shown["stream"] == {"name": "stdout", "text": "counted\n"}
+    assert base64.b64decode(shown["display_data"]["data"]["image/png"]).startswith(PNG_MAGIC)
+    assert shown["execute_result"]["data"]["text/plain"] == "42"
+    failed = await open_webui(gateway, "1/0")
+    assert [answer["content"]["ename"] for answer in failed if answer["msg_type"] == "error"] == ["ZeroDivisionError"]
