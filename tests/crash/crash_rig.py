@@ -11,13 +11,13 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+from forked_program import ForkedProgram
 
 REPOSITORY = Path(__file__).parents[2]
 START_S = 60.0
@@ -29,6 +29,7 @@ class CrashableGateway:
 
     def __init__(self, directory: Path, engine: str, **settings: str) -> None:
         self.directory = directory
+        self.data_dir = directory / "d"
         self.crash_file = directory / "crash"
         self.log = directory / "log"
         self.starts = 0
@@ -40,7 +41,7 @@ class CrashableGateway:
             **{name: value for name, value in os.environ.items() if not name.startswith("CELLBLOCK_")},
             "PYTHONPATH": str(REPOSITORY),
             "PORT": str(self.port),
-            "CELLBLOCK_SERVER_DATA_DIR": str(directory / "d"),
+            "CELLBLOCK_SERVER_DATA_DIR": str(self.data_dir),
             "CELLBLOCK_ENGINE_NAME": engine,
             "CELLBLOCK_BUILD_PRELOAD": "[]",
             "CELLBLOCK_POOL_SIZE": "1",
@@ -48,19 +49,14 @@ class CrashableGateway:
             **({"CELLBLOCK_BUILD_DEPENDENCIES": "[]"} if engine == "process" else {}),  # kernels of this environment
             **settings,
         }
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: ForkedProgram | None = None
 
     def launch(self) -> None:
         """Start it."""
         self.starts += 1
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("failpoints.py")), "serve"],
-                env=self._environment,
-                cwd=self.directory,
-                stdout=log,
-                stderr=log,
-            )
+        self.process = ForkedProgram(
+            "failpoints", "serve", env=self._environment, cwd=self.directory, stdout=self.log, stderr=self.log
+        )
 
     async def start(self) -> None:
         """Start it and return once it answers."""

@@ -13,8 +13,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytest_asyncio
 from crash_rig import Client, CrashableGateway, check_events
+from store_fixtures import copy_template_data_dir
 
 LINES = 60
 NUMBERS = itertools.count(1)
@@ -124,9 +126,11 @@ class Crash:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def crash() -> AsyncIterator[Crash]:
+async def crash(request: pytest.FixtureRequest) -> AsyncIterator[Crash]:
+    """Of a module. Its `WARM` is how many kernels wait in the pool, and are replaced at each start of the gateway."""
     directory = Path(tempfile.mkdtemp(prefix="cb-"))
-    gateway = CrashableGateway(directory, "process")
+    gateway = CrashableGateway(directory, "process", CELLBLOCK_POOL_SIZE=str(request.module.WARM))
+    copy_template_data_dir(gateway.data_dir)
     await gateway.start()
     client = Client(gateway.url)
     crash = Crash(gateway, client)

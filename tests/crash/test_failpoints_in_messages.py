@@ -6,6 +6,7 @@ import pytest
 from failpoint_rig import Crash
 from failpoints import SENT, TAKEN
 
+WARM = 0
 REACHED = [
     *(f"send.{name}.{when}" for name in SENT if name != "input_reply" for when in ("before", "after")),
     *(

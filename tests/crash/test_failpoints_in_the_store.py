@@ -6,6 +6,7 @@ import pytest
 from failpoint_rig import Crash
 from failpoints import ENGINE, STORE
 
+WARM = 1
 REACHED = [
     *(f"store.{name}.{when}" for name in STORE for when in ("before", "after")),
     *(f"engine.{name}.{when}" for name in ENGINE for when in ("before", "after")),
