@@ -24,11 +24,12 @@ from IPython.core.autocall import ZMQExitAutocall
 from IPython.utils.text import LSString, SList
 from traitlets import Type
 
-from kernel_image import shell_commands
+from kernel_image import deep_tracebacks, shell_commands
 from kernel_image.standard_streams import StandardStreams, open_copy_of_standard
 from kernel_image.unclosed_files import flush_unclosed_files
 
 _CHILD_PYTHON = Path(__file__).resolve().parent / "child_python"
+_FALLBACK_FRAMES = 100
 _SUCCESS_TEXTS = ("", "0", "None")
 """What a SystemExit that means success says."""
 
@@ -84,6 +85,11 @@ class PythonShell(ZMQInteractiveShell):  # type: ignore[misc]
         for name in ("exit", "quit"):
             self.builtin_trap.auto_builtins[name] = self.exiter
             self.register_magic_function(self._exit_magic, "line", name)
+
+    def init_traceback_handlers(self, custom_exceptions: Any) -> None:
+        """Make what formats tracebacks, which endless recursions do not keep busy."""
+        super().init_traceback_handlers(custom_exceptions)
+        deep_tracebacks.shorten(self.InteractiveTB)
 
     def init_environment(self) -> None:
         """Set what child processes inherit: no terminal, no colours, no pager that waits for a key, and whole lines."""
@@ -160,7 +166,7 @@ class PythonShell(ZMQInteractiveShell):  # type: ignore[misc]
         except BaseException as failure:  # noqa: BLE001 - methods of the user's classes
             shown = error or failure
             text = f"{name_of(shown)}: {text_of(shown)}"
-            lines = traceback.format_tb(shown.__traceback__) if shown.__traceback__ else []
+            lines = traceback.format_tb(shown.__traceback__, -_FALLBACK_FRAMES) if shown.__traceback__ else []
             self._showtraceback(type(shown), shown, [*lines, text])
 
     def _showtraceback(self, _: type[BaseException], evalue: BaseException, stb: list[str]) -> None:

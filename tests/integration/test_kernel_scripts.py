@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import io
+import re
 import shutil
 import tempfile
 import time
@@ -224,6 +225,39 @@ async def test_whatever_is_raised_is_answered_by_its_name(kernel: Supervised, wh
     await kernel.run("get_ipython().set_custom_exc((), None)")
     assert (run.reply()["status"], run.reply()["ename"]) == ("error", name)
     assert (await kernel.run("1 + 1")).value() == "2"
+
+
+RECURSIONS = {
+    "as deep as Python goes": ("def f(): f()\nf()", r"the frame above is repeated \d{3} more times"),
+    "as deep as the code wants": (
+        "import sys\nsys.setrecursionlimit(20_000)\ndef f(): f()\nf()",
+        r"the frame above is repeated 199\d\d more times",
+    ),
+    "in turn": ("def f(): g()\ndef g():\n    f()\nf()", r"the 2 frames above are repeated \d{3} more times"),
+    "in a cause": (
+        "def f(): f()\ntry: f()\nexcept RecursionError as error: raise ValueError('too deep') from error",
+        r"the frame above is repeated \d{3} more times",
+    ),
+    "to an end": (
+        "def f(n):\n    if n: f(n - 1)\n    1 / 0\nf(300)",
+        r"the frame above is repeated 299 more times(?s:.*)line 3, in f",
+    ),
+    "without a cycle": (
+        "exec('\\n'.join(f'def f{n}(): f{n + 1}()' for n in range(400)) + '\\ndef f400(): 1 / 0')\nf0()",
+        r"30\d frames left out(?s:.*)f400",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", RECURSIONS)
+async def test_the_frames_of_a_recursion_are_counted_and_not_all_made_into_text(kernel: Supervised, how: str) -> None:
+    code, told = RECURSIONS[how]
+    run = await kernel.run(code)
+    await kernel.run("import sys; sys.setrecursionlimit(1000)")
+    lines = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in run.reply()["traceback"]]
+    assert re.search(told, "\n".join(lines))
+    assert len(lines) < 120
+    assert lines[-1].startswith(run.reply()["ename"])
 
 
 @pytest.mark.parametrize("name", ["__repr__", "_repr_html_", "_ipython_display_", "_repr_mimebundle_"])
