@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pwd
 import signal
@@ -22,7 +23,9 @@ from gateway.store.embedded.postgres import EmbeddedPostgres
 from gateway.store.embedded.service_account import ACCOUNT_NAME, for_postgres, grant_passage
 from sessions.errors import SetUpFailed
 
-DEADLINE_S = 20.0
+DEADLINE_S = 30.0
+IN_A_CONTAINER = ("unshare", "--pid", "--ipc", "--fork", "--mount-proc")
+"""It sees no process and no shared memory but its own."""
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="what root has to prepare")
 
@@ -189,6 +192,58 @@ def test_a_stale_lock_file_with_anybodys_number_is_no_obstacle(data_dir: Path, p
         assert count_of(server.start()) == 1
 
 
+def test_the_lock_is_held_for_as_long_as_any_process_of_the_server_lives(data_dir: Path) -> None:
+    with running_postgres(data_dir, settings=FAST) as server:
+        processes = server_processes(server)
+        assert not is_free(data_dir)
+        *_, last = sorted(processes, key=lambda process: process.pid)
+        for process in processes:
+            process.suspend()
+        for process in processes:
+            if process != last:
+                process.kill()
+        psutil.wait_procs([process for process in processes if process != last], DEADLINE_S)
+        assert not is_free(data_dir)
+        last.kill()
+        deadline = time.monotonic() + DEADLINE_S
+        while not is_free(data_dir):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_a_server_of_another_container_on_the_same_volume_is_left_alone(data_dir: Path, *, exclusive: bool) -> None:
+    """The gateway there was killed, and its server lives on, or it goes on and this is a command beside it."""
+    if subprocess.run([*IN_A_CONTAINER, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no right to make process namespaces")
+    script = ["sh", "-c", '"$@"; sleep 600', "-", *start_command(data_dir)]
+    elsewhere = subprocess.Popen([*IN_A_CONTAINER, *script], stdout=subprocess.PIPE, text=True)
+    try:
+        assert elsewhere.stdout is not None
+        url = elsewhere.stdout.readline().strip()
+        lock = data_dir / "pg" / "postmaster.pid"
+        known = lock.read_text()
+        command = start_command(data_dir, exclusive=exclusive, before="postmaster._LEFTOVER_PATIENCE_S = 0.5")
+        done = subprocess.run([*IN_A_CONTAINER, *command], capture_output=True, text=True, check=False, timeout=60)
+        assert "SetUpFailed: A PostgreSQL server that cannot be seen from here" in done.stderr
+        assert lock.read_text() == known
+        assert count_of(url) == 1
+    finally:
+        for process in psutil.Process(elsewhere.pid).children():
+            process.kill()  # the first process of the namespace, with which all others go
+        elsewhere.communicate(timeout=DEADLINE_S)
+    with running_postgres(data_dir, exclusive=exclusive, settings=FAST) as server:
+        assert count_of(server.start()) == 1
+
+
+def test_two_that_start_it_at_once_get_one_server(empty_data_dir: Path) -> None:
+    commands = [subprocess.Popen(start_command(empty_data_dir), stdout=subprocess.PIPE) for _ in range(3)]
+    urls = {command.communicate(timeout=60)[0] for command in commands}
+    assert len(urls) == 1
+    with running_postgres(empty_data_dir, exclusive=True, settings=FAST) as server:
+        assert count_of(server.start()) == 1
+
+
 def test_an_interrupted_first_start_is_begun_anew(empty_data_dir: Path) -> None:
     half = empty_data_dir / "pg.new"
     half.mkdir()
@@ -217,15 +272,30 @@ def server_processes(server: EmbeddedPostgres) -> list[psutil.Process]:
     return [postmaster, *postmaster.children(recursive=True)]
 
 
-def start_and_die(data_dir: Path) -> str:
-    """Start a server in a process that is then killed, as a gateway may be."""
+def is_free(data_dir: Path) -> bool:
+    with (data_dir / "pg.lock").open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def start_command(data_dir: Path, *, exclusive: bool = True, before: str = "") -> list[str]:
+    """A process that starts a server and is then killed, as a gateway may be."""
     script = (
         "import os, signal, sys; from pathlib import Path\n"
+        "from gateway.store.embedded import postmaster\n"
         "from gateway.store.embedded.postgres import EmbeddedPostgres\n"
-        f"url = EmbeddedPostgres(Path(sys.argv[1]), exclusive=True, settings={FAST!r}).start()\n"
+        f"{before}\n"
+        f"url = EmbeddedPostgres(Path(sys.argv[1]), exclusive={exclusive}, settings={FAST!r}).start()\n"
         "print(url, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    done = subprocess.run([sys.executable, "-c", script, data_dir], capture_output=True, text=True, check=False)
+    return [sys.executable, "-c", script, str(data_dir)]
+
+
+def start_and_die(data_dir: Path) -> str:
+    done = subprocess.run(start_command(data_dir), capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     return done.stdout.strip()
 

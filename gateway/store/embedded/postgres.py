@@ -119,14 +119,18 @@ class EmbeddedPostgres:
         if account is not None:
             service_account.grant_reading(account, _installed_dirs(programs))
             service_account.grant_passage(account, self.pg_dir.parent)
-        if not self.pg_dir.exists():
-            self._initialize(programs, account)
-        self.pg_dir.chmod(0o700)
-        sockets = socket_dir.choose(self.pg_dir, account, port=_PORT)
-        process = postmaster.find_running(self.pg_dir)
-        if process is None:
-            self._child = self._spawn(programs, account, sockets)
-            process = psutil.Process(self._child.pid)
+        lock = postmaster.open_lock(self.pg_dir)
+        try:
+            process = postmaster.find_running(self.pg_dir, lock)
+            if not self.pg_dir.exists():
+                self._initialize(programs, account)
+            self.pg_dir.chmod(0o700)
+            sockets = socket_dir.choose(self.pg_dir, account, port=_PORT)
+            if process is None:
+                self._child = self._spawn(programs, account, sockets, lock)
+                process = psutil.Process(self._child.pid)
+        finally:
+            os.close(lock)  # the server has it now
         self._process = process
         self._wait_until_ready()
         return sockets
@@ -164,6 +168,8 @@ class EmbeddedPostgres:
                     _log.info("embedded_postgres_restarted", pid=self.pid)
                 except (SetUpFailed, OSError, subprocess.SubprocessError, psutil.Error) as error:
                     _log.error("embedded_postgres_restart_failed", error=str(error))  # tried again
+                except Exception:  # noqa: BLE001 - a watch that died of it would watch nothing
+                    _log.exception("embedded_postgres_restart_failed")
 
     def _is_alive(self) -> bool:
         if self._child is not None:
@@ -186,8 +192,8 @@ class EmbeddedPostgres:
             raise SetUpFailed(f"The embedded database could not be made in {self.pg_dir}: {done.stderr.strip()}")
         fresh.rename(self.pg_dir)
 
-    def _spawn(self, programs: Path, account: Account | None, sockets: Path) -> subprocess.Popen[bytes]:
-        """Start the server in a session of its own: Ctrl-C at the gateway's terminal must not reach it."""
+    def _spawn(self, programs: Path, account: Account | None, sockets: Path, lock: int) -> subprocess.Popen[bytes]:
+        """Start the server, which inherits the lock, in a session of its own: no Ctrl-C at a terminal must reach it."""
         settings = {**self._settings, "unix_socket_directories": str(sockets), "port": _PORT}
         command = [str(programs / "postgres"), "-D", str(self.pg_dir)]
         for name, value in settings.items():
@@ -201,6 +207,7 @@ class EmbeddedPostgres:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                pass_fds=(lock,),
             )
 
     def _open_log(self) -> BinaryIO:
