@@ -180,7 +180,8 @@ class Timeouts:
     # Kernels
     refill_pause_s: float = 0.25  # the pool is refilled this long after a claim; a fifth of it when no kernel is warm
     claim_timeout_s: float = 30.0  # a run waits this long for a kernel from the pool
-    ready_timeout_s: float = 60.0  # a kernel that was launched or restarted must answer within this time
+    ready_timeout_s: float = 60.0  # a kernel that was launched, or has died, must answer within this time
+    restart_timeout_s: float = 30.0  # a kernel that somebody restarts must answer again within this time
     hello_timeout_s: float = 10.0  # a connection to a kernel's socket must say hello within this time
     reconnect_timeout_s: float = 10.0  # a supervisor whose connection broke may dial again for this long
     file_answer_timeout_s: float = 30.0  # a supervisor must answer a question about files within this time

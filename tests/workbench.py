@@ -58,12 +58,12 @@ HURRIED = Timeouts(
 
 
 class Kernel:
-    """A kernel that was sent a run; the test decides what it answers."""
+    """A kernel, and the last run that it was sent; the test decides what it answers."""
 
     def __init__(self, engine: MemoryEngine, kernel_id: KernelId) -> None:
         self.engine = engine
         self.kernel_id = kernel_id
-        self.msg_id = self.supervisor.taken[-1]
+        self.msg_id = self.supervisor.taken[-1] if self.supervisor.taken else ""
 
     @property
     def supervisor(self) -> MemorySupervisor:

@@ -161,7 +161,10 @@ class ClientConnection:
         restart = _object(message.content).get("restart") is True
         self._reply(message, "shutdown_reply", {"status": "ok", "restart": restart})
         if restart:
-            await self._session.restart()
+            try:
+                await self._session.restart()
+            except CellblockError as error:
+                self._state.outbox.put(messages.note(str(error), message.header))
         else:
             reason = "The session's kernel was shut down before this had ended."
             await self._clients.sessions.delete(record.tenant, record.session_id, reason)

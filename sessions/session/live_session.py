@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 from sessions.concurrency import BackgroundTasks
-from sessions.errors import KernelLost, StoreUnavailable
+from sessions.errors import KernelLost, StoreUnavailable, Unavailable
 from sessions.kernels.files import SupervisorFiles
 from sessions.kernels.kernel import Kernel
 from sessions.model import (
@@ -31,6 +32,9 @@ from sessions.session.session_kernel import SessionKernel
 from sessions.wiring import Wiring
 
 _RESTARTED = "The session was restarted while this {}."
+_STILL_AT_WORK = (
+    "The run at work was cancelled, but has not ended, so the kernel was not restarted: try again in a moment."
+)
 _ABORTED = "This was not run, because what the same Jupyter client had asked for before it failed."
 
 
@@ -173,7 +177,7 @@ class LiveSession:
 
         Cells of notebooks that wait are cancelled, too: they were meant for the process that is there now.
 
-        Raises as `ensure_kernel` does.
+        Raises as `SessionKernel.restart` does, and Unavailable when the run at work does not end.
         """
         self.observers.notify(lambda one: one.restart_requested())
         for live in list(self._queue):
@@ -181,11 +185,24 @@ class LiveSession:
                 did = "ran" if live is self.current else "waited"
                 self.cancel(live, Stop(RunStatus.CANCELLED, _RESTARTED.format(did)))
         try:
-            async with self._kernel_lock:
+            async with self._kernel_within(self._timeouts.restart_timeout_s):
                 await self._kernel.restart()
                 await self.renew()
         finally:
             self.observers.notify(lambda one: one.restart_finished())
+
+    @asynccontextmanager
+    async def _kernel_within(self, timeout_s: float) -> AsyncIterator[None]:
+        """Hold the kernel's lock. Raises Unavailable when the run at work keeps it for so long."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._kernel_lock.acquire()
+        except TimeoutError:
+            raise Unavailable(_STILL_AT_WORK) from None
+        try:
+            yield
+        finally:
+            self._kernel_lock.release()
 
     # --- its runs -----------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,10 @@ MAX_JUPYTER_SESSIONS = 64
 """How many Jupyter sessions one kernel may have."""
 
 _ATTEMPTS = 3
+_NOT_RESTARTED = (
+    "The kernel did not restart, and its sandbox was given up: its files are gone. The session's next run gets a fresh "
+    "sandbox."
+)
 
 log = structlog.get_logger()
 
@@ -43,6 +47,7 @@ class SessionKernel:
         self._kernel_pool = wiring.kernel_pool
         self._clock = wiring.environment.clock
         self._ready_timeout_s = wiring.environment.timeouts.ready_timeout_s
+        self._restart_timeout_s = wiring.environment.timeouts.restart_timeout_s
         self._writing = asyncio.Lock()
         self._tasks = BackgroundTasks("session_kernel")
 
@@ -73,19 +78,27 @@ class SessionKernel:
         raise Unavailable("The session's kernel does not come up; nothing was run: try again in a moment.")
 
     async def restart(self) -> None:
-        """Start a fresh kernel process, which the next run does not report as a loss. Raises as `ensure` does."""
+        """Start a fresh kernel process in the sandbox, which the next run does not report as a loss.
+
+        A sandbox that does not restart is given up, which Unavailable says and the next run too. One that was gone
+        before is replaced, and that is still news. Raises as `ensure` does.
+        """
         kernel = self.kernel
-        if kernel is not None:
-            try:
-                await kernel.wait_linked(self._ready_timeout_s)
-                before = kernel.generation
-                kernel.restart()
-                await kernel.wait_restarted(before, self._ready_timeout_s)
-            except KernelLost:
-                kernel.abandon("it does not restart")
-                self._drop(kernel)
-        kernel = await self.ensure()
-        self._change(generation=kernel.generation, news=SessionNews.NONE)
+        if kernel is None:
+            await self.ensure()
+            return
+        deadline_s = self._clock.monotonic() + self._restart_timeout_s
+        try:
+            await kernel.wait_linked(self._restart_timeout_s)
+            before = kernel.generation
+            kernel.restart()
+            await kernel.wait_restarted(before, max(0.0, deadline_s - self._clock.monotonic()))
+        except KernelLost:
+            kernel.abandon("it does not restart")
+            self._drop(kernel)
+            self._check()
+            raise Unavailable(_NOT_RESTARTED) from None
+        self._change(generation=kernel.generation)
         await self._write()
 
     async def renew(self, idle_timeout_s: float | None = None, max_lifetime_s: float | None = None) -> None:

@@ -130,6 +130,28 @@ async def test_a_restart_takes_the_variables_and_leaves_the_files_and_those_that
     assert (await client.run("print(1)", s))["session_lost"] is False
 
 
+async def test_a_restart_that_cannot_be_had_is_an_error_and_the_next_run_says_what_is_lost(
+    client: Client, s: str
+) -> None:
+    code = """
+import pathlib
+startup = pathlib.Path.home() / '.ipython/profile_default/startup'
+startup.mkdir(parents=True, exist_ok=True)
+(startup / 'first.py').write_text('import os; os._exit(1)')
+open('a.txt', 'w').write('kept')
+"""
+    await client.run(code, s)
+    refused = await client.http.post(f"/sessions/{s}/restart")
+    assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
+    assert "its files are gone" in refused.json()["error"]
+    assert (await client.get(f"/sessions/{s}"))["state"] == "dead"
+    restarted = await client.http.post(f"/sessions/{s}/restart")
+    assert (restarted.status_code, restarted.json()["state"], restarted.json()["session_lost"]) == (200, "idle", True)
+    fresh = await client.run("import os\nprint(os.listdir())", s)
+    assert (fresh["output"], news(fresh)) == ("[]\n", (True, True))
+    assert (await client.http.post(f"/sessions/{s}/restart")).json()["session_lost"] is False
+
+
 async def test_runs_wait_in_their_order_and_the_queue_has_an_end(client: Client, s: str) -> None:
     await client.run("order = []", s)
     runs = [

@@ -127,7 +127,11 @@ async def test_a_session_is_interrupted_restarted_and_ended(face: Face, client: 
     assert (interrupted.status_code, interrupted.json()) == (202, {"session_id": "s"})
     assert face.service.interrupted == ["s"]
     restarted = await client.post("/sessions/s/restart", content=b"ignored")
-    assert (restarted.status_code, restarted.json()["state"]) == (200, "starting")
+    assert (restarted.status_code, restarted.json()["state"], restarted.json()["session_lost"]) == (
+        200,
+        "starting",
+        False,
+    )
     ended = await client.delete("/sessions/s")
     assert (ended.status_code, ended.content) == (204, b"")
     assert "Content-Type" not in ended.headers

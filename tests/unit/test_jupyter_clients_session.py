@@ -13,7 +13,7 @@ from workbench import Bench, S, held
 
 from kernel_image import protocol
 from sessions.errors import Draining, NotFound
-from sessions.model import ANONYMOUS, RunStatus, SessionId, TenantId
+from sessions.model import ANONYMOUS, RunStatus, SessionId, SessionState, TenantId
 
 
 @pytest.fixture
@@ -100,6 +100,16 @@ async def test_a_restart_drops_what_a_notebook_has_queued_and_keeps_the_runs_of_
     assert lab.states("") == ["starting", "idle"]
     kernel.die_idle()
     await until(lambda: lab.states("") == ["starting", "idle", "restarting", "starting", "idle"])
+
+
+@pytest.mark.timeouts(restart_timeout_s=0.05)
+async def test_a_restart_that_cannot_be_had_is_told_to_the_client(bench: Bench, lab: Client) -> None:
+    await lab.send("shutdown_request", {"restart": True}, channel="control", msg_id="r")
+    await until(lambda: bool(lab.told("stream", "r")))
+    (note,) = lab.told("stream", "r")
+    assert note["name"] == "stderr"
+    assert "did not restart" in note["text"]
+    assert bench.service.get_session(ANONYMOUS, S).state is SessionState.DEAD
 
 
 async def test_shutting_the_kernel_down_deletes_the_session(bench: Bench, lab: Client) -> None:

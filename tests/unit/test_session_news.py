@@ -9,8 +9,8 @@ from doubles import until
 from workbench import Bench, S, news
 
 from kernel_image import protocol
-from sessions.errors import NotFound, StoreUnavailable, Unavailable
-from sessions.model import ANONYMOUS, RunStatus, SessionState
+from sessions.errors import EndNotStored, NotFound, StoreUnavailable, Unavailable
+from sessions.model import ANONYMOUS, RunStatus, SessionNews, SessionState
 
 
 async def test_the_first_run_makes_the_session_and_only_that_one_says_so(bench: Bench) -> None:
@@ -166,12 +166,61 @@ async def test_a_restart_cancels_what_runs_and_what_waits_goes_on_in_the_next_pr
     assert ((await waiting).output, news(await waiting)) == ("2", (False, False))
 
 
-@pytest.mark.timeouts(ready_timeout_s=0.05)
-async def test_a_kernel_that_does_not_restart_is_replaced(bench: Bench) -> None:
-    await bench.create()
-    kernel_id = bench.session().kernel_id
-    await bench.service.restart_session(ANONYMOUS, S)
-    assert bench.session().kernel_id not in (None, kernel_id)
+@pytest.mark.timeouts(restart_timeout_s=0.05)
+@pytest.mark.parametrize("how", ["silent", "gone", "dead", "away"])
+async def test_a_restart_that_cannot_be_had_is_an_error_and_the_loss_of_the_files_is_news(
+    bench: Bench, how: str
+) -> None:
+    await bench.serve("x = 1", session_id=S)
+    kernel = bench.kernel_of()
+    if how == "away":
+        bench.engine.disconnect(kernel.kernel_id)
+    restarting = asyncio.ensure_future(bench.service.restart_session(ANONYMOUS, S))
+    if how == "gone":
+        await until(lambda: bool(kernel.link.sent(protocol.RESTART)))
+        bench.engine.end_sandbox(kernel.kernel_id)
+    if how == "dead":
+        await until(lambda: bool(kernel.link.sent(protocol.RESTART)))
+        bench.engine.say(kernel.kernel_id, protocol.STATE, state="dead")
+    with pytest.raises(Unavailable, match="its files are gone"):
+        await restarting
+    assert bench.service.get_session(ANONYMOUS, S).state is SessionState.DEAD
+    assert news(await bench.serve("x", session_id=S)) == (True, True)
+    assert bench.kernel_of().kernel_id != kernel.kernel_id
+    assert news(await bench.serve("x", session_id=S)) == (False, False)
+
+
+@pytest.mark.parametrize("used_between", [False, True])
+async def test_a_restart_does_not_hide_that_the_sandbox_was_gone_before(bench: Bench, *, used_between: bool) -> None:
+    await bench.serve("x = 1", session_id=S)
+    kernel = bench.kernel_of()
+    bench.engine.end_sandbox(kernel.kernel_id)
+    await until(lambda: bench.session().kernel_id is None)
+    if used_between:
+        await bench.service.session_files(ANONYMOUS, S)
+        fresh = bench.kernel_of()
+        restarting = asyncio.ensure_future(bench.service.restart_session(ANONYMOUS, S))
+        await until(lambda: bool(fresh.link.sent(protocol.RESTART)))
+        fresh.next_process()
+        view = await restarting
+    else:
+        view = await bench.service.restart_session(ANONYMOUS, S)
+    assert (view.state, view.session.news) == (SessionState.IDLE, SessionNews.LOST)
+    assert news(await bench.serve("x", session_id=S)) == (True, True)
+
+
+@pytest.mark.timeouts(restart_timeout_s=0.05)
+async def test_a_restart_does_not_wait_for_ever_for_the_run_at_work(bench: Bench) -> None:
+    running = bench.begin("sleep", session_id=S)
+    kernel = await bench.sent("sleep")
+    bench.store.is_reachable = False
+    kernel.end()
+    with pytest.raises(Unavailable, match="has not ended, so the kernel was not restarted"):
+        await bench.service.restart_session(ANONYMOUS, S)
+    assert not kernel.link.sent(protocol.RESTART)
+    bench.store.is_reachable = True
+    with pytest.raises(EndNotStored):
+        await running
     assert news(await bench.serve("x", session_id=S)) == (False, False)
 
 

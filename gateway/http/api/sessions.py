@@ -7,7 +7,7 @@ from typing import Any
 from gateway.http.base.handler import BaseHandler
 from gateway.http.parse import session_request, urls
 from gateway.http.parse.times import iso
-from sessions.model import SessionView
+from sessions.model import SessionNews, SessionView
 
 
 class SessionsHandler(BaseHandler):
@@ -64,7 +64,8 @@ class SessionRestartHandler(BaseHandler):
 
     async def handle_request(self) -> None:
         session_id = urls.session_in(self.request.path)
-        await self.send_json(session_view(await self.context.service.restart_session(self.tenant, session_id)))
+        view = await self.context.service.restart_session(self.tenant, session_id)
+        await self.send_json({**session_view(view), "session_lost": view.session.news is SessionNews.LOST})
 
 
 def session_view(view: SessionView) -> dict[str, Any]:
