@@ -5,15 +5,21 @@ Tornado by default waits an hour for a header and for ever for a body. The route
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
+from tornado.http1connection import HTTP1Connection
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPConnection, HTTPMessageDelegate
 from tornado.iostream import IOStream
 
+from gateway.host.descriptors import ListeningSocket
+from gateway.http.base.connections import Places, client_of
 from gateway.http.base.context import Context
 from gateway.http.base.handler import MAX_HEADER_BYTES
-from gateway.http.base.http1 import AbsoluteFormDelegate, ErrorReportingStream, raw_error
+from gateway.http.base.http1 import AbsoluteFormDelegate, ErrorReportingStream, PlacedDelegate, too_many_connections
 from gateway.http.routes import make_application
 
 _READ_BUFFER_BYTES = 1 << 20
@@ -21,29 +27,36 @@ _READ_BUFFER_BYTES = 1 << 20
 _UNBOUNDED = 1 << 60
 # The parser accepts more than is served: a request that was read whole keeps its connection.
 _PARSED_HEADER_BYTES = 4 * MAX_HEADER_BYTES
+_FREED_AT_ONCE = 16
 
 
 class BoundedServer(HTTPServer):
-    """An HTTPServer that serves `max_connections` at once and answers further ones with 503."""
+    """An HTTPServer with a bound on its connections, WebSockets included."""
 
-    max_connections: int
+    places: Places
+
+    def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
+        for listening in sockets:
+            if isinstance(listening, ListeningSocket):
+                listening.on_shortage = partial(self.places.free, _FREED_AT_ONCE)
+            super().add_sockets([listening])
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
-        if len(self._connections) >= self.max_connections:
-            stream.write(
-                raw_error(
-                    "503 Service Unavailable",
-                    "unavailable",
-                    "This server has too many connections: try again in a moment.",
-                    retry_after_s=1,
-                )
-            )
-            stream.close()
+        own = ErrorReportingStream.on_socket_of(stream)
+        own.place = self.places.take(client_of(address), own.make_room, own.stalled_s)
+        if own.place is None:
+            own.write(too_many_connections())
+            own.close()
             return
-        super().handle_stream(ErrorReportingStream.on_socket_of(stream), address)
+        super().handle_stream(own, address)
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
-        return AbsoluteFormDelegate(super().start_request(server_conn, request_conn))
+        delegate = super().start_request(server_conn, request_conn)
+        stream = request_conn.stream if isinstance(request_conn, HTTP1Connection) else None
+        if isinstance(stream, ErrorReportingStream) and stream.place is not None:
+            stream.place.wait()
+            delegate = PlacedDelegate(delegate, stream, stream.place)
+        return AbsoluteFormDelegate(delegate)
 
 
 def make_server(context: Context) -> BoundedServer:
@@ -60,5 +73,5 @@ def make_server(context: Context) -> BoundedServer:
         # A WebSocket frame is read as a whole, a body piece by piece.
         max_buffer_size=_READ_BUFFER_BYTES + context.config.limits.request_bytes,
     )
-    server.max_connections = bounds.connections
+    server.places = context.http.places
     return server

@@ -164,19 +164,64 @@ async def test_a_patient_server_is_the_negative_control() -> None:
         writer.close()
 
 
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [b"", b"GET /runcode?code=1 HTTP/1.1\r\nHost: loc", HEALTH.replace(b"Connection: close\r\n", b"")],
+    ids=["silent", "slow header", "kept alive"],
+)
+async def test_who_is_silent_makes_room_for_others(opening: bytes) -> None:
+    async with serving(bounds=HttpBounds(connections=8)) as face:
+        idle = []
+        for _ in range(20):
+            reader, writer = await asyncio.open_connection("127.0.0.1", face.port)
+            writer.write(opening)
+            if opening.endswith(b"\r\n\r\n"):
+                async with asyncio.timeout(30):
+                    await reader.readuntil(b"}")
+            idle.append((reader, writer))
+        body = b'{"code": "1"}'
+        assert split(await talk(face, post(len(body)) + body))[0] == 200
+        async with asyncio.timeout(30):
+            for reader, _ in idle[:12]:
+                assert await _rest(reader) == b""
+        for _, writer in idle:
+            writer.close()
+
+
 async def test_one_connection_too_many_is_told_so_and_the_others_live() -> None:
     async with serving(bounds=HttpBounds(connections=2)) as face:
-        first = await asyncio.open_connection("127.0.0.1", face.port)
-        second = await asyncio.open_connection("127.0.0.1", face.port)
-        await asyncio.sleep(0.05)
-        status, body = split(await talk(face))
-        assert (status, body["code"]) == (503, "unavailable")
-        assert len(body["request_id"]) == 32
-        first[1].write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        async with asyncio.timeout(5):
-            assert split(await first[0].read())[0] == 200
-        assert split(await talk(face, b"GET /healthz HTTP/1.0\r\nHost: localhost\r\n\r\n"))[0] == 200
-        for _, writer in (first, second):
+        face.service.hold = asyncio.Event()
+        body = b'{"code": "1"}'
+        served = [asyncio.ensure_future(talk(face, post(len(body)) + body, patience_s=30)) for _ in range(2)]
+        async with asyncio.timeout(30):
+            while len(face.service.requests) < 2:
+                await asyncio.sleep(0.01)
+        answer = await talk(face, post(len(body)) + body)
+        assert (split(answer)[0], split(answer)[1]["code"]) == (503, "unavailable")
+        assert len(split(answer)[1]["request_id"]) == 32
+        assert b"Retry-After: 1\r\n" in answer
+        for target in (b"/healthz", b"/readyz?x=1", b"http://localhost/healthz"):
+            assert split(await talk(face, HEALTH.replace(b"/healthz", target)))[0] == 200
+        assert len(face.service.requests) == 2
+        face.service.hold.set()
+        assert [split(answer)[0] for answer in await asyncio.gather(*served)] == [200, 200]
+        assert split(await talk(face, post(len(body)) + body))[0] == 200
+
+
+async def test_health_is_told_though_silent_ones_stand_before_the_door() -> None:
+    async with serving(bounds=HttpBounds(connections=1)) as face:
+        face.service.hold = asyncio.Event()
+        body = b'{"code": "1"}'
+        served = asyncio.ensure_future(talk(face, post(len(body)) + body, patience_s=30))
+        await asyncio.wait_for(face.service.was_asked.wait(), 30)
+        idle = [await asyncio.open_connection("127.0.0.1", face.port) for _ in range(40)]
+        assert split(await talk(face, HEALTH))[0] == 200
+        face.service.hold.set()
+        assert split(await served)[0] == 200
+        for _, writer in idle:
             writer.close()
 
 

@@ -6,6 +6,7 @@ Tornado answers a malformed request with a bare status line and knows no absolut
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections.abc import Awaitable
 from contextlib import suppress
@@ -14,8 +15,13 @@ from typing import Any
 from tornado.httputil import HTTPHeaders, HTTPInputError, HTTPMessageDelegate, RequestStartLine, ResponseStartLine
 from tornado.iostream import IOStream, StreamClosedError, UnsatisfiableReadError
 
+from gateway.http.base.connections import Phase, Place
+
 _TORNADOS_400 = b"HTTP/1.1 400 Bad Request\r\n\r\n"
 _SCHEMES = ("http://", "https://")
+
+PROBES = frozenset({"/healthz", "/readyz"})
+"""Answered on the doorstep, too: who gets no answer to these ends the gateway."""
 
 
 def raw_error(status_line: str, code: str, sentence: str, *, retry_after_s: int | None = None) -> bytes:
@@ -31,8 +37,20 @@ def raw_error(status_line: str, code: str, sentence: str, *, retry_after_s: int 
     return (head + body).encode("ascii")
 
 
+def too_many_connections() -> bytes:
+    """The answer to a request for whose connection there is no place."""
+    sentence = "This server has too many connections: try again in a moment."
+    return raw_error("503 Service Unavailable", "unavailable", sentence, retry_after_s=1)
+
+
 class ErrorReportingStream(IOStream):
-    """A stream on which tornado's bare 400 goes out as JSON, and overlong headers get an answer."""
+    """A stream on which tornado's bare 400 goes out as JSON, and overlong headers get an answer.
+
+    Its state beside the base class's: its place among the connections, and since when there is something to write.
+    """
+
+    place: Place | None = None
+    _writing_since_s = 0.0
 
     @classmethod
     def on_socket_of(cls, stream: IOStream) -> ErrorReportingStream:
@@ -42,7 +60,20 @@ class ErrorReportingStream(IOStream):
     def write(self, data: bytes | memoryview, *args: Any, **kwargs: Any) -> Any:
         if data == _TORNADOS_400:
             data = raw_error("400 Bad Request", "invalid_request", "The request is malformed: it is no valid HTTP.")
+        if not self.writing():
+            self._writing_since_s = time.monotonic()
         return super().write(data, *args, **kwargs)
+
+    def make_room(self) -> None:
+        """Close; a client that is still sending a body is told why."""
+        if self.place is not None and self.place.phase is Phase.RECEIVING and not self.writing():
+            with suppress(StreamClosedError):
+                super().write(too_many_connections())
+        self.close()
+
+    def stalled_s(self) -> float:
+        """For how long the other end has not taken all that was written."""
+        return time.monotonic() - self._writing_since_s if self.writing() else 0.0
 
     def close(self, exc_info: Any = False) -> None:  # noqa: FBT002 - the base class has it so
         """Close; when it is for a line or headers that do not end, say so first."""
@@ -51,6 +82,48 @@ class ErrorReportingStream(IOStream):
             with suppress(StreamClosedError):
                 super().write(raw_error("413 Request Entity Too Large", "too_large", sentence))
         super().close(exc_info)
+        if self.place is not None:
+            self.place.leave()
+
+
+class PlacedDelegate(HTTPMessageDelegate):
+    """Tells a connection's place how far its request is, and refuses requests for which there is no place.
+
+    The state: whether this one is refused.
+    """
+
+    def __init__(self, delegate: HTTPMessageDelegate, stream: ErrorReportingStream, place: Place) -> None:
+        self._delegate = delegate
+        self._stream = stream
+        self._place = place
+        self._is_refused = False
+
+    def headers_received(
+        self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
+    ) -> Awaitable[None] | None:
+        is_probe = isinstance(start_line, RequestStartLine) and start_line.path.partition("?")[0] in PROBES
+        if not self._place.come_in() and not is_probe:
+            self._is_refused = True
+            self._stream.write(too_many_connections())
+            self._stream.close()
+            return None
+        self._place.receive()
+        return self._delegate.headers_received(start_line, headers)
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        if self._is_refused:
+            return None
+        self._place.count(len(chunk))
+        return self._delegate.data_received(chunk)
+
+    def finish(self) -> None:
+        if not self._is_refused:
+            self._place.serve()
+            self._delegate.finish()
+
+    def on_connection_close(self) -> None:
+        if not self._is_refused:
+            self._delegate.on_connection_close()
 
 
 class AbsoluteFormDelegate(HTTPMessageDelegate):

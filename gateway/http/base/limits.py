@@ -15,6 +15,7 @@ from tornado.httputil import HTTPHeaders
 
 from gateway.host.clock import SystemClock
 from gateway.host.descriptors import MOST_CONNECTIONS
+from gateway.http.base.connections import Places
 from sessions.concurrency import KeyedLock
 from sessions.errors import Draining, TooManyRequests, Unavailable
 from sessions.kernels.throttle import SharedTime
@@ -34,7 +35,7 @@ class HttpBounds:
     body_timeout_s: float = 60.0
 
     connections: int = MOST_CONNECTIONS
-    """Further connections are answered with 503."""
+    """Further ones take the place of those that are silent or slow; where there is none, they are answered with 503."""
 
     drain_factor: int = 8
     """A body up to this many times the limit is read to its end, so that the client gets to see the 413."""
@@ -101,6 +102,7 @@ class HttpLimits:
         self.bodies = BufferedBodies(request_bytes, bounds)
         self.streams = Streams(bounds)
         self.in_flight = InFlight()
+        self.places = Places(bounds.connections, SystemClock().monotonic)
         self.client_time = SharedTime(SystemClock())
         self._tenants: KeyedLock[TenantId] = KeyedLock()
         self._notebooks = asyncio.Semaphore(bounds.notebooks)
