@@ -137,6 +137,10 @@ class Store(Protocol):
         """The run under this key, or None."""
         ...
 
+    async def run_bytes(self, run_id: RunId) -> int:
+        """How many bytes of text and JSON a run has; 0 for one that is not there."""
+        ...
+
     async def list_runs(self, query: RunQuery) -> list[RunSummary]:
         """Runs, newest first, without those that retention has removed."""
         ...

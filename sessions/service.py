@@ -179,6 +179,12 @@ class Service:
         fold.resume(await self._runs.events(run_id), progress.state.get("execution", {}))
         return replace(record, result=fold.result(record.status))
 
+    async def run_bytes(self, run_id: RunId) -> int:
+        """About how many bytes of text this run has, of those that a live one has so far. Raises StoreUnavailable."""
+        if (live := self._runs.get(run_id)) is not None:
+            return live.source_bytes + live.fold.size_bytes
+        return await self._store.run_bytes(run_id)
+
     async def list_runs(self, query: RunQuery) -> list[RunSummary]:
         """Runs, newest first."""
         return await self._store.list_runs(query)

@@ -139,6 +139,12 @@ class PostgresStore:
             return None
         return await self._record(reading.run(RunId(wanted)))
 
+    async def run_bytes(self, run_id: RunId) -> int:
+        if (wanted := canonical_uuid(run_id)) is None:
+            return 0
+        row = await self._row(reading.run_bytes(RunId(wanted)))
+        return 0 if row is None else int(row.size_bytes)
+
     async def find_run(self, tenant: TenantId, idempotency_key: str) -> RunRecord | None:
         return await self._record(reading.run_of_key(tenant, idempotency_key))
 

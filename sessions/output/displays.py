@@ -66,7 +66,7 @@ class Displays:
         self._limits = limits
         self._shown: list[_Shown] = []
         self._figures_made = 0
-        self._left_bytes = limits.output_bytes
+        self.left_bytes = limits.output_bytes
         self._assembly: _Assembly | None = None
         self._files: dict[str, ArtifactRef] = {}
         self._sources: dict[str, tuple[str, ArtifactRef]] = {}
@@ -140,14 +140,14 @@ class Displays:
         """Add a part that is no image, while the results' share of the output limit lasts; plain text is cut to fit."""
         value = well_formed_json(value)
         size_bytes = len(value.encode()) if isinstance(value, str) else len(json.dumps(value))
-        if size_bytes > self._left_bytes:
-            kept = cut_utf8(value, self._left_bytes) if mime == "text/plain" and isinstance(value, str) else ""
+        if size_bytes > self.left_bytes:
+            kept = cut_utf8(value, self.left_bytes) if mime == "text/plain" and isinstance(value, str) else ""
             kept_bytes = len(kept.encode())
             self._drop("results", size_bytes - kept_bytes, f"a result of type {mime}", "bytes")
             if not kept:
                 return
             value, size_bytes = kept, kept_bytes
-        self._left_bytes -= size_bytes
+        self.left_bytes -= size_bytes
         bundle[mime] = value
 
     def _figure(self, entry: _Shown, mime: str, value: Any) -> tuple[Artifact | None, str]:
@@ -228,7 +228,7 @@ class Displays:
     def state(self) -> dict[str, Any]:
         """What the events do not say, JSON-ready."""
         return {
-            "left_bytes": self._left_bytes,
+            "left_bytes": self.left_bytes,
             "dropped": dict(self._dropped),
             "notices": dict(self._notices),
             "told": list(self._lines),
@@ -239,7 +239,7 @@ class Displays:
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`."""
-        self._left_bytes = state.get("left_bytes", self._left_bytes)
+        self.left_bytes = state.get("left_bytes", self.left_bytes)
         self._dropped, self._notices = dict(state.get("dropped", {})), dict(state.get("notices", {}))
         self._lines = list(state.get("told", ()))
         self._left_files_bytes = state.get("left_files_bytes", self._left_files_bytes)

@@ -67,6 +67,11 @@ class RunFold:
     def __repr__(self) -> str:
         return f"<RunFold {self.run_id}: {self._log!r}>"
 
+    @property
+    def size_bytes(self) -> int:
+        """How much output and results it has."""
+        return 2 * self._limits.output_bytes - self._output.left_bytes - self._displays.left_bytes
+
     def handle_message(self, message: Message) -> None:
         """Fold one message."""
         was_pending, seq = self._clear_pending, self._log.next_seq

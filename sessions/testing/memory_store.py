@@ -57,6 +57,11 @@ class StoredRun:
         if batch.progress and (self.progress is None or batch.progress.taken_seq >= self.progress.taken_seq):
             self.progress = batch.progress
 
+    def size_bytes(self) -> int:
+        """As `Store.run_bytes` has it, roughly."""
+        made = (self.result.output, self.result.stderr, *self.result.results) if self.result is not None else ()
+        return self.run.source_bytes() + sum(len(str(part)) for part in made)
+
     def record(self) -> RunRecord:
         """As `Store` answers."""
         return RunRecord(
@@ -161,6 +166,10 @@ class MemoryStore:
     async def get_run(self, run_id: RunId) -> RunRecord | None:
         self._check()
         return self.runs[run_id].record() if run_id in self.runs else None
+
+    async def run_bytes(self, run_id: RunId) -> int:
+        self._check()
+        return self.runs[run_id].size_bytes() if run_id in self.runs else 0
 
     async def find_run(self, tenant: TenantId, idempotency_key: str) -> RunRecord | None:
         self._check()

@@ -467,3 +467,13 @@ async def test_an_empty_file_is_no_copy(store: Store) -> None:
     await store.add_run(run)
     await store.append(run.run_id, Batch(artifacts=(empty,)))
     assert await store.get_artifact(empty.ref.id) == empty
+
+
+async def test_the_size_of_a_run_is_told_without_it(store: Store) -> None:
+    run = new_run(code="x" * 100_000, variables={"text": "y" * 100_000})
+    assert await store.run_bytes(run.run_id) == 0
+    await store.add_run(run)
+    assert 200_000 <= await store.run_bytes(run.run_id) < 210_000
+    await store.finish_run(ok(run, output="z" * 100_000, results=({"text/html": "z" * 100_000},)), Batch(), NOW)
+    assert 400_000 <= await store.run_bytes(run.run_id) < 420_000
+    assert await store.run_bytes(RunId("no uuid")) == 0

@@ -16,6 +16,7 @@ from gateway.auth import Token
 from gateway.config.sections import AuthSection, Config, ServerSection
 from gateway.http.base.context import Context
 from gateway.http.base.limits import BufferedBodies, HttpBounds, InFlight, Streams
+from gateway.http.base.outgoing import AnswerRoom
 from gateway.http.server import make_server
 from sessions.model import ArtifactRef
 from sessions.settings import Limits, SessionLimits
@@ -29,6 +30,7 @@ class Face:
     in_flight: InFlight
     bodies: BufferedBodies
     streams: Streams
+    answers: AnswerRoom
 
     @property
     def ws_url(self) -> str:
@@ -73,7 +75,9 @@ async def serving(
     port = next(iter(server._sockets.values())).getsockname()[1]
     try:
         http = context.http
-        yield Face(f"http://127.0.0.1:{port}", port, service, http.in_flight, http.bodies, http.streams)
+        yield Face(
+            f"http://127.0.0.1:{port}", port, service, http.in_flight, http.bodies, http.streams, context.answers
+        )
     finally:
         server.stop()
         await context.http.streams.close_all()

@@ -1,6 +1,6 @@
 """The service double: the part of `sessions.service.Service` that HTTP calls, in memory. It runs nothing.
 
-It records what it was asked, counts the bytes of artifacts that were read, and answers what the test has laid out: a
+It records what it was asked, counts what was read of runs and artifacts, and answers what the test has laid out: a
 result for the next run, or events that the test adds one by one while they are followed. Sessions and their files are
 held for real; what Jupyter makes of sessions is the real thing.
 """
@@ -106,6 +106,7 @@ class MemoryService:
     files: MemoryFiles = field(default_factory=MemoryFiles)
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     read_bytes: int = 0
+    gets: int = 0
     next_result: dict[str, Any] = field(default_factory=dict)
     next_error: Exception | None = None
     follow_error: Exception | None = None
@@ -167,10 +168,15 @@ class MemoryService:
             memory.followers -= 1
 
     async def get_run(self, tenant: TenantId, run_id: RunId) -> RunRecord:
+        self.gets += 1
         record = self._run(tenant, run_id).record
         if record.expired_at is not None:
             raise Gone
         return record
+
+    async def run_bytes(self, run_id: RunId) -> int:
+        record = self._run(None, run_id).record
+        return len(record.run.code) + (0 if record.result is None else len(record.result.output))
 
     async def list_runs(self, query: RunQuery) -> list[RunSummary]:
         records = [memory.record for memory in reversed(self.runs) if memory.record.run.tenant == query.tenant]

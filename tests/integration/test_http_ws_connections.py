@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import struct
 from contextlib import suppress
 from typing import Any
 
@@ -18,9 +17,10 @@ from http_face import Face, serving
 from structlog.testing import capture_logs
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from ws_talk import TOKENS, UPGRADE, begun, hear, tell, until
+from ws_talk import TOKENS, UPGRADE, begun, frame_of, hear, tell, until
 
 from gateway.http.base.limits import HttpBounds
+from gateway.http.base.outgoing import Place
 from gateway.http.base.websocket import SocketHandler
 from sessions.model import ANONYMOUS, EventType, RunRequest, RunStatus
 from sessions.settings import Limits
@@ -147,12 +147,6 @@ async def test_a_client_that_answers_pings_may_be_silent(face: Face) -> None:
         assert (await hear(ws))["type"] == "started"
 
 
-def _frame(text: str) -> bytes:
-    """A masked text frame."""
-    data = text.encode()
-    return b"\x81" + struct.pack("!BH", 0xFE, len(data)) + bytes(4) + data
-
-
 @pytest.mark.parametrize("face", [HttpBounds(send_timeout_s=3.0)], indirect=True)
 async def test_a_client_that_stops_reading_is_sent_no_more_and_is_hung_up_on(
     face: Face, monkeypatch: pytest.MonkeyPatch
@@ -163,9 +157,9 @@ async def test_a_client_that_stops_reading_is_sent_no_more_and_is_hung_up_on(
     sent = 0
     send_message = SocketHandler.send_message
 
-    async def counted(self: SocketHandler, message: dict[str, Any]) -> None:
+    async def counted(self: SocketHandler, message: dict[str, Any], place: Place) -> None:
         nonlocal sent
-        await send_message(self, message)
+        await send_message(self, message, place)
         sent += 1
 
     monkeypatch.setattr(SocketHandler, "send_message", counted)
@@ -175,7 +169,7 @@ async def test_a_client_that_stops_reading_is_sent_no_more_and_is_hung_up_on(
         connection.sendall(UPGRADE)
         for number in range(20):
             message = {"op": "run", "id": number, "code": "1", "idempotency_key": "k"}
-            connection.sendall(_frame(json.dumps(message).ljust(200)))
+            connection.sendall(frame_of(json.dumps(message).ljust(200)))
         async with asyncio.timeout(10):
             while run.followers < 20:
                 await asyncio.sleep(0.01)

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import struct
 from typing import Any
 
 from http_face import Face
@@ -44,3 +45,9 @@ async def until(face: Face, expected: str) -> None:
     async with asyncio.timeout(30):
         while repr(face.streams) != expected:
             await asyncio.sleep(0.005)
+
+
+def frame_of(text: str) -> bytes:
+    """A masked text frame."""
+    data = text.encode()
+    return b"\x81" + struct.pack("!BH", 0xFE, len(data)) + bytes(4) + data

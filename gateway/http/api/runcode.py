@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gateway.http.api.streaming import SSE, StreamingHandler, accepts
+from gateway.http.base.outgoing import bytes_of
 from gateway.http.parse import body, run_request
 from gateway.http.render.answer import run_answer
-from sessions.errors import InvalidRequest
-from sessions.model import RunRequest, RunStatus
+from sessions.errors import EndNotStored, InvalidRequest, Unavailable
+from sessions.model import Result, RunRequest, RunStatus
+
+_NOT_SENT = (
+    "The code was run, and its answer is stored, but too many large answers are on their way to send it now: "
+    "GET /runs/{} has it. Do not run it again."
+)
 
 
 class RunCodeHandler(StreamingHandler):
@@ -25,13 +33,22 @@ class RunCodeHandler(StreamingHandler):
                 run_id = await self.context.service.begin(request)
                 await self.stream_events(run_id, 0, SSE)
             return
-        result = await self.context.service.run(request)
-        answer = run_answer(result, self.base_url)
+        running = self.context.service.run(request)
+        del given, request
+        await self.send_json(*await self._answer(await running))
+
+    async def _answer(self, result: Result) -> tuple[dict[str, Any], int]:
+        """The answer and its status, once there is room for it. Raises EndNotStored when there is none in time."""
+        answer, status = run_answer(result, self.base_url), 200
         if result.status is RunStatus.TIMEOUT:
-            self.error_code = "timeout"
-            await self.send_json({**answer, "code": "timeout", "request_id": self.request_id}, status=504)
-        else:
-            await self.send_json(answer)
+            self.error_code, status = "timeout", 504
+            answer |= {"code": "timeout", "request_id": self.request_id}
+        self.place.waits_long = True
+        try:
+            await self.place.make(bytes_of(answer))
+        except Unavailable as error:
+            raise EndNotStored(_NOT_SENT.format(result.run_id)) from error
+        return answer, status
 
     def _fields(self) -> run_request.RunFields:
         headers = self.request.headers

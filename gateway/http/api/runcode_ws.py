@@ -108,10 +108,11 @@ class RunCodeSocket(SocketHandler):
         self._followed.add(task)
         yours = {} if identifier is None else {"id": identifier}
         try:
-            async with aclosing(wire_events(self.context.service, run_id, 0, self.base_url)) as batches:
-                async for batch in batches:
-                    for event in batch:
-                        await self.send_message(event | yours)
+            with self.placing() as place:
+                async with aclosing(wire_events(self.context.service, run_id, 0, self.base_url, place)) as batches:
+                    async for batch in batches:
+                        for event in batch:
+                            await self.send_message(event | yours, place)
         finally:
             self._followed.discard(task)
 
@@ -123,6 +124,7 @@ class RunCodeSocket(SocketHandler):
         if not isinstance(error, CellblockError):
             _log.error("unexpected error", route=self.route.path, request_id=self.request_id, exc_info=error)
         try:
-            await self.send_message(message)
+            with self.placing() as place:
+                await self.send_message(message, place)
         except WebSocketClosedError:
             return

@@ -40,8 +40,9 @@ class RunHandler(BaseHandler):
 
     async def handle_request(self) -> None:
         run_id = urls.run_in(self.request.path)
-        record = await self.context.service.get_run(self.tenant, run_id)
-        await self.send_json(run_record(record, self.base_url))
+        service = self.context.service
+        await self.place.make(await service.run_bytes(run_id))
+        await self.send_json(run_record(await service.get_run(self.tenant, run_id), self.base_url))
 
 
 class RunEventsHandler(StreamingHandler):

@@ -38,6 +38,8 @@ class SessionNotebookHandler(BaseHandler):
             kernel_name = self.context.config.languages.get(session.language, session.language)
             # Validation is slow, and must not block the event loop.
             document = await asyncio.to_thread(_document, runs, session.language, kernel_name, has_older)
+            del runs
+            await self.place.take(len(document))
         self.set_header("Content-Type", "application/x-ipynb+json")
         self.set_header("Content-Disposition", disposition(f"{session.session_id}.ipynb", inline=False))
         self.set_header("Content-Security-Policy", "sandbox; default-src 'none'")

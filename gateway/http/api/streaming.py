@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
@@ -18,6 +18,7 @@ from tornado.httputil import HTTPHeaders
 from tornado.iostream import StreamClosedError
 
 from gateway.http.base.handler import BaseHandler
+from gateway.http.base.outgoing import Place, bytes_of
 from gateway.http.render import events
 from gateway.http.render.answer import run_answer
 from sessions.model import EventType, RunId
@@ -57,6 +58,7 @@ class StreamingHandler(BaseHandler):
         """Answer with the events of a run, up to its end. Enter `context.http.streams.holding` before."""
         self.set_header("Content-Type", form.content_type)
         self.set_header("X-Accel-Buffering", "no")  # nginx would collect events until it has a few KiB
+        self.place.waits_long = self.patience.may_pause = True
         self._streaming = asyncio.ensure_future(self._send_events(run_id, after, form))
         self._release()  # shutdown waits for answers, and this one may take as long as its run
         try:
@@ -83,14 +85,28 @@ class StreamingHandler(BaseHandler):
         await self.send_piece()
         if self.request.method == "HEAD":
             return
-        arriving = wire_events(self.context.service, run_id, after, self.base_url)
+        arriving = wire_events(self.context.service, run_id, after, self.base_url, self.place)
         async with aclosing(with_silences(arriving, self.context.http.bounds.keep_alive_s)) as batches:
             async for batch in batches:
                 if batch is not None:
-                    for piece in _pieces(batch, form):
-                        await self.send_piece(piece)
+                    await self._send_batch(batch, form)
                 elif form.keep_alive:
                     await self.send_piece(form.keep_alive)
+
+    async def _send_batch(self, batch: list[events.WireEvent], form: EventFormat) -> None:
+        """Send events in pieces that are neither many nor large: a replay can be one batch of all there is."""
+        piece = bytearray()
+        for event in batch:
+            await self.place.make(bytes_of(event))
+            piece += form.write(event)
+            event.clear()
+            if len(piece) >= _PIECE_BYTES:
+                await self.place.take(len(piece))
+                await self.send_piece(bytes(piece))
+                piece.clear()
+                self.place.leave()
+        if piece:
+            await self.send_piece(bytes(piece))
 
     def _judge(self, run_id: RunId, error: BaseException | None) -> None:
         """What a stream that ended by itself did not bring, the client must not take for the end."""
@@ -102,9 +118,11 @@ class StreamingHandler(BaseHandler):
 
 
 async def wire_events(
-    service: Service, run_id: RunId, after: int, base_url: str
+    service: Service, run_id: RunId, after: int, base_url: str, place: Place
 ) -> AsyncGenerator[list[events.WireEvent]]:
     """The events of a run above `after`, in batches as they are committed, up to and with `end`.
+
+    Room for the answer in `end` is taken before it is read.
 
     Raises what `Service.follow` and `Service.result` raise.
     """
@@ -113,6 +131,7 @@ async def wire_events(
             wired = [events.wire_event(run_id, event, base_url) for event in batch]
             for event, stored in zip(wired, batch, strict=True):
                 if stored.type is EventType.END:
+                    await place.make(await service.run_bytes(run_id))
                     event.update(run_answer(await service.result(run_id), base_url))
             yield wired
 
@@ -152,15 +171,3 @@ async def with_silences(batches: AsyncGenerator[_T], silence_s: float) -> AsyncG
 
 async def _next(batches: AsyncIterator[_T]) -> _T:
     return await anext(batches)
-
-
-def _pieces(batch: list[events.WireEvent], form: EventFormat) -> Iterator[bytes]:
-    """The batch in pieces that are neither many nor large: a replay can be one batch of all there is."""
-    piece = bytearray()
-    for event in batch:
-        piece += form.write(event)
-        if len(piece) >= _PIECE_BYTES:
-            yield bytes(piece)
-            piece.clear()
-    if piece:
-        yield bytes(piece)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from gateway.auth import Authenticator, SiteRules
 from gateway.config.sections import Config
 from gateway.http.base.limits import HttpBounds, HttpLimits
+from gateway.http.base.outgoing import AnswerRoom
 from sessions.notebook_sessions import NotebookSessions
 from sessions.service import Service
 
@@ -28,4 +29,5 @@ class Context:
         )
         self.public_url = server.public_url.rstrip("/")
         self.http = HttpLimits(config.limits.request_bytes, bounds or HttpBounds())
+        self.answers = AnswerRoom(self.http.bounds)
         self.started_at = datetime.now(UTC)

@@ -6,7 +6,6 @@ nothing of runs.
 
 from __future__ import annotations
 
-import asyncio
 import re
 import uuid
 from collections.abc import Awaitable, Callable
@@ -21,6 +20,7 @@ from tornado.web import Application, HTTPError, RequestHandler, stream_request_b
 from gateway.http.base.context import Context
 from gateway.http.base.errors import INTERNAL_SENTENCE, SHAPE_OF_STATUS, STATUS_OF_CODE
 from gateway.http.base.limits import IncomingBody, declared_bytes, no_room
+from gateway.http.base.outgoing import Patience, bytes_of
 from gateway.http.base.route import Exposure, Route
 from gateway.http.render.answer import strict_json
 from sessions.errors import CellblockError, Conflict, TooLarge
@@ -40,7 +40,7 @@ class BaseHandler(RequestHandler):
     """One request.
 
     The mutable state is `_refusal` (why it will not be served), `_body`, `tenant`, and how far the answer is:
-    `_is_in_flight`, `_is_answering`, `_is_sending`.
+    `_is_in_flight`, `_is_answering`, `_is_sending`, its `place` among all answers, and its `patience`.
     """
 
     is_probe: ClassVar[bool] = False
@@ -60,6 +60,8 @@ class BaseHandler(RequestHandler):
         self.context = context
         self.route = route
         self._body = IncomingBody(context.http.bodies)
+        self.place = context.answers.place()
+        self.patience = Patience(context.http.bounds, context.answers)
 
     async def handle_request(self) -> None:
         """Serve the request, whose whole body is in `body`. May raise any CellblockError."""
@@ -199,6 +201,7 @@ class BaseHandler(RequestHandler):
         finally:
             self._is_answering = False
             self._body.discard()
+            self.place.leave()
 
     head = post = put = delete = patch = options = get
 
@@ -216,9 +219,13 @@ class BaseHandler(RequestHandler):
                 self.set_header("Access-Control-Allow-Private-Network", "true")
 
     async def send_json(self, value: Any, status: int = 200) -> None:
+        """Send this value, of which the caller keeps nothing. Raises Unavailable when there is no room for it."""
         self.set_status(status)
         self.set_header("Content-Type", "application/json; charset=utf-8")
-        await self.send(strict_json(value))
+        await self.place.make(bytes_of(value))
+        data = strict_json(value)
+        del value
+        await self.send(data)
 
     async def send_nothing(self) -> None:
         """Say that it is done: 204."""
@@ -227,10 +234,11 @@ class BaseHandler(RequestHandler):
         await self.send(None)
 
     async def send(self, data: bytes | None) -> None:
-        """Send the whole answer, and disconnect a client that does not read it."""
+        """Send the whole answer, and disconnect a client that does not read it. Raises Unavailable."""
+        await self.place.take(len(data or b""))
         self._is_sending = True
         try:
-            await asyncio.wait_for(self.finish(data), self.context.http.bounds.send_timeout_s)
+            await self._taken(self.finish(data))
         except StreamClosedError:
             pass  # the client is gone; its run is recorded all the same
         except TimeoutError:
@@ -244,7 +252,10 @@ class BaseHandler(RequestHandler):
         Raises StreamClosedError when the client is gone, and TimeoutError when it takes nothing.
         """
         self.write(data)
-        await asyncio.wait_for(self.flush(), self.context.http.bounds.send_timeout_s)
+        await self._taken(self.flush())
+
+    async def _taken(self, writing: Awaitable[None]) -> None:
+        await self.patience.wait_for(writing, getattr(self.request.connection, "stream", None))
 
     async def send_pieces(self, size_bytes: int, read: Callable[[int], Awaitable[bytes]]) -> None:
         """Send an answer of this size; `read(offset)` gives its pieces. One that cannot be finished is broken off."""

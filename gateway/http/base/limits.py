@@ -46,6 +46,15 @@ class HttpBounds:
     send_timeout_s: float = 120.0
     """A client that does not read its answer within this time loses its connection."""
 
+    stall_s: float = 10.0
+    """So does one that takes nothing of it for this long; with streams and WebSockets, where others need the memory."""
+
+    answers_bytes: int = 128 << 20
+    """Large answers together, while they are made and until they are taken."""
+
+    answer_wait_s: float = 5.0
+    """An answer waits this long for room among them; that of code that was just run, as long as a client may take."""
+
     message_timeout_s: float = 60.0
     """From the first byte of a WebSocket message that arrives in pieces to its last byte."""
 

@@ -6,7 +6,7 @@ A subclass implements `on_message`. The content of messages is not known here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketP
 from gateway.http.base.handler import BaseHandler
 from gateway.http.base.incoming_messages import IncomingMessages
 from gateway.http.base.limits import no_room
+from gateway.http.base.outgoing import Place, bytes_of
 from gateway.http.render.answer import strict_json
 from sessions.errors import InvalidRequest
 
@@ -58,6 +59,7 @@ class SocketHandler(BaseHandler, WebSocketHandler):
     def open(self, *args: str, **kwargs: str) -> None:
         """Small messages go out at once."""
         del args, kwargs
+        self.patience.may_pause = True
         self.set_nodelay(True)
 
     @property
@@ -67,11 +69,6 @@ class SocketHandler(BaseHandler, WebSocketHandler):
     @property
     def ping_timeout(self) -> float:
         return self.context.http.bounds.ping_s
-
-    @property
-    def send_timeout_s(self) -> float:
-        """How long the client may take over one message."""
-        return self.context.http.bounds.send_timeout_s
 
     @property
     def max_message_size(self) -> int:
@@ -96,23 +93,38 @@ class SocketHandler(BaseHandler, WebSocketHandler):
 
     # --- talking ------------------------------------------------------------------------------------------------------
 
-    async def send_message(self, message: dict[str, Any]) -> None:
+    async def send_message(self, message: dict[str, Any], place: Place) -> None:
         """Send a message and return once the client has taken it; others wait meanwhile.
 
-        Raises WebSocketClosedError when the client is gone, also for taking nothing.
+        Raises WebSocketClosedError when the client is gone, also for taking nothing; Unavailable.
         """
-        await self.send_frame(strict_json(message))
+        await place.make(bytes_of(message))
+        await self.send_encoded(lambda: strict_json(message), place, is_text=True)
 
-    async def send_frame(self, data: str | bytes, *, binary: bool = False) -> None:
-        """The same with what is encoded already."""
+    async def send_encoded(self, encode: Callable[[], str | bytes], place: Place, *, is_text: bool = False) -> None:
+        """The same with what `encode` makes; `place` has room for that, and is left."""
         async with self._writing:
+            data = encode()
+            await place.take(len(data))
+            writing = self.write_message(data, binary=isinstance(data, bytes) and not is_text)
+            del data
             try:
-                # `wait_for` may swallow a cancellation.
-                async with asyncio.timeout(self.send_timeout_s):
-                    await self.write_message(data, binary=binary)
+                await self._taken(writing)
             except TimeoutError:
                 self.disconnect()
                 raise WebSocketClosedError from None
+            finally:
+                place.leave()
+
+    @contextmanager
+    def placing(self) -> Iterator[Place]:
+        """A place for messages that are sent one after the other."""
+        with self.context.answers.place() as place:
+            place.waits_long = True
+            yield place
+
+    async def _taken(self, writing: Awaitable[None]) -> None:
+        await self.patience.wait_for(writing, getattr(self.ws_connection, "stream", None))
 
     # --- closing ------------------------------------------------------------------------------------------------------
 

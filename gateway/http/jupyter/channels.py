@@ -16,6 +16,7 @@ from tornado.web import Application
 from tornado.websocket import WebSocketClosedError
 
 from gateway.host.clock import SystemClock
+from gateway.http.base.outgoing import Place
 from gateway.http.base.websocket import SocketHandler
 from gateway.http.jupyter.framing import Framing, framing_of
 from gateway.http.jupyter.handler import JupyterHandler
@@ -82,6 +83,7 @@ class JupyterChannels(JupyterHandler, SocketHandler):
         self._framing = framing_of(self.selected_subprotocol)
         self._sending = asyncio.ensure_future(self._send_items(self._connection))
         self._connection.on_replaced(self._be_replaced)
+        self.patience.timeout_s = self.context.http.bounds.silence_s
         self._note_heard()
         self._watch_silence()
 
@@ -103,10 +105,6 @@ class JupyterChannels(JupyterHandler, SocketHandler):
     def ping_timeout(self) -> float:
         """Zero: tornado would close the connection before its next ping. `_watch_silence` decides instead."""
         return 0.0
-
-    @property
-    def send_timeout_s(self) -> float:
-        return self.context.http.bounds.silence_s
 
     def _note_heard(self) -> None:
         self._heard_s = asyncio.get_running_loop().time()
@@ -158,7 +156,8 @@ class JupyterChannels(JupyterHandler, SocketHandler):
                 if isinstance(item, Replay):
                     await self._replay(connection, item)
                 else:
-                    await self._send(item)
+                    with self.placing() as place:
+                        await self._send(item, place)
                 self._ping(connection)
             self.close(_NORMAL, "this kernel has been shut down")
         except WebSocketClosedError:
@@ -169,17 +168,23 @@ class JupyterChannels(JupyterHandler, SocketHandler):
 
     async def _replay(self, connection: ClientConnection, replay: Replay) -> None:
         bounds = self.context.http.bounds
-        replayed = replay_run(
-            self.context.service, self.tenant, replay.run_id, connection.client, retry_s=bounds.replay_retry_s
-        )
-        async with aclosing(replayed) as messages:  # type: ignore[type-var]
-            async for message in messages:
-                await self._send(message)
+        with self.placing() as place:
+            replayed = replay_run(
+                self.context.service,
+                self.tenant,
+                replay.run_id,
+                connection.client,
+                retry_s=bounds.replay_retry_s,
+                place=place,
+            )
+            async with aclosing(replayed) as messages:  # type: ignore[type-var]
+                async for message in messages:
+                    await self._send(message, place)
         connection.replay_sent(replay.run_id)
 
-    async def _send(self, message: ClientMessage) -> None:
-        data = self._framing.encode(message)
-        await self.send_frame(data, binary=isinstance(data, bytes))
+    async def _send(self, message: ClientMessage, place: Place) -> None:
+        await place.make(message.size_bytes)
+        await self.send_encoded(lambda: self._framing.encode(message), place)
 
     def _ping(self, connection: ClientConnection) -> None:
         """Ask whether all of it has arrived, unless a ping is under way."""

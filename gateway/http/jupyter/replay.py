@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, suppress
 from typing import Any
 
+from gateway.http.base.outgoing import Place
 from gateway.http.render.outputs import Output, OutputMessages, output_content
 from sessions.errors import Gone, NotFound, StoreUnavailable
 from sessions.jupyter import messages
@@ -19,15 +20,18 @@ from sessions.service import Service
 
 
 async def replay_run(
-    service: Service, tenant: TenantId, run_id: RunId, client: str, *, retry_s: float
+    service: Service, tenant: TenantId, run_id: RunId, client: str, *, retry_s: float, place: Place | None = None
 ) -> AsyncIterator[ClientMessage]:
     """All output of the run so far, then live output to its end; the reply only for the client that asked.
 
-    The replay starts again, after `retry_s`, when the database fails. A run that was removed yields nothing.
+    The replay starts again, after `retry_s`, when the database fails. A run that was removed yields nothing. Room for
+    what is large is taken in `place` before that is read.
     """
     while True:
         try:
-            async for message in _replay(service, tenant, run_id, client):
+            if place is not None:
+                await place.make(await service.run_bytes(run_id))
+            async for message in _replay(service, tenant, run_id, client, place):
                 yield message
         except StoreUnavailable:
             await asyncio.sleep(retry_s)
@@ -37,7 +41,9 @@ async def replay_run(
             return
 
 
-async def _replay(service: Service, tenant: TenantId, run_id: RunId, client: str) -> AsyncIterator[ClientMessage]:
+async def _replay(
+    service: Service, tenant: TenantId, run_id: RunId, client: str, place: Place | None
+) -> AsyncIterator[ClientMessage]:
     record = await service.get_run(tenant, run_id)
     jupyter = record.run.jupyter
     is_asker = jupyter is not None and jupyter.client == client
@@ -46,6 +52,7 @@ async def _replay(service: Service, tenant: TenantId, run_id: RunId, client: str
     yield messages.status("busy", header)
     if jupyter is None or jupyter.is_noted:
         yield make("execute_input", {"code": record.run.code, "execution_count": count or 0}, header)
+    del record
     yield make("clear_output", {"wait": False}, header)
     outputs, has_error = OutputMessages(count), False
     last: EventType | None = None
@@ -58,7 +65,7 @@ async def _replay(service: Service, tenant: TenantId, run_id: RunId, client: str
                     question = event
                 elif (output := outputs.output(event)) is not None:
                     has_error |= output.msg_type == "error"
-                    yield await _message(service, output, header)
+                    yield await _message(service, output, header, place)
             # The last question; threads may have printed since. An answered question is not asked again.
             if question is not None and is_asker and service.waits_for_input(run_id):
                 content = {name: question.fields[name] for name in ("prompt", "password")}
@@ -71,10 +78,12 @@ async def _replay(service: Service, tenant: TenantId, run_id: RunId, client: str
             yield message
 
 
-async def _message(service: Service, output: Output, header: Mapping[str, Any]) -> ClientMessage:
+async def _message(service: Service, output: Output, header: Mapping[str, Any], place: Place | None) -> ClientMessage:
     """An output as a message, with its image, unless retention has removed that."""
     images = {}
     if output.image is not None:
+        if place is not None:
+            await place.make(2 * output.image.size_bytes)
         with suppress(NotFound):
             images[output.image.artifact_id] = (await service.artifact(ArtifactId(output.image.artifact_id))).data
     content = output_content(output, images)

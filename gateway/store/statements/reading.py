@@ -5,7 +5,9 @@ Conditions that the question leaves open are left out, so that each question fin
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, ScalarSelect, Select, and_, case, func, not_, or_, select
+from typing import Any
+
+from sqlalchemy import ColumnElement, ScalarSelect, Select, Text, and_, case, cast, func, literal, not_, or_, select
 
 from gateway.store.rows import SUMMARY_COLUMNS
 from gateway.store.tables import artifacts, events, runs
@@ -38,6 +40,16 @@ def if_small(statement: RunSelect, most_bytes: int) -> RunSelect:
     lengths += [func.pg_column_size(column) for column in (runs.c.answer, runs.c.variables, runs.c.progress)]
     total: ColumnElement[int] = sum((func.coalesce(length, 0) for length in lengths[1:]), func.coalesce(lengths[0], 0))
     return statement.where(total <= most_bytes)
+
+
+def run_bytes(run_id: RunId) -> Select[Any]:
+    """The size of the run's texts and JSON."""
+    texts = (runs.c.output, runs.c.stderr, runs.c.code)
+    as_texts = (cast(column, Text) for column in (runs.c.answer, runs.c.variables, runs.c.jupyter, runs.c.progress))
+    size_bytes: ColumnElement[int] = literal(0)
+    for text in (*texts, *as_texts):
+        size_bytes += func.coalesce(func.octet_length(text), 0)
+    return select(size_bytes.label("size_bytes")).where(runs.c.run_id == run_id)
 
 
 def runs_in_the_way(of: Run) -> _Any:
