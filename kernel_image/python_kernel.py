@@ -74,12 +74,13 @@ class _Exit(ZMQExitAutocall):  # type: ignore[misc]
 class PythonShell(ZMQInteractiveShell):  # type: ignore[misc]
     """IPython's shell.
 
-    Its own state: the process that it belongs to, the standard streams, and what the last cell raised.
+    Its own state: the process that it belongs to, the standard streams, what the last cell raised, and what was shown.
     """
 
     def __init__(self, **options: Any) -> None:
         self._pid = os.getpid()
         self.last_error: BaseException | None = None
+        self.last_shown: BaseException | None = None
         self.streams = StandardStreams()
         super().__init__(exiter=_Exit(), **options)
         for name in ("exit", "quit"):
@@ -174,6 +175,7 @@ class PythonShell(ZMQInteractiveShell):  # type: ignore[misc]
             if not (isinstance(evalue, SystemExit) and isinstance(evalue.code, int | None)):
                 traceback.print_exception(evalue)
             return
+        self.last_shown = evalue
         readable = _Readable.made_of(evalue)
         with self.streams.own():  # they are flushed first
             super()._showtraceback(type(readable), readable, [str(line) for line in stb])
@@ -214,12 +216,15 @@ class PythonKernel(IPythonKernel):  # type: ignore[misc]
     async def do_execute(self, *arguments: Any, **options: Any) -> dict[str, Any]:
         """Run code. What it has buffered is written out before its end is told."""
         self.shell.streams.put_back()
-        self.shell.last_error = None
+        self.shell.last_error = self.shell.last_shown = None
+        self.shell._last_traceback_during_displayhook = False  # noqa: SLF001 - ipykernel forgets it where code awaits
         try:
             reply: dict[str, Any] = await super().do_execute(*arguments, **options)
         except BaseException as error:  # noqa: BLE001 - as above
             reply = self._reply_of(self.shell.last_error or error)
-        if (raised := self.shell.last_error) is not None:
+        # A result that cannot be shown is an error, too.
+        raised = self.shell.last_error or self.shell.last_shown
+        if reply["status"] == "error" and raised is not None:
             reply.update(ename=name_of(raised), evalue=text_of(raised))
         if os.getpid() != self._pid:
             self._leave_child()

@@ -305,6 +305,7 @@ class RunFold:
         exception = self._tracebacks.parse(content, self._execution_count)
         if exception is None:
             return
+        self._outlive_exception()
         self._exception, self._has_error_event = exception, False
         if exception.name != "SystemExit":
             self._add_error_event(exception)
@@ -312,7 +313,9 @@ class RunFold:
     def _handle_reply(self, content: Mapping[str, Any]) -> None:
         self._execution_count = contents.execution_count(content) or self._execution_count
         self._exit_status = str(content.get("status"))
-        if self._exit_status != "ok":
+        if self._exit_status == "ok":
+            self._outlive_exception()
+        else:
             self._exception = self._exception or self._tracebacks.parse(content, self._execution_count)
             if self._exception is not None and self._exception.name == "SystemExit":
                 self._leave(self._exception)
@@ -325,6 +328,13 @@ class RunFold:
                 self._handle_display({"data": contents.without_ansi(payload.get("data"))}, is_main_result=False)
             elif payload.get("source") == "ask_exit" and payload.get("keepkernel") is not True:
                 self.leaves = True  # `exit()`: the kernel process ends now
+
+    def _outlive_exception(self) -> None:
+        """The code has gone on after an error that was shown (`%run`, a display that fails): it is standard error."""
+        if self._exception is not None:
+            text = "\n".join(self._exception.traceback).rstrip("\n") + "\n"
+            self._exception = None
+            self._handle_stream({"name": "stderr", "text": text})
 
     def _leave(self, exception: ExceptionInfo) -> None:
         """`sys.exit()` ends a run as it ends a script: None and 0 are success."""

@@ -268,6 +268,13 @@ async def test_a_result_that_cannot_be_shown_is_answered(kernel: Supervised, nam
     assert (await kernel.run("1 + 1")).value() == "2"
 
 
+async def test_a_result_that_cannot_be_shown_is_an_error_by_its_name_and_of_its_run_alone(kernel: Supervised) -> None:
+    run = await kernel.run("class R:\n def _repr_html_(self): raise KeyError('x')\nR()")
+    assert (run.reply()["status"], run.reply()["ename"], run.reply()["evalue"]) == ("error", "KeyError", "'x'")
+    run = await kernel.run("import asyncio; await asyncio.sleep(0)")
+    assert run.reply()["status"] == "ok"
+
+
 async def test_a_replaced_displayhook_is_the_runs_alone(kernel: Supervised) -> None:
     assert (await kernel.run("import sys; sys.displayhook = None\n1")).end.msg_type == "done"
     assert (await kernel.run("1 + 1")).value() == "2"

@@ -149,6 +149,17 @@ def test_an_error_that_the_code_showed_and_survived_is_no_failure() -> None:
     assert (result.status, result.exception) == (RunStatus.OK, None)
 
 
+def test_errors_that_the_code_survived_are_standard_error() -> None:
+    fold = new_fold()
+    for name in ("One", "Two", "Three"):
+        take(fold, "error", {"ename": name, "evalue": "x", "traceback": [f"\x1b[31m{name}: x\x1b[0m"]})
+        stream(fold, f"after {name}\n", "stderr")
+    take(fold, "execute_reply", {"status": "error", "ename": "Three", "evalue": "x", "traceback": []})
+    result = fold.finish(fold.ended_status(), None, None)
+    assert (result.status, result.error) == (RunStatus.ERROR, "Three: x")
+    assert result.stderr == "after One\nOne: x\nafter Two\nTwo: x\nafter Three\n"
+
+
 def test_every_failure_has_an_explanation() -> None:
     for status in RunStatus:
         if status.is_final():
