@@ -21,6 +21,7 @@ from ipykernel.ipkernel import IPythonKernel
 from ipykernel.jsonutil import json_clean
 from ipykernel.zmqshell import ZMQInteractiveShell
 from IPython.core.autocall import ZMQExitAutocall
+from IPython.core.error import StdinNotImplementedError as IPythonStdinNotImplementedError
 from IPython.utils.text import LSString, SList
 from traitlets import Type
 
@@ -70,6 +71,13 @@ class _Exit(ZMQExitAutocall):  # type: ignore[misc]
     def __call__(self, code: object = None, keep_kernel: object = None) -> None:  # noqa: ARG002 - Jupyter's argument
         raise SystemExit(code)
 
+    def __repr__(self) -> str:
+        return "Use exit() or quit() to end the run."
+
+
+class StdinNotImplementedError(IPythonStdinNotImplementedError, EOFError):  # type: ignore[misc]
+    """Nobody can be asked for input. Scripts know this as the end of standard input."""
+
 
 class PythonShell(ZMQInteractiveShell):  # type: ignore[misc]
     """IPython's shell.
@@ -86,6 +94,8 @@ class PythonShell(ZMQInteractiveShell):  # type: ignore[misc]
         for name in ("exit", "quit"):
             self.builtin_trap.auto_builtins[name] = self.exiter
             self.register_magic_function(self._exit_magic, "line", name)
+        # Among the builtins, the namespace stays without it: multiprocessing would look for such a file.
+        self.builtin_trap.auto_builtins["__file__"] = os.path.abspath(sys.argv[0])  # noqa: PTH100 - a text
 
     def init_traceback_handlers(self, custom_exceptions: Any) -> None:
         """Make what formats tracebacks, which endless recursions do not keep busy."""
@@ -237,6 +247,16 @@ class PythonKernel(IPythonKernel):  # type: ignore[misc]
         asked = {"request_seq": msg.get("seq"), "command": msg.get("command")}
         return {"type": "response", **asked, "success": False, "message": "This kernel has no debugger."}
 
+    def raw_input(self, prompt: object = "") -> str:
+        """`input`, where there is somebody to ask."""
+        with _as_end_of_input():
+            return str(super().raw_input(prompt))
+
+    def getpass(self, *arguments: Any, **options: Any) -> str:
+        """`getpass.getpass`, likewise."""
+        with _as_end_of_input():
+            return str(super().getpass(*arguments, **options))
+
     @contextmanager
     def _cancel_on_sigint(self, future: asyncio.Future[Any]) -> Iterator[None]:
         """Interrupt code that awaits something: cancel it while it waits, raise KeyboardInterrupt where it computes."""
@@ -273,3 +293,11 @@ class PythonKernel(IPythonKernel):  # type: ignore[misc]
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(_exit_status(self.shell.last_error))
+
+
+@contextmanager
+def _as_end_of_input() -> Iterator[None]:
+    try:
+        yield
+    except IPythonStdinNotImplementedError as error:
+        raise StdinNotImplementedError(*error.args) from None

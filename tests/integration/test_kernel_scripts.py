@@ -141,6 +141,31 @@ async def test_arguments_are_those_of_a_script(kernel: Supervised) -> None:
     assert (await kernel.run(code)).text() == "['main.py'] Namespace(n=3)\nusage: main.py [-h] [--n N]\n"
 
 
+async def test_a_script_knows_where_it_would_be(kernel: Supervised) -> None:
+    code = (
+        "from pathlib import Path\nprint(Path(__file__).name, Path(__file__).parent == Path.cwd())\n"
+        "print('__file__' in globals())\nimport multiprocessing\n"
+        "with multiprocessing.get_context('spawn').Pool(1) as pool: print(pool.map(abs, [-1]))\n"
+        "(Path(__file__).parent / 'beside').write_text('x');"
+    )
+    run = await kernel.run(code)
+    assert run.text() == "main.py True\nFalse\n[1]\n"
+    assert run.files() == {"beside": b"x"}
+
+
+async def test_input_is_at_its_end_where_nobody_can_be_asked(kernel: Supervised) -> None:
+    code = (
+        "import getpass\nfor ask in (input, getpass.getpass):\n"
+        "    try:\n        while True: ask('> ')\n    except EOFError as error: print('end', type(error).__name__)"
+    )
+    assert (await kernel.run(code)).text() == "end StdinNotImplementedError\n" * 2
+    assert (await kernel.run("input()")).reply()["ename"] == "StdinNotImplementedError"
+
+
+async def test_the_name_of_exit_among_others_says_what_it_does(kernel: Supervised) -> None:
+    assert (await kernel.run("x = 1\nexit")).value() == "Use exit() or quit() to end the run."
+
+
 async def test_unittest_main_runs_the_tests_of_the_code(kernel: Supervised) -> None:
     code = "import unittest\nclass T(unittest.TestCase):\n    def test(self): self.assertEqual(1, {})\nunittest.main()"
     good, bad = await kernel.run(code.format(1)), await kernel.run(code.format(2))
