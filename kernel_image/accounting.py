@@ -18,13 +18,22 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Counters at one moment: monotonic time, CPU time used, memory now and at its highest, number of OOM kills."""
+    """Counters at one moment: monotonic time, CPU time used, memory now and at its highest, number of OOM kills.
+
+    `own_cpu_s` is the part of `cpu_s` that this process has used itself.
+    """
 
     at_s: float
     cpu_s: float
     memory_bytes: int
     memory_record_bytes: int
     oom_kills: int
+    own_cpu_s: float = 0.0
+
+    @property
+    def code_cpu_s(self) -> float:
+        """The CPU time of everything but this process."""
+        return self.cpu_s - self.own_cpu_s
 
 
 class _Counter:
@@ -65,6 +74,7 @@ class CgroupV2:
             memory_bytes=self._memory.number(),
             memory_record_bytes=self._record.number(),
             oom_kills=self._events.field("oom_kill"),
+            own_cpu_s=time.process_time(),
         )
 
 
@@ -85,6 +95,7 @@ class CgroupV1:
             memory_bytes=self._memory.number(),
             memory_record_bytes=self._record.number(),
             oom_kills=self._oom.field("oom_kill"),
+            own_cpu_s=time.process_time(),
         )
 
 

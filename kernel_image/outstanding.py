@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kernel_image import protocol
-from kernel_image.accounting import Meter, Meterage
+from kernel_image.accounting import Meter, Meterage, Reading
 from kernel_image.artifact_sender import ArtifactSender
 from kernel_image.artifacts import Found, WorkingDirectory
+from kernel_image.between_runs import BetweenRuns
 from kernel_image.coalescing import Coalescer
 from kernel_image.kernel_messages import JSON_ERRORS, asks_exit, cut_stream, is_idle, is_outcome, shorten_outcome
 from kernel_image.missing_replies import MissingReplies, missing_idle, missing_reply
@@ -72,6 +73,7 @@ class OutstandingRequests:
         self._coalescer = Coalescer[_Request](lambda parts, request: self._put_now("iopub", parts, "stream", request))
         self._outstanding: dict[str, _Request] = {}
         self._missing = MissingReplies(ask, self._make_missing)
+        self._between = BetweenRuns(meter, lambda usage: relay.put_control(protocol.USAGE, msg_id=None, usage=usage))
         self._sampler: asyncio.TimerHandle | None = None
         self._finishing: set[asyncio.Task[None]] = set()
         self._stops: dict[str, asyncio.Event] = {}
@@ -126,7 +128,9 @@ class OutstandingRequests:
         """Begin to measure the oldest request, whose turn it is, unless that has begun."""
         request = self._oldest()
         if request is not None and request.meterage is None:
-            request.meterage = Meterage(self._meter.read())
+            first = self._meter.read()
+            self._between.end(first)
+            request.meterage = Meterage(first)
             if self._sampler is None:
                 self._schedule_sample()
 
@@ -198,8 +202,9 @@ class OutstandingRequests:
         self._coalescer.flush()
         usage = None
         skipped: list[dict[str, Any]] = []
+        last = self._meter.read()
         if running is not None:
-            usage = self._usage(running)
+            usage = _usage(running, last)
             if running.wants_artifacts:
                 found, complete = self._work.changes()
                 skipped = await self._send_files(running, found, usage, complete=complete)
@@ -208,6 +213,8 @@ class OutstandingRequests:
         self._missing.forget()
         self.finished.extend(self._outstanding)
         self._outstanding.clear()
+        if running is not None:
+            self._between.begin(last)
         self._relay.put_control(
             protocol.DIED,
             msg_id=running.msg_id if running else None,
@@ -276,9 +283,12 @@ class OutstandingRequests:
 
     def _finish(self, request: _Request) -> None:
         """The request has ended: send the files that it made, then `done` with what it used."""
-        usage = self._usage(request)
+        last = self._meter.read()
+        usage = _usage(request, last)
         del self._outstanding[request.msg_id]
         self.finished.append(request.msg_id)
+        if not self._outstanding:
+            self._between.begin(last)
         self.measure()
         self._put_gap(request)
         found, complete = self._work.changes() if request.wants_artifacts else ([], True)
@@ -328,10 +338,6 @@ class OutstandingRequests:
                 dropped_frames=request.dropped_frames,
             )
 
-    def _usage(self, request: _Request) -> dict[str, Any]:
-        last = self._meter.read()
-        return (request.meterage or Meterage(last)).finish(last)
-
     def _schedule_sample(self) -> None:
         self._sampler = asyncio.get_running_loop().call_later(_SAMPLE_S, self._sample)
 
@@ -343,3 +349,7 @@ class OutstandingRequests:
             if request.meterage is not None:
                 request.meterage.sample(self._meter.read())
             self._schedule_sample()
+
+
+def _usage(request: _Request, last: Reading) -> dict[str, Any]:
+    return (request.meterage or Meterage(last)).finish(last)

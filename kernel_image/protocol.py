@@ -161,7 +161,8 @@ HELLO = "hello"  # protocol, kernel_id, credential, boot_id, state, generation, 
 #                  outstanding [msg_id], finished [msg_id], limits, failed_preloads {module: reason}
 STATE = "state"  # * state: starting | idle | dead; generation, pid, failed_preloads
 DONE = "done"  # * msg_id, usage {wall_ms, cpu_ms, memory_peak_bytes, oom_kills}, skipped [{path, bytes, why}]
-USAGE = "usage"  # * msg_id, usage: the code has ended, and its files are about to come
+USAGE = "usage"  # * msg_id, usage: the code has ended, and its files are about to come;
+#                  msg_id null: what was used while no request ran
 DIED = "died"  # * msg_id or null, never_run [msg_id], usage or null, skipped, exit_code, signal,
 #                  cause, which is one of oom, exited, signal, interrupt_ignored, restart, start
 REJECTED = "rejected"  # * msg_id: there was no kernel to take this request; it was not run and will not be

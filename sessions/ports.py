@@ -181,7 +181,7 @@ class Store(Protocol):
         ...
 
     async def renew_session(self, session: Session) -> None:
-        """Record the two time-outs of a session, and when it was last used, which never goes back.
+        """Record the two time-outs of a session, when it was last used, and its CPU time and memory, if they are more.
 
         Also its Jupyter session, if `jupyter_version` is above the stored one. Ignores `version`. No error if unknown.
         """

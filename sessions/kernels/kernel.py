@@ -23,7 +23,7 @@ from sessions.kernels.messages import RequestBuilder, decode
 from sessions.kernels.outcomes import Cause, Died, died_of, done_of, usage_of
 from sessions.kernels.pending_requests import PendingRequests, RequestListener
 from sessions.kernels.throttle import Throttle
-from sessions.model import JupyterRequest, KernelId
+from sessions.model import JupyterRequest, KernelId, Usage
 from sessions.ports import Clock, Link
 from sessions.settings import Timeouts
 
@@ -88,6 +88,7 @@ class Kernel:
         self.files = SupervisorFiles(self._linked, timeouts.file_answer_timeout_s)
         self.throttle = throttle or Throttle(clock)
         self.tap: KernelTap | None = None
+        self.on_usage_between_runs: Callable[[Usage], None] | None = None
         self._only_tapped = only_tapped
         self._timeouts = timeouts
         self._adopted = adopted
@@ -373,6 +374,8 @@ class Kernel:
                 self._handle_state(fields.get("state"))
             case protocol.DONE:
                 self._requests.end(str(msg_id), done_of(fields))
+            case protocol.USAGE if msg_id is None:
+                self._handle_usage_between_runs(usage_of(fields))
             case protocol.USAGE:
                 self._requests.note_usage(str(msg_id), usage_of(fields))
             case protocol.DIED:
@@ -385,6 +388,12 @@ class Kernel:
                     of = msg_id if isinstance(msg_id, str) else None
                     self._tap(lambda tap: tap.on_gap(of, dropped_bytes))
                     self._requests.handle_gap(seq, of, dropped_bytes)
+
+    def _handle_usage_between_runs(self, usage: Usage | None) -> None:
+        """What code has used that it left running. Acknowledged at once: the next gateway must not count it again."""
+        if usage is not None and self.on_usage_between_runs is not None:
+            self.on_usage_between_runs(usage)
+        self.acknowledge()
 
     def _acknowledge_if_due(self) -> None:
         if self._frame_numbers.is_due():

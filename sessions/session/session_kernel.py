@@ -34,7 +34,10 @@ log = structlog.get_logger()
 
 
 class SessionKernel:
-    """The mutable state: `record`; the `kernel`; the `run` at work on it; and `is_over`, once the session has ended."""
+    """The mutable state: `record`; the `kernel`; the `run` at work on it; and `is_over`, once the session has ended.
+
+    And of what is used between two runs: when it is written, and what the record had when the last run ended.
+    """
 
     def __init__(self, record: Session, kernel_name: str, wiring: Wiring, observers: Observers) -> None:
         self.record = record
@@ -48,6 +51,9 @@ class SessionKernel:
         self._clock = wiring.environment.clock
         self._ready_timeout_s = wiring.environment.timeouts.ready_timeout_s
         self._restart_timeout_s = wiring.environment.timeouts.restart_timeout_s
+        self._renewal_pause_s = wiring.environment.timeouts.renewal_pause_s
+        self._usage_write: asyncio.TimerHandle | None = None
+        self._usage_at_end = record.usage
         self._writing = asyncio.Lock()
         self._tasks = BackgroundTasks("session_kernel")
 
@@ -143,6 +149,7 @@ class SessionKernel:
 
     def discard(self) -> None:
         """Destroy the kernel."""
+        self._cancel_usage_write()
         kernel, self.kernel = self.kernel, None
         if kernel is not None:
             self._kernel_pool.discard(kernel)
@@ -154,6 +161,8 @@ class SessionKernel:
         """
         await self._tasks.cancel()
         kernel, self.kernel = self.kernel, None
+        if self._cancel_usage_write():
+            await self._write_usage()
         return kernel
 
     # --- its runs -----------------------------------------------------------------------------------------------------
@@ -169,6 +178,7 @@ class SessionKernel:
     def after_run(self, live: LiveRun, result: Result) -> Session:
         """The record to commit with this run's end."""
         before, kernel = self.record, self.kernel
+        self._usage_at_end = before.usage
         is_gone = kernel is None or kernel.state is KernelState.GONE
         news = SessionNews.LOST if is_gone else SessionNews.NONE
         if live.lost_kernel:  # which this run reports itself
@@ -186,8 +196,10 @@ class SessionKernel:
 
     def settle(self, after: Session) -> None:
         """Have the record that `after_run` made, which is committed."""
+        late_ms = self.record.usage.cpu_ms - self._usage_at_end.cpu_ms
         self.record = replace(
             after,
+            usage=_sum(after.usage, replace(self.record.usage, wall_ms=0.0, cpu_ms=late_ms)),
             idle_timeout_s=self.record.idle_timeout_s,
             max_lifetime_s=self.record.max_lifetime_s,
             last_used_at=max(after.last_used_at, self.record.last_used_at),
@@ -224,8 +236,36 @@ class SessionKernel:
 
     def _attach(self, kernel: Kernel) -> None:
         self.kernel = kernel
+        kernel.on_usage_between_runs = self._add_usage
         self._observers.notify(lambda one: one.kernel_attached(kernel))
         kernel.watch(self._on_change)
+
+    def _add_usage(self, usage: Usage) -> None:
+        """Add what code that was left running has used, and record it in a while."""
+        self.record = replace(self.record, usage=_sum(self.record.usage, usage))
+        if self._usage_write is None and not self.is_over:
+            loop = asyncio.get_running_loop()
+            self._usage_write = loop.call_later(self._renewal_pause_s, self._begin_usage_write)
+
+    def _begin_usage_write(self) -> None:
+        self._usage_write = None
+        if not self.is_over:
+            self._tasks.spawn(self._write_usage())
+
+    def _cancel_usage_write(self) -> bool:
+        """Returns whether there was something to write."""
+        timer, self._usage_write = self._usage_write, None
+        if timer is not None:
+            timer.cancel()
+        return timer is not None
+
+    async def _write_usage(self) -> None:
+        """Without the database this is left out: the next write has it too."""
+        try:
+            async with self._writing:
+                await self._store.renew_session(self.record)
+        except StoreUnavailable as error:
+            log.warning("session_not_written", session_id=self.record.session_id, reason=str(error))
 
     def _check(self) -> None:
         if self.is_over:

@@ -31,6 +31,7 @@ from sessions.model import (
     Session,
     SessionId,
     TenantId,
+    Usage,
 )
 
 
@@ -160,7 +161,7 @@ class MemoryStore:
                 _with_kernel(kept, session),
                 last_used_at=max(kept.last_used_at, session.last_used_at),
                 runs=session.runs,
-                usage=session.usage,
+                usage=_largest(kept.usage, session.usage, wall_ms=session.usage.wall_ms),
             )
 
     async def get_run(self, run_id: RunId) -> RunRecord | None:
@@ -247,6 +248,7 @@ class MemoryStore:
                 last_used_at=max(kept.last_used_at, session.last_used_at),
                 idle_timeout_s=session.idle_timeout_s,
                 max_lifetime_s=session.max_lifetime_s,
+                usage=_largest(kept.usage, session.usage, wall_ms=kept.usage.wall_ms),
             )
 
     async def remove_session(self, session: Session) -> None:
@@ -329,3 +331,7 @@ def _is_due(stored: StoredRun, before: datetime) -> bool:
         return False
     time_limit = stored.run.created_at + timedelta(seconds=stored.run.timeout_s)
     return stored.finished_at is not None or time_limit < before
+
+
+def _largest(one: Usage, other: Usage, *, wall_ms: float) -> Usage:
+    return Usage(wall_ms, max(one.cpu_ms, other.cpu_ms), max(one.memory_peak_bytes, other.memory_peak_bytes))

@@ -132,7 +132,8 @@ async def test_a_renewal_writes_the_time_outs_and_the_time_whatever_its_version(
     session = new_session(kernel_id=new_kernel_id(), version=7, runs=2, usage=Usage(1.0, 2.0, 3))
     await store.add_session(session)
     await store.renew_session(replace(after_a_run(session), version=0))
-    renewed = replace(session, last_used_at=LATER, idle_timeout_s=1.0, max_lifetime_s=2.0)
+    usage = replace(session.usage, memory_peak_bytes=after_a_run(session).usage.memory_peak_bytes)
+    renewed = replace(session, last_used_at=LATER, idle_timeout_s=1.0, max_lifetime_s=2.0, usage=usage)
     assert await all_sessions(store) == [replace(renewed, jupyter=(CONSOLE,), jupyter_version=1)]
 
 
@@ -165,6 +166,18 @@ async def test_when_a_session_was_last_used_never_goes_back(store: Store, by_run
     too_early = new_session(gateway_id=ELSEWHERE, created_at=expiry - timedelta(microseconds=1))
     assert await store.add_session(too_early) == session
     assert await store.add_session(replace(too_early, created_at=expiry)) is None
+
+
+async def test_the_cpu_time_and_the_memory_of_a_session_never_go_back(store: Store) -> None:
+    run, session = new_run(), new_session(usage=Usage(1.0, 5.0, 300))
+    await store.add_run(run)
+    await store.add_session(session)
+    await store.renew_session(replace(session, usage=Usage(9.0, 7.0, 200)))
+    assert (await all_sessions(store))[0].usage == Usage(1.0, 7.0, 300)
+    await store.finish_run(ok(run), Batch(), NOW, replace(session, usage=Usage(2.0, 6.0, 400)))
+    assert (await all_sessions(store))[0].usage == Usage(2.0, 7.0, 400)
+    await store.renew_session(replace(session, usage=Usage(0.0, 8.0, 0)))
+    assert (await all_sessions(store))[0].usage == Usage(2.0, 8.0, 400)
 
 
 @pytest.mark.parametrize("version", [6, 7])

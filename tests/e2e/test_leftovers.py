@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from uuid import uuid4
 
@@ -10,7 +11,7 @@ import pytest_asyncio
 from e2e_rig import LIMITS, Rig
 from sandbox_code import CALLS, said
 
-from sessions.model import ANONYMOUS, RunStatus, SessionId
+from sessions.model import ANONYMOUS, RunStatus, SessionId, SessionState
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("settled")]
 
@@ -139,6 +140,24 @@ async def test_a_kernel_cannot_keep_the_next_one_from_its_files(rig: Rig, sessio
     assert (await rig.run(code, session_id=session_id)).status is RunStatus.KERNEL_DIED
     result = await rig.run("print(open('kept').read())", session_id=session_id)
     assert (result.status, result.output) == (RunStatus.OK, "kept\n"), result.error
+
+
+async def test_a_daemon_that_computes_between_runs_is_counted_for_the_session(rig: Rig, session_id: SessionId) -> None:
+    burn = """
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        end = time.process_time() + 2
+        while time.process_time() < end:
+            pass
+    os._exit(0)
+"""
+    run = await rig.run(CALLS + burn, session_id=session_id)
+    view = rig.service.get_session(ANONYMOUS, session_id)
+    assert (view.state, run.status) == (SessionState.IDLE, RunStatus.OK)
+    async with asyncio.timeout(60):
+        while rig.service.get_session(ANONYMOUS, session_id).session.usage.cpu_ms < 1500:
+            await asyncio.sleep(0.1)
 
 
 async def test_what_the_home_directory_configures_is_in_effect_for_the_next_kernel(

@@ -290,6 +290,26 @@ async def test_a_child_that_floods_the_dead_kernels_sockets_does_not_keep_its_de
     assert (await kernel.run("print('next')")).text() == "next\n"
 
 
+async def test_what_code_leaves_running_is_told_between_the_runs(kernel: Supervised) -> None:
+    code = """
+import subprocess, sys
+burn = "import time; end = time.process_time() + 1.5\\nwhile time.process_time() < end: pass"
+subprocess.Popen([sys.executable, "-c", burn], start_new_session=True)
+"""
+    await kernel.run(code)
+
+    def told_ms() -> float:
+        told = [frame.content for frame in kernel.frames if frame.msg_type == "usage" and not frame.content["msg_id"]]
+        return sum(float(content["usage"]["cpu_ms"]) for content in told)
+
+    await kernel.until(lambda: told_ms() > 300)
+    used_ms = (await kernel.run("print(1)")).end.content["usage"]["cpu_ms"]
+    await kernel.until(lambda: told_ms() + used_ms > 1300)
+    before = told_ms()
+    await kernel.run("for _ in range(10_000_000): pass")
+    assert told_ms() < before + 300
+
+
 async def test_a_killed_fork_server_is_replaced_when_it_is_needed(kernel: Supervised) -> None:
     servers = [p for p in psutil.Process(kernel.process.pid).children() if "kernel_image.forkserver" in p.cmdline()]
     servers = [process for process in servers if process.pid != kernel.states("idle")[-1].content["pid"]]

@@ -229,3 +229,48 @@ async def test_a_loss_that_a_run_was_to_tell_which_was_not_run_is_told_once_by_t
     assert "was not run" in str(result.error)
     told = [news(result), *[news(await bench.serve("x", session_id=S)) for _ in range(2)]]
     assert told == [(False, False), (True, True), (False, False)]
+
+
+# --- what it uses between runs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeouts(renewal_pause_s=0.05)
+async def test_what_is_used_between_runs_is_the_sessions_and_is_recorded(bench: Bench) -> None:
+    await bench.serve("x", session_id=S)
+    kernel = bench.kernel_of()
+    before = bench.session()
+    bench.engine.say(kernel.kernel_id, protocol.USAGE, msg_id=None, usage=used(300))
+    bench.engine.say(kernel.kernel_id, protocol.USAGE, msg_id=None, usage={"cpu_ms": "much"})
+    bench.engine.say(kernel.kernel_id, protocol.USAGE, msg_id=None, usage=used(200))
+    told = bench.service.get_session(ANONYMOUS, S).session
+    assert told.usage == replace(before.usage, cpu_ms=before.usage.cpu_ms + 500, memory_peak_bytes=9)
+    assert told.last_used_at == before.last_used_at
+    await until(lambda: bench.session().usage == told.usage)
+    assert bench.session().last_used_at == before.last_used_at
+
+
+async def test_what_is_used_between_runs_is_no_runs_and_is_kept_when_the_next_one_ends(bench: Bench) -> None:
+    await bench.serve("x", session_id=S)
+    kernel = bench.kernel_of()
+    bench.engine.say(kernel.kernel_id, protocol.USAGE, msg_id=None, usage=used(300))
+    with held(bench.store, "finish_run") as ending:
+        running = bench.begin("y", session_id=S)
+        (await bench.sent("y")).end(**used(10))
+        await until(lambda: ending.count == 1)
+        bench.engine.say(kernel.kernel_id, protocol.USAGE, msg_id=None, usage=used(200))
+    result = await running
+    assert result.usage is not None
+    assert result.usage.cpu_ms == 10
+    first = bench.service.get_session(ANONYMOUS, S).session.usage.cpu_ms
+    running = bench.begin("z", session_id=S)
+    (await bench.sent("z")).end(**used(1))
+    await running
+    assert bench.session().usage.cpu_ms == first + 1
+    assert first >= 510
+    bench.engine.say(kernel.kernel_id, protocol.USAGE, msg_id=None, usage=used(70))
+    await bench.service.close()
+    assert bench.session().usage.cpu_ms == first + 71
+
+
+def used(cpu_ms: float) -> dict[str, float]:
+    return {"wall_ms": 0, "cpu_ms": cpu_ms, "memory_peak_bytes": 9}

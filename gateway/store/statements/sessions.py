@@ -43,6 +43,8 @@ RENEW_SESSION = typed(
     """
     UPDATE sessions SET last_used_at = greatest(last_used_at, :last_used_at),
                         idle_timeout_s = :idle_timeout_s, max_lifetime_s = :max_lifetime_s,
+                        cpu_ms = greatest(cpu_ms, :cpu_ms),
+                        memory_peak_bytes = greatest(memory_peak_bytes, :memory_peak_bytes),
                         jupyter = CASE WHEN jupyter_version < :jupyter_version THEN :jupyter ELSE jupyter END,
                         jupyter_version = greatest(jupyter_version, :jupyter_version),
                         expires_at = least(created_at + make_interval(secs => :max_lifetime_s),
@@ -68,8 +70,9 @@ AFTER_RUN = """
                         generation = CASE WHEN version < :session_version THEN :session_generation ELSE generation END,
                         news = CASE WHEN version < :session_version THEN :session_news ELSE news END,
                         version = greatest(version, :session_version),
-                        runs = :session_runs, wall_ms = :session_wall_ms, cpu_ms = :session_cpu_ms,
-                        memory_peak_bytes = :session_memory_peak_bytes,
+                        runs = :session_runs, wall_ms = :session_wall_ms,
+                        cpu_ms = greatest(cpu_ms, :session_cpu_ms),
+                        memory_peak_bytes = greatest(memory_peak_bytes, :session_memory_peak_bytes),
                         last_used_at = greatest(last_used_at, :session_last_used_at),
                         expires_at = least(created_at + make_interval(secs => max_lifetime_s),
                                            greatest(last_used_at, :session_last_used_at)
