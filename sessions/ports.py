@@ -5,11 +5,11 @@ Only `gateway.app` names the adapters.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from sessions.model import (
     Artifact,
@@ -87,6 +87,10 @@ class Provisioner(Protocol):
 
     async def check(self) -> None:
         """Raise `EngineUnavailable`, saying what to do, unless a launch could work now."""
+        ...
+
+    def missing_limits(self, seen: Mapping[str, Any], limits: Limits) -> tuple[str, ...]:
+        """Which of `limits` a sandbox lacks that says it has `seen`, as phrases. A sandbox may say anything."""
         ...
 
     async def close(self) -> None:

@@ -54,12 +54,16 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Whether code can run now; `reasons` are sentences that say why not. `warm` counts the kernels that are ready."""
+    """Whether code can run now; `reasons` are sentences that say why not. `warm` counts the kernels that are ready.
+
+    `warnings` say what is not as it should be, whether or not code can run.
+    """
 
     ready: bool
     reasons: tuple[str, ...]
     warm: int
     engine: str
+    warnings: tuple[str, ...] = ()
 
 
 class Service:
@@ -132,7 +136,13 @@ class Service:
             reasons.append(self._store_watch.failure)
         if self._draining:
             reasons.append(str(Draining()))
-        return Readiness(not reasons, tuple(reasons), self._kernel_pool.warm(), self._environment.provisioner.name)
+        return Readiness(
+            not reasons,
+            tuple(reasons),
+            self._kernel_pool.warm(),
+            self._environment.provisioner.name,
+            tuple(self._kernel_pool.warnings()),
+        )
 
     # --- runs ---------------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from kernel_image import protocol
 from sessions.errors import EngineUnavailable
 from sessions.model import KernelId
 from sessions.ports import Fate, LaunchSpec, Link, LinkListener
+from sessions.settings import Limits
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -208,6 +209,9 @@ class MemoryEngine:
 
     async def fate(self, kernel_id: KernelId) -> Fate | None:
         return self.fates.get(kernel_id)
+
+    def missing_limits(self, seen: Mapping[str, Any], limits: Limits) -> tuple[str, ...]:
+        return tuple(seen.get("missing", ())) if limits else ()
 
     async def check(self) -> None:
         if not self.is_reachable:

@@ -75,6 +75,10 @@ class KernelPool:
             return [f"The first sandbox is still being started.{f' {self.last_failure}' if self.last_failure else ''}"]
         return []
 
+    def warnings(self) -> list[str]:
+        """What is not as it should be although code could run, in sentences."""
+        return [f"In sandboxes {phrase}: see `cellblock doctor`." for phrase in self._sandboxes.missing_limits()]
+
     # --- claims -------------------------------------------------------------------------------------------------------
 
     async def claim(self, kernel_name: str, timeout_s: float | None = None) -> Kernel:

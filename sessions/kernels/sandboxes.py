@@ -26,6 +26,7 @@ from sessions.ports import Fate, LaunchSpec
 _REMOVE_RETRIES = 4
 _MOST_LOGGED = 8
 _LONGEST_LOGGED = 200
+_LIMITS_SEEN = ("memory_bytes", "pids", "cpu_us")
 
 log = structlog.get_logger()
 
@@ -34,7 +35,8 @@ class Sandboxes:
     """This gateway's sandboxes on one engine.
 
     Its state: `hurries`, when a removal that has failed is tried again without a pause; whether failed preloads have
-    been told; and what their messages have used of the gateway's time.
+    been told; which limits the first sandbox of each kernelspec lacked; and what their messages have used of the
+    gateway's time.
     """
 
     def __init__(self, environment: Environment) -> None:
@@ -44,6 +46,7 @@ class Sandboxes:
         self._timeouts = environment.timeouts
         self.hurries = False
         self._has_logged_preloads = False
+        self._missing_limits: dict[str, tuple[str, ...]] = {}
         self._shared_time = SharedTime(environment.clock)
 
     def make_kernel(self, kernel_name: str) -> Kernel:
@@ -89,6 +92,26 @@ class Sandboxes:
         await self._provisioner.launch(spec)
         await kernel.wait_ready(self._timeouts.ready_timeout_s)
         self._log_failed_preloads(kernel)
+        self._compare_limits(kernel)
+
+    def missing_limits(self) -> list[str]:
+        """Which limits sandboxes do not have although they were asked for, as phrases."""
+        return sorted({phrase for phrases in self._missing_limits.values() for phrase in phrases})
+
+    def _compare_limits(self, kernel: Kernel) -> None:
+        """Compare what the first sandbox of a kernelspec says that it has, before any code runs there, and log it."""
+        if kernel.kernel_name in self._missing_limits:
+            return
+        missing = self._provisioner.missing_limits(kernel.limits_seen, self._environment.limits)
+        self._missing_limits[kernel.kernel_name] = missing
+        if missing:
+            log.warning(
+                "limits_not_applied",
+                kernel_name=kernel.kernel_name,
+                missing=list(missing),
+                seen={name: value for name, value in kernel.limits_seen.items() if name in _LIMITS_SEEN},
+                consequence="one sandbox can starve the others; `cellblock doctor` says more",
+            )
 
     def _log_failed_preloads(self, kernel: Kernel) -> None:
         """Log, once, what could not be imported ahead: code runs all the same. A sandbox may say anything here."""

@@ -13,6 +13,13 @@ from sessions.model import RunStatus
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("settled")]
 
 
+async def test_the_limits_that_sandboxes_say_they_have_are_those_of_the_configuration(rig: Rig) -> None:
+    assert (rig.service.readiness().ready, rig.service.readiness().warnings) == (True, ())
+    (kernel, *_) = rig.service._kernel_pool._kernels.values()
+    assert set(kernel.limits_seen) == {"memory_bytes", "pids", "cpu_us"}
+    assert kernel.limits_seen["memory_bytes"] == LIMITS.memory_bytes
+
+
 async def test_memory_in_the_kernel_is_oom_and_what_was_said_is_kept(rig: Rig) -> None:
     result = await rig.run("print('before', flush=True)\nhog = [bytearray(16 << 20) for _ in range(1000)]")
     assert (result.status, result.output) == (RunStatus.OOM, "before\n")

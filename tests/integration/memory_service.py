@@ -54,6 +54,7 @@ class MemoryReadiness:
     reasons: tuple[str, ...] = ()
     warm: int = 2
     engine: str = "memory"
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass

@@ -18,7 +18,7 @@ from sessions.model import GatewayId, KernelId
 from sessions.ports import LaunchSpec
 from sessions.provisioners.docker.container import WIDE_UIDS, container_config, container_name
 from sessions.provisioners.docker.engine import DockerEngine
-from sessions.provisioners.docker.readback import read_back, shortfalls
+from sessions.provisioners.docker.readback import missing_limits, read_back, shortfalls
 from sessions.settings import EngineSettings, Limits
 
 pytestmark = pytest.mark.docker
@@ -224,6 +224,22 @@ def test_every_limit_that_is_missing_is_named() -> None:
     }
     assert len(shortfalls(report, LIMITS, network="none")) == 14
     assert len(shortfalls(report, LIMITS, network="bridge")) == 13
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("memory_bytes", (None, -1, 0, LIMITS.memory_bytes + 1, 9223372036854771712, "max", True)),
+        ("pids", (None, 0, LIMITS.pids + 1, [5])),
+        ("cpu_us", (None, -1, 0, round(LIMITS.cpus * 100_000) + 1, 1.5)),
+    ],
+)
+def test_a_limit_that_a_supervisor_does_not_see_is_named(name: str, values: tuple[object, ...]) -> None:
+    seen = {"memory_bytes": LIMITS.memory_bytes, "pids": LIMITS.pids, "cpu_us": round(LIMITS.cpus * 100_000)}
+    assert missing_limits(seen, LIMITS) == ()
+    for value in values:
+        assert len(missing_limits({**seen, name: value}, LIMITS)) == 1
+    assert len(missing_limits({}, LIMITS)) == 3
 
 
 def test_docker_stop_need_not_wait(docker_client: APIClient, kernel_image: str, short_dir: Path) -> None:

@@ -105,6 +105,9 @@ async def test_probes_and_pictures_need_no_token() -> None:
 async def test_readiness_tells_its_reasons() -> None:
     async with serving() as face, httpx.AsyncClient(base_url=face.url) as client:
         assert (await client.get("/readyz")).json() == {"status": "ready", "engine": "memory", "warm": 2}
+        face.service.state.warnings = ("In sandboxes the CPU limit is not applied.",)
+        answer = await client.get("/readyz")
+        assert (answer.status_code, answer.json()["warnings"]) == (200, list(face.service.state.warnings))
         face.service.state.ready = False
         face.service.state.reasons = ("The first kernel is still starting.", "The database does not answer.")
         answer = await client.get("/readyz")

@@ -463,3 +463,28 @@ async def test_under_a_storm_of_claims_every_kernel_has_one_user_and_the_bound_h
     assert min(outcomes["used"], outcomes["given back"]) > 10
     assert (kernel_pool.working(), in_queue(kernel_pool)) == (0, 0)
     await until(lambda: kernel_pool.warm() >= 2)
+
+
+async def test_the_limits_of_the_first_sandbox_of_each_kernelspec_are_compared_and_told(
+    engine: MemoryEngine, make: Make
+) -> None:
+    engine.comes_up = False
+    with structlog.testing.capture_logs() as logs:
+        kernel_pool = await make(kernel_names={NAME: 1, "ir": 1})
+        await until(lambda: len(engine.specs) == 2)
+        assert kernel_pool.warnings() == []
+        for kernel_id, spec in list(engine.specs.items()):
+            missing = ["the CPU limit is not applied"] if spec.kernel_name == "ir" else []
+            engine.dial(kernel_id, limits={"missing": missing, "pids": 5, "other": "x"})
+            engine.say(kernel_id, protocol.STATE, state="idle", generation=1)
+        await until(lambda: kernel_pool.warm() == 2)
+        await kernel_pool.claim(NAME)
+        await until(lambda: len(engine.specs) == 3)
+        newest = [*engine.specs][-1]
+        engine.dial(newest, limits={"missing": ["the memory limit is not applied"]})
+        engine.say(newest, protocol.STATE, state="idle", generation=1)
+        await until(lambda: kernel_pool.warm() == 2)
+    assert kernel_pool.warnings() == ["In sandboxes the CPU limit is not applied: see `cellblock doctor`."]
+    told = [entry for entry in logs if entry["event"] == "limits_not_applied"]
+    assert [(entry["kernel_name"], entry["seen"]) for entry in told] == [("ir", {"pids": 5})]
+    assert kernel_pool.reasons_not_ready() == []

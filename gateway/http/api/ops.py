@@ -26,7 +26,8 @@ class ReadyHandler(BaseHandler):
         readiness = self.context.service.readiness()
         if not readiness.ready:
             raise Unavailable(" ".join(readiness.reasons) or None)
-        await self.send_json({"status": "ready", "engine": readiness.engine, "warm": readiness.warm})
+        shape = {"status": "ready", "engine": readiness.engine, "warm": readiness.warm}
+        await self.send_json(shape | ({"warnings": list(readiness.warnings)} if readiness.warnings else {}))
 
     def complete_error(self, shape: dict[str, Any]) -> dict[str, Any]:
         if shape["code"] == Unavailable.code:

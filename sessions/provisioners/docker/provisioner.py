@@ -20,7 +20,8 @@ from sessions.ports import Fate, LaunchSpec
 from sessions.provisioners.docker.container import GATEWAY_LABEL, KERNEL_LABEL, container_config, container_name
 from sessions.provisioners.docker.engine import DockerEngine, EngineFacts, image_exists
 from sessions.provisioners.docker.events import ContainerEvents
-from sessions.settings import EngineSettings
+from sessions.provisioners.docker.readback import missing_limits
+from sessions.settings import EngineSettings, Limits
 
 _ERRORS = "The Docker engine answers with errors: run `cellblock doctor`."
 _NAME_ATTEMPTS = 8
@@ -115,6 +116,10 @@ class DockerProvisioner:
         image = self._settings.kernel_image
         if not await self._engine.call(lambda client: image_exists(client, image), refused=_ERRORS):
             raise EngineUnavailable("The kernel image is not there: run `cellblock build`.")
+
+    def missing_limits(self, seen: Mapping[str, Any], limits: Limits) -> tuple[str, ...]:
+        """See readback.py."""
+        return missing_limits(seen, limits)
 
     async def close(self) -> None:
         """End the events thread and the engine's threads, in that order. Containers are not touched."""

@@ -1,4 +1,4 @@
-"""Whether a container really gets what we ask for: one throw-away container that reads its own limits.
+"""Whether a container really gets what we ask for: what a throw-away container reads, and what supervisors say.
 
 An engine may accept a limit and not apply it (a missing cgroup controller, another runtime): asking is not enough.
 """
@@ -28,6 +28,10 @@ from sessions.settings import EngineSettings, Limits
 
 _PYTHON = "/opt/cellblock/venv/bin/python"
 _TIMEOUT_S = 30
+_NO_MEMORY_LIMIT = "the memory limit is not applied"
+_NO_PIDS_LIMIT = "the limit on processes is not applied"
+_NO_CPU_LIMIT = "the CPU limit is not applied"
+_CPU_PERIOD_US = 100_000
 
 # Runs inside; cgroup v2 first, then v1. A file that is not there stays None, which counts as not applied.
 _PROBE = f"""
@@ -87,10 +91,10 @@ def shortfalls(report: Mapping[str, Any], limits: Limits, *, network: str) -> tu
     quota, period = report["cpu"] if len(report["cpu"]) == 2 else ("max", "1")  # noqa: PLR2004 - quota and period
     cpu_applies = quota.isdigit() and int(quota) <= round(limits.cpus * int(period))
     checks = {
-        "the memory limit is not applied": report["memory"] == memory,
+        _NO_MEMORY_LIMIT: report["memory"] == memory,
         "swap is not counted towards the memory limit": swap_applies,
-        "the limit on processes is not applied": report["pids"] == [str(limits.pids)],
-        "the CPU limit is not applied": cpu_applies,
+        _NO_PIDS_LIMIT: report["pids"] == [str(limits.pids)],
+        _NO_CPU_LIMIT: cpu_applies,
         "the limit on open files is not applied": report["nofile"] == limits.nofile,
         "the limit on file sizes is not applied": report["fsize"] == limits.disk_bytes,
         "the disk limit is not applied": 0 < report["disk"] <= limits.disk_bytes + (1 << 20),
@@ -103,6 +107,20 @@ def shortfalls(report: Mapping[str, Any], limits: Limits, *, network: str) -> tu
         "the gateway's socket directory can be written to": not report["socket_dir_writable"],
     }
     return tuple(phrase for phrase, is_met in checks.items() if not is_met)
+
+
+def missing_limits(seen: Mapping[str, Any], limits: Limits) -> tuple[str, ...]:
+    """Compare the limits that a supervisor says its container has with what was asked for. Pure."""
+    most = {
+        "memory_bytes": (limits.memory_bytes, _NO_MEMORY_LIMIT),
+        "pids": (limits.pids, _NO_PIDS_LIMIT),
+        "cpu_us": (round(limits.cpus * _CPU_PERIOD_US), _NO_CPU_LIMIT),
+    }
+    return tuple(phrase for name, (asked, phrase) in most.items() if not _is_within(seen.get(name), asked))
+
+
+def _is_within(value: Any, most: int) -> bool:
+    return type(value) is int and 0 < value <= most
 
 
 def _probe(client: APIClient, settings: EngineSettings, limits: Limits, uid: int) -> Mapping[str, Any]:

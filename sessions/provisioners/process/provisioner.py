@@ -13,12 +13,12 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kernel_image.protocol import SETTINGS_VARIABLE, SOCKET_NAME, UNIX_PATH_MAX_BYTES
 from sessions.errors import EngineUnavailable, Misconfigured
@@ -27,6 +27,7 @@ from sessions.ports import Fate, LaunchSpec
 from sessions.provisioners.process.environment import matplotlib_variables
 from sessions.provisioners.process.process_tree import end_all, end_tree, process_identity, processes_at_home
 from sessions.provisioners.supervisor_settings import USER_NAME, supervisor_settings
+from sessions.settings import Limits
 
 T = TypeVar("T")
 KernelIds = list[KernelId]
@@ -116,6 +117,11 @@ class ProcessProvisioner:
                 f"The directory for kernel processes cannot be made ({error.strerror}): set `server.data_dir` to "
                 "another one."
             ) from error
+
+    def missing_limits(self, seen: Mapping[str, Any], limits: Limits) -> tuple[str, ...]:
+        """Nothing is missing where nothing is promised: processes have no limits of their own."""
+        del seen, limits
+        return ()
 
     async def close(self) -> None:
         """End the threads. Supervisors go on: a later gateway finds their records."""
