@@ -15,6 +15,7 @@ from sessions.model import ArtifactKind
 
 LIMIT = 10_000
 BUFFERED_BODIES = HttpBounds().buffered_bodies
+OF_ONE_CLIENT = BUFFERED_BODIES * 7 // 8
 
 
 async def talk(face: Face, *parts: bytes, patience_s: float = 10.0) -> bytes:
@@ -312,21 +313,21 @@ async def test_an_old_client_has_no_host_but_the_targets(face: Face) -> None:
     assert split(await talk(face, b"GET http://evil.example/healthz HTTP/1.0\r\n\r\n"))[0] == 403
 
 
-async def test_all_bodies_together_are_bounded_and_given_back(face: Face) -> None:
+async def test_all_bodies_of_a_client_are_bounded_and_given_back(face: Face) -> None:
     started = post(LIMIT)
     writers = []
-    for _ in range(BUFFERED_BODIES):
+    for _ in range(OF_ONE_CLIENT):
         _, writer = await asyncio.open_connection("127.0.0.1", face.port)
         writer.write(started + b" " * (LIMIT - 1))
         writers.append(writer)
     async with asyncio.timeout(10):
-        while repr(face.bodies) != f"<BufferedBodies {BUFFERED_BODIES * (LIMIT - 1)}>":
+        while repr(face.bodies) != f"<BufferedBodies {OF_ONE_CLIENT * (LIMIT - 1)}>":
             await asyncio.sleep(0.01)
     answer = await talk(face, post(LIMIT), b'{"code": "1"}'.ljust(LIMIT))
     assert (split(answer)[0], split(answer)[1]["code"]) == (503, "unavailable")
     assert b"Retry-After: " in answer
     assert face.service.requests == []
-    assert repr(face.bodies) == f"<BufferedBodies {BUFFERED_BODIES * (LIMIT - 1)}>"
+    assert repr(face.bodies) == f"<BufferedBodies {OF_ONE_CLIENT * (LIMIT - 1)}>"
     for writer in writers:
         writer.transport.abort()
     async with asyncio.timeout(10):
@@ -334,6 +335,35 @@ async def test_all_bodies_together_are_bounded_and_given_back(face: Face) -> Non
     assert repr(face.bodies) == "<BufferedBodies 0>"
     assert split(await talk(face, post(LIMIT), b'{"code": "1"}'.ljust(LIMIT)))[0] == 200
     assert repr(face.bodies) == "<BufferedBodies 0>"
+
+
+async def test_one_address_leaves_room_for_the_bodies_of_others(face: Face) -> None:
+    writers = []
+    for _ in range(2 * BUFFERED_BODIES):
+        _, writer = await asyncio.open_connection("127.0.0.1", face.port, local_addr=("127.0.0.2", 0))
+        writer.write(post(LIMIT) + b" " * (LIMIT - 1))
+        writers.append(writer)
+    async with asyncio.timeout(30):
+        while repr(face.bodies) != f"<BufferedBodies {OF_ONE_CLIENT * (LIMIT - 1)}>":
+            await asyncio.sleep(0.01)
+    assert split(await talk(face, post(LIMIT), b'{"code": "1"}'.ljust(LIMIT)))[0] == 200
+    for writer in writers:
+        writer.transport.abort()
+
+
+async def test_a_slow_body_makes_room_for_others(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.http.base.connections._PATIENCE_S", 0.5)
+    slow = [await asyncio.open_connection("127.0.0.1", face.port) for _ in range(OF_ONE_CLIENT)]
+    for _, writer in slow:
+        writer.write(post(LIMIT) + b" " * (LIMIT - 1))
+    await asyncio.sleep(1.5)  # the time in which nothing more comes
+    assert split(await talk(face, post(LIMIT), b'{"code": "1"}'.ljust(LIMIT)))[0] == 200
+    async with asyncio.timeout(30):
+        answer = await slow[0][0].read()
+    assert (split(answer)[0], split(answer)[1]["code"]) == (503, "unavailable")
+    assert len(face.service.requests) == 1
+    for _, writer in slow:
+        writer.transport.abort()
 
 
 async def test_the_body_of_a_run_counts_until_the_run_ends_though_its_client_has_gone(face: Face) -> None:

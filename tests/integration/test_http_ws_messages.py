@@ -17,7 +17,7 @@ from ws_talk import UPGRADE, hear, tell
 from gateway.http.base.limits import HttpBounds
 
 LIMIT = 10_000  # the face's own `request_bytes`
-BUFFERED_BODIES = HttpBounds().buffered_bodies
+OF_ONE_CLIENT = HttpBounds().buffered_bodies * 7 // 8
 TEXT, CONTINUATION, PING = 0x01, 0x00, 0x89
 FINAL = 0x80
 
@@ -86,20 +86,34 @@ async def test_a_message_that_is_not_finished_is_counted_until_it_is_gone(face: 
 
 
 async def test_when_too_much_is_held_the_others_wait(face: Face, raw: Opener, ws: ClientConnection) -> None:
-    clients = [await raw() for _ in range(BUFFERED_BODIES)]
+    clients = [await raw() for _ in range(OF_ONE_CLIENT)]
     for client in clients:
         client.frame(TEXT, LIMIT)
-    await until_held(face, BUFFERED_BODIES * LIMIT)
+    await until_held(face, OF_ONE_CLIENT * LIMIT)
     late = await raw()
     late.frame(TEXT, 1000)
     await tell(ws, op="run", code="#" * 100)  # no longer than a control frame, and yet nobody has room to work on it
     assert (await hear(ws))["code"] == "unavailable"
     clients[0].writer.close()
-    await until_held(face, (BUFFERED_BODIES - 1) * LIMIT + 1000)
+    await until_held(face, (OF_ONE_CLIENT - 1) * LIMIT + 1000)
     late.frame(CONTINUATION | FINAL, 100)
     assert b"invalid_json" in await late.hear()
     await tell(ws, op="run", code="#" * 100)
     assert (await hear(ws))["type"] == "started"
+
+
+async def test_an_announced_message_that_does_not_come_makes_room(
+    face: Face, raw: Opener, ws: ClientConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.http.base.connections._PATIENCE_S", 0.5)
+    clients = [await raw() for _ in range(OF_ONE_CLIENT)]
+    for client in clients:
+        client.frame(TEXT, LIMIT, sent=1)
+    await until_held(face, OF_ONE_CLIENT * LIMIT)
+    await asyncio.sleep(1.5)  # the time in which nothing more comes
+    await tell(ws, op="run", code="#" * 1000)
+    assert (await hear(ws))["type"] == "started"
+    assert await clients[0].close_code() == 1013
 
 
 @pytest.mark.parametrize("face", [HttpBounds(message_timeout_s=0.2)], indirect=True)
@@ -116,7 +130,7 @@ async def test_a_message_that_never_ends_closes_its_connection(face: Face, raw: 
 async def test_messages_are_counted_until_their_runs_have_begun(face: Face, ws: ClientConnection) -> None:
     face.service.hold = asyncio.Event()
     message = json.dumps({"op": "run", "id": 1, "code": "#" * (LIMIT - 100)})
-    fitting = BUFFERED_BODIES * LIMIT // len(message)
+    fitting = OF_ONE_CLIENT * LIMIT // len(message)
     for _ in range(fitting + 1):
         await ws.send(message)
     await until_held(face, fitting * len(message))

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-_KEPT_FOR_OTHERS = 8
+KEPT_FOR_OTHERS = 8
+"""One client gets all but this part, an eighth, of what there is for all clients."""
+
 _ON_THE_DOORSTEP = 16
 _PATIENCE_S = 5.0
 _SLOW_BYTES_PER_S = 64 << 10
@@ -47,6 +49,10 @@ class Pace:
     def count(self, size_bytes: int) -> None:
         self._turn()
         self._bytes += size_bytes
+
+    def pause(self) -> None:
+        """Nothing was read, so that nothing could come."""
+        self._since_s, self._bytes, self._was_slow = self._monotonic(), 0, False
 
     def is_slow(self) -> bool:
         """Whether less than 64 KiB a second have come; nothing is slow in its first five seconds."""
@@ -183,7 +189,7 @@ class Places:
 
     def _has_room(self, client: str) -> bool:
         """Whether there is a place for another connection of this client, made free where it must be."""
-        largest = self.limit - self.limit // _KEPT_FOR_OTHERS
+        largest = self.limit - self.limit // KEPT_FOR_OTHERS
         if self._numbers[client] >= largest and not self._free_one(client):
             return False
         return len(self._taken) < self.limit or self._free_one()

@@ -17,13 +17,14 @@ from tornado.httputil import HTTPServerRequest
 from tornado.iostream import StreamClosedError
 from tornado.web import Application, HTTPError, RequestHandler, stream_request_body
 
+from gateway.http.base.connections import client_of
 from gateway.http.base.context import Context
 from gateway.http.base.errors import INTERNAL_SENTENCE, SHAPE_OF_STATUS, STATUS_OF_CODE
 from gateway.http.base.limits import IncomingBody, declared_bytes, no_room
 from gateway.http.base.outgoing import Patience, bytes_of
 from gateway.http.base.route import Exposure, Route
 from gateway.http.render.answer import strict_json
-from sessions.errors import CellblockError, Conflict, TooLarge
+from sessions.errors import CellblockError, Conflict, TooLarge, Unavailable
 from sessions.model import ANONYMOUS, TenantId
 from sessions.sanitize import well_formed
 
@@ -59,7 +60,7 @@ class BaseHandler(RequestHandler):
     def initialize(self, context: Context, route: Route) -> None:
         self.context = context
         self.route = route
-        self._body = IncomingBody(context.http.bodies)
+        self._body = IncomingBody(context.http.bodies, self._drop_slow_body)
         self.place = context.answers.place()
         self.patience = Patience(context.http.bounds, context.answers)
 
@@ -70,6 +71,11 @@ class BaseHandler(RequestHandler):
     @property
     def body(self) -> bytes:
         return bytes(self._body)
+
+    @property
+    def client(self) -> str:
+        """Whose share of memory this request takes: the tenant's, or where no token tells it, the address's."""
+        return client_of((self.request.remote_ip,)) if self.tenant == ANONYMOUS else f"tenant {self.tenant}"
 
     @property
     def base_url(self) -> str:
@@ -167,12 +173,19 @@ class BaseHandler(RequestHandler):
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         """Keep what will be used, count the rest, and disconnect a client whose body does not end."""
         if self._counts(chunk):
-            if self._body.keep(chunk):
+            if self._body.keep(chunk, self.client):
                 return None
             self._refusal = no_room()
         self._body.discard()
         self._disconnect_endless()
         return None
+
+    def _drop_slow_body(self) -> None:
+        """Others need its room: answer, and close the connection."""
+        self._refusal = no_room()
+        self._body.discard()
+        if not self._finished:
+            self.send_error(exc_info=(Unavailable, self._refusal, None))
 
     def _counts(self, chunk: bytes) -> bool:
         """Whether this piece of the body is still wanted."""
@@ -190,6 +203,7 @@ class BaseHandler(RequestHandler):
 
     async def get(self, *_: str) -> None:
         """Serve any method, once the body is there."""
+        self._body.end()
         if self._refusal is not None:
             raise self._refusal
         if self.request.method == "OPTIONS":

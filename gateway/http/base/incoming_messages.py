@@ -11,9 +11,10 @@ from typing import Any
 from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketProtocol13
 
-from gateway.http.base.limits import HttpLimits
+from gateway.http.base.limits import Arrival, HttpLimits
 
 _WAIT_FOR_ROOM_S = 0.02
+_PIECE_BYTES = 64 << 10
 _TRY_AGAIN_LATER = 1013  # https://www.iana.org/assignments/websocket/websocket.xml
 _MAX_CONTROL_BYTES = 125  # RFC 6455, 5.5
 
@@ -22,12 +23,14 @@ class IncomingMessages(WebSocketProtocol13):
     """The receiving end of one connection.
 
     Its state beside the base class's: how large the frame is that comes in, how many bytes are counted, by when the
-    message must be there, and whether the connection is over.
+    message must be there and how quickly it comes, and whether the connection is over.
     """
 
     def __init__(self, handler: Any, params: Any, limits: HttpLimits) -> None:
         super().__init__(handler, False, params)  # noqa: FBT003 - tornado's own: a server masks nothing
         self._bodies = limits.bodies
+        self._client: str = handler.client
+        self._arrival: Arrival | None = None
         self._timeout_s = limits.bounds.message_timeout_s
         self._frame_bytes = 0
         self._counted_bytes = 0
@@ -38,7 +41,15 @@ class IncomingMessages(WebSocketProtocol13):
         """Count the payload of a frame before it comes in; what is no longer than a control frame's may be one's."""
         self._frame_bytes = n if n > _MAX_CONTROL_BYTES else 0
         await self._wait_for_room()
-        return await super()._read_bytes(n)
+        arrival = self._arrival
+        if arrival is None or n <= _PIECE_BYTES:
+            return await super()._read_bytes(n)
+        data = bytearray()
+        while len(data) < n:
+            piece = await super()._read_bytes(min(_PIECE_BYTES, n - len(data)))
+            arrival.pace.count(len(piece))
+            data += piece
+        return bytes(data)
 
     async def _receive_frame(self) -> None:
         await super()._receive_frame()
@@ -57,14 +68,16 @@ class IncomingMessages(WebSocketProtocol13):
         super()._abort()
 
     def _on_timeout(self) -> None:
-        """The message has not come in time, or there was no room for it."""
+        """The message has not come in time, there was no room for it, or others need its room."""
         self.close(_TRY_AGAIN_LATER, "The message did not come in time, or there was no room for it: try again.")
         self._abort()
 
     async def _wait_for_room(self) -> None:
         """Count what is held now, when there is room for it. Raises StreamClosedError when the connection is over."""
-        while not self._count():  # noqa: ASYNC110 - releasing memory wakes nobody
-            await asyncio.sleep(_WAIT_FOR_ROOM_S)
+        while not self._count():
+            await asyncio.sleep(_WAIT_FOR_ROOM_S)  # releasing memory wakes nobody
+            if self._arrival is not None:
+                self._arrival.pace.pause()
         if self._is_over:
             raise StreamClosedError
 
@@ -77,9 +90,14 @@ class IncomingMessages(WebSocketProtocol13):
             self._deadline = None
         elif size_bytes and self._deadline is None:
             self._deadline = asyncio.get_running_loop().call_later(self._timeout_s, self._on_timeout)
-        if more > 0 and not self._bodies.reserve(more):
+        if size_bytes and self._arrival is None:
+            self._arrival = self._bodies.begin(self._client, self._on_timeout)
+        if more > 0 and not self._bodies.reserve(more, self._client, self._arrival):
             return False
         if more < 0:
-            self._bodies.release(-more)
+            self._bodies.release(-more, self._client, self._arrival)
+        if not size_bytes and self._arrival is not None:
+            self._bodies.end(self._arrival)
+            self._arrival = None
         self._counted_bytes = size_bytes
         return True

@@ -6,7 +6,8 @@ It knows sizes and numbers. What a client is told beyond these errors, the handl
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -15,7 +16,7 @@ from tornado.httputil import HTTPHeaders
 
 from gateway.host.clock import SystemClock
 from gateway.host.descriptors import MOST_CONNECTIONS
-from gateway.http.base.connections import Places
+from gateway.http.base.connections import KEPT_FOR_OTHERS, Monotonic, Pace, Places
 from sessions.concurrency import KeyedLock
 from sessions.errors import Draining, TooManyRequests, Unavailable
 from sessions.kernels.throttle import SharedTime
@@ -129,26 +130,83 @@ class HttpLimits:
 # --- request bodies ---------------------------------------------------------------------------------------------------
 
 
-class BufferedBodies:
-    """Counts the bytes of request bodies and WebSocket messages that are in memory, over all connections."""
+@dataclass(eq=False, slots=True)
+class Arrival:
+    """A body or message that is coming in: whose it is, how quickly, and how to drop it and release what it holds."""
 
-    def __init__(self, request_bytes: int, bounds: HttpBounds) -> None:
+    client: str
+    pace: Pace
+    drop: Callable[[], None]
+    held_bytes: int = 0
+
+
+class BufferedBodies:
+    """Counts the bytes of request bodies and WebSocket messages that are in memory, over all connections.
+
+    One client may hold seven eighths of what there is room for. Whoever is slow makes room for others. The mutable
+    state: how many bytes there are, of each client, and which bodies are coming in.
+    """
+
+    def __init__(self, request_bytes: int, bounds: HttpBounds, monotonic: Monotonic | None = None) -> None:
         self.drained_bytes = bounds.drain_factor * request_bytes
         self._limit_bytes = bounds.buffered_bodies * request_bytes
+        self._largest_bytes = self._limit_bytes - self._limit_bytes // KEPT_FOR_OTHERS
+        self._monotonic = monotonic or SystemClock().monotonic
         self._bytes = 0
+        self._of_client: Counter[str] = Counter()
+        self._arrivals: dict[Arrival, None] = {}
 
     def __repr__(self) -> str:
         return f"<BufferedBodies {self._bytes}>"
 
-    def reserve(self, size_bytes: int) -> bool:
+    def reserve(self, size_bytes: int, client: str, arrival: Arrival | None = None) -> bool:
         """Count these bytes too; False, and nothing is counted, when there is no room for them."""
-        if self._bytes + size_bytes > self._limit_bytes:
-            return False
-        self._bytes += size_bytes
+        while self._of_client[client] + size_bytes > self._largest_bytes:
+            if not self._drop_one(arrival, client):
+                return False
+        while self._bytes + size_bytes > self._limit_bytes:
+            if not self._drop_one(arrival):
+                return False
+        self._count(size_bytes, client, arrival)
         return True
 
-    def release(self, size_bytes: int) -> None:
-        self._bytes -= size_bytes
+    def release(self, size_bytes: int, client: str, arrival: Arrival | None = None) -> None:
+        self._count(-size_bytes, client, arrival)
+        if not self._of_client[client]:
+            del self._of_client[client]
+
+    def begin(self, client: str, drop: Callable[[], None]) -> Arrival:
+        """A body begins to come in; `drop` releases what it holds, at once."""
+        arrival = Arrival(client, Pace(self._monotonic), drop)
+        self._arrivals[arrival] = None
+        return arrival
+
+    def end(self, arrival: Arrival | None) -> None:
+        """It is there, or no longer wanted."""
+        if arrival is not None:
+            self._arrivals.pop(arrival, None)
+
+    def _count(self, size_bytes: int, client: str, arrival: Arrival | None) -> None:
+        self._bytes += size_bytes
+        self._of_client[client] += size_bytes
+        if arrival is not None:
+            arrival.held_bytes += size_bytes
+
+    def _drop_one(self, asking: Arrival | None, client: str | None = None) -> bool:
+        """Drop the slow body that holds most: of this client, or of the one that holds most."""
+        slow = [
+            arrival
+            for arrival in self._arrivals
+            if arrival is not asking
+            and client in (None, arrival.client)
+            and arrival.held_bytes
+            and arrival.pace.is_slow()
+        ]
+        if slow:
+            dropped = max(slow, key=lambda arrival: (self._of_client[arrival.client], arrival.held_bytes))
+            self.end(dropped)
+            dropped.drop()
+        return bool(slow)
 
 
 def no_room() -> Unavailable:
@@ -159,8 +217,11 @@ def no_room() -> Unavailable:
 class IncomingBody:
     """The body of one request. The mutable state is the part that is kept, and how many bytes have arrived."""
 
-    def __init__(self, bodies: BufferedBodies) -> None:
+    def __init__(self, bodies: BufferedBodies, drop: Callable[[], None]) -> None:
         self._bodies = bodies
+        self._drop = drop
+        self._client = ""
+        self._arrival: Arrival | None = None
         self._kept = bytearray()
         self.received_bytes = 0
 
@@ -174,16 +235,25 @@ class IncomingBody:
     def count(self, chunk: bytes) -> None:
         self.received_bytes += len(chunk)
 
-    def keep(self, chunk: bytes) -> bool:
-        """Append a piece; False, and it is dropped, when all bodies together would take too much memory."""
-        if not self._bodies.reserve(len(chunk)):
+    def keep(self, chunk: bytes, client: str) -> bool:
+        """Append a piece; False, and it is dropped, when all bodies, or this client's, would take too much memory."""
+        if self._arrival is None:
+            self._client = client
+            self._arrival = self._bodies.begin(client, self._drop)
+        self._arrival.pace.count(len(chunk))
+        if not self._bodies.reserve(len(chunk), self._client, self._arrival):
             return False
         self._kept += chunk
         return True
 
+    def end(self) -> None:
+        """The whole body is there."""
+        self._bodies.end(self._arrival)
+
     def discard(self) -> None:
         """Drop what was kept, and release its memory."""
-        self._bodies.release(len(self._kept))
+        self.end()
+        self._bodies.release(len(self._kept), self._client, self._arrival)
         self._kept.clear()
 
 

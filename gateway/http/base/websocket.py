@@ -84,12 +84,12 @@ class SocketHandler(BaseHandler, WebSocketHandler):
     @contextmanager
     def holding(self, message: str | bytes) -> Iterator[None]:
         """Count a message among all bodies while it is being worked on. Raises Unavailable when there are too many."""
-        if not self.context.http.bodies.reserve(len(message)):
+        if not self.context.http.bodies.reserve(len(message), self.client):
             raise no_room()
         try:
             yield
         finally:
-            self.context.http.bodies.release(len(message))
+            self.context.http.bodies.release(len(message), self.client)
 
     # --- talking ------------------------------------------------------------------------------------------------------
 
