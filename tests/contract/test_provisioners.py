@@ -354,8 +354,8 @@ async def test_processes_weigh_less_than_the_gateway(
     (record_file,) = (short_dir / "p").glob("*/record.json")
     supervisor = psutil.Process(json.loads(record_file.read_text())["pid"])
     processes = [supervisor, *supervisor.children(recursive=True)]
-    assert {process.nice() for process in processes} == {min(19, own + 10)}
-    assert autogroup_niceness(supervisor.pid) in (None, min(19, own + 10))
+    assert {process.nice() for process in processes} == {min(19, own + 5)}
+    assert autogroup_niceness(supervisor.pid) in (None, min(19, own + 5))
     await process_provisioner.kill(kernel_id)
 
 
