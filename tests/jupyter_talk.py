@@ -11,10 +11,10 @@ from typing import Any
 from doubles import until
 from workbench import Bench, S
 
-from gateway.http.jupyter.replay import replay_run
+from gateway.http.jupyter.replay import replay_run, with_others
 from sessions.jupyter.client import ClientConnection
+from sessions.jupyter.message_queue import Replay
 from sessions.jupyter.messages import ClientMessage
-from sessions.jupyter.outbox import Replay
 from sessions.model import ANONYMOUS, RunId, SessionId, TenantId
 
 
@@ -91,9 +91,11 @@ class Client:
             if isinstance(item, Replay):
                 self.replayed.append(item.run_id)
                 replay = replay_run(self.bench.service, self._tenant, item.run_id, self.connection.client, retry_s=1.0)
-                async with aclosing(replay) as messages:  # type: ignore[type-var]
-                    async for one in messages:
+                async with aclosing(replay), aclosing(with_others(replay, self.connection.next_ahead)) as messages:  # type: ignore[type-var]
+                    async for one, _ in messages:
                         self._receive_one(one)
+                        if self._confirms:
+                            self.connection.confirm(self.connection.sent)
                 self.connection.replay_sent(item.run_id)
             else:
                 self._receive_one(item)

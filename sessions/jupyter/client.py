@@ -17,8 +17,8 @@ import structlog
 from sessions.errors import CellblockError, InvalidRequest, NotFound, StoreUnavailable
 from sessions.jupyter import messages
 from sessions.jupyter.client_state import ClientState
+from sessions.jupyter.message_queue import Replay
 from sessions.jupyter.messages import ClientMessage
-from sessions.jupyter.outbox import Replay
 from sessions.jupyter.router import ClientRouter
 from sessions.kernels.messages import decode_object, for_kernel
 from sessions.model import JupyterRequest, Result, RunId, RunQuery, RunRequest, RunStatus, Session, SessionView
@@ -72,6 +72,10 @@ class ClientConnection:
         None, too, when this connection is closed or replaced: what is left waits for the client's next connection.
         """
         return await self._state.outbox.get() if self._is_current() else None
+
+    async def next_ahead(self) -> ClientMessage | None:
+        """The next message that goes ahead of the rest of a replay, once there is one; None as in `next_item`."""
+        return await self._state.outbox.get_ahead() if self._is_current() else None
 
     @property
     def client(self) -> str:

@@ -165,12 +165,13 @@ class ClientRouter:
             if _is_idle(message):
                 self._note_answered(message.parent_id, request)
             message = replace(message, parent_header=request.header)
+        during = run_id
         if message.msg_type.startswith(_COMM):
             run_id = None  # comm messages are no events: a replay of the run does not have them
         if message.channel == "iopub":
-            self._publish(message, run_id)
+            self._publish(message, run_id, during=during)
         elif state is not None:
-            state.outbox.put(message, run_id)
+            state.outbox.put(message, run_id, during=during)
 
     def _run_of(self, msg_id: str) -> tuple[RunId | None, _Run | None]:
         """The session's run that was sent under this msg_id (see pending_requests.py).
@@ -196,9 +197,11 @@ class ClientRouter:
         text = f"output was cut: {dropped_bytes} bytes were dropped on the way"
         self._publish(messages.note(text, header or {}), run_id)
 
-    def _publish(self, message: ClientMessage, run_id: RunId | None) -> None:
+    def _publish(
+        self, message: ClientMessage, run_id: RunId | None, *, during: RunId | None = None, keeps_place: bool = False
+    ) -> None:
         for state in self._states.values():
-            state.outbox.put(message, run_id)
+            state.outbox.put(message, run_id, during=during, keeps_place=keeps_place)
 
     # --- from the session: `sessions.session.observer.SessionObserver` ------------------------------------------------
 
@@ -228,9 +231,9 @@ class ClientRouter:
         run_id = live.run_id if result is not None else None  # no replay has an end that is not stored
         for message in answers:
             if message.channel == "iopub":
-                self._publish(message, run_id)
+                self._publish(message, run_id, keeps_place=run_id is None)
             elif asker is not None:
-                asker.outbox.put(message, run_id)
+                asker.outbox.put(message, run_id, keeps_place=run_id is None)
 
     def run_settled(self) -> None:
         """No run is at work: publish a death that was held back until the run's end was sent."""
@@ -243,7 +246,7 @@ class ClientRouter:
     def restart_requested(self) -> None:
         """Somebody wants a fresh kernel: the end of this one is no accident."""
         self._restarts_wanted += 1
-        self._publish(messages.make("shutdown_reply", {"status": "ok", "restart": True}, {}), None)
+        self._publish(messages.make("shutdown_reply", {"status": "ok", "restart": True}, {}), None, keeps_place=True)
 
     def restart_finished(self) -> None:
         """The restart is done, or has failed."""
@@ -286,7 +289,7 @@ class ClientRouter:
         self._publish_status("idle")
 
     def _publish_status(self, state: str) -> None:
-        self._publish(messages.status(state, {}), None)
+        self._publish(messages.status(state, {}), None, keeps_place=True)
 
 
 def _is_idle(message: ClientMessage) -> bool:

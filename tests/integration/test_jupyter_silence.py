@@ -73,7 +73,7 @@ async def test_a_client_that_takes_nothing_for_a_while_finds_all_of_its_cell_and
                     kernel.print(f"{number} ")
                     await wire.publish("display_data", {"data": {"text/plain": "x" * size_bytes}})
                     await asyncio.sleep(0.2 * PING_S)
-                    assert wire.client_state().outbox._size_bytes < outbox.LIMIT_BYTES + 2 * size_bytes
+                    assert wire.client_state().outbox.size_bytes < outbox.LIMIT_BYTES + 2 * size_bytes
                 kernel.end()
                 ws.transport.resume_reading()
                 screen = Screen()

@@ -151,6 +151,28 @@ async def test_a_client_that_vanishes_in_mid_run_comes_back_to_all_of_it(wire: W
     assert screen.shown == {"x": "one two three four"}
 
 
+async def test_a_client_that_came_back_in_mid_run_is_answered_before_its_end(wire: Wire, lab: ClientConnection) -> None:
+    await execute(lab, "x")
+    kernel = await wire.bench.sent("x")
+    kernel.print("one ")
+    await until(lambda: wire.client_state().outbox.sent > 0)
+    lab.transport.abort()
+    await until(lambda: not wire.client_state().is_connected)
+    wire.client_state().outbox.replay(next(iter(wire.bench.store.runs)))
+    async with connect(wire.url(), subprotocols=[SUBPROTOCOL]) as back:  # type: ignore[list-item]
+        screen = Screen()
+        while screen.shown != {"x": "one "}:
+            screen.show(await receive(back))
+        kernel.publish("comm_open", {"comm_id": "w", "target_name": "t", "data": {}})
+        await receive_until(back, "comm_open", screen)
+        await back.send(Framed().encode(message("interrupt_request", channel="control")))
+        await receive_until(back, "interrupt_reply", screen)
+        await until(lambda: not wire.client_state().outbox._unconfirmed)
+        kernel.end("two")
+        await receive_until(back, "execute_reply", screen)
+    assert screen.shown == {"x": "one two"}
+
+
 async def test_a_client_that_connects_anew_replaces_its_connection_and_keeps_its_seat(
     wire: Wire, lab: ClientConnection
 ) -> None:
@@ -238,7 +260,7 @@ async def test_a_client_that_does_not_read_hurts_neither_the_gateway_nor_another
         for _ in range(300):
             kernel.print("x" * 100_000)
             await wire.publish("display_data", {"data": {"text/plain": "y" * 50_000}})
-            largest = max(largest, wire.client_state("slow").outbox._size_bytes)
+            largest = max(largest, wire.client_state("slow").outbox.size_bytes)
         kernel.end()
         assert len(text_of(await heard)) > 0
         assert largest < 5 * MIB

@@ -11,8 +11,8 @@ from jupyter_talk import message
 
 from kernel_image import protocol
 from sessions.jupyter.client_state import ClientState
+from sessions.jupyter.message_queue import Replay
 from sessions.jupyter.messages import ClientMessage
-from sessions.jupyter.outbox import Replay
 from sessions.jupyter.router import ClientRouter
 from sessions.model import JupyterRequest, RunId
 
@@ -35,7 +35,7 @@ class Room:
         self.sent: list[bytes] = []
 
     def note_reply(self, run_id: RunId) -> None:
-        self.replies.append((run_id, len(self.a.outbox._items)))
+        self.replies.append((run_id, len(self.a.outbox._queue)))
 
     def say(
         self, msg_type: str, parent_id: str, content: Mapping[str, Any] | None = None, channel: str = "iopub"
@@ -67,11 +67,10 @@ class Room:
 def told(state: ClientState) -> list[ClientMessage]:
     """What this client has to be told now, taken."""
     messages = []
-    while state.outbox._items:
-        item = state.outbox._items.popleft()
+    while state.outbox._queue:
+        item = state.outbox._queue.pop()
         assert not isinstance(item, Replay)
         messages.append(item.message)
-    state.outbox._size_bytes = 0
     return messages
 
 

@@ -124,7 +124,7 @@ def test_a_run_that_is_nobodys_is_told_to_all_as_the_kernel_says_it(room: Room) 
     room.say("stream", MSG_ID, {"name": "stdout", "text": "x"})
     room.say("execute_reply", MSG_ID, {}, "shell")
     for state in (room.a, room.b):
-        assert [item.run_id for item in state.outbox._items] == [RUN]  # type: ignore[union-attr]
+        assert [item.run_id for item in state.outbox._queue] == [RUN]  # type: ignore[union-attr]
         assert [one.parent_id for one in told(state)] == [MSG_ID]
 
 
@@ -132,8 +132,8 @@ def test_what_names_a_run_of_another_session_is_about_none(room: Room) -> None:
     """A kernel may say what it likes: no client of its is to be told another session's run for that."""
     for number in range(5000):
         room.say("stream", f"other-{number}.1", {"name": "stdout", "text": "x" * 2000})
-    assert all(item.run_id is None for item in room.a.outbox._items)
-    assert len(room.a.outbox._items) < 4096
+    assert all(item.run_id is None for item in room.a.outbox._queue)
+    assert len(room.a.outbox._queue) < 4096
     assert room.a.outbox._replayed == set()
 
 
@@ -142,7 +142,7 @@ def test_comm_messages_of_a_run_come_though_the_run_is_told_again(room: Room) ->
     room.a.outbox.replay(RUN)
     room.say("comm_open", MSG_ID, {"comm_id": "c"})
     room.say("stream", MSG_ID, {"name": "stdout", "text": "x"})
-    room.a.outbox._items.popleft()
+    room.a.outbox._queue.pop()
     assert types(room.a) == ["comm_open"]
 
 

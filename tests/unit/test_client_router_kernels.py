@@ -151,4 +151,4 @@ def test_a_flood_of_messages_to_a_client_that_takes_none_are_bounded_in_time_and
     for _ in range(30_000):
         room.router.on_frame(frame)
     assert time.process_time() - started_s < 15
-    assert room.a.outbox._size_bytes < 5 << 20
+    assert room.a.outbox.size_bytes < 5 << 20

@@ -10,8 +10,9 @@ import pytest
 from jupyter_talk import content, message
 
 from sessions.jupyter import outbox as outbox_module
+from sessions.jupyter.message_queue import Replay
 from sessions.jupyter.messages import ClientMessage
-from sessions.jupyter.outbox import Outbox, Replay
+from sessions.jupyter.outbox import Outbox
 from sessions.model import RunId
 
 A, B = RunId("a"), RunId("b")
@@ -131,8 +132,8 @@ async def test_memory_is_bounded_whatever_gathers() -> None:
         outbox.put(line("x", f"{number}", KIB), RunId(f"{number}") if number % 3 else None)
         if number % 50 == 0:
             outbox.put(line("large", size_bytes=100 * KIB))
-        assert outbox._size_bytes <= 64 * KIB + 110 * KIB
-    assert len(outbox._items) < outbox_module._MAX_REPLAYED_RUNS + 400
+        assert outbox.size_bytes <= 64 * KIB + 110 * KIB
+    assert len(outbox._queue) < outbox_module._MAX_REPLAYED_RUNS + 400
     assert len(outbox._replayed) < outbox_module._MAX_REPLAYED_RUNS + 400
 
 
@@ -257,9 +258,9 @@ async def test_what_is_on_its_way_is_bounded_in_bytes_and_so_is_what_comes_back_
         outbox.put(line("x", size_bytes=10 * KIB))
         await taken_one(outbox)
     assert outbox._unconfirmed_bytes < (64 + 12) * KIB
-    assert outbox._size_bytes > 20 * KIB
+    assert outbox.size_bytes > 20 * KIB
     outbox.requeue_unconfirmed()
-    assert outbox._size_bytes <= 64 * KIB
+    assert outbox.size_bytes <= 64 * KIB
 
 
 async def taken_one(outbox: Outbox) -> None:

@@ -20,13 +20,13 @@ from gateway.http.base.outgoing import Place
 from gateway.http.base.websocket import SocketHandler
 from gateway.http.jupyter.framing import Framing, framing_of
 from gateway.http.jupyter.handler import JupyterHandler
-from gateway.http.jupyter.replay import replay_run
+from gateway.http.jupyter.replay import replay_run, with_others
 from gateway.http.parse.urls import segment
 from kernel_image.protocol import SUBPROTOCOL
-from sessions.errors import CellblockError, InvalidRequest
+from sessions.errors import CellblockError, InvalidRequest, Unavailable
 from sessions.jupyter.client import ClientConnection
+from sessions.jupyter.message_queue import Replay
 from sessions.jupyter.messages import ClientMessage
-from sessions.jupyter.outbox import Replay
 from sessions.kernels.throttle import Throttle
 
 MAX_GARBAGE = 64
@@ -162,13 +162,16 @@ class JupyterChannels(JupyterHandler, SocketHandler):
             self.close(_NORMAL, "this kernel has been shut down")
         except WebSocketClosedError:
             pass  # the client is gone
-        except Exception:  # noqa: BLE001 - a bug of ours; the client reconnects, and gets it then
+        except Unavailable as error:  # there was no room in memory; the client reconnects, and gets it then
+            _log.warning("jupyter_client_not_told", request_id=self.request_id, reason=str(error))
+            self.disconnect()
+        except Exception:  # noqa: BLE001 - a bug of ours; likewise
             _log.exception("jupyter_client_not_told", request_id=self.request_id)
             self.disconnect()
 
     async def _replay(self, connection: ClientConnection, replay: Replay) -> None:
         bounds = self.context.http.bounds
-        with self.placing() as place:
+        with self.placing() as place, self.placing() as place_ahead:
             replayed = replay_run(
                 self.context.service,
                 self.tenant,
@@ -177,9 +180,10 @@ class JupyterChannels(JupyterHandler, SocketHandler):
                 retry_s=bounds.replay_retry_s,
                 place=place,
             )
-            async with aclosing(replayed) as messages:  # type: ignore[type-var]
-                async for message in messages:
-                    await self._send(message, place)
+            async with aclosing(replayed), aclosing(with_others(replayed, connection.next_ahead)) as messages:  # type: ignore[type-var]
+                async for message, is_of_replay in messages:
+                    await self._send(message, place if is_of_replay else place_ahead)
+                    self._ping(connection)
         connection.replay_sent(replay.run_id)
 
     async def _send(self, message: ClientMessage, place: Place) -> None:

@@ -1,12 +1,13 @@
 """Replays a run from its events to a Jupyter client that was away, or too slow to receive it live.
 
-A replay begins with `clear_output`, so that a client that has seen a part of the run shows nothing twice.
+A replay begins with `clear_output`, so that a client that has seen a part of the run shows nothing twice. It lasts as
+long as the run; what belongs to no run is sent meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -39,6 +40,39 @@ async def replay_run(
             return
         else:
             return
+
+
+async def with_others(
+    replay: AsyncIterator[ClientMessage], next_ahead: Callable[[], Awaitable[ClientMessage | None]]
+) -> AsyncIterator[tuple[ClientMessage, bool]]:
+    """The messages of a replay, and between them, as they come, those that go ahead of its rest.
+
+    Each comes with whether it is the replay's; the next of those is read when the caller is done with it.
+    """
+    of_replay = asyncio.ensure_future(_next(replay))
+    ahead = asyncio.ensure_future(next_ahead())
+    waiting: set[asyncio.Future[ClientMessage | None]] = {of_replay, ahead}
+    try:
+        while True:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if ahead in done and (other := ahead.result()) is not None:
+                ahead = asyncio.ensure_future(next_ahead())
+                waiting.add(ahead)
+                yield other, False
+            if of_replay in done:
+                if (message := of_replay.result()) is None:
+                    return
+                yield message, True
+                of_replay = asyncio.ensure_future(_next(replay))
+                waiting.add(of_replay)
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def _next(replay: AsyncIterator[ClientMessage]) -> ClientMessage | None:
+    return await anext(replay, None)
 
 
 async def _replay(
