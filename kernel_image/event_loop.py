@@ -2,6 +2,7 @@
 
 `asyncio.run(main())` and other loops of the code's own run while the kernel's loop stands still; what is run on the
 kernel's loop itself, as `asyncio.get_event_loop()` gives it, is run by turns of that loop within a turn.
+`nest_asyncio.apply()`, which patches asyncio for the same purpose, allows the code's own loops to stand still likewise.
 """
 
 from __future__ import annotations
@@ -14,8 +15,13 @@ from asyncio import tasks
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any, NoReturn
+
+from kernel_image.import_hooks import current_shell
+
+_nested_by_the_code = threading.Event()
+"""Set once the code has applied nest_asyncio."""
 
 
 class _Nothing:
@@ -148,9 +154,9 @@ def _interruptible() -> Iterator[None]:
 
 @contextmanager
 def _kernel_loop_suspended() -> Iterator[None]:
-    """Let another loop run in this thread while the kernel's stands still; no other loop is suspended."""
+    """Let another loop run in this thread while the kernel's stands still; any loop's when nest_asyncio is applied."""
     loop = asyncio._get_running_loop()  # noqa: SLF001 - as above
-    if not isinstance(loop, KernelLoop):
+    if loop is None or not (isinstance(loop, KernelLoop) or _nested_by_the_code.is_set()):
         yield
         return
     with _left(loop), _interruptible():
@@ -179,3 +185,13 @@ def install() -> None:
     base = asyncio.BaseEventLoop
     base.run_forever = _suspending(base.run_forever)  # type: ignore[method-assign]
     base.run_until_complete = _suspending(base.run_until_complete)  # type: ignore[method-assign]
+
+
+def adapt(module: ModuleType) -> None:
+    """Adapt `nest_asyncio` in a kernel, whose event loops it would break."""
+    if current_shell() is not None:
+        module.apply = _apply_nest_asyncio  # type: ignore[attr-defined]
+
+
+def _apply_nest_asyncio(*_: Any, **__: Any) -> None:
+    _nested_by_the_code.set()

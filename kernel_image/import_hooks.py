@@ -25,10 +25,15 @@ _ADAPTERS = {
     "matplotlib._mathtext": "fonts",
     "matplotlib.backend_bases": "figures",
     "matplotlib.pyplot": "figures",
+    "nest_asyncio": "event_loop",
+    "nest_asyncio2": "event_loop",
     "pip._internal.network.session": "offline_pip",
     "plotly.io._renderers": "figures",
     "psutil": "import_hooks",
 }
+
+_STAND_INS = {"nest_asyncio": "nest_asyncio2"}
+"""Modules under whose name another is found where they are not installed; it has the same functions."""
 
 
 def install() -> None:
@@ -99,7 +104,16 @@ class _Finder:
                 if spec.loader is not None and hasattr(spec.loader, "exec_module"):
                     _extend(spec.loader)
                 return spec
-        return None
+        return self._stand_in(name)
+
+    def _stand_in(self, name: str) -> ModuleSpec | None:
+        if (other := _STAND_INS.get(name)) is None or (found := self.find_spec(other)) is None:
+            return None
+        from importlib.util import spec_from_file_location  # noqa: PLC0415 - for the few that need it
+
+        if (spec := spec_from_file_location(name, found.origin)) is not None:
+            _extend(spec.loader)
+        return spec
 
 
 def _extend(loader: Any) -> None:

@@ -135,6 +135,22 @@ print(len(pd.read_html(io.StringIO('<table><tr><td>1</td></tr></table>'), flavor
     )
 
 
+async def test_nest_asyncio_is_there_in_kernels_and_scripts(rig: Rig) -> None:
+    code = """
+import nest_asyncio
+nest_asyncio.apply()
+import asyncio, subprocess, sys
+async def main(): return 4
+print(asyncio.run(main()), await main())
+script = 'import asyncio, nest_asyncio; nest_asyncio.apply()\\n'
+script += 'async def main(): return asyncio.get_event_loop().run_until_complete(asyncio.sleep(0, 5))\\n'
+script += 'print(asyncio.run(main()))'
+subprocess.run([sys.executable, '-c', script]);
+"""
+    result = await rig.run(code)
+    assert (result.output, result.stderr) == ("4 4\n5\n", ""), result.error
+
+
 async def test_mnt_data_is_the_working_directory(rig: Rig) -> None:
     code = """
 import os

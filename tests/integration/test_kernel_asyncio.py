@@ -184,3 +184,21 @@ async def test_a_task_that_ends_in_the_background_ends_no_more(kernel: Supervise
     assert (await kernel.run("await main(2)")).value() == "2"
     assert (await kernel.run("task.done()")).value() == "True"
     await kernel.run("import gc\ndel task; gc.collect()")  # an exception that nobody asked for is told in this run
+
+
+@pytest.mark.parametrize("name", ["nest_asyncio", "nest_asyncio2"])
+async def test_nest_asyncio_is_there_and_lets_loops_stand_still(kernel: Supervised, name: str) -> None:
+    nested = (
+        "async def middle(): return asyncio.run(main(2))\n"
+        "async def outer(): return asyncio.run(middle()), await main(3)\n"
+    )
+    for _ in range(2):
+        run = await kernel.run(
+            f"import {name}\n{name}.apply()\n{nested}"
+            "print(asyncio.run(main()), asyncio.get_event_loop().run_until_complete(main()), asyncio.run(outer()))\n"
+            "await main(4)"
+        )
+        assert (run.text(), run.text("stderr"), run.value()) == ("1 1 (2, 3)\n", "", "4")
+    run = await interrupted(kernel, "asyncio.run(wait())")
+    assert run.reply()["ename"] == "KeyboardInterrupt"
+    await kernel.run("import kernel_image.event_loop as loops; loops._nested_by_the_code.clear()")
