@@ -8,13 +8,29 @@ plotly looks for a browser, or sends 4 MB of JavaScript.
 from __future__ import annotations
 
 import os
+import re
 import sys
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
 from kernel_image.import_hooks import current_shell
 
 _PLOTLY_RENDERER = "plotly_mimetype+notebook_connected"
+_SHOWS_WINDOWS = re.compile(r"(tk|gtk\d?|qt\d?|wx|osx|macosx)(agg|cairo)?")
+_NEEDS_A_CLASSIC_NOTEBOOK = ("nbagg", "notebook")
+_NEEDS_IPYMPL = ("ipympl", "widget")
+
+
+def is_available(backend: object) -> bool:
+    """Whether figures can be seen with a backend of matplotlib, or one that `%matplotlib` knows by another name."""
+    name = str(backend).lower()
+    if name in _NEEDS_A_CLASSIC_NOTEBOOK:
+        return False
+    if name in _NEEDS_IPYMPL:
+        return find_spec("ipympl") is not None
+    has_screen = "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
+    return has_screen or _SHOWS_WINDOWS.fullmatch(name) is None
 
 
 def adapt(module: ModuleType) -> None:
@@ -56,12 +72,15 @@ def _adapt_pyplot(pyplot: Any) -> None:
     switch = pyplot.switch_backend
 
     def switch_backend(newbackend: str) -> None:
+        shell = current_shell()
         try:
-            switch(newbackend)
-        except ImportError:  # it needs a screen, or a library that is not there
-            if (shell := current_shell()) is None or str(newbackend).startswith("module://"):
+            if shell is None or is_available(newbackend):
+                switch(newbackend)
+                return
+        except ImportError:  # it needs a library that is not there
+            if shell is None or str(newbackend).startswith("module://"):
                 raise
-            shell.enable_matplotlib("inline")
+        shell.enable_matplotlib("inline")
 
     switch_backend.__doc__ = switch.__doc__
     pyplot.switch_backend = switch_backend

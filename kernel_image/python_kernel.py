@@ -25,7 +25,7 @@ from IPython.core.error import StdinNotImplementedError as IPythonStdinNotImplem
 from IPython.utils.text import LSString, SList
 from traitlets import Type
 
-from kernel_image import deep_tracebacks, shell_commands
+from kernel_image import deep_tracebacks, figures, shell_commands
 from kernel_image.standard_streams import StandardStreams, open_copy_of_standard
 from kernel_image.unclosed_files import flush_unclosed_files
 
@@ -114,6 +114,10 @@ class PythonShell(ZMQInteractiveShell):  # type: ignore[misc]
         """Fill the user's namespace, with an `open` that may open standard streams."""
         super().init_user_ns()
         self.user_ns["open"] = open_copy_of_standard
+
+    def enable_matplotlib(self, gui: Any = None) -> Any:
+        """Choose a backend, as `%matplotlib` does: the inline one where nobody would see figures with the other."""
+        return super().enable_matplotlib(gui if figures.is_available(gui) else "inline")
 
     def _exit_magic(self, line: str) -> None:
         """End the run, with an exit code or a message."""

@@ -87,6 +87,13 @@ for number in range(3):
         "import os; os.environ['MPLBACKEND'] = 'Agg'",
         "import matplotlib; matplotlib.use('TkAgg')",
         "import matplotlib.pyplot as plt; plt.switch_backend('svg')",
+        "import matplotlib; matplotlib.use('nbAgg')",
+        "import os; os.environ['MPLBACKEND'] = 'nbagg'; import matplotlib; matplotlib.use('notebook')",
+        "%matplotlib notebook",
+        "%matplotlib widget",
+        "%matplotlib qt",
+        "%matplotlib agg",
+        "get_ipython().run_line_magic('matplotlib', 'tk')",
     ],
 )
 async def test_show_shows_with_any_backend(rig: Rig, choice: str) -> None:
