@@ -32,7 +32,7 @@ class Handshake:
         if not self._is_welcome:
             self._refuse("a message before the hello")
             return None
-        return self._guarded(self._kernel.handle_binary, data)
+        return self._guarded(len(data), self._kernel.handle_binary, data)
 
     def on_text(self, text: str) -> asyncio.Task[None] | None:
         """Handle a control message; the first one must be the hello."""
@@ -40,7 +40,7 @@ class Handshake:
             self._refuse("an overlong control message")
             return None
         if self._is_welcome:
-            return self._guarded(lambda: self._kernel.handle_control(decode_object(text)))
+            return self._guarded(len(text), lambda: self._kernel.handle_control(decode_object(text)))
         if self._deadline is None:
             return None  # already refused; the connection is being closed
         try:
@@ -58,16 +58,16 @@ class Handshake:
         self._disarm()
         self._kernel.handle_link_closed(self._link)
 
-    def _guarded(self, handle: Callable[..., None], *args: Any) -> asyncio.Task[None] | None:
+    def _guarded(self, size_bytes: int, handle: Callable[..., None], *args: Any) -> asyncio.Task[None] | None:
         """Handle a frame; a violation ends the kernel, a flood is slowed down and waits for its turn."""
         throttle = self._kernel.throttle
-        if not throttle.is_free():
-            return asyncio.ensure_future(self._handle_in_turn(handle, *args))
+        if not throttle.is_free(size_bytes):
+            return asyncio.ensure_future(self._handle_in_turn(size_bytes, handle, *args))
         pause_s = throttle.metered(self._handle, handle, *args)
         return asyncio.ensure_future(asyncio.sleep(pause_s)) if pause_s > 0 and not self._kernel.violation else None
 
-    async def _handle_in_turn(self, handle: Callable[..., None], *args: Any) -> None:
-        await asyncio.sleep(await self._kernel.throttle.metered_in_turn(self._handle, handle, *args))
+    async def _handle_in_turn(self, size_bytes: int, handle: Callable[..., None], *args: Any) -> None:
+        await asyncio.sleep(await self._kernel.throttle.metered_in_turn(size_bytes, self._handle, handle, *args))
 
     def _handle(self, handle: Callable[..., None], *args: Any) -> None:
         try:

@@ -16,6 +16,10 @@ _BURST_S = 1.0
 _SHARE_TOGETHER = 0.5
 _BURST_TOGETHER_S = 0.2
 _HEAD_START_S = 0.1
+_SMALL_BYTES = 64 << 10
+_SMALL_SHARE = 0.02
+_SMALL_BURST_S = 0.1
+_SMALL_DEBT_S = 2.0
 _ROUNDING_S = 1e-9
 
 
@@ -66,6 +70,10 @@ class SharedTime:
     def is_free(self) -> bool:
         """Whether a piece of work may be done now."""
         return not self._is_taken and not self._waiting and self._account.debt_s() == 0
+
+    def is_overdrawn(self) -> bool:
+        """Whether so much more than half of the time is used that small messages wait for their turn as well."""
+        return self._account.debt_s() > _SMALL_DEBT_S
 
     def begin(self, after_s: float) -> float:
         """The virtual start of work that comes after `after_s`."""
@@ -128,13 +136,16 @@ class SharedTime:
 class Throttle:
     """The time of one sandbox or client: a quarter, and its share of what it has together with others.
 
-    The mutable state: what is left of its time, and the virtual time at which its last piece of work ended.
+    A fiftieth of the time is there for small messages without waiting for a turn: a run that says little says it in a
+    dozen of them, and would wait for a large one of a flood before each. The mutable state: what is left of its time,
+    and of its time for small messages, and the virtual time at which its last piece of work ended.
     """
 
     def __init__(self, clock: Clock, share: float = _SHARE, together: SharedTime | None = None) -> None:
         self._clock = clock
         self._is_bounded = share < 1
         self._account = _Account(clock, share, _BURST_S)
+        self._small = _Account(clock, _SMALL_SHARE, _SMALL_BURST_S)
         self._together = together
         self._ended_s = 0.0
 
@@ -148,13 +159,15 @@ class Throttle:
         """For how many seconds the next piece of work must wait."""
         return self._account.debt_s() if self._is_bounded else 0.0
 
-    def is_free(self) -> bool:
-        """Whether a piece of work may be done now, as far as the others are concerned."""
-        return self._together is None or self._together.is_free()
-
-    async def metered_in_turn(self, handle: Callable[..., None], *args: Any) -> float:
-        """The same, once the turn has come."""
+    def is_free(self, size_bytes: int) -> bool:
+        """Whether a message of this size may be handled now, as far as the others are concerned."""
         if self._together is None or self._together.is_free():
+            return True
+        return size_bytes <= _SMALL_BYTES and self._small.debt_s() == 0 and not self._together.is_overdrawn()
+
+    async def metered_in_turn(self, size_bytes: int, handle: Callable[..., None], *args: Any) -> float:
+        """The same, once the turn has come."""
+        if self._together is None or self.is_free(size_bytes):
             return self.metered(handle, *args)
         async with self._together.turn(self._together.begin(self._ended_s)):
             return self.metered(handle, *args)
@@ -169,5 +182,6 @@ class Throttle:
             spent_s = self._clock.monotonic() - began_s
             self._ended_s = start_s + spent_s
             self._account.spend(spent_s)
+            self._small.spend(spent_s)
             if self._together is not None:
                 self._together.spend(start_s, spent_s)

@@ -127,7 +127,9 @@ class JupyterChannels(JupyterHandler, SocketHandler):
         taken: list[ClientMessage] = []
         try:
             with self.holding(message):
-                pause_s = await self._throttle.metered_in_turn(lambda: taken.append(self._framing.decode(message)))
+                pause_s = await self._throttle.metered_in_turn(
+                    len(message), lambda: taken.append(self._framing.decode(message))
+                )
                 await self._connection.handle_message(taken[0])
         except InvalidRequest as error:
             self._refuse(error)
