@@ -41,6 +41,9 @@ CLIENT_ID = "cellblock_client_id"
 The kernel sees the client's in place of the gateway's. A supervisor that does not know the field passes it on.
 """
 
+QUESTION_ID = "cellblock_question_id"
+"""A field in the header of an input_reply: the msg_id of the input_request that it answers, and no other."""
+
 MAX_PATH_CHARACTERS = 1024
 """How long an artifact's path may be."""
 
@@ -136,6 +139,15 @@ def decode_message(frame: bytes | memoryview) -> tuple[str, list[bytes]]:
     return channel, [bytes(view[a:b]) for a, b in pairwise(offsets[1:])]
 
 
+def channel_of(frame: bytes | memoryview) -> bytes:
+    """The beginning of the channel's name in a framed Jupyter message. Raises FrameError."""
+    try:
+        start, end = struct.unpack_from("<2Q", frame, _U64_BYTES)
+    except struct.error as error:
+        raise FrameError("frame is shorter than its offsets") from error
+    return bytes(frame[start : min(end, start + _MAX_CHANNEL_BYTES)])
+
+
 def number_frame(seq: int, frame: bytes) -> bytes:
     """Put the u64 little-endian `seq` in front of a frame."""
     return _U64.pack(seq) + frame
@@ -158,7 +170,8 @@ def encode_control(op: str, **fields: Any) -> str:
 #
 # supervisor -> gateway
 HELLO = "hello"  # protocol, kernel_id, credential, boot_id, state, generation, oldest_seq, next_seq,
-#                  outstanding [msg_id], finished [msg_id], limits, failed_preloads {module: reason}
+#                  outstanding [msg_id], finished [msg_id], forwarded: msg_id or null, limits,
+#                  failed_preloads {module: reason}
 STATE = "state"  # * state: starting | idle | dead; generation, pid, failed_preloads
 DONE = "done"  # * msg_id, usage {wall_ms, cpu_ms, memory_peak_bytes, oom_kills}, skipped [{path, bytes, why}]
 USAGE = "usage"  # * msg_id, usage: the code has ended, and its files are about to come;

@@ -23,6 +23,7 @@ from kernel_image.artifacts import WorkingDirectory
 from kernel_image.channels import KernelChannels
 from kernel_image.client_ids import ClientIds
 from kernel_image.files import SessionFiles
+from kernel_image.forwarded import Forwarded
 from kernel_image.outstanding import OutstandingRequests
 from kernel_image.relay import Relay
 from kernel_image.sandbox_log import log_event, log_loop_exception, never_wait
@@ -51,6 +52,7 @@ class Supervisor:
         work = WorkingDirectory(settings.work_dir, settings.scan_entries)
         self._requests = OutstandingRequests(settings, self._relay, self._meter, work, self._ask_kernel)
         self._client_ids = ClientIds()
+        self._forwarded = Forwarded()
         self._files = SessionFiles(work, self._relay.send_unnumbered)
         self._reaper = kernel_process.Reaper()
         self._environment = kernel_process.environment_of(settings)
@@ -116,6 +118,7 @@ class Supervisor:
             "generation": self._generation,
             "outstanding": self._requests.msg_ids,
             "finished": list(self._requests.finished),
+            "forwarded": self._forwarded.last,
             "failed_preloads": self._fork_server.failed_preloads,
             "limits": accounting.applied_limits(),
         }
@@ -124,7 +127,13 @@ class Supervisor:
         """Pass a request on to the kernel, once."""
         if channel == protocol.FILE_CHANNEL:
             self._files.on_piece(parts)
-        elif channel == "shell":
+            return
+        wanted = self._forwarded.note(channel, parts)
+        if wanted is None:
+            log_event("answer_not_wanted")
+            return
+        parts = wanted
+        if channel == "shell":
             self._reaper.reap()  # a kernel that ended a moment ago accepts nothing either
             accepting = self._generation if self._accepts_requests else None
             if self._requests.accept(parts, accepting) and self._channels is not None:
@@ -252,6 +261,7 @@ class Supervisor:
             if self._warm_up is not None:
                 self._warm_up.on_message(channel, parts)
             return
+        self._forwarded.note_question(channel, parts)
         translated = self._client_ids.from_kernel(parts)
         self._client_ids.note_answered(channel, parts)
         if self._requests.relay(channel, translated, self._sent_bytes) and self._accepts_requests:
@@ -300,6 +310,7 @@ class Supervisor:
             await self._drain(self._channels)
         self._close_channels()
         self._client_ids.clear()
+        self._forwarded.kernel_ended()
         self._is_ready = False
         oom = end.signal == signal.SIGKILL and self._meter.read().oom_kills > self._oom_kills_before
         cause = "oom" if oom else self._kill_cause or ("signal" if end.signal else "exited")

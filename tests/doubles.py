@@ -101,6 +101,8 @@ class MemorySupervisor:
         self.codes: dict[str, str] = {}
         self.outstanding: list[str] = []
         self.finished: list[str] = []
+        self.forwarded: str | None = None
+        self.names_forwarded = True
         self.last_seq = 0
         self.frames: dict[int, str | bytes] = {}
         self._spec = spec
@@ -110,12 +112,15 @@ class MemorySupervisor:
         lists = {"outstanding": self.outstanding, "finished": self.finished}
         seqs = {"oldest_seq": min(self.frames, default=self.last_seq + 1), "next_seq": self.last_seq + 1}
         who = {"kernel_id": self._spec.kernel_id, "credential": self._spec.credential}
-        return hello(**{**known, **lists, **seqs, **who, **fields})
+        forwarded = {"forwarded": self.forwarded} if self.names_forwarded else {}
+        return hello(**{**known, **lists, **forwarded, **seqs, **who, **fields})
 
     def take(self, frame: bytes) -> None:
         _, parts = protocol.decode_message(frame)
         header = json.loads(parts[0])
-        if header["msg_type"] == "execute_request" and header["msg_id"] not in self.taken:
+        if header["msg_type"] != "execute_request":
+            self.forwarded = header["msg_id"]
+        elif header["msg_id"] not in self.taken:
             self.taken.append(header["msg_id"])
             self.codes[header["msg_id"]] = json.loads(parts[3])["code"]
             self.outstanding.append(header["msg_id"])
@@ -124,6 +129,7 @@ class MemorySupervisor:
         """Its container is started again: it has forgotten everything, and its kernel is a new one."""
         self.boot_id = uuid4().hex
         self.generation += 1000
+        self.forwarded = None
         self.last_seq = 0
         for known in (self.taken, self.outstanding, self.finished, self.frames):
             known.clear()

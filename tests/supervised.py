@@ -45,6 +45,7 @@ class Frame:
     content: Mapping[str, Any]
     parent_id: str = ""
     buffers: tuple[bytes, ...] = ()
+    msg_id: str = ""
 
 
 @dataclass
@@ -259,9 +260,10 @@ class _End:
             self._supervised.files.handle_frame(message)
             return
         channel, (header, parent, _, content, *buffers) = protocol.decode_message(message)
-        msg_type = json.loads(header)["msg_type"]
+        head = json.loads(header)
+        msg_type, msg_id = head["msg_type"], head["msg_id"]
         parent_id = json.loads(parent).get("msg_id", "")
-        self._supervised.take(Frame(seq, channel, msg_type, json.loads(content), parent_id, tuple(buffers)))
+        self._supervised.take(Frame(seq, channel, msg_type, json.loads(content), parent_id, tuple(buffers), msg_id))
 
     def on_text(self, text: str) -> None:
         supervised = self._supervised

@@ -20,6 +20,7 @@ from gateway.local_jupyter.connection import Connection
 from gateway.local_jupyter.envelopes import Envelope
 from kernel_image import protocol
 from kernel_image.kernel_messages import is_idle
+from sessions.errors import Unavailable
 from sessions.kernels.kernel import Kernel
 from sessions.kernels.messages import Message
 from sessions.kernels.outcomes import Cause, Died, Done
@@ -87,7 +88,12 @@ class MessageRouter:
             frame = protocol.encode_message("shell", _without_artifacts(parts))
             self._kernel.execute_frame(envelope.msg_id, frame, run)
         else:
-            self._kernel.forward(protocol.encode_message(request.channel, parts))
+            if request.channel == "stdin":
+                parts = [json.dumps({**envelope.header, **self._kernel.question()}).encode(), *parts[1:]]
+            try:
+                self._kernel.forward(envelope.msg_id, protocol.encode_message(request.channel, parts))
+            except Unavailable as error:
+                log.warning("request_not_passed_on", msg_type=envelope.msg_type, reason=str(error))
 
     def _answer(
         self, request: _PendingRequest, msg_type: str, content: dict[str, Any], *, published: bool = False

@@ -155,8 +155,9 @@ class ClientConnection:
     def _answer_input(self, message: ClientMessage) -> None:
         live = self._session.current
         if live is not None and live.kernel is not None and live.fold.awaits_input:
-            header = for_kernel(message.header, uuid4().hex)
-            live.kernel.forward(replace(message, parent_header={}).frame(header))
+            msg_id = uuid4().hex
+            header = {**for_kernel(message.header, msg_id), **live.kernel.question()}
+            live.kernel.forward(msg_id, replace(message, parent_header={}).frame(header))
             live.fold.awaits_input = False
 
     async def _shut_down(self, message: ClientMessage) -> None:
@@ -176,11 +177,11 @@ class ClientConnection:
     async def _pass_on(self, message: ClientMessage) -> None:
         kernel = self._session.kernel
         try:
-            if kernel is None or not kernel.is_ready():
+            if kernel is None or not kernel.takes_messages():
                 kernel = await self._session.answering_kernel()
-            self._router.send_request(self._state, message, kernel.forward)
+            self._router.send_request(self._state, message, kernel)
         except CellblockError as error:
-            self._state.outbox.put(messages.note(f"{message.msg_type} was dropped: {error}", message.header))
+            self._state.outbox.put(messages.dropped(message, error))
 
     def _reply(self, message: ClientMessage, msg_type: str, content: dict[str, Any]) -> None:
         self._state.outbox.put(messages.make(msg_type, content, message.header, message.channel))

@@ -148,6 +148,11 @@ def note(text: str, parent_header: Mapping[str, Any]) -> ClientMessage:
     return make("stream", {"name": "stderr", "text": f"[cellblock] {text}\n"}, parent_header)
 
 
+def dropped(request: ClientMessage, error: Exception) -> ClientMessage:
+    """A line of ours that a request has not reached the kernel, and why."""
+    return note(f"{request.msg_type} was dropped: {error}", request.header)
+
+
 def run_ending(
     parent_header: Mapping[str, Any], result: Result | None, *, is_aborted: bool = False, has_error: bool = False
 ) -> list[ClientMessage]:

@@ -41,6 +41,10 @@ class RequestWindow:
         self._unanswered.discard(msg_id)
         self._send_next()
 
+    def withdraw(self, msg_id: str) -> None:
+        """This request, whose turn it is, has not been sent."""
+        self._unanswered.discard(msg_id)
+
     def clear(self) -> None:
         """The kernel has gone: it answers nothing more, and what waits was meant for it."""
         self._unanswered.clear()

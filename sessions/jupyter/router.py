@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
-from sessions.errors import TooManyRequests
+from sessions.errors import TooManyRequests, Unavailable
 from sessions.jupyter import messages
 from sessions.jupyter.client_state import ClientState
 from sessions.jupyter.messages import ClientMessage
@@ -50,11 +50,12 @@ class _Run:
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """A request that was sent to the kernel: whose it is, the client's own header, and the window that it counts in."""
+    """A request that was sent to a kernel: whose it is, the client's own header, and the window that it counts in."""
 
     state: ClientState
     header: Mapping[str, Any]
     window: RequestWindow
+    kernel: Kernel
 
 
 class ClientRouter:
@@ -126,17 +127,22 @@ class ClientRouter:
 
     # --- to the kernel ------------------------------------------------------------------------------------------------
 
-    def send_request(self, state: ClientState, message: ClientMessage, send: Callable[[bytes], None]) -> None:
+    def send_request(self, state: ClientState, message: ClientMessage, kernel: Kernel) -> None:
         """Send a request to the kernel, under a msg_id of our own; later, when too many of the client's are unanswered.
 
-        Raises TooManyRequests when too many wait.
+        Raises TooManyRequests when too many wait. The client is told of one that the kernel cannot be sent.
         """
         window = state.windows[message.channel]
         msg_id = uuid4().hex
 
         def send_now() -> None:
-            self._pending[msg_id] = _Request(state, message.header, window)
-            send(replace(message, parent_header={}).frame(for_kernel(message.header, msg_id)))
+            self._pending[msg_id] = _Request(state, message.header, window, kernel)
+            try:
+                kernel.forward(msg_id, replace(message, parent_header={}).frame(for_kernel(message.header, msg_id)))
+            except Unavailable as error:
+                del self._pending[msg_id]
+                window.withdraw(msg_id)
+                state.outbox.put(messages.dropped(message, error))
 
         window.add(msg_id, message.size_bytes, send_now)
 
@@ -162,6 +168,7 @@ class ClientRouter:
             run.has_idle = run.has_idle or _is_idle(message)
         elif request is not None:
             state = request.state
+            request.kernel.note_arrived(message.parent_id)
             if _is_idle(message):
                 self._note_answered(message.parent_id, request)
             message = replace(message, parent_header=request.header)

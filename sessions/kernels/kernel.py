@@ -11,15 +11,18 @@ import hmac
 from collections import deque
 from collections.abc import Callable, Mapping
 from enum import StrEnum
+from itertools import count
 from typing import Any, Protocol
+from uuid import uuid4
 
 import structlog
 
 from kernel_image import protocol
-from sessions.errors import KernelLost, Unavailable
+from sessions.errors import KernelLost, ProtocolViolation, Unavailable
 from sessions.kernels.files import SupervisorFiles
+from sessions.kernels.forwarded_frames import ForwardedFrames
 from sessions.kernels.frame_numbers import FrameNumbers
-from sessions.kernels.messages import RequestBuilder, decode
+from sessions.kernels.messages import RequestBuilder, decode, decode_object
 from sessions.kernels.outcomes import Cause, Died, died_of, done_of, usage_of
 from sessions.kernels.pending_requests import PendingRequests, RequestListener
 from sessions.kernels.throttle import Throttle
@@ -30,6 +33,7 @@ from sessions.settings import Timeouts
 _MAX_REFUSALS = 16
 _LARGEST_COUNT = 1 << 53
 _LARGEST_GENERATION = (1 << 31) - 1
+_MAX_ID_CHARACTERS = 256
 _UNSENT = 8
 
 log = structlog.get_logger()
@@ -59,7 +63,8 @@ class Kernel:
     """One kernel and the link to its supervisor.
 
     The mutable state: the current link, the supervisor's boot id, the number of the kernel process (`generation`), the
-    numbers of its frames, and the pending requests. An `adopted` kernel was launched by an earlier gateway, and its
+    numbers of its frames, the pending requests, what else may not have arrived, and the kernel's last question. An
+    `adopted` kernel was launched by an earlier gateway, and its
     supervisor is in mid-conversation.
     """
 
@@ -97,7 +102,11 @@ class Kernel:
         self._boot_id: str | None = None
         self._frame_numbers = FrameNumbers()
         self._requests = PendingRequests()
-        self._unsent: deque[str] = deque(maxlen=_UNSENT)
+        self._forwarded = ForwardedFrames()
+        self._names_forwarded = False
+        self._order = count()
+        self._question = ""
+        self._unsent: deque[tuple[int, str]] = deque(maxlen=_UNSENT)
         self._refusals = 0
         self._changed = asyncio.Event()
         self._reconnect_deadline: asyncio.TimerHandle | None = None
@@ -175,7 +184,7 @@ class Kernel:
         """Send an execute_request that is framed already, under its own msg_id; otherwise as `execute` does."""
         if self._link is None or not self.is_ready():
             raise KernelLost("The sandbox ended before the code was sent to it.")
-        self._requests.add(msg_id, listener, frame)
+        self._requests.add(msg_id, listener, frame, next(self._order))
         self._link.send_binary(frame)
 
     def expect(self, run_id: str, listener: RequestListener) -> None:
@@ -188,27 +197,48 @@ class Kernel:
 
     def answer_input(self, value: str) -> None:
         """Answer the input_request that the running code waits in. Raises Unavailable."""
-        self._linked().send_binary(self._builder.input_reply(value))
+        msg_id = uuid4().hex
+        self.forward(msg_id, self._builder.input_reply(msg_id, value, self.question()))
 
-    def forward(self, frame: bytes) -> None:
-        """Send a Jupyter client's message that is no execute_request. Without a link it is lost."""
+    def question(self) -> dict[str, str]:
+        """The field in the header of an input_reply that says which input_request it answers: the last one."""
+        return {protocol.QUESTION_ID: self._question} if self._question else {}
+
+    def takes_messages(self) -> bool:
+        """Whether `forward` takes a message for a kernel that answers, now or when the supervisor has dialled again."""
+        return self.state is KernelState.READY and (self._link is not None or self._names_forwarded)
+
+    def forward(self, msg_id: str, frame: bytes) -> None:
+        """Send a message that is no execute_request; again when the link breaks before it has arrived.
+
+        It is for this kernel process, and goes with it. Raises Unavailable when there is no link, and it cannot wait.
+        """
+        can_wait = self._names_forwarded and not self._is_gone() and self._forwarded.has_room(len(frame))
+        if self._link is None and not can_wait:
+            raise Unavailable("The sandbox is out of reach: try again in a moment.")
+        if self._names_forwarded:
+            self._forwarded.add(msg_id, next(self._order), self.generation, frame)
         if self._link is not None:
             self._link.send_binary(frame)
 
+    def note_arrived(self, msg_id: str) -> None:
+        """The kernel answers this message that was forwarded."""
+        self._forwarded.note_arrived(msg_id)
+
     def restart(self) -> None:
         """Have the kernel process killed and a fresh one forked; pending requests die with it."""
-        self._send_later(protocol.RESTART)
+        self._send_later(protocol.RESTART, self.generation)
 
     def interrupt(self, msg_id: str | None, grace_s: float) -> None:
         """Interrupt this request; the supervisor kills the kernel when it is still running after `grace_s`.
 
         None interrupts whatever runs, and nothing is killed.
         """
-        self._send_later(protocol.INTERRUPT, msg_id=msg_id, grace_s=grace_s)
+        self._send_later(protocol.INTERRUPT, self.generation, msg_id=msg_id, grace_s=grace_s)
 
     def stop_files(self, msg_id: str) -> None:
         """Have no more files of this request sent; its end follows."""
-        self._send_later(protocol.STOP_FILES, msg_id=msg_id)
+        self._send_later(protocol.STOP_FILES, 0, msg_id=msg_id)
 
     def acknowledge(self) -> None:
         """Let the supervisor forget what is committed or needs no commit."""
@@ -240,6 +270,7 @@ class Kernel:
         if link is not None:
             link.close(reason)
         self.files.handle_link_lost()
+        self._forwarded.clear()
 
     # --- the link -----------------------------------------------------------------------------------------------------
 
@@ -273,11 +304,27 @@ class Kernel:
             self._reconnect_deadline = None
         # Not the last frame handled: it may not be committed yet. Frames that are sent again are skipped.
         self._send_control(protocol.WELCOME, acknowledged=self._frame_numbers.acknowledged_seq)
-        self._requests.send_again(sent, link.send_binary)
-        while self._unsent:
-            link.send_text(self._unsent.popleft())
+        self._send_again(hello, sent, link)
         self._notify_change()
         return True
+
+    def _send_again(self, hello: Mapping[str, Any], sent: list[str], link: Link) -> None:
+        """Send in order what a link that broke has swallowed, and what has waited for this one.
+
+        What was meant for a kernel process that is gone goes with it. An older supervisor does not say what has been
+        forwarded to it.
+        """
+        self._names_forwarded = "forwarded" in hello
+        last, generation = hello.get("forwarded"), _count(hello.get("generation"))
+        left = self._requests.left(sent)
+        if self._names_forwarded:
+            left += self._forwarded.left(last if isinstance(last, str) else None, generation)
+        for _, frame in sorted(left, key=lambda one: one[0]):
+            link.send_binary(frame)
+        while self._unsent:
+            meant_for, text = self._unsent.popleft()
+            if meant_for in (0, generation) or not generation:
+                link.send_text(text)
 
     def _why_not(self, hello: Mapping[str, Any], boot_id: Any) -> str | None:
         """Why this hello is refused; None when it is not."""
@@ -337,10 +384,19 @@ class Kernel:
             return
         if self._frame_numbers.is_new(seq, len(data)):
             message = None if self._only_tapped else decode(frame)
+            self._note_question(frame)
             self._tap(lambda tap: tap.on_frame(frame))
             if message is not None:
                 self._requests.handle_message(seq, message)
         self._acknowledge_if_due()
+
+    def _note_question(self, frame: memoryview) -> None:
+        if protocol.channel_of(frame) == b"stdin":
+            try:
+                msg_id = decode_object(protocol.decode_message(frame)[1][0]).get("msg_id")
+            except ProtocolViolation:
+                msg_id = None
+            self._question = msg_id if isinstance(msg_id, str) and len(msg_id) <= _MAX_ID_CHARACTERS else ""
 
     def _tap(self, call: Callable[[KernelTap], None]) -> None:
         """An error in the tap must not keep the message from the request's listener."""
@@ -412,6 +468,8 @@ class Kernel:
     def _handle_generation(self, fields: Mapping[str, Any]) -> None:
         generation = _count(fields.get("generation"))
         if 0 < generation <= _LARGEST_GENERATION:  # what the database has room for
+            if generation != self.generation:
+                self._question = ""
             self.generation = generation
 
     def _handle_failed_preloads(self, fields: Mapping[str, Any]) -> None:
@@ -432,10 +490,10 @@ class Kernel:
         if self._link is not None:
             self._link.send_text(protocol.encode_control(op, **fields))
 
-    def _send_later(self, op: str, **fields: Any) -> None:
-        """Send it now, or when the supervisor has dialled again."""
+    def _send_later(self, op: str, generation: int, **fields: Any) -> None:
+        """Send it now, or when the supervisor has dialled again, if it has this kernel process then; 0 is any."""
         if self._link is None:
-            self._unsent.append(protocol.encode_control(op, **fields))
+            self._unsent.append((generation, protocol.encode_control(op, **fields)))
         else:
             self._send_control(op, **fields)
 

@@ -95,9 +95,10 @@ class RequestBuilder:
         metadata = {**jupyter.metadata, **(metadata or {})}
         return self._frame("shell", "execute_request", msg_id, content, metadata, like=jupyter.header)
 
-    def input_reply(self, value: str) -> bytes:
-        """The frame of an answer to an input_request."""
-        return self._frame("stdin", "input_reply", uuid4().hex, {"status": "ok", "value": value})
+    def input_reply(self, msg_id: str, value: str, question: Mapping[str, str]) -> bytes:
+        """The frame of an answer to an input_request; `question` is the field of the header that says which one."""
+        content = {"status": "ok", "value": value}
+        return self._frame("stdin", "input_reply", msg_id, content, beside=question)
 
     def _frame(
         self,
@@ -108,8 +109,9 @@ class RequestBuilder:
         metadata: Mapping[str, Any] | None = None,
         *,
         like: Mapping[str, Any] | None = None,
+        beside: Mapping[str, Any] | None = None,
     ) -> bytes:
-        header = {**self._client_session.msg_header(msg_type), **for_kernel(like or {}, msg_id)}
+        header = {**self._client_session.msg_header(msg_type), **for_kernel(like or {}, msg_id), **(beside or {})}
         header["msg_type"] = msg_type
         header["date"] = datetime.now(UTC).isoformat()
         # ASCII, so that lone surrogates in code and variables pass as escapes.

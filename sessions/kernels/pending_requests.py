@@ -10,7 +10,7 @@ process it was sent, and the attempts apart: `<run_id>.<generation>.<attempt>`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 from uuid import uuid4
@@ -54,10 +54,14 @@ def generation_of(msg_id: str) -> int:
 
 @dataclass(slots=True)
 class _Request:
-    """A pending request. `frame` is kept until the supervisor is known to have it; `usage` is what is known of it."""
+    """A pending request. `frame` is kept until the supervisor is known to have it; `usage` is what is known of it.
+
+    `number` is its place among everything that was sent to the kernel.
+    """
 
     listener: RequestListener
     frame: bytes | None
+    number: int = 0
     usage: Usage | None = None
 
 
@@ -73,9 +77,9 @@ class PendingRequests:
     def __len__(self) -> int:
         return len(self._pending)
 
-    def add(self, msg_id: str, listener: RequestListener, frame: bytes) -> None:
+    def add(self, msg_id: str, listener: RequestListener, frame: bytes, number: int) -> None:
         """A request is pending from now on."""
-        self._pending[msg_id] = _Request(listener, frame)
+        self._pending[msg_id] = _Request(listener, frame, number)
 
     def expect(self, run_id: str, listener: RequestListener) -> None:
         """An earlier gateway may have sent this run."""
@@ -103,13 +107,15 @@ class PendingRequests:
         self._pending.clear()
         self._expected.clear()
 
-    def send_again(self, known: Collection[str], send: Callable[[bytes], None]) -> None:
-        """Send what a link that broke has swallowed: whatever the supervisor does not know."""
+    def left(self, known: Collection[str]) -> list[tuple[int, bytes]]:
+        """Number and frame of what a link that broke has swallowed: whatever the supervisor does not know."""
+        frames = []
         for msg_id, request in self._pending.items():
             if request.frame is not None and msg_id not in known:
-                send(request.frame)
+                frames.append((request.number, request.frame))
             else:
                 request.frame = None
+        return frames
 
     def uncommitted_seq(self) -> int | None:
         """The first frame of which not all is committed."""

@@ -76,7 +76,7 @@ async def test_what_a_thread_prints_later_belongs_to_its_request(kernel: Supervi
 async def test_a_question_and_an_interrupt_go_by_our_id(kernel: Supervised) -> None:
     send(kernel, "one.1.0000abcd", "theirs", "print('hello', input())\nimport time; time.sleep(60)")
     await kernel.until(partial(answered, kernel, "input_request", "one.1.0000abcd"))
-    kernel.send_frame(RequestBuilder().input_reply("Ada"))
+    kernel.send_frame(RequestBuilder().input_reply("answer", "Ada", {}))
     await kernel.printed("hello Ada")
     kernel.interrupt("one.1.0000abcd")
     run = await kernel.end_of("one.1.0000abcd")

@@ -8,12 +8,14 @@ import json
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
-from supervised import Supervised, new_request, supervised
+from supervised import Frame, Supervised, new_request, supervised
 
 from gateway.supervisors import SupervisorSwitchboard
-from kernel_image.protocol import encode_message
+from kernel_image.protocol import QUESTION_ID, encode_message
+from sessions.kernels.messages import RequestBuilder
 from sessions.settings import Limits
 
 
@@ -256,3 +258,59 @@ async def test_files_beyond_the_budget_of_a_run_are_named_and_not_sent(
         assert set(run.files()) == {"0.txt", "1.txt"}
         assert [item["why"] for item in run.end.content["skipped"]] == ["total", "total"]
         assert run.end.content["usage"]["wall_ms"] > 0
+
+
+# --- messages that are no cells ---------------------------------------------------------------------------------------
+
+
+async def test_a_hello_names_the_last_message_that_has_arrived(kernel: Supervised) -> None:
+    assert kernel.hellos[-1]["forwarded"] is None
+    for channel, msg_type in (("shell", "kernel_info_request"), ("control", "kernel_info_request")):
+        msg_id = kernel.send_message(channel, msg_type, {})
+        await kernel.until(partial(_is_answered, kernel, msg_id))
+        await kernel.run("pass")
+        await kernel.reconnect()
+        assert kernel.hellos[-1]["forwarded"] == msg_id
+    await kernel.run("import os; os._exit(1)")
+    await kernel.ready(generation=2)
+    await kernel.reconnect()
+    assert kernel.hellos[-1]["forwarded"] == msg_id
+
+
+def _is_answered(kernel: Supervised, msg_id: str) -> bool:
+    return any(frame.msg_type == "kernel_info_reply" and frame.parent_id == msg_id for frame in kernel.frames)
+
+
+async def test_an_answer_reaches_the_question_that_it_is_for_and_no_other(kernel: Supervised) -> None:
+    questions: list[str] = []
+    take = kernel.take
+
+    def note_question(frame: Frame) -> None:
+        if frame.msg_type == "input_request":
+            questions.append(frame.msg_id)
+        take(frame)
+
+    kernel.take = note_question  # type: ignore[method-assign]
+    builder = RequestBuilder()
+
+    def ask(code: str) -> str:
+        msg_id = uuid4().hex
+        kernel.send_frame(builder.execute(msg_id, code, allow_stdin=True))
+        return msg_id
+
+    def answer(value: str, question: str) -> None:
+        kernel.send_frame(builder.input_reply(uuid4().hex, value, {QUESTION_ID: question}))
+
+    first = ask("input()")
+    await kernel.until(lambda: len(questions) == 1)
+    await kernel.reconnect()
+    kernel.interrupt(first)
+    await kernel.end_of(first)
+    second = ask("print(input(), input())")
+    await kernel.until(lambda: len(questions) == 2)
+    answer("stale", questions[0])
+    answer("one", questions[1])
+    await kernel.until(lambda: len(questions) == 3)
+    answer("twice", questions[1])
+    answer("two", questions[2])
+    assert (await kernel.end_of(second)).text() == "one two\n"

@@ -10,6 +10,7 @@ from doubles import ManualClock, message_frame
 from jupyter_talk import message
 
 from kernel_image import protocol
+from sessions.errors import Unavailable
 from sessions.jupyter.client_state import ClientState
 from sessions.jupyter.message_queue import Replay
 from sessions.jupyter.messages import ClientMessage
@@ -33,6 +34,19 @@ class Room:
         self.router = ClientRouter(ManualClock(), self.note_reply)
         self.a, self.b = self.router.connect("a"), self.router.connect("b")
         self.sent: list[bytes] = []
+        self.arrived: set[str] = set()
+        self.is_reachable = True
+
+    def forward(self, msg_id: str, frame: bytes) -> None:
+        """As the kernel does."""
+        if not self.is_reachable:
+            raise Unavailable
+        assert protocol.decode_message(frame)[0] in ("shell", "control")
+        self.sent.append(frame)
+        self.arrived.discard(msg_id)
+
+    def note_arrived(self, msg_id: str) -> None:
+        self.arrived.add(msg_id)
 
     def note_reply(self, run_id: RunId) -> None:
         self.replies.append((run_id, len(self.a.outbox._queue)))
@@ -50,7 +64,7 @@ class Room:
         """Returns the msg_id under which the kernel gets it; empty when it does not yet."""
         before = len(self.sent)
         asked = message(msg_type, channel="shell", **header)
-        self.router.send_request(state, asked, self.sent.append)
+        self.router.send_request(state, asked, self)  # type: ignore[arg-type]
         return self.request_ids()[-1] if len(self.sent) > before else ""
 
     def request_ids(self) -> list[str]:

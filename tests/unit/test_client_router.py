@@ -83,6 +83,22 @@ def test_a_flood_of_one_client_waits_and_the_others_do_not(room: Room) -> None:
     assert len(room.sent) == 66
 
 
+def test_a_client_is_told_of_a_request_that_cannot_be_sent_and_goes_on(room: Room) -> None:
+    room.is_reachable = False
+    for _ in range(100):
+        room.ask(room.a, msg_id="lost")
+    dropped = told(room.a)
+    assert {(one.msg_type, one.parent_id) for one in dropped} == {("stream", "lost")}
+    assert len(dropped) == 100
+    assert "kernel_info_request was dropped" in dropped[0].content.decode()
+    room.is_reachable = True
+    asked = room.ask(room.a)
+    room.answer(asked)
+    assert room.arrived == {asked}
+    assert [one.msg_type for one in told(room.a)] == ["kernel_info_reply", "status"]
+    assert not room.router._pending
+
+
 def test_what_waits_for_a_kernel_that_died_does_not_choke_the_next_one(room: Room) -> None:
     for _ in range(200):
         room.ask(room.a)

@@ -12,7 +12,7 @@ from jupyter_talk import Client, message
 from workbench import Bench, S, held
 
 from kernel_image import protocol
-from sessions.errors import Draining, NotFound
+from sessions.errors import Draining, NotFound, Unavailable
 from sessions.model import ANONYMOUS, RunStatus, SessionId, SessionState, TenantId
 
 
@@ -236,3 +236,79 @@ async def test_what_a_client_asks_of_a_gateway_that_has_closed_loses_no_variable
     assert bench.session() == before
     assert before.kernel_id in bench.engine.sandboxes
     assert "is shutting down" in lab.told("stream")[-1]["text"]
+
+
+# --- a supervisor whose link is down ----------------------------------------------------------------------------------
+
+
+async def test_what_is_asked_while_the_link_is_down_is_answered_when_it_is_up_again(bench: Bench) -> None:
+    await bench.create()
+    lab = await Client.attach(bench)
+    await lab.execute("x")
+    kernel = await bench.sent("x")
+    bench.engine.disconnect(kernel.kernel_id)
+    async with asyncio.timeout(5):
+        await lab.send("complete_request", msg_id="complete")
+        await lab.send("interrupt_request", channel="control", msg_id="interrupt")
+        await lab.send("comm_msg", msg_id="slider")
+    bench.engine.dial(kernel.kernel_id)
+    assert sent_to_kernel(bench) == ["complete_request", "comm_msg"]
+    assert kernel.interrupts() == [kernel.msg_id]
+    msg_id = kernel.link.request_ids()[0]
+    bench.engine.publish(kernel.kernel_id, "complete_reply", msg_id, {"status": "ok"}, channel="shell")
+    await lab.receives("complete_reply", "complete")
+    bench.engine.disconnect(kernel.kernel_id)
+    bench.engine.dial(kernel.kernel_id)
+    assert sent_to_kernel(bench) == []
+    kernel.interrupted()
+    await lab.reply("x")
+
+
+@pytest.mark.parametrize("over_jupyter", [False, True])
+async def test_an_answer_that_is_given_while_the_link_is_down_reaches_the_code(
+    bench: Bench, *, over_jupyter: bool
+) -> None:
+    await bench.create()
+    lab = await Client.attach(bench)
+    if over_jupyter:
+        await lab.execute("input()")
+    else:
+        await bench.record("input()", session_id=S, allow_stdin=True)
+    kernel = await bench.sent("input()")
+    run_id = bench.stored().run.run_id
+    kernel.publish("input_request", {"prompt": "? ", "password": False}, channel="stdin")
+    bench.engine.disconnect(kernel.kernel_id)
+    if over_jupyter:
+        await lab.send("input_reply", {"value": "42"}, channel="stdin")
+    else:
+        await bench.service.answer_input(ANONYMOUS, run_id, "42")
+    assert not bench.service.waits_for_input(run_id)
+    bench.engine.dial(kernel.kernel_id)
+    (frame,) = kernel.link.binary
+    channel, parts = protocol.decode_message(frame)
+    assert (channel, json.loads(parts[3])["value"]) == ("stdin", "42")
+    assert json.loads(parts[0])[protocol.QUESTION_ID]
+    kernel.end("thanks")
+    assert (await bench.service.result(run_id)).output == "thanks"
+
+
+async def test_an_older_supervisor_gets_no_answer_late_and_whoever_gave_it_may_give_it_again(bench: Bench) -> None:
+    await bench.create()
+    kernel_id = bench.session().kernel_id
+    assert kernel_id is not None
+    bench.engine.supervisors[kernel_id].names_forwarded = False
+    bench.engine.disconnect(kernel_id)
+    bench.engine.dial(kernel_id)
+    await bench.record("input()", session_id=S, allow_stdin=True)
+    kernel = await bench.sent("input()")
+    run_id = bench.stored().run.run_id
+    kernel.publish("input_request", {"prompt": "? ", "password": False}, channel="stdin")
+    bench.engine.disconnect(kernel_id)
+    with pytest.raises(Unavailable):
+        await bench.service.answer_input(ANONYMOUS, run_id, "42")
+    bench.engine.dial(kernel_id)
+    assert kernel.link.binary == []
+    await bench.service.answer_input(ANONYMOUS, run_id, "42")
+    assert len(kernel.link.binary) == 1
+    kernel.end()
+    await bench.service.result(run_id)

@@ -1,0 +1,57 @@
+"""What the gateway has forwarded for Jupyter clients: up to which message, and which question an answer is for. Pure.
+
+It knows no execute_requests: those are outstanding.py's.
+"""
+
+from __future__ import annotations
+
+import json
+
+from kernel_image.kernel_messages import JSON_ERRORS
+from kernel_image.protocol import QUESTION_ID
+
+
+class Forwarded:
+    """The state: the msg_ids of the last message forwarded, of the input_request without an answer, and of its asker.
+
+    `last` is the gateway's own id, so that it knows after a break of the connection what has to be sent again.
+    """
+
+    def __init__(self) -> None:
+        self.last: str | None = None
+        self._question: object = None
+        self._asker: object = None
+
+    def note(self, channel: str, parts: list[bytes]) -> list[bytes] | None:
+        """A message for the kernel, as it may have it; None for an answer to a question that is no longer open."""
+        try:
+            header = json.loads(parts[0])
+            msg_id = header["msg_id"]
+            answered = header.pop(QUESTION_ID, None)
+        except JSON_ERRORS:
+            return parts
+        if header.get("msg_type") != "execute_request" and isinstance(msg_id, str):
+            self.last = msg_id
+        if channel != "stdin" or answered is None:
+            return parts
+        if answered != self._question:
+            return None
+        self._question = None
+        return [json.dumps(header).encode(), *parts[1:]]
+
+    def note_question(self, channel: str, parts: list[bytes]) -> None:
+        """Look whether this message of the kernel asks, or is the end of what has asked."""
+        if channel not in ("stdin", "shell"):
+            return
+        try:
+            parent = json.loads(parts[1]).get("msg_id")
+            if channel == "stdin":
+                self._question, self._asker = json.loads(parts[0])["msg_id"], parent
+            elif parent == self._asker:
+                self._question = None
+        except JSON_ERRORS:
+            pass
+
+    def kernel_ended(self) -> None:
+        """Nobody waits for an answer any more."""
+        self._question = None
