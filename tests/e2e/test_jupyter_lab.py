@@ -34,6 +34,22 @@ CHROMIUM_OPTIONS = [
 PATIENCE_MS = 60_000
 PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 3, 2])\nplt.title('drawn here')\nplt.show()"
 LINES = 100
+SLIDER = """\
+from ipywidgets import IntSlider, Output, interact
+
+beside = Output()
+slider = IntSlider(value=3, max=10)
+
+@interact(x=slider)
+def show(x):
+    print("x is", x)
+
+def note(change):
+    with beside:
+        print("moved to", change["new"])
+
+slider.observe(note, "value")
+display(beside)"""
 
 pytestmark = pytest.mark.docker
 
@@ -185,6 +201,25 @@ def test_a_page_that_is_reloaded_in_mid_run_loses_nothing(notebook: Notebook, ga
     runs = asked(gateway, "/runs", session_id=session["session_id"])["runs"]
     loop = asked(gateway, f"/runs/{runs[-1]['run_id']}")
     assert (loop["status"], loop["output"]) == ("ok", numbers(LINES))
+
+
+@pytest.mark.cells(SLIDER, "slider.value = 1\nprint('set')")
+def test_what_a_slider_prints_follows_when_it_is_moved(notebook: Notebook) -> None:
+    captured = notebook.cell(0).locator(".widget-output")
+    shown, beside = captured.nth(0), captured.nth(1)
+    notebook.run(0)
+    expect(shown).to_have_text("x is 3\n")
+    notebook.seen("before")
+    notebook.cell(0).locator(".noUi-handle").focus()
+    notebook.page.keyboard.press("ArrowRight")
+    expect(shown).to_have_text("x is 4\n")
+    expect(beside).to_have_text("moved to 4\n")
+    notebook.seen("moved")
+    notebook.run(1)
+    expect(notebook.output(1)).to_have_text(["set\n"])
+    expect(shown).to_have_text("x is 1\n")
+    expect(beside).to_have_text("moved to 4\nmoved to 1\n")
+    notebook.seen("set")
 
 
 @pytest.mark.cells("name = input('name? ')\nprint('Hello', name)")
