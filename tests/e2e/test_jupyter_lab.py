@@ -222,6 +222,25 @@ def test_what_a_slider_prints_follows_when_it_is_moved(notebook: Notebook) -> No
     notebook.seen("set")
 
 
+@pytest.mark.cells(SLIDER)
+def test_a_slider_moves_after_the_page_is_reloaded(notebook: Notebook) -> None:
+    shown = notebook.cell(0).locator(".widget-output").first
+    notebook.run(0)
+    expect(shown).to_have_text("x is 3\n")
+    notebook.page.keyboard.press("Control+s")
+    expect(notebook.page.locator(".lm-TabBar-tab.jp-mod-dirty")).to_have_count(0)
+    notebook.page.on("dialog", lambda dialog: dialog.accept())
+    notebook.page.reload()
+    notebook.connected()
+    handle = notebook.cell(0).locator(".noUi-handle")
+    expect(handle).to_have_attribute("aria-valuetext", "3")
+    notebook.seen("reloaded")
+    handle.focus()
+    notebook.page.keyboard.press("ArrowRight")
+    expect(shown).to_have_text("x is 4\n")
+    notebook.seen("moved")
+
+
 @pytest.mark.cells("name = input('name? ')\nprint('Hello', name)")
 def test_input_has_a_box_in_the_page(notebook: Notebook) -> None:
     notebook.run(0)
