@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections import deque
 from collections.abc import Callable, Mapping
 from enum import StrEnum
-from itertools import count
 from typing import Any, Protocol
 from uuid import uuid4
 
 import structlog
 
 from kernel_image import protocol
-from sessions.errors import KernelLost, ProtocolViolation, Unavailable
+from sessions.errors import KernelLost, ProtocolViolation
 from sessions.kernels.files import SupervisorFiles
-from sessions.kernels.forwarded_frames import ForwardedFrames
 from sessions.kernels.frame_numbers import FrameNumbers
 from sessions.kernels.messages import RequestBuilder, decode, decode_object
 from sessions.kernels.outcomes import Cause, Died, died_of, done_of, usage_of
 from sessions.kernels.pending_requests import PendingRequests, RequestListener
+from sessions.kernels.supervisor_link import SupervisorLink
 from sessions.kernels.throttle import Throttle
 from sessions.model import JupyterRequest, KernelId, Usage
 from sessions.ports import Clock, Link
@@ -34,7 +32,6 @@ _MAX_REFUSALS = 16
 _LARGEST_COUNT = 1 << 53
 _LARGEST_GENERATION = (1 << 31) - 1
 _MAX_ID_CHARACTERS = 256
-_UNSENT = 8
 
 log = structlog.get_logger()
 
@@ -62,10 +59,9 @@ class KernelTap(Protocol):
 class Kernel:
     """One kernel and the link to its supervisor.
 
-    The mutable state: the current link, the supervisor's boot id, the number of the kernel process (`generation`), the
-    numbers of its frames, the pending requests, what else may not have arrived, and the kernel's last question. An
-    `adopted` kernel was launched by an earlier gateway, and its
-    supervisor is in mid-conversation.
+    The mutable state: the link, the supervisor's boot id, the number of the kernel process (`generation`), the numbers
+    of its frames, the pending requests, and the kernel's last question. An `adopted` kernel was launched by an earlier
+    gateway, and its supervisor is in mid-conversation.
     """
 
     def __init__(
@@ -90,7 +86,8 @@ class Kernel:
         self.violation: str | None = None
         self.last_death: Died | None = None
         self.credential = credential
-        self.files = SupervisorFiles(self._linked, timeouts.file_answer_timeout_s)
+        self._link = SupervisorLink()
+        self.files = SupervisorFiles(self._link.current, timeouts.file_answer_timeout_s)
         self.throttle = throttle or Throttle(clock)
         self.tap: KernelTap | None = None
         self.on_usage_between_runs: Callable[[Usage], None] | None = None
@@ -98,36 +95,31 @@ class Kernel:
         self._timeouts = timeouts
         self._adopted = adopted
         self._builder = RequestBuilder()
-        self._link: Link | None = None
         self._boot_id: str | None = None
         self._frame_numbers = FrameNumbers()
         self._requests = PendingRequests()
-        self._forwarded = ForwardedFrames()
-        self._names_forwarded = False
-        self._order = count()
         self._question = ""
-        self._unsent: deque[tuple[int, str]] = deque(maxlen=_UNSENT)
         self._refusals = 0
         self._changed = asyncio.Event()
         self._reconnect_deadline: asyncio.TimerHandle | None = None
         self._watchers: list[Callable[[Kernel], None]] = []
 
     def __repr__(self) -> str:
-        link = "linked" if self._link else "unlinked"
+        link = "linked" if self._link.is_up() else "unlinked"
         return f"<Kernel {self.kernel_id[:8]} {self.state} {link}, {len(self._requests)} pending>"
 
     # --- questions and requests ---------------------------------------------------------------------------------------
 
     def is_ready(self) -> bool:
         """Whether a request sent now would reach a kernel that answers."""
-        return self.state is KernelState.READY and self._link is not None
+        return self.state is KernelState.READY and self._link.is_up()
 
     def _is_gone(self) -> bool:
         return self.state is KernelState.GONE
 
     def is_linked(self) -> bool:
         """Whether its supervisor is connected."""
-        return self._link is not None
+        return self._link.is_up()
 
     def watch(self, on_change: Callable[[Kernel], None]) -> None:
         """Call `on_change` whenever the state, the link, or the last death has changed."""
@@ -182,10 +174,9 @@ class Kernel:
 
     def execute_frame(self, msg_id: str, frame: bytes, listener: RequestListener) -> None:
         """Send an execute_request that is framed already, under its own msg_id; otherwise as `execute` does."""
-        if self._link is None or not self.is_ready():
+        if not self.is_ready():
             raise KernelLost("The sandbox ended before the code was sent to it.")
-        self._requests.add(msg_id, listener, frame, next(self._order))
-        self._link.send_binary(frame)
+        self._requests.add(msg_id, listener, frame, self._link.send_request(frame))
 
     def expect(self, run_id: str, listener: RequestListener) -> None:
         """Listen to what comes of a run that an earlier gateway may have sent. Before the supervisor dials in."""
@@ -206,51 +197,45 @@ class Kernel:
 
     def takes_messages(self) -> bool:
         """Whether `forward` takes a message for a kernel that answers, now or when the supervisor has dialled again."""
-        return self.state is KernelState.READY and (self._link is not None or self._names_forwarded)
+        return self.state is KernelState.READY and self._link.can_forward()
 
     def forward(self, msg_id: str, frame: bytes) -> None:
         """Send a message that is no execute_request; again when the link breaks before it has arrived.
 
         It is for this kernel process, and goes with it. Raises Unavailable when there is no link, and it cannot wait.
         """
-        can_wait = self._names_forwarded and not self._is_gone() and self._forwarded.has_room(len(frame))
-        if self._link is None and not can_wait:
-            raise Unavailable("The sandbox is out of reach: try again in a moment.")
-        if self._names_forwarded:
-            self._forwarded.add(msg_id, next(self._order), self.generation, frame)
-        if self._link is not None:
-            self._link.send_binary(frame)
+        self._link.forward(msg_id, frame, self.generation)
 
     def note_arrived(self, msg_id: str) -> None:
         """The kernel answers this message that was forwarded."""
-        self._forwarded.note_arrived(msg_id)
+        self._link.note_arrived(msg_id)
 
     def restart(self) -> None:
         """Have the kernel process killed and a fresh one forked; pending requests die with it."""
-        self._send_later(protocol.RESTART, self.generation)
+        self._link.send_control_later(protocol.RESTART, self.generation)
 
     def interrupt(self, msg_id: str | None, grace_s: float) -> None:
         """Interrupt this request; the supervisor kills the kernel when it is still running after `grace_s`.
 
         None interrupts whatever runs, and nothing is killed.
         """
-        self._send_later(protocol.INTERRUPT, self.generation, msg_id=msg_id, grace_s=grace_s)
+        self._link.send_control_later(protocol.INTERRUPT, self.generation, msg_id=msg_id, grace_s=grace_s)
 
     def stop_files(self, msg_id: str) -> None:
         """Have no more files of this request sent; its end follows."""
-        self._send_later(protocol.STOP_FILES, 0, msg_id=msg_id)
+        self._link.send_control_later(protocol.STOP_FILES, 0, msg_id=msg_id)
 
     def acknowledge(self) -> None:
         """Let the supervisor forget what is committed or needs no commit."""
         seq = self._frame_numbers.acknowledge(self._requests.uncommitted_seq())
         if seq is not None:
-            self._send_control(protocol.ACK, seq=seq)
+            self._link.send_control(protocol.ACK, seq=seq)
 
     def abandon(self, reason: str) -> None:
         """Shut the kernel down and close its link; pending requests die with it. Does nothing the second time."""
         if self.state is KernelState.GONE:
             return
-        self._send_control(protocol.SHUTDOWN)
+        self._link.send_control(protocol.SHUTDOWN)
         self._close_link(reason)
         self._requests.end_all(Died(Cause.GONE, None, None, None, ()))
         self._notify_change()
@@ -266,11 +251,8 @@ class Kernel:
         self.state = KernelState.GONE
         if self._reconnect_deadline is not None:
             self._reconnect_deadline.cancel()
-        link, self._link = self._link, None
-        if link is not None:
-            link.close(reason)
+        self._link.close(reason)
         self.files.handle_link_lost()
-        self._forwarded.clear()
 
     # --- the link -----------------------------------------------------------------------------------------------------
 
@@ -295,36 +277,17 @@ class Kernel:
         sent = [*_ids(hello.get("finished")), *_ids(hello.get("outstanding"))]
         self._requests.find_expected(sent)
         self._handle_failed_preloads(hello)
-        previous, self._link = self._link, link
-        if previous is not None:
+        if (previous := self._link.replace(link)) is not None:
             self.files.handle_link_lost()
             previous.close("replaced by a newer connection")
         if self._reconnect_deadline is not None:
             self._reconnect_deadline.cancel()
             self._reconnect_deadline = None
         # Not the last frame handled: it may not be committed yet. Frames that are sent again are skipped.
-        self._send_control(protocol.WELCOME, acknowledged=self._frame_numbers.acknowledged_seq)
-        self._send_again(hello, sent, link)
+        self._link.send_control(protocol.WELCOME, acknowledged=self._frame_numbers.acknowledged_seq)
+        self._link.send_again(hello, _count(hello.get("generation")), self._requests.left(sent))
         self._notify_change()
         return True
-
-    def _send_again(self, hello: Mapping[str, Any], sent: list[str], link: Link) -> None:
-        """Send in order what a link that broke has swallowed, and what has waited for this one.
-
-        What was meant for a kernel process that is gone goes with it. An older supervisor does not say what has been
-        forwarded to it.
-        """
-        self._names_forwarded = "forwarded" in hello
-        last, generation = hello.get("forwarded"), _count(hello.get("generation"))
-        left = self._requests.left(sent)
-        if self._names_forwarded:
-            left += self._forwarded.left(last if isinstance(last, str) else None, generation)
-        for _, frame in sorted(left, key=lambda one: one[0]):
-            link.send_binary(frame)
-        while self._unsent:
-            meant_for, text = self._unsent.popleft()
-            if meant_for in (0, generation) or not generation:
-                link.send_text(text)
 
     def _why_not(self, hello: Mapping[str, Any], boot_id: Any) -> str | None:
         """Why this hello is refused; None when it is not."""
@@ -363,8 +326,8 @@ class Kernel:
 
     def handle_link_closed(self, link: Link) -> None:
         """A link has closed. The supervisor may dial again for a while."""
-        if link is self._link:
-            self._link = None
+        if self._link.is_current(link):
+            self._link.replace(None)
             self.files.handle_link_lost()
             loop = asyncio.get_running_loop()
             self._reconnect_deadline = loop.call_later(
@@ -485,23 +448,6 @@ class Kernel:
         self._requests.end(str(fields.get("msg_id")), died)
         self._requests.refuse(_ids(fields.get("never_run")), died.cause)
         self._notify_change()
-
-    def _send_control(self, op: str, **fields: Any) -> None:
-        if self._link is not None:
-            self._link.send_text(protocol.encode_control(op, **fields))
-
-    def _send_later(self, op: str, generation: int, **fields: Any) -> None:
-        """Send it now, or when the supervisor has dialled again, if it has this kernel process then; 0 is any."""
-        if self._link is None:
-            self._unsent.append((generation, protocol.encode_control(op, **fields)))
-        else:
-            self._send_control(op, **fields)
-
-    def _linked(self) -> Link:
-        """The current link. Raises Unavailable."""
-        if self._link is None:
-            raise Unavailable("The sandbox is out of reach: try again in a moment.")
-        return self._link
 
     def _notify_change(self) -> None:
         self._changed.set()

@@ -101,7 +101,7 @@ async def test_what_has_been_answered_is_not_kept(ready: Line) -> None:
     forward(ready, "a", "b", "c")
     ready.kernel.note_arrived("b")
     ready.kernel.note_arrived("unknown")
-    assert len(ready.kernel._forwarded) == 1
+    assert len(ready.kernel._link._forwarded) == 1
     ready.handshake.on_closed()
     dial(ready, None)
     assert ready.link.request_ids() == ["c"]
@@ -127,7 +127,7 @@ async def test_a_kernel_that_is_gone_takes_nothing(ready: Line) -> None:
     forward(ready, "a")
     ready.kernel.abandon("enough")
     assert not ready.kernel.takes_messages()
-    assert len(ready.kernel._forwarded) == 0
+    assert len(ready.kernel._link._forwarded) == 0
     with pytest.raises(Unavailable):
         forward(ready, "b")
 
