@@ -31,6 +31,8 @@ _SAMPLE_S = 0.2
 _MAX_STATUS_BYTES = 64 << 10
 _END_BYTES = 1 << 20
 _MAX_OUTCOMES = 4
+_BEGIN_S = 1.0
+"""What the kernel has for beginning a request that is to be interrupted; something else may keep it busy."""
 
 
 @dataclass(slots=True)
@@ -41,6 +43,8 @@ class _Request:
     header: bytes
     wants_artifacts: bool
     meterage: Meterage | None = None
+    has_begun: bool = False
+    on_begin: Callable[[], None] | None = None
     replied: bool = False
     idle: bool = False
     relayed_bytes: int = 0
@@ -134,6 +138,24 @@ class OutstandingRequests:
             if self._sampler is None:
                 self._schedule_sample()
 
+    def once_begun(self, msg_id: str, act: Callable[[], None]) -> None:
+        """Call `act` when the kernel runs a request, or does not begin it in time; not when it has ended before.
+
+        A kernel that is interrupted before loses the interrupt, or the request.
+        """
+        request = self._outstanding[msg_id]
+        if request.has_begun:
+            act()
+            return
+        request.on_begin = act
+        asyncio.get_running_loop().call_later(_BEGIN_S, self._begin, request)
+
+    def _begin(self, request: _Request) -> None:
+        request.has_begun = True
+        act, request.on_begin = request.on_begin, None
+        if act is not None and request.msg_id in self._outstanding:
+            act()
+
     def relay(self, channel: str, parts: list[bytes], sent_bytes_by_stream: dict[str, int]) -> bool:
         """Pass a kernel's message on, within bounds; and note in `sent_bytes_by_stream` how much has been sent of each.
 
@@ -148,10 +170,7 @@ class OutstandingRequests:
             return False
         request = self._outstanding.get(parent)
         if msg_type == "stream" and parts[2] != b"{}":
-            with suppress(*JSON_ERRORS):
-                stream, sent_bytes = json.loads(parts[2])[SENT_METADATA]
-                if stream in STREAMS:
-                    sent_bytes_by_stream[stream] = max(0, int(sent_bytes))
+            _note_sent(parts[2], sent_bytes_by_stream)
         self._put(channel, parts, msg_type, request)
         if request is None:
             return False
@@ -161,6 +180,8 @@ class OutstandingRequests:
             leaves = asks_exit(parts[3])
         elif channel == "iopub" and msg_type == "status" and is_idle(parts[3]):
             request.idle = True
+        elif channel == "iopub" and msg_type == "execute_input":
+            self._begin(request)
         if request.replied and request.idle:
             self._finish(request)
         elif request.replied or request.idle:
@@ -353,3 +374,10 @@ class OutstandingRequests:
 
 def _usage(request: _Request, last: Reading) -> dict[str, Any]:
     return (request.meterage or Meterage(last)).finish(last)
+
+
+def _note_sent(metadata: bytes, sent_bytes_by_stream: dict[str, int]) -> None:
+    with suppress(*JSON_ERRORS):
+        stream, sent_bytes = json.loads(metadata)[SENT_METADATA]
+        if stream in STREAMS:
+            sent_bytes_by_stream[stream] = max(0, int(sent_bytes))

@@ -280,7 +280,16 @@ class Supervisor:
     def _interrupt(self, msg_id: str | None, grace_s: float) -> None:
         if self._pid is None or (msg_id is not None and msg_id not in self._requests):
             return
-        kernel_process.interrupt(self._pid)
+        pid, awaited = self._pid, msg_id or self._requests.running
+
+        def interrupt() -> None:
+            if self._pid == pid:
+                kernel_process.interrupt(pid)
+
+        if awaited is None:
+            interrupt()
+        else:
+            self._requests.once_begun(awaited, interrupt)
         if msg_id is not None:
             self._spawn(self._kill_unless_finished(msg_id, grace_s))
 

@@ -392,3 +392,14 @@ async def test_a_run_that_is_answered_and_never_idle_ends(kernel: Supervised) ->
         "done",
     )
     assert (await kernel.run("1 + 1")).value() == "2"
+
+
+async def test_no_interrupt_is_too_early(kernel: Supervised) -> None:
+    await kernel.run("stays = 1")
+    for number in range(40):
+        msg_id = kernel.send("while True: pass")
+        await asyncio.sleep(number % 10 / 1000)
+        kernel.interrupt(msg_id, grace_s=30)
+        run = await kernel.end_of(msg_id)
+        assert run.reply()["ename"] == "KeyboardInterrupt"
+    assert (await kernel.run("stays")).value() == "1"

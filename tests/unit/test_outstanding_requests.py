@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kernel_image import accounting, missing_replies, protocol
+from kernel_image import accounting, missing_replies, outstanding, protocol
 from kernel_image.artifacts import WorkingDirectory
 from kernel_image.outstanding import OutstandingRequests
 
@@ -198,3 +198,39 @@ async def test_a_kernel_is_not_asked_about_requests_that_end_in_time(questions: 
         questions.idle(msg_id)
     await asyncio.sleep(0.01)
     assert questions.asked == []
+
+
+def begin(requests: OutstandingRequests, msg_id: str) -> None:
+    parent = json.dumps({"msg_id": msg_id}).encode()
+    requests.relay("iopub", [b'{"msg_type": "execute_input"}', parent, b"{}", b"{}"], {})
+
+
+async def test_a_request_that_has_not_begun_is_interrupted_when_it_has(
+    requests: OutstandingRequests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outstanding, "_BEGIN_S", 0.01)
+    accept(requests, "a", "b")
+    told: list[str] = []
+    requests.once_begun("a", lambda: told.append("a"))
+    assert told == []
+    begin(requests, "a")
+    assert told == ["a"]
+    requests.once_begun("a", lambda: told.append("a again"))
+    assert told == ["a", "a again"]
+    requests.once_begun("b", lambda: told.append("b, which is late"))
+    await asyncio.sleep(0.05)
+    begin(requests, "b")
+    assert told == ["a", "a again", "b, which is late"]
+
+
+async def test_a_request_that_has_ended_is_not_interrupted(
+    questions: Questions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outstanding, "_BEGIN_S", 0.01)
+    accept(questions.requests, "a")
+    told: list[str] = []
+    questions.requests.once_begun("a", lambda: told.append("a"))
+    reply(questions.requests, "a")
+    questions.idle("a")
+    await asyncio.sleep(0.05)
+    assert told == []
