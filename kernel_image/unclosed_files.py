@@ -15,12 +15,17 @@ import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
 _FOREIGN_FILES = (("h5py", "File"), ("tables", "File"))
 """Files of other libraries with a `flush` of their own."""
+
+_FLUSHED = "_cellblock_flushed"
+"""Attribute of an archive: how it stood when it was made readable. It is not touched again until it has changed."""
+
+_XZ_MAGIC = b"\xfd7zXZ\x00"
 
 
 def flush_unclosed_files() -> None:
@@ -42,7 +47,9 @@ def _objects_to_flush() -> Iterator[tuple[Any, Callable[[Any], None]]]:
         (io.TextIOWrapper, _flush),
         (gzip.GzipFile, _flush_gzip),
         (zipfile.ZipFile, _flush_zip),
-        *((kind, _flush_foreign) for kind in _foreign_types()),
+        *((kind, _flush_bz2) for kind in _types((("bz2", "BZ2File"),))),
+        *((kind, _flush_xz) for kind in _types((("lzma", "LZMAFile"),))),
+        *((kind, _flush_foreign) for kind in _types(_FOREIGN_FILES)),
         (io.BufferedWriter, _flush),
         (io.BufferedRandom, _flush),
     ]
@@ -61,8 +68,9 @@ def _objects_to_flush() -> Iterator[tuple[Any, Callable[[Any], None]]]:
             yield candidate, flush
 
 
-def _foreign_types() -> Iterator[type]:
-    for module, name in _FOREIGN_FILES:
+def _types(names: Iterable[tuple[str, str]]) -> Iterator[type]:
+    """Those of these types whose modules are imported."""
+    for module, name in names:
         kind = getattr(sys.modules.get(module), name, None)
         if isinstance(kind, type):
             yield kind
@@ -86,9 +94,19 @@ def _flush_foreign(file: Any) -> None:
     file.flush()
 
 
+def _has_changed(archive: Any, state: object) -> bool:
+    """Whether an archive stands otherwise than when it was last made readable."""
+    if getattr(archive, _FLUSHED, None) == state:
+        return False
+    setattr(archive, _FLUSHED, state)
+    return True
+
+
 def _flush_gzip(file: gzip.GzipFile) -> None:
     """Write a trailer too, without which the file counts as cut off. What the code writes later replaces it."""
     if file.mode != gzip.WRITE or not _is_written_file(file.fileno()):
+        return
+    if not _has_changed(file, (file.size, file.crc)):  # type: ignore[attr-defined]
         return
     file.flush()
     raw: Any = file.fileobj
@@ -106,7 +124,30 @@ def _flush_zip(archive: zipfile.ZipFile) -> None:
     with inner._lock:  # noqa: SLF001 - there is no other way to a readable archive that stays open
         if inner.fp is None or inner.mode == "r" or inner._writing or not inner._didModify or not inner._seekable:  # noqa: SLF001
             return
-        if _is_written_file(inner.fp.fileno()):
+        if _is_written_file(inner.fp.fileno()) and _has_changed(archive, (len(inner.filelist), inner.start_dir)):
             inner.fp.seek(inner.start_dir)
             inner._write_end_record()  # noqa: SLF001
             inner.fp.flush()
+
+
+def _flush_bz2(file: Any) -> None:
+    """End the stream and begin another: a file may have several, one after the other."""
+    if file.writable() and _is_written_file(file.fileno()) and _has_changed(file, file.tell()):
+        _end_stream(file, type(file._compressor)())  # noqa: SLF001 - as above
+
+
+def _flush_xz(file: Any) -> None:
+    """The same. The older format has no more than one stream; it is left alone."""
+    if file.writable() and _is_written_file(file.fileno()) and _has_changed(file, file.tell()):
+        file._fp.flush()  # noqa: SLF001 - as above
+        with open(f"/proc/self/fd/{file.fileno()}", "rb") as written:  # noqa: PTH123 - no Path for a descriptor
+            is_xz = written.read(len(_XZ_MAGIC)) == _XZ_MAGIC
+        if is_xz:
+            _end_stream(file, type(file._compressor)())  # noqa: SLF001 - as above
+
+
+def _end_stream(file: Any, following: Any) -> None:
+    inner = file._fp  # noqa: SLF001 - as above
+    inner.write(file._compressor.flush())  # noqa: SLF001 - as above
+    inner.flush()
+    file._compressor = following  # noqa: SLF001 - as above

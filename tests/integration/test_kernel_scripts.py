@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import bz2
 import gzip
 import io
+import lzma
 import re
 import shutil
 import tempfile
@@ -68,19 +70,34 @@ async def test_what_is_buffered_is_in_the_file_when_the_run_ends(kernel: Supervi
     assert files["unclosed"] == b"text"
 
 
-async def test_archives_that_nobody_closes_are_whole_after_each_run(kernel: Supervised) -> None:
+async def test_archives_that_nobody_closes_are_whole_after_each_run_that_writes(kernel: Supervised) -> None:
     first = await kernel.run(
-        "import gzip, zipfile\ng = gzip.open('unclosed.gz', 'wt'); g.write('one')\n"
+        "import bz2, gzip, lzma, zipfile\ng = gzip.open('unclosed.gz', 'wt'); g.write('one')\n"
+        "b = bz2.open('unclosed.bz2', 'wt'); b.write('one'); x = lzma.open('unclosed.xz', 'wb'); x.write(b'one')\n"
         "z = zipfile.ZipFile('unclosed.zip', 'w'); z.writestr('one', '1')"
     )
-    second = await kernel.run("g.write(' two'); z.writestr('two', '2')")
-    third = await kernel.run("g.close(); z.close()")
-    for run, text, names in ((first, "one", ["one"]), (second, "one two", ["one", "two"]), (third, "one two", None)):
-        files = run.files()
+    assert (await kernel.run("1 + 1")).files() == {}
+    second = await kernel.run("g.write(' two'); b.write(' two'); x.write(b' two'); z.writestr('two', '2')")
+    assert (await kernel.run("1 + 1")).files() == {}
+    third = await kernel.run("g.write(''); [f.close() for f in (g, b, x, z)]")
+    last = {**second.files(), **third.files()}
+    for files, text, names in (
+        (first.files(), "one", ["one"]),
+        (second.files(), "one two", ["one", "two"]),
+        (last, "one two", ["one", "two"]),
+    ):
         assert gzip.decompress(files["unclosed.gz"]).decode() == text
+        assert bz2.decompress(files["unclosed.bz2"]).decode() == text
+        assert lzma.decompress(files["unclosed.xz"]).decode() == text
         with zipfile.ZipFile(io.BytesIO(files["unclosed.zip"])) as archive:
             assert archive.testzip() is None
-            assert archive.namelist() == (names or ["one", "two"])
+            assert archive.namelist() == names
+
+
+async def test_an_old_lzma_file_is_left_to_the_code(kernel: Supervised) -> None:
+    await kernel.run("import lzma\nx = lzma.open('unclosed.lzma', 'wb', format=lzma.FORMAT_ALONE); x.write(b'one')")
+    files = (await kernel.run("x.write(b' two'); x.close()")).files()
+    assert lzma.decompress(files["unclosed.lzma"]) == b"one two"
 
 
 async def test_a_pipe_that_nobody_reads_does_not_hold_up_the_end(kernel: Supervised) -> None:
