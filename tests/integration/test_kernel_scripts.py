@@ -360,7 +360,7 @@ session.send = send_no_reply
 async def test_a_reply_that_never_comes_is_made_once_the_kernel_is_idle(kernel: Supervised) -> None:
     began_s = time.monotonic()
     run = await kernel.run(f"print('said')\nopen('made', 'w').write('x')\n{SILENCED}")
-    assert time.monotonic() - began_s < 5
+    assert time.monotonic() - began_s < 20
     assert (run.reply()["ename"], run.text(), run.files(), run.end.msg_type) == (
         "MissingReply",
         "said\n",

@@ -106,7 +106,7 @@ async def test_an_interrupt_ends_the_command_and_the_code(kernel: Supervised, wh
     run = await kernel.end_of(msg_id)
     assert (run.end.msg_type, run.reply()["ename"]) == ("done", "KeyboardInterrupt")
     assert "not reached" not in run.text()
-    assert time.monotonic() - began_s < 5
+    assert time.monotonic() - began_s < 20
     assert (await kernel.run("!echo fine")).text() == "fine\n"
 
 
