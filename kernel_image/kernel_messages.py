@@ -60,3 +60,12 @@ def cut_stream(parts: list[bytes], limit_bytes: int) -> list[bytes]:
         return [*parts[:3], json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")]
     except JSON_ERRORS:
         return [*parts[:3], json.dumps({"name": "stdout", "text": ""}).encode()]
+
+
+def msg_id_of(parts: list[bytes]) -> str | None:
+    """The msg_id in the header, if there is one."""
+    try:
+        msg_id = json.loads(parts[0])["msg_id"]
+    except (*JSON_ERRORS, IndexError):
+        return None
+    return msg_id if isinstance(msg_id, str) else None

@@ -128,6 +128,13 @@ class OutstandingRequests:
             self._relay.put_control(protocol.REJECTED, msg_id=msg_id)
         return is_accepted
 
+    def fail(self, msg_id: str | None, why: str) -> None:
+        """Tell that a request cannot be handled, or some other frame; it does not come again."""
+        if msg_id is not None:
+            self._outstanding.pop(msg_id, None)
+            self.finished.append(msg_id)
+        self._relay.put_control(protocol.FAILED, msg_id=msg_id, why=why)
+
     def measure(self) -> None:
         """Begin to measure the oldest request, whose turn it is, unless that has begun."""
         request = self._oldest()

@@ -179,6 +179,7 @@ USAGE = "usage"  # * msg_id, usage: the code has ended, and its files are about 
 DIED = "died"  # * msg_id or null, never_run [msg_id], usage or null, skipped, exit_code, signal,
 #                  cause, which is one of oom, exited, signal, interrupt_ignored, restart, start
 REJECTED = "rejected"  # * msg_id: there was no kernel to take this request; it was not run and will not be
+FAILED = "failed"  # * msg_id or null, why: a frame of the gateway's that cannot be handled, and was dropped
 GAP = "gap"  # * msg_id or null, dropped_bytes, dropped_frames, what: output (of one request) | spool (an overflow)
 # gateway -> supervisor
 WELCOME = "welcome"  # acknowledged: the last seq of this boot that the gateway needs no more

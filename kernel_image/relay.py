@@ -26,6 +26,7 @@ _FIRST_PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 1.0
 _CONNECT_TIMEOUT_S = 10.0
 _UNFLUSHED_LIMIT_BYTES = 1 << 20
+_MOST_FAILURES = 3
 _NETWORK_ERRORS = (OSError, HTTPClientError, WebSocketError)
 """What is raised when there is no gateway. Anything else is somebody's bug, and is logged with its traceback."""
 
@@ -43,6 +44,10 @@ class GatewayListener(Protocol):
 
     def on_control(self, op: str, fields: dict[str, Any]) -> None:
         """A control message from the gateway, other than those about the connection itself."""
+        ...
+
+    def on_dropped(self, frame: str | bytes, why: str) -> None:
+        """A frame from the gateway cannot be handled, however often it comes."""
         ...
 
     def on_disconnected(self) -> None:
@@ -64,8 +69,8 @@ class _UnixResolver(Resolver):
 class Relay:
     """Keeps one WebSocket to the gateway alive, and every numbered frame until it is acknowledged.
 
-    Its state: the connection, whether the gateway has welcomed it, the last `seq` sent on it, and the bytes that its
-    socket has not taken yet.
+    Its state: the connection, whether the gateway has welcomed it, the last `seq` sent on it, the bytes that its socket
+    has not taken yet, and which frame of the gateway has failed how often.
     """
 
     def __init__(self, settings: protocol.SupervisorSettings, listener: GatewayListener) -> None:
@@ -79,6 +84,7 @@ class Relay:
         self._unflushed_bytes = 0
         self._acknowledged = asyncio.Event()
         self._dial_failure = ""
+        self._failure: tuple[int, int] = (0, 0)
 
     def put_message(self, channel: str, parts: list[bytes], *, droppable: bool) -> None:
         """Send a Jupyter message as soon as possible, and keep it until it is acknowledged."""
@@ -135,7 +141,7 @@ class Relay:
             self._unflushed_bytes = 0
             await connection.write_message(protocol.encode_control(protocol.HELLO, **hello))
             while (frame := await connection.read_message()) is not None:
-                self._handle_frame(frame)
+                self._handle_or_drop(frame)
             log_event("link_closed", code=connection.close_code, reason=connection.close_reason)
         except Exception as error:  # noqa: BLE001 - likewise
             log_event("link_broken", error, with_traceback=not isinstance(error, _NETWORK_ERRORS))
@@ -163,6 +169,19 @@ class Relay:
         if describe(error) != self._dial_failure:
             self._dial_failure = describe(error)
             log_event("dial_failed", error, with_traceback=not isinstance(error, _NETWORK_ERRORS))
+
+    def _handle_or_drop(self, frame: str | bytes) -> None:
+        """Handle a frame. One that fails breaks the link, and comes again; when it has failed often, it is dropped."""
+        try:
+            self._handle_frame(frame)
+        except Exception as error:
+            failing, failures = self._failure
+            failures = failures + 1 if failing == hash(frame) else 1
+            self._failure = (hash(frame), failures)
+            if failures < _MOST_FAILURES:
+                raise
+            log_event("frame_dropped", error, failures=failures)
+            self._listener.on_dropped(frame, describe(error))
 
     def _handle_frame(self, frame: str | bytes) -> None:
         if isinstance(frame, bytes):

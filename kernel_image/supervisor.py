@@ -24,9 +24,10 @@ from kernel_image.channels import KernelChannels
 from kernel_image.client_ids import ClientIds
 from kernel_image.files import SessionFiles
 from kernel_image.forwarded import Forwarded
+from kernel_image.kernel_messages import msg_id_of
 from kernel_image.outstanding import OutstandingRequests
 from kernel_image.relay import Relay
-from kernel_image.sandbox_log import log_event, log_loop_exception, never_wait
+from kernel_image.sandbox_log import describe, log_event, log_loop_exception, never_wait
 from kernel_image.warm_up import KernelWarmUp
 
 _LARGEST_FIRST_GENERATION = 1 << 30
@@ -137,7 +138,11 @@ class Supervisor:
             self._reaper.reap()  # a kernel that ended a moment ago accepts nothing either
             accepting = self._generation if self._accepts_requests else None
             if self._requests.accept(parts, accepting) and self._channels is not None:
-                self._send_to_kernel(self._channels, channel, parts)
+                try:
+                    self._send_to_kernel(self._channels, channel, parts)
+                except Exception as error:  # noqa: BLE001 - it is known now, and the gateway waits for its end
+                    log_event("request_failed", error)
+                    self._requests.fail(msg_id_of(parts), describe(error))
                 self._requests.measure()
         elif channel in ("control", "stdin") and self._is_ready and self._channels is not None:
             self._send_to_kernel(self._channels, channel, parts)
@@ -159,6 +164,14 @@ class Supervisor:
                 self._stopping.set()
             case _ if op.startswith("file_"):
                 self._files.on_control(op, fields)
+
+    def on_dropped(self, frame: str | bytes, why: str) -> None:
+        """Tell the gateway, whose run must not wait for its end."""
+        msg_id = None
+        if isinstance(frame, bytes):
+            with contextlib.suppress(protocol.FrameError):
+                msg_id = msg_id_of(protocol.decode_message(frame)[1])
+        self._requests.fail(msg_id, why)
 
     def on_disconnected(self) -> None:
         """Close the files that the gateway had open."""

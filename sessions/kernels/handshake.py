@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import structlog
+
 from kernel_image import protocol
 from sessions.errors import ProtocolViolation
 from sessions.kernels.kernel import Kernel
@@ -14,6 +16,8 @@ from sessions.ports import Link
 
 _MAX_CONTROL_CHARACTERS = 1 << 20
 _MAX_HELLO_CHARACTERS = 64 << 10
+
+log = structlog.get_logger()
 
 
 class Handshake:
@@ -48,7 +52,11 @@ class Handshake:
         except ProtocolViolation:
             hello = {}
         self._disarm()
-        self._is_welcome = hello.get("op") == protocol.HELLO and self._kernel.handle_hello(hello, self._link)
+        try:
+            self._is_welcome = hello.get("op") == protocol.HELLO and self._kernel.handle_hello(hello, self._link)
+        except Exception:
+            log.exception("hello_not_handled", kernel_id=self._kernel.kernel_id)
+            self._kernel.refuse(self._link, "a hello that could not be handled")
         if hello.get("op") != protocol.HELLO:
             self._kernel.refuse(self._link, "no hello")
         return None
@@ -74,6 +82,10 @@ class Handshake:
             handle(*args)
         except (ProtocolViolation, protocol.FrameError) as error:
             self._kernel.violate(str(error).rstrip("."))
+        except Exception:
+            # Not once more over the next link: what it has changed before it failed is not known.
+            log.exception("frame_not_handled", kernel_id=self._kernel.kernel_id)
+            self._kernel.fail()
 
     def _refuse(self, reason: str) -> None:
         if self._deadline is not None or self._is_welcome:

@@ -32,6 +32,9 @@ _MAX_REFUSALS = 16
 _LARGEST_COUNT = 1 << 53
 _LARGEST_GENERATION = (1 << 31) - 1
 _MAX_ID_CHARACTERS = 256
+_LONGEST_LOGGED = 300
+
+_UNHANDLED = "The gateway could not handle what the sandbox sent, and gave the sandbox up. Its log has the error."
 
 log = structlog.get_logger()
 
@@ -86,7 +89,7 @@ class Kernel:
         self.violation: str | None = None
         self.last_death: Died | None = None
         self.credential = credential
-        self._link = SupervisorLink()
+        self._link = SupervisorLink(kernel_id)
         self.files = SupervisorFiles(self._link.current, timeouts.file_answer_timeout_s)
         self.throttle = throttle or Throttle(clock)
         self.tap: KernelTap | None = None
@@ -277,7 +280,7 @@ class Kernel:
         sent = [*_ids(hello.get("finished")), *_ids(hello.get("outstanding"))]
         self._requests.find_expected(sent)
         self._handle_failed_preloads(hello)
-        if (previous := self._link.replace(link)) is not None:
+        if (previous := self._link.replace(link, self._frame_numbers.taken_seq)) is not None:
             self.files.handle_link_lost()
             previous.close("replaced by a newer connection")
         if self._reconnect_deadline is not None:
@@ -327,13 +330,21 @@ class Kernel:
     def handle_link_closed(self, link: Link) -> None:
         """A link has closed. The supervisor may dial again for a while."""
         if self._link.is_current(link):
-            self._link.replace(None)
+            is_barren = self._link.lose(self._frame_numbers.taken_seq)
             self.files.handle_link_lost()
+            if is_barren:
+                self.violate("its connection broke again and again before anything new had come of it")
+                return
             loop = asyncio.get_running_loop()
             self._reconnect_deadline = loop.call_later(
                 self._timeouts.reconnect_timeout_s, self.abandon, "the supervisor did not come back"
             )
             self._notify_change()
+
+    def fail(self) -> None:
+        """End a kernel that has sent what the gateway cannot handle, by a mistake of ours."""
+        self.violation = _UNHANDLED
+        self.abandon("a frame that could not be handled")
 
     # --- frames -------------------------------------------------------------------------------------------------------
 
@@ -401,6 +412,14 @@ class Kernel:
                 self._handle_death(fields)
             case protocol.REJECTED:
                 self._requests.refuse([str(msg_id)], Cause.REJECTED)
+            case protocol.FAILED:
+                log.warning(
+                    "frame_failed_in_sandbox",
+                    kernel_id=self.kernel_id,
+                    msg_id=_text(msg_id),
+                    why=_text(fields.get("why")),
+                )
+                self._requests.end(str(msg_id), Died(Cause.FAILED, None, None, None, ()))
             case protocol.GAP:
                 dropped_bytes = _count(fields.get("dropped_bytes"))
                 if dropped_bytes:
@@ -457,6 +476,10 @@ class Kernel:
 
 def _ids(value: Any) -> list[str]:
     return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+
+
+def _text(value: Any) -> str | None:
+    return value[:_LONGEST_LOGGED] if isinstance(value, str) else None
 
 
 def _count(value: Any) -> int:

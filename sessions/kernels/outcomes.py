@@ -16,7 +16,8 @@ from sessions.model import Usage
 class Cause(StrEnum):
     """Why a kernel died, in the supervisor's words; `gone` when the supervisor died with it.
 
-    `rejected`: there was no kernel, and the supervisor did not take the request.
+    `rejected`: there was no kernel, and the supervisor did not take the request. `failed`: it could not handle it; no
+    kernel has died.
     """
 
     OOM = "oom"
@@ -27,6 +28,7 @@ class Cause(StrEnum):
     START = "start"
     GONE = "gone"
     REJECTED = "rejected"
+    FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ def died_of(fields: Mapping[str, Any]) -> Died:
         cause = Cause(str(fields.get("cause")))
     except ValueError:
         cause = Cause.EXITED
-    if cause in (Cause.GONE, Cause.REJECTED):  # a supervisor reports these by other messages
+    if cause in (Cause.GONE, Cause.REJECTED, Cause.FAILED):  # a supervisor reports these by other messages
         cause = Cause.EXITED
     usage, _ = _usage(fields.get("usage"))
     exit_code, signal = fields.get("exit_code"), fields.get("signal")

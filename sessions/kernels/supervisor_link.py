@@ -5,32 +5,44 @@ What the supervisor says is kernel.py's business. Frames of execute_requests are
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Mapping
 from itertools import count
 from typing import Any
 
+import structlog
+
 from kernel_image import protocol
 from sessions.errors import Unavailable
 from sessions.kernels.forwarded_frames import ForwardedFrames
+from sessions.model import KernelId
 from sessions.ports import Link
 
 _UNSENT = 8
+_MOST_BARREN_LINKS = 32
+_BARREN_S = 30.0
+
+log = structlog.get_logger()
 
 
 class SupervisorLink:
     """The current link to a supervisor, if there is one.
 
     The mutable state beside it: what was forwarded and may not have arrived, the control messages that wait for a link,
-    whether the supervisor tells what was forwarded to it, and the number of what was sent last.
+    whether the supervisor tells what was forwarded to it, the number of what was sent last, when the link came up and
+    which frame was the last then, and how many links in succession have brought nothing new.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kernel_id: KernelId) -> None:
+        self._kernel_id = kernel_id
         self._link: Link | None = None
         self._forwarded = ForwardedFrames()
         self._names_forwarded = False
         self._unsent: deque[tuple[int, str]] = deque(maxlen=_UNSENT)
         self._order = count()
+        self._up_at: tuple[float, int] = (0.0, 0)
+        self._barren_links = 0
 
     def is_up(self) -> bool:
         """Whether the supervisor is connected."""
@@ -46,17 +58,32 @@ class SupervisorLink:
             raise Unavailable("The sandbox is out of reach: try again in a moment.")
         return self._link
 
-    def replace(self, link: Link | None) -> Link | None:
-        """Use this link from now on; returns the one before."""
+    def replace(self, link: Link, taken_seq: int) -> Link | None:
+        """Use this link from now on; returns the one before. `taken_seq` is the last frame that was new."""
         previous, self._link = self._link, link
+        self._up_at = asyncio.get_running_loop().time(), taken_seq
         return previous
+
+    def lose(self, taken_seq: int) -> bool:
+        """The link has broken. Returns whether that is of no use: again and again no new frame has come over it.
+
+        Something in the frames is poison to one end then.
+        """
+        self._link = None
+        up_at_s, taken_before = self._up_at
+        lasted_s = asyncio.get_running_loop().time() - up_at_s
+        is_barren = taken_seq == taken_before and lasted_s < _BARREN_S
+        self._barren_links = self._barren_links + 1 if is_barren else 0
+        log.info("link_broke", kernel_id=self._kernel_id, lasted_s=round(lasted_s, 3), barren=self._barren_links)
+        return self._barren_links >= _MOST_BARREN_LINKS
 
     def close(self, reason: str) -> None:
         """Close the link for good: what waits for another one is dropped, and nothing waits any more."""
         self._names_forwarded = False
         self._forwarded.clear()
         self._unsent.clear()
-        if (link := self.replace(None)) is not None:
+        link, self._link = self._link, None
+        if link is not None:
             link.close(reason)
 
     # --- sending ------------------------------------------------------------------------------------------------------

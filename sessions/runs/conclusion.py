@@ -12,6 +12,7 @@ from sessions.model import Result, RunStatus
 from sessions.runs.live_run import LiveRun, Stop
 
 _NO_REPLY = "The kernel's reply to this run could not be read, so whether the code raised is unknown."
+_NOT_HANDLED = "The sandbox could not take this run in, because of an error in it; the gateway's log has its words."
 _OUT_OF_SIGHT = (
     "The gateway stopped while this run was under way, and its sandbox is gone: how far it came is not known."
 )
@@ -26,6 +27,8 @@ def conclude(live: LiveRun, end: Done | Died, stop: Stop | None) -> Result | Die
     is_gone = isinstance(end, Died) and end.cause is Cause.GONE
     if is_gone and (recorder.is_complete() or recorder.has_files or stop is not None):
         fold.add_skipped([{"path": "", "bytes": 0, "why": "time"}])
+    if isinstance(end, Died) and end.cause is Cause.FAILED:
+        return fold.finish(RunStatus.ERROR, _NOT_HANDLED, live.usage(end.usage))
     live.lost_kernel = isinstance(end, Died) or fold.leaves
     fold.session_lost = fold.session_lost or live.lost_kernel
     ended_badly = isinstance(end, Died) or fold.ended_status() is not RunStatus.OK

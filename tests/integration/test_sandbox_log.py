@@ -44,6 +44,24 @@ async def test_a_poison_frame_is_named_with_its_traceback_before_the_supervisor_
         assert len(entries(kernel, "link_up")) == 2
 
 
+async def test_a_poison_frame_that_comes_with_every_link_is_dropped_in_the_end_and_the_gateway_is_told(
+    short_dir: Path, switchboard: SupervisorSwitchboard
+) -> None:
+    async with supervised(short_dir, switchboard) as kernel:
+        await kernel.ready()
+        for count in (2, 3):
+            kernel.send_frame(b"nonsense")
+            await kernel.until(lambda count=count: len(kernel.hellos) == count)  # type: ignore[misc]
+        kernel.send_frame(b"nonsense")
+        await kernel.until(lambda: "failed" in [frame.msg_type for frame in kernel.frames])
+        (failed,) = [frame.content for frame in kernel.frames if frame.msg_type == "failed"]
+        assert (failed["msg_id"], failed["why"].partition(":")[0]) == (None, "FrameError")
+        assert (await kernel.run("print(1)")).text() == "1\n"
+        assert len(kernel.hellos) == 3
+        (dropped,) = entries(kernel, "frame_dropped")
+        assert dropped["failures"] == 3
+
+
 async def test_a_gateway_that_is_away_is_told_once_per_reason(
     short_dir: Path, switchboard: SupervisorSwitchboard
 ) -> None:

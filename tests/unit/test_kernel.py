@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+import structlog
 from doubles import message_frame
 from kernel_line import Line, RecordingListener
 
@@ -417,3 +418,74 @@ async def test_an_answer_to_a_question_needs_a_link(line: Line) -> None:
     line.handshake.on_closed()
     with pytest.raises(Unavailable):
         line.kernel.answer_input("yes")
+
+
+# --- poison -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_request_that_the_supervisor_cannot_handle_has_ended_and_that_is_logged(line: Line) -> None:
+    heard, other = RecordingListener(), RecordingListener()
+    msg_id = line.ready().execute("x", heard)
+    line.execute("y", other)
+    with structlog.testing.capture_logs() as logs:
+        line.say("failed", msg_id=msg_id, why="KeyError: " + "x" * 10_000)
+        line.say("failed", msg_id=None, why={})
+    (end,) = heard.ends
+    assert isinstance(end, Died)
+    assert end.cause is Cause.FAILED
+    assert (other.ends, line.kernel.is_ready()) == ([], True)
+    assert [entry["msg_id"] for entry in logs if entry["event"] == "frame_failed_in_sandbox"] == [msg_id, None]
+    assert len(str(logs)) < 2_000
+
+
+class Broken(RecordingListener):
+    """A listener with a bug."""
+
+    def on_message(self, seq: int, message: Any) -> None:
+        raise RuntimeError(f"cannot take {seq}: {message}")
+
+
+async def test_a_frame_that_the_gateway_cannot_handle_ends_the_kernel_and_is_logged(line: Line) -> None:
+    heard = Broken()
+    msg_id = line.ready().execute("x", heard)
+    with structlog.testing.capture_logs() as logs:
+        line.publish(msg_id)
+    (end,) = heard.ends
+    assert isinstance(end, Died)
+    assert (end.cause, line.kernel.state) == (Cause.GONE, KernelState.GONE)
+    assert "could not handle what the sandbox sent" in str(line.kernel.violation)
+    assert line.link.closed is not None
+    assert [entry["kernel_id"] for entry in logs if entry["event"] == "frame_not_handled"] == ["k1"]
+
+
+async def test_a_hello_that_the_gateway_cannot_handle_is_refused_and_logged_until_that_is_too_much(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(line.kernel, "_handle_failed_preloads", fail)
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(16):
+            line.greet()
+            assert line.link.sent("refused")
+            line.dial()
+    assert line.kernel.state is KernelState.GONE
+    assert len([entry for entry in logs if entry["event"] == "hello_not_handled"]) == 16
+
+
+@pytest.mark.parametrize("progress", [True, False])
+async def test_a_link_that_breaks_at_the_same_frame_for_ever_ends_the_kernel(line: Line, *, progress: bool) -> None:
+    heard = RecordingListener()
+    msg_id = line.ready().execute("x", heard)
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(40):
+            line.handshake.on_closed()
+            line.dial()
+            line.greet()
+            if progress:
+                line.publish(msg_id)
+    assert line.kernel.is_ready() == progress
+    assert len(heard.ends) == (not progress)
+    assert ("again and again" in str(line.kernel.violation)) == (not progress)
+    assert "link_broke" in {entry["event"] for entry in logs}

@@ -12,6 +12,7 @@ import pytest
 from kernel_image import accounting, missing_replies, outstanding, protocol
 from kernel_image.artifacts import WorkingDirectory
 from kernel_image.outstanding import OutstandingRequests
+from kernel_image.supervisor import Supervisor
 
 
 class Told:
@@ -234,3 +235,36 @@ async def test_a_request_that_has_ended_is_not_interrupted(
     questions.idle("a")
     await asyncio.sleep(0.05)
     assert told == []
+
+
+async def test_a_request_that_cannot_be_handled_has_ended_and_does_not_come_again(
+    requests: OutstandingRequests, told: Told
+) -> None:
+    accept(requests, "a", "b")
+    requests.measure()
+    requests.fail("a", "KeyError: 'x'")
+    requests.fail("unknown", "FrameError")
+    requests.fail(None, "FrameError")
+    assert (requests.msg_ids, list(requests.finished)) == (["b"], ["a", "unknown"])
+    assert [control["msg_id"] for control in told.controls] == ["a", "unknown", None]
+    assert accept(requests, "a", "unknown") == [False, False]
+    await requests.fail_all("exited", exit_code=0, signal_number=None)
+
+
+async def test_a_request_that_cannot_be_sent_to_the_kernel_ends_at_once(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = protocol.SupervisorSettings("k", "c", "unix:/s", str(tmp_path), str(tmp_path), str(tmp_path))
+    supervisor = Supervisor(settings)
+    monkeypatch.setattr(supervisor._relay, "put_control", told.put_control)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(supervisor, "_send_to_kernel", fail)
+    supervisor._accepts_requests, supervisor._channels = True, object()  # type: ignore[assignment]
+    header = json.dumps({"msg_id": "a", "msg_type": "execute_request"}).encode()
+    supervisor.on_message("shell", [header, b"{}", b"{}", b"{}"])
+    assert told.controls == [{"op": "failed", "msg_id": "a", "why": "RuntimeError: a bug"}]
+    assert supervisor.hello()["finished"] == ["a"]
+    supervisor._zmq.destroy()

@@ -98,3 +98,46 @@ async def test_what_is_not_numbered_goes_out_at_once_or_never(spooled: Relay) ->
     spooled.send_unnumbered("now")
     assert connection.frames == ["now"]
     assert spooled._spool.next_seq == 11
+
+
+class Failing:
+    """A listener that cannot handle what begins with `x`."""
+
+    def __init__(self) -> None:
+        self.taken: list[bytes] = []
+        self.dropped: list[tuple[str | bytes, str]] = []
+
+    def on_message(self, channel: str, parts: list[bytes]) -> None:
+        if parts[3].startswith(b"x"):
+            raise KeyError(channel)
+        self.taken.append(parts[3])
+
+    def on_dropped(self, frame: str | bytes, why: str) -> None:
+        self.dropped.append((frame, why))
+
+
+def framed(content: bytes) -> bytes:
+    return protocol.encode_message("shell", [b"{}", b"{}", b"{}", content])
+
+
+async def test_a_frame_that_fails_again_and_again_is_dropped_and_said() -> None:
+    listener = Failing()
+    poisoned = Relay(SETTINGS, listener)  # type: ignore[arg-type]
+    for frame in (framed(b"x1"), b"nonsense", framed(b"x2"), '{"op": 5', "[]"):
+        for _ in range(2):
+            with pytest.raises(Exception, match=r".+"):
+                poisoned._handle_or_drop(frame)
+        poisoned._handle_or_drop(frame)
+        poisoned._handle_or_drop(framed(b"next"))
+    assert [frame for frame, _ in listener.dropped][:2] == [framed(b"x1"), b"nonsense"]
+    assert listener.dropped[0][1] == "KeyError: 'shell'"
+    assert (len(listener.dropped), len(listener.taken)) == (5, 5)
+
+
+async def test_frames_that_fail_once_each_only_break_the_link() -> None:
+    listener = Failing()
+    poisoned = Relay(SETTINGS, listener)  # type: ignore[arg-type]
+    for number in range(6):
+        with pytest.raises(KeyError):
+            poisoned._handle_or_drop(framed(b"x%d" % (number % 2)))
+    assert listener.dropped == []

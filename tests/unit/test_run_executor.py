@@ -65,6 +65,21 @@ async def test_who_cancels_first_says_why(bench: Bench) -> None:
     assert str((await running).error).startswith("The run was cancelled.")
 
 
+async def test_a_run_that_the_sandbox_cannot_handle_ends_with_a_clear_error_and_the_session_goes_on(
+    bench: Bench,
+) -> None:
+    await bench.serve("x = 1", session_id=S)
+    running = bench.begin("poison", session_id=S)
+    kernel = await bench.sent("poison")
+    bench.engine.say(kernel.kernel_id, protocol.FAILED, msg_id=kernel.msg_id, why="KeyError: 'shell'")
+    result = await running
+    assert (result.status, result.session_lost) == (RunStatus.ERROR, False)
+    assert "could not take this run in" in str(result.error)
+    assert (await bench.serve("x", "1", session_id=S)).output == "1"
+    assert bench.kernel_of().kernel_id == kernel.kernel_id
+    assert bench.times_sent("poison") == 1
+
+
 async def test_an_interrupt_reaches_the_run_it_names(bench: Bench) -> None:
     run_id = await bench.record("sleep")
     kernel = await bench.sent("sleep")
