@@ -15,10 +15,13 @@ from gateway.supervisors import SupervisorSwitchboard
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-WORK = """
+LINES = 600
+"""More than fits into the buffer of a child, which would send it in parts of 8 kB."""
+
+WORK = f"""
 import sys
 def say(n):
-    for i in range(20):
+    for i in range({LINES}):
         print('worker', n, 'says', i)
         print('error', n, 'says', i, file=sys.stderr)
     return n
@@ -81,7 +84,7 @@ async def test_what_workers_print_is_the_runs_line_by_line(kernel: Supervised, w
     lines = run.text().splitlines()
     assert (lines[0], lines[-1]) == ("before", "after")
     for name, told in (("worker", lines[1:-1]), ("error", run.text("stderr").splitlines())):
-        assert sorted(told) == sorted(f"{name} {n} says {i}" for n in range(4) for i in range(20))
+        assert sorted(told) == sorted(f"{name} {n} says {i}" for n in range(4) for i in range(LINES))
     assert (await kernel.run("pass")).text() == ""
 
 
