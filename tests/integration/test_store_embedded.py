@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ import psycopg2
 import pytest
 from store_fixtures import FAST, copy_template_data_dir, execute, running_postgres
 
+from gateway.store.embedded import postmaster
 from gateway.store.embedded.postgres import EmbeddedPostgres
 from gateway.store.embedded.service_account import ACCOUNT_NAME, for_postgres, grant_passage
 from sessions.errors import SetUpFailed
@@ -238,10 +240,21 @@ def test_a_server_of_another_container_on_the_same_volume_is_left_alone(data_dir
 
 def test_two_that_start_it_at_once_get_one_server(empty_data_dir: Path) -> None:
     commands = [subprocess.Popen(start_command(empty_data_dir), stdout=subprocess.PIPE) for _ in range(3)]
-    urls = {command.communicate(timeout=60)[0] for command in commands}
+    urls = {command.communicate(timeout=150)[0] for command in commands}
     assert len(urls) == 1
     with running_postgres(empty_data_dir, exclusive=True, settings=FAST) as server:
         assert count_of(server.start()) == 1
+
+
+def test_whoever_comes_while_the_database_is_being_made_waits_for_it(
+    empty_data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postmaster, "_LEFTOVER_PATIENCE_S", 0.1)
+    maker, waiter = (postmaster.open_lock(empty_data_dir / "pg") for _ in range(2))
+    assert postmaster.find_running(empty_data_dir / "pg", maker) is None
+    threading.Timer(1.0, os.close, [maker]).start()
+    assert postmaster.find_running(empty_data_dir / "pg", waiter) is None
+    os.close(waiter)
 
 
 def test_an_interrupted_first_start_is_begun_anew(empty_data_dir: Path) -> None:

@@ -55,6 +55,8 @@ def find_running(pg_dir: Path, lock: int) -> psutil.Process | None:
         if not servers and _locks(lock):
             (pg_dir / _LOCK_NAME).unlink(missing_ok=True)
             return None
+        if not pg_dir.exists():  # somebody is making it, which takes a while
+            deadline = time.monotonic() + _LEFTOVER_PATIENCE_S
         if time.monotonic() > deadline:
             if not servers:
                 raise SetUpFailed(
