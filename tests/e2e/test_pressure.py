@@ -8,6 +8,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -34,6 +35,17 @@ OPENINGS = {
     "kept alive": b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "WebSocket": UPGRADE,
 }
+
+FLOOD = """
+import base64, os
+from IPython.display import publish_display_data
+image = base64.b64encode(b"\\x89PNG\\r\\n\\x1a\\n" + os.urandom(9 << 20)).decode()
+while True:
+    publish_display_data({"image/png": image})
+"""
+FLOODS = 3
+QUIET_RUNS = 3
+FLOOD_LIMIT_S = 60
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +107,33 @@ def test_what_few_descriptors_do_for_is_in_the_log(gateway: Gateway) -> None:
     log = gateway.log.read_text()
     assert log.count('"few_descriptors"') == 1
     assert f'"connections": {CONNECTIONS}' in log
+
+
+@pytest.mark.timeout(420)
+def test_sessions_that_flood_hold_up_neither_health_nor_others() -> None:
+    parent = Path(tempfile.mkdtemp(prefix="cb-"))
+    copy_template_data_dir(parent / "data")
+    gateway = start(parent / "data", CELLBLOCK_LIMITS_MAX_TIMEOUT=str(FLOOD_LIMIT_S))
+
+    def run(session: str, code: str) -> int:
+        body = {"code": code, "session_id": session, "timeout": FLOOD_LIMIT_S}
+        return httpx.post(f"{gateway.url}/runcode", json=body, timeout=2 * FLOOD_LIMIT_S).status_code
+
+    names = [f"flood-{number}" for number in range(FLOODS)]
+    try:
+        for name in [*names, "quiet"]:
+            assert run(name, "1") == 200
+        with ThreadPoolExecutor(FLOODS) as threads:
+            floods = [threads.submit(run, name, FLOOD) for name in names]
+            for _ in range(QUIET_RUNS):
+                time.sleep(0.5)
+                assert httpx.get(f"{gateway.url}/healthz", timeout=PATIENCE_S).status_code == 200
+                assert run("quiet", "print(1)") == 200
+            assert not any(flood.done() for flood in floods)
+            for name in names:
+                assert httpx.delete(f"{gateway.url}/sessions/{name}", timeout=PATIENCE_S).status_code == 204
+            for flood in floods:
+                flood.result()
+    finally:
+        gateway.stop(signal.SIGTERM, signal.SIGTERM)
+        shutil.rmtree(parent, ignore_errors=True)
