@@ -351,6 +351,21 @@ async def test_one_address_leaves_room_for_the_bodies_of_others(face: Face) -> N
         writer.transport.abort()
 
 
+async def test_a_small_body_finds_room_beside_large_ones_of_the_same_address(face: Face) -> None:
+    writers = []
+    for _ in range(2 * BUFFERED_BODIES):
+        _, writer = await asyncio.open_connection("127.0.0.1", face.port)
+        writer.write(post(LIMIT) + b" " * (LIMIT - 1))
+        writers.append(writer)
+    async with asyncio.timeout(30):
+        while repr(face.bodies) != f"<BufferedBodies {OF_ONE_CLIENT * (LIMIT - 1)}>":
+            await asyncio.sleep(0.01)
+    body = b'{"code": "1"}'
+    assert split(await talk(face, post(len(body)) + body))[0] == 200
+    for writer in writers:
+        writer.transport.abort()
+
+
 async def test_a_slow_body_makes_room_for_others(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.http.base.connections._PATIENCE_S", 0.5)
     slow = [await asyncio.open_connection("127.0.0.1", face.port) for _ in range(OF_ONE_CLIENT)]

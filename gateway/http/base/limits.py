@@ -24,6 +24,7 @@ from sessions.model import TenantId
 
 _LAST_EVENTS_S = 0.5
 _GOODBYE_S = 1.0
+_SMALL_PART = 160
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +144,14 @@ class Arrival:
 class BufferedBodies:
     """Counts the bytes of request bodies and WebSocket messages that are in memory, over all connections.
 
-    One client may hold seven eighths of what there is room for. Whoever is slow makes room for others. The mutable
-    state: how many bytes there are, of each client, and which bodies are coming in.
+    The large ones of one client may take seven eighths of what there is room for, so that its small ones still have
+    some, and others too. Whoever is slow makes room for others. The mutable state: how many bytes there are, of each
+    client, and which bodies are coming in.
     """
 
     def __init__(self, request_bytes: int, bounds: HttpBounds, monotonic: Monotonic | None = None) -> None:
         self.drained_bytes = bounds.drain_factor * request_bytes
+        self._small_bytes = request_bytes // _SMALL_PART
         self._limit_bytes = bounds.buffered_bodies * request_bytes
         self._largest_bytes = self._limit_bytes - self._limit_bytes // KEPT_FOR_OTHERS
         self._monotonic = monotonic or SystemClock().monotonic
@@ -161,7 +164,8 @@ class BufferedBodies:
 
     def reserve(self, size_bytes: int, client: str, arrival: Arrival | None = None) -> bool:
         """Count these bytes too; False, and nothing is counted, when there is no room for them."""
-        while self._of_client[client] + size_bytes > self._largest_bytes:
+        is_small = size_bytes + (arrival.held_bytes if arrival is not None else 0) <= self._small_bytes
+        while not is_small and self._of_client[client] + size_bytes > self._largest_bytes:
             if not self._drop_one(arrival, client):
                 return False
         while self._bytes + size_bytes > self._limit_bytes:
