@@ -57,6 +57,9 @@ _BULK_WAIT_S = 30.0
 _BULK_BYTES = 256 << 10
 """What is larger goes by the lane for bulk."""
 
+_CLOSING_BYTES = 4 << 20
+"""Behind what is larger its connection is closed: libpq's buffers only grow."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -70,6 +73,7 @@ class PostgresStore:
     """
 
     def __init__(self, url: str, *, timeout_s: float = 5.0, pool_size: int = 4, bulk_pool_size: int = 3) -> None:
+        """As many connections as both pools have; the meaning of `database.url` says so too."""
         connect_timeout_s = timeout_s * _CONNECT_SHARE
         self._engine = make_engine(url, pool_size=pool_size, connect_timeout_s=connect_timeout_s)
         self._calls = DbThreads(self._engine, threads=pool_size, wait_s=timeout_s * _WAIT_SHARE)
@@ -89,8 +93,14 @@ class PostgresStore:
         With an idempotency key, or without a kernel, it survives a power cut, too.
         """
         epoch = self._held.epoch(run.run_id)
-        is_bulk = len(run.code) > _BULK_BYTES
-        existing = await self._run(lambda connection: _add_run(connection, run, epoch), is_bulk=is_bulk)
+        size_bytes = run.source_bytes()
+
+        def work(connection: Connection) -> RunRecord | None:
+            existing = _add_run(connection, run, epoch)
+            _close_behind(connection, size_bytes)
+            return existing
+
+        existing = await self._run(work, is_bulk=size_bytes > _BULK_BYTES)
         if existing is None:
             self._held.added(run)
         return existing
@@ -239,7 +249,13 @@ class PostgresStore:
         return row and rows.to_record(row)
 
     async def _row(self, statement: Executable, *, is_bulk: bool = False) -> Row[Any] | None:
-        return await self._run(lambda connection: connection.execute(statement).one_or_none(), is_bulk=is_bulk)
+        def work(connection: Connection) -> Row[Any] | None:
+            row = connection.execute(statement).one_or_none()
+            if is_bulk and row is not None:
+                _close_behind(connection, _rough_size(row._asdict()))
+            return row
+
+        return await self._run(work, is_bulk=is_bulk)
 
     async def _rows(self, statement: Executable) -> list[Row[Any]]:
         return await self._run(lambda connection: list(connection.execute(statement).all()))
@@ -277,18 +293,26 @@ class PostgresStore:
         """Write what exists nowhere else, with a time-out that grows with its size. The caller retries."""
         size_bytes = sum(len(artifact.data) for artifact in batch.artifacts)
         size_bytes += other_bytes + sum(_rough_size(event.fields) for event in batch.events)
-        await self._run(
-            lambda connection: self._held.write(connection, run_id, work),
-            timeout_s=self._timeout_s + size_bytes / _BULK_BYTES_PER_S,
-            is_bulk=size_bytes > _BULK_BYTES,
-        )
+
+        def write(connection: Connection) -> None:
+            self._held.write(connection, run_id, work)
+            _close_behind(connection, size_bytes)
+
+        timeout_s = self._timeout_s + size_bytes / _BULK_BYTES_PER_S
+        await self._run(write, timeout_s=timeout_s, is_bulk=size_bytes > _BULK_BYTES)
         self._lack = ""
 
 
+def _close_behind(connection: Connection, size_bytes: int) -> None:
+    """Have the connection closed, rather than used again, when this much has gone through it."""
+    if size_bytes > _CLOSING_BYTES:
+        connection.detach()
+
+
 def _rough_size(fields: Mapping[str, Any]) -> int:
-    """Bytes of the texts in an event, or in what it has of MIME types."""
+    """Bytes of the texts in a row or an event, or in what it has of MIME types."""
     return sum(
-        len(value) if isinstance(value, str) else _rough_size(value) if isinstance(value, Mapping) else 0
+        len(value) if isinstance(value, str | bytes) else _rough_size(value) if isinstance(value, Mapping) else 0
         for value in fields.values()
     )
 

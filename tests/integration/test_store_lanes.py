@@ -203,3 +203,32 @@ async def test_a_server_without_a_connection_to_spare_is_not_out_of_reach(databa
     finally:
         await store.close()
         execute(database_url, "DROP ROLE crowded")
+
+
+async def test_a_connection_is_closed_behind_what_is_large_and_kept_otherwise(store: PostgresStore) -> None:
+    async def backend() -> int:
+        return await store._bulk_calls.run(
+            lambda used: int(used.execute(text("SELECT pg_backend_pid()")).scalar_one()), timeout_s=30
+        )
+
+    run, small, large = new_run(), new_artifact(bytes(1 << 20)), new_artifact(bytes(6 << 20))
+    await store.add_run(run)
+    first = await backend()
+    await store.append(run.run_id, Batch((), (small,)))
+    await store.get_artifact(small.ref.id)
+    assert await backend() == first
+    await store.append(run.run_id, Batch((), (large,)))
+    second = await backend()
+    assert second != first
+    assert await store.read_artifact(large.ref.id, 0, 256 << 10) == bytes(256 << 10)
+    assert await backend() == second
+    assert await store.get_artifact(large.ref.id) == large
+    assert await backend() != second
+
+
+async def test_large_variables_go_by_the_lane_for_bulk(store: PostgresStore) -> None:
+    sleeping = [asyncio.create_task(slow(store._calls, 3 * TIMEOUT_S)) for _ in range(2)]
+    await asyncio.sleep(0.1)
+    await store.add_run(new_run(variables={"text": "x" * 300_000}))
+    for task in sleeping:
+        await task
