@@ -25,6 +25,7 @@ from gateway.host.bound_sockets import BoundSockets
 from gateway.host.clock import SystemClock
 from gateway.host.data_dir import DataDir, environments_in
 from gateway.host.descriptors import MOST_CONNECTIONS, connections_within, descriptor_limit, raise_descriptor_limit
+from gateway.host.memory import return_free_memory, return_large_blocks
 from gateway.host.stop_signals import StopSignals
 from gateway.http.base.context import Context
 from gateway.http.base.limits import HttpBounds
@@ -114,11 +115,13 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
         await service.start()
         if chosen.python is not None:
             await remove_unused(environments_in(data_dir.path), chosen.python)
+        jobs = BackgroundTasks("the gateway")
+        stack.push_async_callback(jobs.cancel)
+        jobs.spawn(return_free_memory())
         if config.retention.days:
-            jobs = BackgroundTasks("the gateway")
-            stack.push_async_callback(jobs.cancel)
             jobs.spawn(remove_expired_runs(store, clock, days=config.retention.days))
         raise_descriptor_limit()
+        return_large_blocks()
         _spare_the_collector()
         stack.callback(server.stop)
         server.add_sockets(sockets.listen())
