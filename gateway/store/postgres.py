@@ -73,7 +73,7 @@ class PostgresStore:
     """
 
     def __init__(self, url: str, *, timeout_s: float = 5.0, pool_size: int = 4, bulk_pool_size: int = 3) -> None:
-        """As many connections as both pools have; the meaning of `database.url` says so too."""
+        """At most as many connections as both pools have; config.yaml, the README and `database.url` say so too."""
         connect_timeout_s = timeout_s * _CONNECT_SHARE
         self._engine = make_engine(url, pool_size=pool_size, connect_timeout_s=connect_timeout_s)
         self._calls = DbThreads(self._engine, threads=pool_size, wait_s=timeout_s * _WAIT_SHARE)

@@ -232,3 +232,15 @@ async def test_large_variables_go_by_the_lane_for_bulk(store: PostgresStore) -> 
     await store.add_run(new_run(variables={"text": "x" * 300_000}))
     for task in sleeping:
         await task
+
+
+async def test_no_more_connections_are_opened_than_operators_are_told(database_url: str) -> None:
+    store = PostgresStore(database_url)
+    name = make_url(database_url).database
+    try:
+        await asyncio.gather(*(slow(lane, 0.2) for lane in [store._calls, store._bulk_calls] * 10))
+        counted = text("SELECT count(*) FROM pg_stat_activity WHERE datname = :name")
+        opened = await store._calls.run(lambda used: used.execute(counted, {"name": name}).scalar_one(), timeout_s=30)
+    finally:
+        await store.close()
+    assert opened == 7
