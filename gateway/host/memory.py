@@ -14,8 +14,8 @@ _THRESHOLD_BYTES = 1 << 20
 
 _GROWN_BYTES = 16 << 20
 _QUIET_BYTES = 2 << 20
-_MOST_LOOKS = 30
-_PAUSE_S = 2.0
+_MOST_LOOKS = 60
+_PAUSE_S = 1.0
 
 
 def return_large_blocks() -> None:

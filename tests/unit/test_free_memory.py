@@ -27,7 +27,7 @@ def over_at(sizes_mib: Iterable[int]) -> list[int]:
         ([300, 200, 150, 150], [3]),
         ([300, 120, 110, 110], [3]),
         ([90, 107, 107], [2]),
-        ([200 + 10 * number for number in range(30)], [29]),
+        ([200 + 10 * number for number in range(60)], [59]),
     ],
 )
 def test_it_is_over_when_the_process_is_quiet_again_or_after_a_minute(sizes_mib: list[int], over: list[int]) -> None:
