@@ -120,10 +120,11 @@ class SupervisorLink:
 
     def send_control_later(self, op: str, generation: int, **fields: Any) -> None:
         """Send it now, or when the supervisor has dialled again, if it has this kernel process then; 0 is any."""
-        if self._link is None:
-            self._unsent.append((generation, protocol.encode_control(op, **fields)))
-        else:
-            self.send_control(op, **fields)
+        control = protocol.encode_control(op, **fields)
+        if self._link is not None:
+            self._link.send_text(control)
+        elif (generation, control) not in self._unsent:
+            self._unsent.append((generation, control))
 
     def send_again(self, hello: Mapping[str, Any], generation: int, requests: list[tuple[int, bytes]]) -> None:
         """Send in order what a link that broke has swallowed, and what has waited for this one.

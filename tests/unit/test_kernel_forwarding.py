@@ -97,6 +97,16 @@ async def test_what_was_meant_for_a_kernel_process_that_is_gone_goes_with_it(rea
     assert len(ready.link.sent("interrupt")) == 1
 
 
+async def test_interrupts_without_end_push_nothing_out_that_waits_for_the_link(ready: Line) -> None:
+    ready.handshake.on_closed()
+    ready.kernel.stop_files("x")
+    ready.kernel.restart()
+    for _ in range(100):
+        ready.kernel.interrupt("x", 1.0)
+    dial(ready, None)
+    assert [control["op"] for control in ready.link.controls] == ["welcome", "stop_files", "restart", "interrupt"]
+
+
 async def test_what_has_been_answered_is_not_kept(ready: Line) -> None:
     forward(ready, "a", "b", "c")
     ready.kernel.note_arrived("b")
