@@ -179,7 +179,11 @@ class Supervised:
                     await self._changed.wait()
         except TimeoutError:
             seen = [f"{frame.msg_type} {frame.content}"[:150] for frame in self.frames[-20:]]
-            raise AssertionError("\n".join(["not in time", *seen, self._log.read_text()])) from None
+            raise AssertionError("\n".join(["not in time", *seen, self.log()])) from None
+
+    def log(self) -> str:
+        """What the supervisor has logged so far."""
+        return self._log.read_text()
 
     async def printed(self, text: str) -> None:
         """Wait until this has been printed by whichever run."""
