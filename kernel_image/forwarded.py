@@ -14,12 +14,13 @@ from kernel_image.protocol import QUESTION_ID
 class Forwarded:
     """The state: the msg_ids of the last message forwarded, of the input_request without an answer, and of its asker.
 
-    `last` is the gateway's own id, so that it knows after a break of the connection what has to be sent again.
+    `last` is the gateway's own id, so that it knows after a break of the connection what has to be sent again. The next
+    gateway learns from `question` whether an answer is wanted.
     """
 
     def __init__(self) -> None:
         self.last: str | None = None
-        self._question: object = None
+        self.question: object = None
         self._asker: object = None
 
     def note(self, channel: str, parts: list[bytes]) -> list[bytes] | None:
@@ -34,9 +35,9 @@ class Forwarded:
             self.last = msg_id
         if channel != "stdin" or answered is None:
             return parts
-        if answered != self._question:
+        if answered != self.question:
             return None
-        self._question = None
+        self.question = None
         return [json.dumps(header).encode(), *parts[1:]]
 
     def note_question(self, channel: str, parts: list[bytes]) -> None:
@@ -46,12 +47,12 @@ class Forwarded:
         try:
             parent = json.loads(parts[1]).get("msg_id")
             if channel == "stdin":
-                self._question, self._asker = json.loads(parts[0])["msg_id"], parent
+                self.question, self._asker = json.loads(parts[0])["msg_id"], parent
             elif parent == self._asker:
-                self._question = None
+                self.question = None
         except JSON_ERRORS:
             pass
 
     def kernel_ended(self) -> None:
         """Nobody waits for an answer any more."""
-        self._question = None
+        self.question = None

@@ -170,8 +170,8 @@ def encode_control(op: str, **fields: Any) -> str:
 #
 # supervisor -> gateway
 HELLO = "hello"  # protocol, kernel_id, credential, boot_id, state, generation, oldest_seq, next_seq,
-#                  outstanding [msg_id], finished [msg_id], forwarded: msg_id or null, limits,
-#                  failed_preloads {module: reason}
+#                  outstanding [msg_id], finished [msg_id], forwarded: msg_id or null,
+#                  question: msg_id or null, limits, failed_preloads {module: reason}
 STATE = "state"  # * state: starting | idle | dead; generation, pid, failed_preloads
 DONE = "done"  # * msg_id, usage {wall_ms, cpu_ms, memory_peak_bytes, oom_kills}, skipped [{path, bytes, why}]
 USAGE = "usage"  # * msg_id, usage: the code has ended, and its files are about to come;

@@ -120,6 +120,7 @@ class Supervisor:
             "outstanding": self._requests.msg_ids,
             "finished": list(self._requests.finished),
             "forwarded": self._forwarded.last,
+            "question": self._forwarded.question,
             "failed_preloads": self._fork_server.failed_preloads,
             "limits": accounting.applied_limits(),
         }

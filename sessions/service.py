@@ -221,7 +221,7 @@ class Service:
     async def answer_input(self, tenant: TenantId, run_id: RunId, value: str) -> None:
         """Answer the `input()` in which a run waits. Raises NotFound, Conflict when it does not wait in one."""
         live = await self._runs.own(tenant, run_id)
-        if live is None or live.kernel is None or not live.fold.awaits_input:
+        if live is None or live.kernel is None or not live.awaits_input:
             raise Conflict("This run does not wait for input.")
         live.kernel.answer_input(value)
         live.fold.awaits_input = False
@@ -229,7 +229,7 @@ class Service:
     def waits_for_input(self, run_id: RunId) -> bool:
         """Whether a run of this gateway waits in `input()` now."""
         live = self._runs.get(run_id)
-        return live is not None and live.kernel is not None and live.fold.awaits_input
+        return live is not None and live.awaits_input
 
     async def artifact(self, artifact_id: ArtifactId) -> Artifact:
         """An artifact with its bytes. Raises NotFound, StoreUnavailable."""

@@ -103,6 +103,7 @@ class MemorySupervisor:
         self.finished: list[str] = []
         self.forwarded: str | None = None
         self.names_forwarded = True
+        self.question: str | None = None
         self.last_seq = 0
         self.frames: dict[int, str | bytes] = {}
         self._spec = spec
@@ -112,7 +113,7 @@ class MemorySupervisor:
         lists = {"outstanding": self.outstanding, "finished": self.finished}
         seqs = {"oldest_seq": min(self.frames, default=self.last_seq + 1), "next_seq": self.last_seq + 1}
         who = {"kernel_id": self._spec.kernel_id, "credential": self._spec.credential}
-        forwarded = {"forwarded": self.forwarded} if self.names_forwarded else {}
+        forwarded = {"forwarded": self.forwarded, "question": self.question} if self.names_forwarded else {}
         return hello(**{**known, **lists, **forwarded, **seqs, **who, **fields})
 
     def take(self, frame: bytes) -> None:
@@ -120,6 +121,7 @@ class MemorySupervisor:
         header = json.loads(parts[0])
         if header["msg_type"] != "execute_request":
             self.forwarded = header["msg_id"]
+            self.question = None if header["msg_type"] == "input_reply" else self.question
         elif header["msg_id"] not in self.taken:
             self.taken.append(header["msg_id"])
             self.codes[header["msg_id"]] = json.loads(parts[3])["code"]
@@ -283,7 +285,11 @@ class MemoryEngine:
         def frame(seq: int) -> bytes:
             return message_frame(seq, msg_type, parent_id, content, channel=channel, buffers=buffers)
 
-        self._send(kernel_id, self.supervisors[kernel_id].keep(frame))
+        kept = self.supervisors[kernel_id].keep(frame)
+        if msg_type == "input_request" and isinstance(kept, bytes):
+            _, parts = protocol.decode_message(protocol.split_number(kept)[1])
+            self.supervisors[kernel_id].question = json.loads(parts[0])["msg_id"]
+        self._send(kernel_id, kept)
 
     def link(self, kernel_id: KernelId) -> RecordingLink:
         return self.dialled[kernel_id][1]

@@ -154,7 +154,7 @@ class ClientConnection:
 
     def _answer_input(self, message: ClientMessage) -> None:
         live = self._session.current
-        if live is not None and live.kernel is not None and live.fold.awaits_input:
+        if live is not None and live.kernel is not None and live.awaits_input:
             msg_id = uuid4().hex
             header = {**for_kernel(message.header, msg_id), **live.kernel.question()}
             live.kernel.forward(msg_id, replace(message, parent_header={}).frame(header))

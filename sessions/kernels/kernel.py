@@ -102,6 +102,7 @@ class Kernel:
         self._frame_numbers = FrameNumbers()
         self._requests = PendingRequests()
         self._question = ""
+        self._asks = True
         self._refusals = 0
         self._changed = asyncio.Event()
         self._reconnect_deadline: asyncio.TimerHandle | None = None
@@ -197,6 +198,11 @@ class Kernel:
     def question(self) -> dict[str, str]:
         """The field in the header of an input_reply that says which input_request it answers: the last one."""
         return {protocol.QUESTION_ID: self._question} if self._question else {}
+
+    @property
+    def asks(self) -> bool:
+        """Whether it may wait for an answer: not if an earlier gateway has given one and it asked nothing since."""
+        return self._asks
 
     def takes_messages(self) -> bool:
         """Whether `forward` takes a message for a kernel that answers, now or when the supervisor has dialled again."""
@@ -311,6 +317,8 @@ class Kernel:
         self._frame_numbers.begin_after(max(0, _count(hello.get("oldest_seq")) - 1))
         self._handle_generation(hello)
         self._handle_state(hello.get("state"))
+        self._asks = hello.get("question", "") is not None
+        self._note_question(hello.get("question"))
 
     def refuse(self, link: Link, reason: str) -> None:
         """Refuse a connection. After too many of these the kernel is abandoned: code in the sandbox guesses."""
@@ -358,19 +366,22 @@ class Kernel:
             return
         if self._frame_numbers.is_new(seq, len(data)):
             message = None if self._only_tapped else decode(frame)
-            self._note_question(frame)
+            self._look_for_question(frame)
             self._tap(lambda tap: tap.on_frame(frame))
             if message is not None:
                 self._requests.handle_message(seq, message)
         self._acknowledge_if_due()
 
-    def _note_question(self, frame: memoryview) -> None:
+    def _look_for_question(self, frame: memoryview) -> None:
         if protocol.channel_of(frame) == b"stdin":
+            self._asks = True
             try:
-                msg_id = decode_object(protocol.decode_message(frame)[1][0]).get("msg_id")
+                self._note_question(decode_object(protocol.decode_message(frame)[1][0]).get("msg_id"))
             except ProtocolViolation:
-                msg_id = None
-            self._question = msg_id if isinstance(msg_id, str) and len(msg_id) <= _MAX_ID_CHARACTERS else ""
+                self._question = ""
+
+    def _note_question(self, msg_id: Any) -> None:
+        self._question = msg_id if isinstance(msg_id, str) and len(msg_id) <= _MAX_ID_CHARACTERS else ""
 
     def _tap(self, call: Callable[[KernelTap], None]) -> None:
         """An error in the tap must not keep the message from the request's listener."""

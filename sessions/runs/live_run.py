@@ -83,6 +83,11 @@ class LiveRun:
         """Which kernel process it was sent to."""
         return generation_of(self.msg_id)
 
+    @property
+    def awaits_input(self) -> bool:
+        """Whether its code waits in `input()`."""
+        return self.kernel is not None and self.kernel.asks and self.fold.awaits_input
+
     def usage(self, told: Usage | None) -> Usage:
         """What it used: as its supervisor says, or else the time alone, since nobody has told the rest."""
         if told is not None:

@@ -55,7 +55,9 @@ def test_an_answer_is_for_one_question_and_for_that_once() -> None:
     assert not answered(forwarded, "never asked")
     ask(forwarded, "one")
     assert not answered(forwarded, "other")
+    assert forwarded.question == "one"
     assert answered(forwarded, "one")
+    assert forwarded.question is None
     assert not answered(forwarded, "one")
     ask(forwarded, "two")
     assert not answered(forwarded, "one")

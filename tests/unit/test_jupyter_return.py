@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
+import pytest
 from doubles import until
 from jupyter_talk import Client
 from workbench import Bench, Benches, S, come_back, crash, ended, held, unavailable
 
-from sessions.model import ANONYMOUS, RunId, RunStatus
+from kernel_image import protocol
+from sessions.errors import Conflict
+from sessions.model import ANONYMOUS, EventType, RunId, RunStatus
 
 
 def run_ids(bench: Bench) -> list[RunId]:
@@ -168,6 +172,38 @@ async def test_after_a_crash_a_cell_is_told_from_its_beginning_to_its_end_and_qu
     assert stranger.replayed == []
     for run_id in run_ids(bench):
         assert (await ended(bench, run_id)).status is RunStatus.OK
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+async def test_the_next_gateway_asks_again_only_if_the_answer_was_lost(benches: Benches, *, arrived: bool) -> None:
+    (bench,) = benches
+    await bench.create()
+    lab = await Client.attach(bench)
+    await lab.execute("input()")
+    kernel = await bench.sent("input()")
+    kernel.publish("input_request", {"prompt": "? ", "password": False}, channel="stdin")
+    await lab.receives("input_request")
+    (run_id,) = run_ids(bench)
+    await until(lambda: any(event.type is EventType.INPUT_REQUEST for event in bench.stored(run_id).events.values()))
+    if not arrived:
+        bench.engine.disconnect(kernel.kernel_id)
+    await lab.send("input_reply", {"value": "first"}, channel="stdin")
+    bench = await crash(benches)
+    come_back(bench, kernel)
+    back = await Client.attach(bench)
+    await until(lambda: bool(back.told("clear_output")))
+    if arrived:
+        with pytest.raises(Conflict):
+            await bench.service.answer_input(ANONYMOUS, run_id, "second")
+        assert back.told("input_request") == []
+    else:
+        await back.receives("input_request")
+        await back.send("input_reply", {"value": "second"}, channel="stdin")
+        _, parts = protocol.decode_message(kernel.link.binary[-1])
+        assert b'"second"' in parts[3]
+        assert protocol.QUESTION_ID in json.loads(parts[0])
+    kernel.end("thanks")
+    await back.reply("input()")
 
 
 async def test_what_ended_a_moment_before_the_client_found_the_next_gateway_is_told(benches: Benches) -> None:

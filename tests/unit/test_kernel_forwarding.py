@@ -12,6 +12,7 @@ from kernel_image import protocol
 from sessions.errors import Unavailable
 from sessions.kernels import forwarded_frames
 from sessions.kernels.forwarded_frames import ForwardedFrames
+from sessions.settings import Timeouts
 
 GENERATION = 7
 
@@ -206,6 +207,19 @@ async def test_a_question_without_an_id_is_answered_without_one(ready: Line, odd
     ask(ready, msg_id, odd)
     ready.kernel.answer_input("yes")
     assert answers(ready) == [None]
+
+
+@pytest.mark.parametrize("said", ["q1", None, ...])
+async def test_a_gateway_that_takes_a_kernel_over_learns_which_question_is_open(
+    timeouts: Timeouts, said: object
+) -> None:
+    line = Line(timeouts, adopted=True)
+    line.greet(forwarded=None, generation=GENERATION, state="idle", **({} if said is ... else {"question": said}))
+    assert line.kernel.asks is (said is not None)
+    assert line.kernel.question() == ({protocol.QUESTION_ID: "q1"} if said == "q1" else {})
+    ask(line, "run", "q2")
+    assert line.kernel.asks
+    assert line.kernel.question() == {protocol.QUESTION_ID: "q2"}
 
 
 async def test_the_next_kernel_process_has_asked_nothing(ready: Line) -> None:
