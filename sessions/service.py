@@ -300,8 +300,8 @@ class Service:
         await self._tasks.shielded(self._sessions.delete(tenant, session_id, reason))
 
     async def interrupt_session(self, tenant: TenantId, session_id: SessionId) -> None:
-        """Interrupt its run at work, as Ctrl-C would."""
-        self._sessions.get(tenant, session_id).interrupt()
+        """Interrupt what runs in it, as Ctrl-C would."""
+        self._jupyter_clients.interrupt(self._sessions.get(tenant, session_id))
 
     async def restart_session(self, tenant: TenantId, session_id: SessionId) -> SessionView:
         """Start a fresh kernel process; files stay. The run at work is cancelled; those that wait run afterwards."""

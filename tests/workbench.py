@@ -115,7 +115,7 @@ class Kernel:
         self.engine.say(self.kernel_id, protocol.DIED, msg_id=None, cause="signal", signal=9)
         self.next_process()
 
-    def interrupts(self) -> list[str]:
+    def interrupts(self) -> list[str | None]:
         return [control["msg_id"] for control in self.link.sent(protocol.INTERRUPT)]
 
     def end(self, text: str = "", **usage: Any) -> None:

@@ -115,7 +115,7 @@ class ClientConnection:
             case ("shell" | "control", "shutdown_request"):
                 await self._shut_down(message)
             case ("shell" | "control", "interrupt_request"):
-                self._session.interrupt()
+                self._clients.interrupt(self._session)
                 self._reply(message, "interrupt_reply", {"status": "ok"})
             case ("shell" | "control", _):
                 await self._pass_on(message)
@@ -181,7 +181,8 @@ class ClientConnection:
                 kernel = await self._session.answering_kernel()
             self._router.send_request(self._state, message, kernel)
         except CellblockError as error:
-            self._state.outbox.put(messages.dropped(message, error))
+            for told in messages.dropped(message, error):
+                self._state.outbox.put(told)
 
     def _reply(self, message: ClientMessage, msg_type: str, content: dict[str, Any]) -> None:
         self._state.outbox.put(messages.make(msg_type, content, message.header, message.channel))
@@ -202,6 +203,15 @@ class JupyterClients:
         view, router = session.view(), session.observers.find(ClientRouter)
         last_activity = max(view.last_activity, router.last_activity or view.last_activity)
         return replace(view, last_activity=last_activity, connections=router.connections())
+
+    def interrupt(self, session: LiveSession) -> None:
+        """Interrupt the run at work, as Ctrl-C would; where none computes, what the kernel does for a client."""
+        live, kernel = session.current, session.kernel
+        computes = live is not None and not live.concluded.is_set()
+        if not computes and kernel is not None and session.observers.find(ClientRouter).is_asked():
+            kernel.interrupt(None, grace_s=0)
+        else:
+            session.interrupt()
 
     async def attach(self, session: LiveSession, client: str | None) -> ClientConnection:
         """Connect a client, or reconnect the one of this name. Raises TooManyRequests, NotFound.

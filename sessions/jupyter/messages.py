@@ -148,9 +148,9 @@ def note(text: str, parent_header: Mapping[str, Any]) -> ClientMessage:
     return make("stream", {"name": "stderr", "text": f"[cellblock] {text}\n"}, parent_header)
 
 
-def dropped(request: ClientMessage, error: Exception) -> ClientMessage:
-    """A line of ours that a request has not reached the kernel, and why."""
-    return note(f"{request.msg_type} was dropped: {error}", request.header)
+def dropped(request: ClientMessage, error: Exception) -> list[ClientMessage]:
+    """A line of ours that a request has not reached the kernel, and why; and `idle`, for which widgets wait."""
+    return [note(f"{request.msg_type} was dropped: {error}", request.header), status("idle", request.header)]
 
 
 def run_ending(

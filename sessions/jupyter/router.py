@@ -127,6 +127,10 @@ class ClientRouter:
 
     # --- to the kernel ------------------------------------------------------------------------------------------------
 
+    def is_asked(self) -> bool:
+        """Whether the kernel has a request of a client to answer that is no run, such as a widget's message."""
+        return bool(self._pending)
+
     def send_request(self, state: ClientState, message: ClientMessage, kernel: Kernel) -> None:
         """Send a request to the kernel, under a msg_id of our own; later, when too many of the client's are unanswered.
 
@@ -142,7 +146,8 @@ class ClientRouter:
             except Unavailable as error:
                 del self._pending[msg_id]
                 window.withdraw(msg_id)
-                state.outbox.put(messages.dropped(message, error))
+                for told in messages.dropped(message, error):
+                    state.outbox.put(told)
 
         window.add(msg_id, message.size_bytes, send_now)
 

@@ -189,6 +189,26 @@ async def test_an_interrupt_on_control_ends_the_run_and_not_the_kernel(channels:
     assert (await channels.run("print(x)"))[1] == "42\n"
 
 
+async def test_an_interrupt_ends_a_widgets_callback_while_no_cell_runs(
+    jupyter: Jupyter, kernel_id: str, channels: Channels
+) -> None:
+    register = (
+        "def opened(comm, message):\n    comm.on_msg(spin)\n"
+        "def spin(message):\n    print('spinning', flush=True)\n    while True: pass\n"
+        "comm_manager = get_ipython().kernel.comm_manager\ncomm_manager.register_target('spin', opened)\n"
+    )
+    await channels.run(register)
+    await channels.send(channels.message("comm_open", {"comm_id": "1", "target_name": "spin", "data": {}}))
+    moved = await channels.send(channels.message("comm_msg", {"comm_id": "1", "data": {}}))
+    said = await channels.until(lambda message: message.type == "stream" and message.parent_id == moved)
+    assert said.content["text"] == "spinning\n"
+    async with asyncio.timeout(60):
+        while not any(message.parent_id == moved and message.is_state("idle") for message in channels.heard):
+            assert (await jupyter.http.post(f"/api/kernels/{kernel_id}/interrupt")).status_code == 204
+            await channels.quiet()
+    assert (await channels.run("print('here')"))[1] == "here\n"
+
+
 async def test_what_waits_behind_an_error_is_aborted(channels: Channels) -> None:
     """Unless it says otherwise, and for what was sent before alone."""
     failing = await channels.execute("import time; time.sleep(0.5); 1/0")

@@ -13,6 +13,7 @@ from workbench import Bench, S, held
 
 from kernel_image import protocol
 from sessions.errors import Draining, NotFound, Unavailable
+from sessions.jupyter.request_window import MAX_UNANSWERED, MAX_WAITING
 from sessions.model import ANONYMOUS, RunStatus, SessionId, SessionState, TenantId
 
 
@@ -129,6 +130,52 @@ async def test_an_interrupt_reaches_the_cell_at_work_and_is_answered(bench: Benc
     kernel.interrupted()
     assert statuses(bench)[0] is RunStatus.RUNNING
     await lab.reply("sleep")
+
+
+@pytest.mark.parametrize("how", ["message", "route"])
+async def test_an_interrupt_reaches_a_widget_that_computes_while_nothing_runs(
+    bench: Bench, lab: Client, how: str
+) -> None:
+    async def interrupt() -> None:
+        if how == "message":
+            await lab.send("interrupt_request", channel="control")
+        else:
+            await bench.service.interrupt_session(ANONYMOUS, S)
+
+    await lab.execute("first")
+    kernel = await bench.sent("first")
+    kernel.end()
+    await lab.reply("first")
+    await interrupt()
+    assert kernel.interrupts() == [], "nothing is asked of it"
+    await lab.send("comm_msg", {"comm_id": "c", "data": {}}, msg_id="moved")
+    await interrupt()
+    assert kernel.interrupts() == [None]
+    asked = json.loads(protocol.decode_message(kernel.link.binary[-1])[1][0])["msg_id"]
+    bench.engine.publish(kernel.kernel_id, "status", asked, {"execution_state": "idle"})
+    await interrupt()
+    assert kernel.interrupts() == [None]
+
+
+async def test_an_interrupt_reaches_a_widget_while_the_last_run_is_stored(bench: Bench, lab: Client) -> None:
+    await lab.execute("first")
+    kernel = await bench.sent("first")
+    with held(bench.store, "finish_run") as finishing:
+        kernel.end()
+        await until(lambda: finishing.count == 1)
+        await lab.send("comm_msg", {"comm_id": "c", "data": {}})
+        await lab.send("interrupt_request", channel="control")
+        assert kernel.interrupts() == [None]
+    await lab.reply("first")
+
+
+async def test_a_request_that_is_dropped_is_told_and_over(bench: Bench, lab: Client) -> None:
+    for number in range(MAX_UNANSWERED + MAX_WAITING):
+        await lab.send("comm_msg", {"comm_id": "c", "data": {}}, msg_id=str(number))
+    await lab.send("comm_msg", {"comm_id": "c", "data": {}}, msg_id="one more")
+    assert "was dropped" in (await lab.receives("stream", "one more"))["text"]
+    assert await lab.receives("status", "one more") == {"execution_state": "idle"}
+    assert len(sent_to_kernel(bench)) == MAX_UNANSWERED
 
 
 # --- everything else --------------------------------------------------------------------------------------------------
