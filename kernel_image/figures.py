@@ -40,8 +40,8 @@ def adapt(module: ModuleType) -> None:
             _adapt_managers(module.FigureManagerBase)
         case "matplotlib.pyplot":
             _adapt_pyplot(module)
-        case _ if "ipykernel" in sys.modules and "PLOTLY_RENDERER" not in os.environ:
-            module.renderers.default = _PLOTLY_RENDERER
+        case _ if "ipykernel" in sys.modules:
+            _adapt_plotly(module)
 
 
 def _adapt_managers(manager: Any) -> None:
@@ -84,6 +84,18 @@ def _adapt_pyplot(pyplot: Any) -> None:
 
     switch_backend.__doc__ = switch.__doc__
     pyplot.switch_backend = switch_backend
+
+
+def _adapt_plotly(module: Any) -> None:
+    """Display figures, also for scripts that want a browser."""
+
+    def render(_: Any, fig_dict: dict[str, Any]) -> None:
+        bundle = module.renderers._build_mime_bundle(fig_dict, _PLOTLY_RENDERER)
+        module.ipython_display.display(bundle, raw=True)
+
+    module.BrowserRenderer.render = render
+    if "PLOTLY_RENDERER" not in os.environ:
+        module.renderers.default = _PLOTLY_RENDERER
 
 
 def _is_inline() -> bool:

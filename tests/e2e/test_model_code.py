@@ -116,12 +116,29 @@ saved.savefig('saved.png')
     assert (result.status, list(result.images)) == (RunStatus.OK, ["figure-1.png", "saved.png"]), result.error
 
 
-async def test_plotly_shows_a_figure_that_a_front_end_can_draw(rig: Rig) -> None:
-    result = await rig.run("import plotly.express as px\npx.line(x=[1, 2], y=[3, 4]).show()")
+@pytest.mark.parametrize("renderer", ["", "import plotly.io; plotly.io.renderers.default = 'browser'\n", "'chrome'"])
+async def test_plotly_shows_a_figure_that_a_front_end_can_draw(rig: Rig, renderer: str) -> None:
+    before, argument = (renderer, "") if "=" in renderer else ("", renderer)
+    result = await rig.run(f"{before}import plotly.express as px\npx.line(x=[1, 2], y=[3, 4]).show({argument})")
     assert result.status is RunStatus.OK, result.error
     assert "application/vnd.plotly.v1+json" in result.results[-1]
     assert "plotly" in result.results[-1]["text/html"]
     assert not result.truncated
+
+
+async def test_what_cannot_be_drawn_and_what_fails_in_passing_is_told(rig: Rig) -> None:
+    code = """
+import matplotlib.pyplot as plt
+open('script.py', 'w').write('1 / 0');
+%run script.py
+plt.rcParams['text.usetex'] = True
+plt.title('x')
+plt.show()
+"""
+    result = await rig.run(code)
+    assert (result.status, result.error) == (RunStatus.OK, None)
+    assert "ZeroDivisionError: division by zero" in result.stderr
+    assert "latex" in result.stderr
 
 
 async def test_documents_are_written_and_read(rig: Rig) -> None:
