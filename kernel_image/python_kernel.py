@@ -219,6 +219,17 @@ class PythonKernel(IPythonKernel):  # type: ignore[misc]
             self.shell.streams.put_back_missing()
         super().set_parent(ident, parent, channel)
 
+    async def dispatch_shell(self, *arguments: Any, concurrent: bool = False, **options: Any) -> None:
+        """Handle a request, and say when it is done; ipykernel does not for a widget's while the code awaits something.
+
+        Front ends wait for that before they send a widget's next change, and the gateway counts what is unanswered.
+        """
+        await super().dispatch_shell(*arguments, concurrent=concurrent, **options)
+        if concurrent:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            self._publish_status("idle", "shell")
+
     async def execute_request(self, stream: Any, ident: Any, parent: Any) -> None:
         """Run a request; it is answered even when an interrupt comes too late for the code, or a task is cancelled."""
         try:

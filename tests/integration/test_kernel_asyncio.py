@@ -202,3 +202,27 @@ async def test_nest_asyncio_is_there_and_lets_loops_stand_still(kernel: Supervis
     run = await interrupted(kernel, "asyncio.run(wait())")
     assert run.reply()["ename"] == "KeyboardInterrupt"
     await kernel.run("import kernel_image.event_loop as loops; loops._nested_by_the_code.clear()")
+
+
+async def test_widgets_are_answered_to_the_end_while_the_code_awaits(kernel: Supervised) -> None:
+    """ipykernel dispatches them in between; what they print belongs to them, and `idle` says that they are done."""
+    define = (
+        "moved = asyncio.Event()\n"
+        "def opened(comm, message):\n    comm.on_msg(lambda message: (print('moved'), moved.set()))\n"
+        "get_ipython().kernel.comm_manager.register_target('slider', opened)"
+    )
+    await kernel.run(define)
+    code = "print('waiting for it', flush=True)\nawait asyncio.wait_for(moved.wait(), 60)\nprint('went on')"
+    msg_id = kernel.send(code)
+    await kernel.printed("waiting for it")
+    opened = kernel.send_message("shell", "comm_open", {"comm_id": "1", "target_name": "slider", "data": {}})
+    moved = kernel.send_message("shell", "comm_msg", {"comm_id": "1", "data": {}})
+    run = await kernel.end_of(msg_id)
+    assert (run.text(), run.reply()["status"]) == ("waiting for it\nwent on\n", "ok")
+
+    def said(parent_id: str) -> list[str]:
+        contents = [frame.content for frame in kernel.frames if frame.parent_id == parent_id]
+        return [str(content.get("text") or content.get("execution_state")) for content in contents]
+
+    await kernel.until(lambda: "idle" in said(opened) and "idle" in said(moved))
+    assert said(moved) == ["moved\n", "idle"]
