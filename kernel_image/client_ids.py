@@ -53,9 +53,12 @@ class ClientIds:
             ours = header["msg_id"]
         except JSON_ERRORS:
             return parts
-        # Nothing answers what is sent on stdin.
-        if self._is_free(theirs) and (channel == "stdin" or self._remember(theirs, ours)):
+        if channel == "stdin":  # nothing answers that
+            header["msg_id"] = theirs if self._is_free(theirs) else ours
+        elif self._is_free(theirs) and self._remember(theirs, ours):
             header["msg_id"] = theirs
+        elif isinstance(ours, str):
+            self._remember(ours, ours)  # the kernel sees this one: it is not free for others
         return [json.dumps(header).encode(), *parts[1:]]
 
     def from_kernel(self, parts: list[bytes]) -> list[bytes]:
@@ -98,6 +101,6 @@ class ClientIds:
             header = json.loads(parent)
             theirs = header["msg_id"]
             ours = self._open.get(theirs) or self._closed.get(theirs)
-            return parent if ours is None else json.dumps({**header, "msg_id": ours}).encode()
+            return parent if ours in (None, theirs) else json.dumps({**header, "msg_id": ours}).encode()
         except JSON_ERRORS:
             return parent
