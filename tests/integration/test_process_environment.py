@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import shutil
 import subprocess
+import sys
 import threading
 import uuid
 import zipfile
 from collections.abc import Iterator, Mapping
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from msgspec.structs import replace
@@ -27,6 +29,28 @@ from sessions.provisioners.process.provisioner import ProcessProvisioner
 from sessions.settings import BuildSettings, Limits
 
 SETTINGS = BuildSettings(dependencies=("tabulate",), preload=())
+
+
+@pytest.fixture(scope="module")
+def empty_venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A venv with nothing but pip in it."""
+    venv = tmp_path_factory.mktemp("empty") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    return venv
+
+
+@pytest.fixture
+def copied_venvs(empty_venv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Venvs are copies of one: making one takes seconds. The first test makes its own."""
+    run_program = environment.run_program
+
+    async def run(command: list[str], progress: environment.Progress, **options: Any) -> None:
+        if command[1:3] == ["-m", "venv"]:
+            await asyncio.to_thread(shutil.copytree, empty_venv, command[3], symlinks=True)
+        else:
+            await run_program(command, progress, **options)
+
+    monkeypatch.setattr(environment, "run_program", run)
 
 
 async def test_the_environment_holds_the_packages_and_the_supervisor_and_is_made_once(
@@ -44,6 +68,7 @@ async def test_the_environment_holds_the_packages_and_the_supervisor_and_is_made
     assert find_environment(replace(SETTINGS, constraints="none"), tmp_path) is None
 
 
+@pytest.mark.usefixtures("copied_venvs")
 async def test_versions_that_this_python_cannot_have_are_replaced_unless_the_operator_chose_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,6 +80,7 @@ async def test_versions_that_this_python_cannot_have_are_replaced_unless_the_ope
     assert await asyncio.to_thread(subprocess.call, [python, "-I", "-c", "import tabulate"]) == 0
 
 
+@pytest.mark.usefixtures("copied_venvs")
 async def test_what_cannot_be_installed_is_told_in_pips_words_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,8 +128,9 @@ def wheel(name: str) -> bytes:
 
 
 @pytest.fixture
-def index(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Index]]:
+def index(copied_venvs: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Index]]:
     """An index whose package the environments of this test are to hold, in version 1.0."""
+    del copied_venvs
     server = ThreadingHTTPServer(("127.0.0.1", 0), Index)
     threading.Thread(target=server.serve_forever).start()
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
