@@ -59,7 +59,7 @@ def test_questions_that_are_no_runs_are_answered(lasting_jupyter: LastingJupyter
             assert check(reply["content"]), reply["content"]
 
 
-def test_comms_pass_in_both_directions_with_their_buffers(process_jupyter: Jupyter) -> None:
+def test_comms_pass_in_both_directions_with_their_buffers(lasting_jupyter: LastingJupyter) -> None:
     code = (
         "from comm import get_comm_manager\n"
         "def opened(comm, message):\n"
@@ -68,7 +68,7 @@ def test_comms_pass_in_both_directions_with_their_buffers(process_jupyter: Jupyt
         "        comm.send({'heard': message['content']['data']}, buffers=[bytes(message['buffers'][0])[::-1]])\n"
         "get_comm_manager().register_target('echo', opened)"
     )
-    with process_jupyter.kernel() as (_, client):
+    with lasting_jupyter.kernel() as (_, client):
         assert run(client, code)[0]["status"] == "ok"
         for kind, content, buffers in (
             ("comm_open", {"comm_id": "c", "target_name": "echo", "data": {}}, []),
@@ -79,6 +79,8 @@ def test_comms_pass_in_both_directions_with_their_buffers(process_jupyter: Jupyt
             pass
         assert message["content"]["data"] == {"heard": {"n": 1}}
         assert [bytes(buffer) for buffer in message["buffers"]] == [b"cba"]
+        client.session.send(client.shell_channel.socket, "comm_close", {"comm_id": "c", "data": {}})
+        assert run(client, "pass")[0]["status"] == "ok"
 
 
 def test_input_is_asked_of_the_client_that_runs_the_code(lasting_jupyter: LastingJupyter) -> None:
@@ -198,9 +200,14 @@ def test_a_shutdown_request_is_answered_to_who_asked_and_told_to_all(process_jup
     ("code", "exit_code"),
     [("import os; os._exit(3)", 3), ("import os; os.kill(os.getpid(), 11)", -11), ("get_ipython().ask_exit()", 0)],
 )
-def test_the_death_of_a_kernel_is_its_processs_end(process_jupyter: Jupyter, code: str, exit_code: int) -> None:
+def test_the_death_of_a_kernel_is_its_processs_end_after_its_last_words(
+    process_jupyter: Jupyter, code: str, exit_code: int
+) -> None:
     with process_jupyter.kernel() as (manager, client):
-        client.execute(code)
+        client.execute(f"print('last words', end='')\n{code}")
+        while (message := client.get_iopub_msg(timeout=30))["msg_type"] != "stream":
+            pass
+        assert message["content"]["text"] == "last words"
         until(lambda: not manager.is_alive())
         assert manager.provisioner is not None
         poll = manager.provisioner.poll()
@@ -209,34 +216,17 @@ def test_the_death_of_a_kernel_is_its_processs_end(process_jupyter: Jupyter, cod
         assert result.value.value == exit_code
 
 
-def test_what_was_printed_before_a_crash_arrives(process_jupyter: Jupyter) -> None:
-    with process_jupyter.kernel() as (_, client):
-        client.execute("import os\nprint('last words', end='')\nos._exit(3)")
-        while (message := client.get_iopub_msg(timeout=30))["msg_type"] != "stream":
-            pass
-        assert message["content"]["text"] == "last words"
-
-
-def test_a_polite_restart_of_a_dead_kernel_does_not_end_the_next_one(process_jupyter: Jupyter) -> None:
-    """Its shutdown_request finds nobody to end."""
+def test_a_dead_kernel_is_brought_back_by_a_polite_restart_and_by_jupyters_restarter(process_jupyter: Jupyter) -> None:
+    """The shutdown_request of the polite one finds nobody to end, and does not end the next kernel."""
     with process_jupyter.kernel() as (manager, client):
-        client.execute("import os; os._exit(1)")
-        until(lambda: not manager.is_alive())
-        manager.restart_kernel()
-        client.wait_for_ready(timeout=30)
-        assert run(client, "print('on')")[1] == "on\n"
-        assert manager.is_alive()
-
-
-def test_jupyters_restarter_brings_a_dead_kernel_back(process_jupyter: Jupyter) -> None:
-    with process_jupyter.kernel() as (manager, client):
-        restarter = KernelRestarter(kernel_manager=manager)
-        client.execute("import os; os._exit(1)")
-        until(lambda: not manager.is_alive())
-        restarter.poll()
-        assert manager.is_alive()
-        client.wait_for_ready(timeout=30)
-        assert run(client, "print('back')")[1] == "back\n"
+        for restart in (manager.restart_kernel, KernelRestarter(kernel_manager=manager).poll):
+            client.execute("import os; os._exit(1)")
+            until(lambda: not manager.is_alive())
+            restart()
+            assert manager.is_alive()
+            client.wait_for_ready(timeout=30)
+            assert run(client, "print('on')")[1] == "on\n"
+            assert manager.is_alive()
 
 
 @pytest.mark.usefixtures("process_jupyter")
@@ -294,8 +284,8 @@ def test_a_client_that_reads_nothing_delays_nobody_for_long(process_jupyter: Jup
             assert bridge.memory_info().rss < 220 << 20
 
 
-def test_more_than_one_cell_may_say_is_cut_and_said_to_be(process_jupyter: Jupyter) -> None:
-    with process_jupyter.kernel() as (_, client):
+def test_more_than_one_cell_may_say_is_cut_and_said_to_be(lasting_jupyter: LastingJupyter) -> None:
+    with lasting_jupyter.kernel() as (_, client):
         _, text = run(client, "for n in range(100): print('x' * 1_000_000, flush=True)")
         received = text.count("x")
         dropped = sum(map(int, re.findall(r"Cellblock: (\d+) bytes of output were dropped", text)))
