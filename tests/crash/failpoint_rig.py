@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +37,8 @@ count
 OUTPUT = "".join(f"{line}\n" for line in range(LINES))
 
 
-OTHER_THINGS = {
-    "store.add_session",
-    "store.update_session",
-    "store.renew_session",
-    "store.remove_session",
-    "send.interrupt",
-    "send.restart",
-    "send.shutdown",
-    "take.died",
-}
+ABOUT_SESSIONS = {"store.add_session", "store.renew_session", "store.remove_session"}
+ABOUT_KERNELS = {"store.update_session", "send.interrupt", "send.restart", "send.shutdown", "take.died"}
 
 
 class Crash:
@@ -67,7 +59,7 @@ class Crash:
             self.client.run_streaming(keys[0], self.code(keys[0]), session_id="s"),
             self._later(keys[1], session_id="s"),
             self.client.run(keys[2], self.code(keys[2])),
-            *([self._other_things(number)] if failpoint.rpartition(".")[0] in OTHER_THINGS else []),
+            *self._other_things(number, failpoint.rpartition(".")[0]),
         )
         await self._bring_back(failpoint, asked)
         (running, events), waiting, single, *_ = await asked
@@ -98,11 +90,22 @@ class Crash:
         await asyncio.sleep(0.15)
         return await self.client.run(key, self.code(key), **fields)
 
-    async def _other_things(self, number: int) -> None:
-        """What the other failpoints are at: sessions made, renewed, interrupted, restarted and ended; input; deaths."""
+    def _other_things(self, number: int, failpoint: str) -> list[Awaitable[None]]:
+        """What runs do not pass, in a session that is made, renewed and ended."""
+        if failpoint not in ABOUT_SESSIONS | ABOUT_KERNELS:
+            return []
+        return [self._other_session(number, loses_kernels=failpoint in ABOUT_KERNELS)]
+
+    async def _other_session(self, number: int, *, loses_kernels: bool) -> None:
         path = f"/sessions/other-{number}"
         await self.client.ask("POST", "/sessions", json={"session_id": f"other-{number}"})
         await self.client.ask("PATCH", path, json={})
+        if loses_kernels:
+            await self._lose_kernels(number, path)
+        await self.client.ask("DELETE", path)
+
+    async def _lose_kernels(self, number: int, path: str) -> None:
+        """Two that end, one that is interrupted, and one that is restarted."""
         await self.client.run(f"{number}-exit", "get_ipython().ask_exit()", session_id=f"other-{number}")
         await self.client.run(f"{number}-die", "import os; os._exit(1)", session_id=f"other-{number}")
         sleeping = asyncio.ensure_future(
@@ -114,7 +117,6 @@ class Crash:
         # Killed where the machine stood still for as long as an interrupt may take.
         assert (await sleeping)["status"] in ("error", "kernel_died")
         await self.client.ask("POST", f"{path}/restart")
-        await self.client.ask("DELETE", path)
 
     async def _bring_back(self, failpoint: str, asked: asyncio.Future[Any]) -> None:
         patience = 500  # some things, such as removing a used kernel, are done behind the answers' backs
