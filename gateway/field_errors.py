@@ -27,7 +27,7 @@ _PLAIN_NAMES = {
     "object": "an object",
     "array": "a list",
 }
-_BOUNDS = {">": "above", ">=": "from", "<": "below", "<=": "up to"}
+_BOUNDS = {">": "above", ">=": "of at least", "<": "below", "<=": "of at most"}
 _SHOWN_CHARACTERS = 60
 
 
@@ -64,7 +64,7 @@ def complaint(error: msgspec.ValidationError, known: Iterable[str], *, prefix: s
         limit = bounds["limit"].removesuffix(".0")
         return f"{subject} must be {_plain(bounds['expected'])} {_BOUNDS[bounds['bound']]} {limit}"
     if pattern := _NO_MATCH.match(what):
-        return f"{subject} must look like {pattern['regex']}"
+        return f"{subject} must match {pattern['regex']}"
     return f"{subject}: {what[:1].lower()}{what[1:]}".replace("`", "")
 
 

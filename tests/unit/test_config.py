@@ -69,7 +69,7 @@ def test_the_environment_wins_over_the_file(file: Path) -> None:
 def test_what_passes_as_one_message_has_a_largest_size(file: Path, key: str, most: str) -> None:
     size_bytes = parse_size(most, key)
     assert getattr(load(file_with(file, f"limits: {{{key}: {most}}}"), {}).limits, key) == size_bytes
-    with pytest.raises(Misconfigured, match=f'"limits.{key}" must be a whole number up to {size_bytes}$'):
+    with pytest.raises(Misconfigured, match=f'"limits.{key}" must be a whole number of at most {size_bytes}$'):
         load(file_with(file, f"limits: {{{key}: {size_bytes + 1}}}"), {})
 
 

@@ -26,14 +26,14 @@ class Fields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     [
         ({"name": "a", "nam": 1}, 'There is no field "nam", did you mean "name"?'),
         ({}, 'The field "name" is required.'),
-        ({"name": "A"}, "\"name\" must look like '^[a-z]+$'."),
+        ({"name": "A"}, "\"name\" must match '^[a-z]+$'."),
         ({"name": "a", "count": "x"}, '"count" must be a whole number, not a string.'),
-        ({"name": "a", "count": 0}, '"count" must be a whole number from 1.'),
-        ({"name": "a", "count": 9}, '"count" must be a whole number up to 8.'),
+        ({"name": "a", "count": 0}, '"count" must be a whole number of at least 1.'),
+        ({"name": "a", "count": 9}, '"count" must be a whole number of at most 8.'),
         ({"name": "a", "time": 0}, '"time" must be a number above 0.'),
         ({"name": "a", "time": 1e9}, '"time" must be a number below 9.5.'),
         ({"name": "a", "time": []}, '"time" must be a number or null, not a list.'),
-        ({"name": "a", "items": [1, 0]}, '"items[1]" must be a whole number from 1.'),
+        ({"name": "a", "items": [1, 0]}, '"items[1]" must be a whole number of at least 1.'),
         ({"name": "a", "by_name": {1: 1}}, '"by_name" must be a string, not a whole number.'),
         ({"name": "a", "by_name": {"b": None}}, '"by_name[...]" must be a whole number, not null.'),
     ],
@@ -47,4 +47,4 @@ def test_a_request_is_told_which_field_is_wrong_and_what_it_must_be(value: dict[
 def test_a_value_without_a_name_is_called_the_value() -> None:
     with pytest.raises(msgspec.ValidationError) as caught:
         msgspec.convert(0, Annotated[int, Meta(ge=1)])
-    assert complaint(caught.value, ()) == "the value must be a whole number from 1"
+    assert complaint(caught.value, ()) == "the value must be a whole number of at least 1"
