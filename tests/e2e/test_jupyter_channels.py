@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from itertools import groupby
 
 import pytest
 import pytest_asyncio
-from jupyter_client_rig import NUMBERED, Channels, Jupyter, numbers
+from jupyter_client_rig import NUMBERED, Channels, Jupyter, numbers, only_these_kernels, visiting
 from jupyter_messages import Message, text_of
+from serve_rig import Gateway
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 COMM_TARGET = """
@@ -40,9 +41,31 @@ GARBAGE: list[str | bytes] = [
 pytestmark = pytest.mark.docker
 
 
+@pytest.fixture(scope="module")
+def kernel_ids(gateway: Gateway) -> Iterator[list[str]]:
+    """The kernel that the tests here share, once there is one."""
+    kernel_ids: list[str] = []
+    with only_these_kernels(gateway):
+        yield kernel_ids
+
+
 @pytest_asyncio.fixture
-async def kernel_id(jupyter: Jupyter) -> str:
-    return await jupyter.start()
+async def jupyter(gateway: Gateway) -> AsyncIterator[Jupyter]:
+    """Alice, who leaves her kernels there."""
+    async with visiting(gateway, deletes=False) as jupyter:
+        yield jupyter
+
+
+@pytest_asyncio.fixture
+async def kernel_id(jupyter: Jupyter, kernel_ids: list[str]) -> str:
+    """It is restarted for each test, and replaced once a test has deleted it."""
+    if kernel_ids and await jupyter.status(kernel_ids[-1]) == 200:
+        await jupyter.until_nobody_is_connected(kernel_ids[-1])
+        restarted = await jupyter.http.post(f"/api/kernels/{kernel_ids[-1]}/restart")
+        assert restarted.status_code == 200, restarted.text
+    else:
+        kernel_ids.append(await jupyter.start())
+    return kernel_ids[-1]
 
 
 @pytest_asyncio.fixture(params=[True, False], ids=["v1", "legacy"])
