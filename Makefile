@@ -47,7 +47,7 @@ ROUNDS ?= 50
 crash-test: setup ## Kill a working gateway at ROUNDS=50 random moments and count what was lost: nothing
 	@$(BIN)/python scripts/docker_engine.py start
 	@$(BIN)/cellblock build
-	@cd tests/crash && ../../$(BIN)/python random_kills.py --rounds $(ROUNDS)
+	@PYTHONPATH=tests $(BIN)/python tests/crash/random_kills.py --rounds $(ROUNDS)
 
 clean: ## Remove what the others made here
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

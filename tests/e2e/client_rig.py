@@ -24,7 +24,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from docker.api.client import APIClient
-from serve_rig import PATIENCE_S, Gateway, start
+from serve_rig import PATIENCE_S, Gateway, fork
 from websockets.asyncio.client import ClientConnection, connect
 
 from sessions.provisioners.docker.container import GATEWAY_LABEL
@@ -223,7 +223,7 @@ def settings(kernel_image: str, database_url: str, **more: str) -> dict[str, str
 def launching(docker_client: APIClient, kernel_image: str, database_url: str, **more: str) -> Iterator[Gateway]:
     """A gateway that is ended as an operator does; nothing may be left."""
     with short_directory() as parent:
-        gateway = start(parent / "data", **settings(kernel_image, database_url, **more))
+        gateway = fork(parent / "data", **settings(kernel_image, database_url, **more))
         try:
             yield gateway
         finally:

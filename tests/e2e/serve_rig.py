@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+from forked_program import ForkedProgram
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE_S = 60.0
@@ -20,7 +21,7 @@ PATIENCE_S = 60.0
 
 @dataclass
 class Gateway:
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | ForkedProgram
     url: str
     data_dir: Path
     output: Path
@@ -68,12 +69,26 @@ def start(data_dir: Path, *, open_files: int | None = None, **variables: str) ->
             stderr=stderr,
             text=True,
         )
-    gateway = Gateway(process, f"http://127.0.0.1:{port}", data_dir, output, log)
+    return _serving(Gateway(process, f"http://127.0.0.1:{port}", data_dir, output, log))
+
+
+def fork(data_dir: Path, **variables: str) -> Gateway:
+    """The same without the imports, for tests that start gateways again and again."""
+    port = free_port()
+    output, log = data_dir.parent / "output", data_dir.parent / "log"
+    for file in (output, log):
+        file.write_text("")
+    env = environment(data_dir, PORT=str(port), **variables)
+    process = ForkedProgram("gateway", "serve", env=env, cwd=data_dir.parent, stdout=output, stderr=log)
+    return _serving(Gateway(process, f"http://127.0.0.1:{port}", data_dir, output, log))
+
+
+def _serving(gateway: Gateway) -> Gateway:
     try:
         wait_until_ready(gateway)
     except BaseException:
-        process.kill()
-        process.wait()
+        gateway.process.kill()
+        gateway.process.wait()
         raise
     return gateway
 

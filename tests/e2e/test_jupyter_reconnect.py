@@ -17,7 +17,7 @@ from client_rig import ALICE, Client, Json, clear_away, end, settings, short_dir
 from docker.api.client import APIClient
 from jupyter_client_rig import NUMBERED, Channels, Jupyter, numbers, visiting
 from jupyter_messages import Message, text_of
-from serve_rig import Gateway, start
+from serve_rig import Gateway, fork
 from websockets.exceptions import ConnectionClosed
 
 LINES = 60
@@ -41,7 +41,7 @@ class Site:
     def start(self) -> Gateway:
         """The gateway; started when there is none, or it has ended."""
         if self.gateway is None or self.gateway.process.poll() is not None:
-            self.gateway = start(self._data_dir, **self._environment)
+            self.gateway = fork(self._data_dir, **self._environment)
         return self.gateway
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ from client_rig import (
     text_of,
 )
 from docker.api.client import APIClient
-from serve_rig import Gateway, start
+from serve_rig import Gateway, fork
 
 from sessions.provisioners.docker.container import GATEWAY_LABEL, KERNEL_LABEL
 
@@ -47,7 +47,7 @@ class Site:
         """Start a gateway on a data directory, again or for the first time."""
         directory = self._parent / name
         directory.mkdir(exist_ok=True)
-        gateway = self._gateways[name] = start(directory / "data", **self._environment, **more)
+        gateway = self._gateways[name] = fork(directory / "data", **self._environment, **more)
         self._clients.append(Client(gateway))
         return self._clients[-1]
 
