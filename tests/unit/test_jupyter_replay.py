@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from jupyter_talk import content
 
+from gateway.http.base.limits import HttpBounds
+from gateway.http.base.outgoing import AnswerRoom
 from gateway.http.jupyter.replay import replay_run
-from sessions.errors import Gone, NotFound, StoreUnavailable
+from sessions.errors import Gone, NotFound, StoreUnavailable, Unavailable
 from sessions.jupyter.messages import ClientMessage
 from sessions.model import (
     Artifact,
@@ -59,6 +61,10 @@ class Story:
         if self.faults:
             raise self.faults.pop(0)
         return self.record
+
+    async def run_bytes(self, run_id: RunId) -> int:
+        assert run_id == RUN
+        return 100
 
     async def follow(self, run_id: RunId, after: int) -> AsyncIterator[Sequence[Event]]:
         assert (run_id, after) == (RUN, 0)
@@ -228,3 +234,32 @@ async def test_nothing_is_told_of_a_run_that_is_gone(error: Exception) -> None:
 async def test_a_gateway_that_stops_does_not_say_that_the_run_has_ended() -> None:
     messages = await Story(STARTED, (EventType.STDOUT, {"text": "x"})).told()
     assert [message.msg_type for message in messages][-1] == "stream"
+
+
+async def test_an_image_is_not_read_before_there_is_room_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    story, answers = Story(), AnswerRoom(HttpBounds(answers_bytes=4 << 20, answer_wait_s=0.05))
+    png = story.image("p.png", "image/png", PNG + bytes(1 << 20))
+    result = (EventType.RESULT, shown({"text/plain": "fig", "image": "p.png"}))
+    story.events = Story(STARTED, png, result, END).events
+    read: list[ArtifactId] = []
+    artifact = story.artifact
+
+    async def noted(artifact_id: ArtifactId) -> Artifact:
+        read.append(artifact_id)
+        return await artifact(artifact_id)
+
+    monkeypatch.setattr(story, "artifact", noted)
+    other = answers.place()
+    await other.take(4 << 20)
+
+    async def told() -> int:
+        with answers.place() as place:
+            messages = replay_run(story, TENANT, RUN, "lab", retry_s=0.001, place=place)
+            return len([message async for message in messages])
+
+    with pytest.raises(Unavailable):
+        await told()
+    assert read == []
+    other.leave()
+    assert await told() > 4
+    assert read
