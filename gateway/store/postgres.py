@@ -244,8 +244,10 @@ class PostgresStore:
         await self._run(lambda connection: connection.execute(statement, parameters))
 
     async def _record(self, statement: reading.RunSelect) -> RunRecord | None:
-        """A run's row; a large one by the lane for bulk."""
-        row = await self._row(reading.if_small(statement, _BULK_BYTES)) or await self._row(statement, is_bulk=True)
+        """A run's row; a large one by the lane for bulk, which is not asked for what there is not."""
+        row = await self._row(reading.if_small(statement, _BULK_BYTES))
+        if row is None and await self._row(reading.only_id(statement)) is not None:
+            row = await self._row(statement, is_bulk=True)
         return row and rows.to_record(row)
 
     async def _row(self, statement: Executable, *, is_bulk: bool = False) -> Row[Any] | None:

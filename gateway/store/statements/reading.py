@@ -52,6 +52,11 @@ def run_bytes(run_id: RunId) -> Select[Any]:
     return select(size_bytes.label("size_bytes")).where(runs.c.run_id == run_id)
 
 
+def only_id(statement: RunSelect) -> _Any:
+    """Select of the run no more than its id."""
+    return statement.with_only_columns(runs.c.run_id)
+
+
 def runs_in_the_way(of: Run) -> _Any:
     """The rows for whose sake this run could not be added: one of its id, or one of its key."""
     same_run = runs.c.run_id == of.run_id
