@@ -30,8 +30,9 @@ _XZ_MAGIC = b"\xfd7zXZ\x00"
 
 def flush_unclosed_files() -> None:
     """Write out what is buffered for regular files, text before the bytes that it becomes."""
-    if not any(_is_written_file(int(name)) for name in os.listdir("/proc/self/fd")):  # noqa: PTH208 - no Path for each
-        return
+    with suppress(OSError):  # there may be no descriptor left for looking; then nothing is known
+        if not any(_is_written_file(int(name)) for name in os.listdir("/proc/self/fd")):  # noqa: PTH208 - no Path for each
+            return
     for found, flush in _objects_to_flush():
         # Whatever a class of the user's own raises, or a file that is full, closed or detached.
         with suppress(Exception):

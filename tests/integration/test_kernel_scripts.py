@@ -94,6 +94,17 @@ async def test_archives_that_nobody_closes_are_whole_after_each_run_that_writes(
             assert archive.namelist() == names
 
 
+async def test_files_are_whole_where_no_descriptor_is_left(kernel: Supervised) -> None:
+    code = (
+        "import os, resource\nf = open('unclosed', 'w'); f.write('text')\n"
+        "limits = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))"
+    )
+    run = await kernel.run(code)
+    assert (run.reply()["status"], run.files()) == ("ok", {"unclosed": b"text"})
+    await kernel.run("resource.setrlimit(resource.RLIMIT_NOFILE, limits); f = None; os.remove('unclosed')")
+
+
 async def test_an_old_lzma_file_is_left_to_the_code(kernel: Supervised) -> None:
     await kernel.run("import lzma\nx = lzma.open('unclosed.lzma', 'wb', format=lzma.FORMAT_ALONE); x.write(b'one')")
     files = (await kernel.run("x.write(b' two'); x.close()")).files()
