@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 
 import pytest
 from doubles import until
 from jupyter_talk import Client, message
 from workbench import Bench, Benches, Kernel, come_back, crash
 
+from gateway.http.jupyter.replay import with_others
 from kernel_image import protocol
 from sessions.jupyter.message_queue import MessageQueue, Queued, Replay
 from sessions.jupyter.messages import ClientMessage
@@ -103,6 +105,32 @@ async def test_what_goes_between_and_has_not_arrived_comes_again(bench: Bench) -
     kernel.end()
     await again.reply("x")
     assert len(again.told("comm_open")) == 1
+
+
+async def test_what_comes_as_a_replay_ends_is_not_left_out() -> None:
+    others: asyncio.Queue[ClientMessage] = asyncio.Queue()
+    has_ended = asyncio.Event()
+
+    async def replay() -> AsyncIterator[ClientMessage]:
+        yield reply("replayed")
+        await has_ended.wait()
+
+    async def next_ahead() -> ClientMessage:
+        return await others.get()
+
+    def end() -> None:
+        has_ended.set()
+        others.put_nowait(comm("one"))
+        others.put_nowait(comm("two"))
+
+    told = []
+    async for one, is_of_replay in with_others(replay(), next_ahead):
+        told.append(one.msg_id)
+        if is_of_replay:
+            asyncio.get_running_loop().call_later(0.02, end)  # both are waited for by then
+        else:
+            await asyncio.sleep(0.02)
+    assert told == ["replayed", "one", "two"]
 
 
 async def test_the_death_of_the_kernel_is_told_behind_the_run_that_it_ended(bench: Bench) -> None:

@@ -61,6 +61,8 @@ async def with_others(
                 yield other, False
             if of_replay in done:
                 if (message := of_replay.result()) is None:
+                    if ahead.done() and (other := ahead.result()) is not None:  # it came while the last one was sent
+                        yield other, False
                     return
                 yield message, True
                 of_replay = asyncio.ensure_future(_next(replay))
