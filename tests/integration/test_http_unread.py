@@ -197,6 +197,20 @@ async def test_a_stream_may_pause_where_nobody_needs_its_room(face: Face) -> Non
 
 
 @pytest.mark.parametrize("face", [HASTY], indirect=True)
+async def test_a_stream_takes_no_room_while_its_run_says_nothing(face: Face, client: httpx.AsyncClient) -> None:
+    """Its text takes more than 64 KiB as it is kept, and less as it is sent."""
+    run = face.service.add_run(asked())
+    run.add(EventType.STDOUT, text="x" * 30_000 + "\N{GRINNING FACE}")
+    async with client.stream("GET", f"/runs/{run.run_id}/events") as stream:
+        pieces, received = stream.aiter_bytes(), 0
+        async with asyncio.timeout(PATIENCE_S):
+            while received < 30_000:
+                received += len(await anext(pieces))
+        await until_empty(face)
+        assert run.followers == 1
+
+
+@pytest.mark.parametrize("face", [HASTY], indirect=True)
 async def test_websockets_that_nobody_reads_make_room_for_others(face: Face) -> None:
     run = face.service.add_run(RunRequest(ANONYMOUS, "1", "python", {}, 30.0, idempotency_key="k"))
     run.add(EventType.STDOUT, text="x" * LARGE_BYTES)

@@ -107,6 +107,7 @@ class StreamingHandler(BaseHandler):
                 self.place.leave()
         if piece:
             await self.send_piece(bytes(piece))
+        self.place.leave()  # the next batch may be long in coming
 
     def _judge(self, run_id: RunId, error: BaseException | None) -> None:
         """What a stream that ended by itself did not bring, the client must not take for the end."""
