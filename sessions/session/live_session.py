@@ -35,6 +35,7 @@ _RESTARTED = "The session was restarted while this {}."
 _STILL_AT_WORK = (
     "The run at work was cancelled, but has not ended, so the kernel was not restarted: try again in a moment."
 )
+_STILL_STARTING = "The session's kernel is being started already: try again in a moment."
 _ABORTED = "This was not run, because what the same Jupyter client had asked for before it failed."
 
 
@@ -193,12 +194,12 @@ class LiveSession:
 
     @asynccontextmanager
     async def _kernel_within(self, timeout_s: float) -> AsyncIterator[None]:
-        """Hold the kernel's lock. Raises Unavailable when the run at work keeps it for so long."""
+        """Hold the kernel's lock. Raises Unavailable when the run at work, or a start, keeps it for so long."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._kernel_lock.acquire()
         except TimeoutError:
-            raise Unavailable(_STILL_AT_WORK) from None
+            raise Unavailable(_STILL_STARTING if self.current is None else _STILL_AT_WORK) from None
         try:
             yield
         finally:

@@ -11,7 +11,7 @@ from doubles import until
 from workbench import HURRIED, Bench, Benches, S, answers_lost, come_back, crash, ended, held, late, unavailable
 
 from kernel_image import protocol
-from sessions.errors import NotFound, StoreUnavailable
+from sessions.errors import NotFound, StoreUnavailable, Unavailable
 from sessions.model import ANONYMOUS, Result, RunStatus, SessionState, TenantId
 from sessions.ports import Fate
 from sessions.settings import PoolSettings
@@ -76,6 +76,21 @@ async def test_a_session_that_is_deleted_while_its_kernel_is_being_recorded_take
     with pytest.raises(NotFound):
         await looking
     await until(lambda: cold.engine.sandboxes == {})
+
+
+async def test_a_restart_while_a_kernel_starts_speaks_of_no_run() -> None:
+    timeouts = replace(HURRIED, refill_pause_s=0.0, restart_timeout_s=0.05)
+    cold = await Bench(pool=PoolSettings(0, 4), timeouts=timeouts).start()
+    await cold.create()
+    await lose_kernel(cold)
+    cold.engine.comes_up = False
+    looking = asyncio.ensure_future(cold.service.session_files(ANONYMOUS, S))
+    await until(lambda: len(cold.engine.supervisors) == 2)
+    with pytest.raises(Unavailable, match="kernel is being started already"):
+        await cold.service.restart_session(ANONYMOUS, S)
+    cold.engine.come_up([*cold.engine.supervisors][-1])
+    await looking
+    await cold.stop()
 
 
 async def test_a_session_that_is_deleted_while_it_restarts_takes_no_other_kernel(cold: Bench) -> None:
