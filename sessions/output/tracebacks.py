@@ -76,13 +76,17 @@ def _counted(frames: list[str]) -> list[str]:
     kept: list[str] = []
     index = 0
     while index < len(frames):
+        if not frames[index].strip():  # counting what repeats from here on would start again at the next one
+            kept.append(frames[index])
+            index += 1
+            continue
         for length in range(1, _MAX_ALTERNATING + 1):
             block = frames[index : index + length]
             end = index + length
             while frames[end : end + length] == block:
                 end += length
             times = (end - index) // length
-            if times > _SHOWN_ALIKE and any(frame.strip() for frame in block):
+            if times > _SHOWN_ALIKE:
                 what = "frame above is" if length == 1 else f"{length} frames above are"
                 kept += [*block, f"[... the {what} repeated {times - 1} more times ...]\n"]
                 index = end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -394,6 +395,20 @@ def test_frames_that_differ_are_left_out_in_the_middle() -> None:
     assert result.exception.traceback[:2] == ("frame 0", "frame 1")
     assert result.exception.traceback[-2:] == ("frame 999", "E: v")
     assert "[... 801 frames left out ...]" in result.exception.traceback
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [[""] * 9_000, [" ", "\n", ""] * 3_000, ["", "x"] * 4_500],
+    ids=["nothing", "white space", "every other one"],
+)
+def test_a_traceback_of_empty_frames_takes_no_time(frames: list[str]) -> None:
+    fold = new_fold(Limits())
+    started_s = time.process_time()
+    error(fold, "E", "v", *frames, "E: v")
+    assert time.process_time() - started_s < 1
+    result = fold.finish(fold.ended_status(), None, None)
+    assert (result.error or "").endswith("E: v")
 
 
 def test_three_frames_alike_are_shown() -> None:
