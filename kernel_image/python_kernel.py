@@ -26,8 +26,9 @@ from IPython.utils.text import LSString, SList
 from traitlets import Type
 
 from kernel_image import deep_tracebacks, figures, shell_commands
+from kernel_image.kernel_streams import RING_VARIABLE
 from kernel_image.standard_streams import StandardStreams, open_copy_of_standard
-from kernel_image.unclosed_files import flush_unclosed_files
+from kernel_image.unclosed_files import FileId, flush_unclosed_files
 
 _CHILD_PYTHON = Path(__file__).resolve().parent / "child_python"
 _FALLBACK_FRAMES = 100
@@ -205,12 +206,13 @@ class _Readable(Exception):
 
 
 class PythonKernel(IPythonKernel):  # type: ignore[misc]
-    """ipykernel's kernel. Its own state: the process that it runs in."""
+    """ipykernel's kernel. Its own state: the process that it runs in, and which file is its output ring."""
 
     shell_class = Type(PythonShell)
 
     def __init__(self, **options: Any) -> None:
         self._pid = os.getpid()
+        self._ring = _file_id(os.environ.get(RING_VARIABLE))
         super().__init__(**options)
 
     def set_parent(self, ident: Any, parent: Any, channel: str = "shell") -> None:
@@ -254,7 +256,7 @@ class PythonKernel(IPythonKernel):  # type: ignore[misc]
         if os.getpid() != self._pid:
             self._leave_child()
         self.shell.streams.put_back()
-        flush_unclosed_files()
+        flush_unclosed_files(self._ring)
         return reply
 
     async def do_debug_request(self, msg: Mapping[str, Any]) -> dict[str, Any]:
@@ -304,10 +306,17 @@ class PythonKernel(IPythonKernel):  # type: ignore[misc]
 
     def _leave_child(self) -> None:
         """End a forked child, which has come to the end of the code: the kernel's sockets are its parent's."""
-        flush_unclosed_files()
+        flush_unclosed_files(self._ring)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(_exit_status(self.shell.last_error))
+
+
+def _file_id(path: str | None) -> FileId | None:
+    if path is None:
+        return None
+    status = Path(path).stat()
+    return status.st_dev, status.st_ino
 
 
 @contextmanager

@@ -19,6 +19,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
+FileId = tuple[int, int]
+"""Device and number of a file."""
+
 _FOREIGN_FILES = (("h5py", "File"), ("tables", "File"))
 """Files of other libraries with a `flush` of their own."""
 
@@ -28,10 +31,13 @@ _FLUSHED = "_cellblock_flushed"
 _XZ_MAGIC = b"\xfd7zXZ\x00"
 
 
-def flush_unclosed_files() -> None:
-    """Write out what is buffered for regular files, text before the bytes that it becomes."""
+def flush_unclosed_files(apart_from: FileId | None = None) -> None:
+    """Write out what is buffered for regular files, text before the bytes that it becomes.
+
+    `apart_from` is a file of the kernel's own, which is always open and has no buffer.
+    """
     with suppress(OSError):  # there may be no descriptor left for looking; then nothing is known
-        if not any(_is_written_file(int(name)) for name in os.listdir("/proc/self/fd")):  # noqa: PTH208 - no Path for each
+        if not any(_is_written_file(int(name), apart_from) for name in os.listdir("/proc/self/fd")):  # noqa: PTH208 - no Path for each
             return
     for found, flush in _objects_to_flush():
         # Whatever a class of the user's own raises, or a file that is full, closed or detached.
@@ -77,11 +83,12 @@ def _types(names: Iterable[tuple[str, str]]) -> Iterator[type]:
             yield kind
 
 
-def _is_written_file(descriptor: int) -> bool:
+def _is_written_file(descriptor: int, apart_from: FileId | None = None) -> bool:
     """Whether this is a regular file that is open for writing."""
     try:
-        is_regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        return is_regular and fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+        status = os.fstat(descriptor)
+        is_wanted = stat.S_ISREG(status.st_mode) and (status.st_dev, status.st_ino) != apart_from
+        return is_wanted and fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
     except OSError:
         return False
 

@@ -70,6 +70,18 @@ async def test_what_is_buffered_is_in_the_file_when_the_run_ends(kernel: Supervi
     assert files["unclosed"] == b"text"
 
 
+async def test_buffers_are_looked_for_only_while_a_file_is_open_for_writing(kernel: Supervised) -> None:
+    """The look goes through all objects, and takes longer the more of them a session has."""
+    await kernel.run(
+        "import gc, tempfile\nlooks, all_objects = [], gc.get_objects\n"
+        "def get_objects(*a): looks.append(1); return all_objects(*a)\ngc.get_objects = get_objects"
+    )
+    assert (await kernel.run("len(looks)")).value() == "0"
+    assert (await kernel.run("f = tempfile.TemporaryFile(); len(looks)")).value() == "0"
+    assert (await kernel.run("f.close(); len(looks)")).value() == "1"
+    assert (await kernel.run("gc.get_objects = all_objects; len(looks)")).value() == "1"
+
+
 async def test_archives_that_nobody_closes_are_whole_after_each_run_that_writes(kernel: Supervised) -> None:
     first = await kernel.run(
         "import bz2, gzip, lzma, zipfile\ng = gzip.open('unclosed.gz', 'wt'); g.write('one')\n"
