@@ -19,6 +19,9 @@ EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif", "imag
 _SVG = "image/svg+xml"
 _SVG_PROLOGUE_BYTES = 4096
 _MAX_READS = 4096
+_MAX_BLOCKS = 150_000
+"""How many parts of an image are walked through at most, or one for each 64 bytes of a large one."""
+_BLOCK_BYTES = 64
 _UNKNOWN = "application/octet-stream"
 _ENCODINGS = {
     "gzip": "application/gzip",
@@ -137,7 +140,9 @@ def is_whole(data: bytes, content_type: str) -> bool:
 def _is_whole_png(data: bytes) -> bool:
     """Length, type, content and checksum of each chunk, as far as IEND: https://www.w3.org/TR/png/#5Chunk-layout."""
     offset, kinds = 8, set()
-    while offset + 12 <= len(data):
+    for _ in range(_max_blocks(data)):
+        if offset + 12 > len(data):
+            return False
         size_bytes, kind = int.from_bytes(data[offset : offset + 4]), data[offset + 4 : offset + 8]
         offset += 12 + size_bytes
         kinds.add(kind)
@@ -150,8 +155,8 @@ def _is_whole_gif(data: bytes) -> bool:
     """The blocks as far as the trailer, one of them an image: https://www.w3.org/Graphics/GIF/spec-gif89a.txt."""
     if len(data) <= 13:  # noqa: PLR2004 - the header's bytes
         return False
-    offset, has_image = 13 + _color_table_bytes(data[10]), False
-    while offset < len(data):
+    offset, has_image, left = 13 + _color_table_bytes(data[10]), False, _max_blocks(data)
+    while offset < len(data) and left > 0:
         match data[offset]:
             case 0x3B:
                 return has_image
@@ -162,10 +167,16 @@ def _is_whole_gif(data: bytes) -> bool:
                 has_image = True
             case _:
                 return False
-        while offset < len(data) and data[offset]:
+        while offset < len(data) and data[offset] and left > 0:
             offset += 1 + data[offset]
+            left -= 1
         offset += 1
+        left -= 1
     return False
+
+
+def _max_blocks(data: bytes) -> int:
+    return max(_MAX_BLOCKS, len(data) // _BLOCK_BYTES)
 
 
 def _color_table_bytes(flags: int) -> int:
@@ -178,8 +189,8 @@ def _is_svg(data: bytes) -> bool:
     parser = expat.ParserCreate(namespace_separator=" ")
 
     def start(name: str, _attributes: object) -> None:
-        if not roots:
-            roots.append(name.rpartition(" ")[2])
+        roots.append(name.rpartition(" ")[2])
+        parser.StartElementHandler = None
 
     def stop(*_declaration: object) -> None:
         raise _EntityDeclared

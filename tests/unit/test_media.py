@@ -196,6 +196,26 @@ def test_damage_anywhere_raises_nothing(whole: bytes, data: st.DataObject) -> No
     assert content_type is None or media.is_whole(bytes(damaged), content_type) in (True, False)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        PIXEL_GIF[:-2] + b"\x01\x01" * 5_000_000 + b"\0;",
+        PIXEL_GIF[:-1] + b"\x21\xff\0" * 3_300_000 + b";",
+        png(2, 3)[:33] + b"\0\0\0\0tEXt\0\0\0\0" * 870_000 + png(2, 3)[33:],
+    ],
+    ids=["blocks", "extensions", "chunks"],
+)
+def test_an_image_of_endless_parts_is_a_file(data: bytes) -> None:
+    started_s = time.process_time()
+    assert not media.is_whole(data, str(media.sniff(data)))
+    assert time.process_time() - started_s < 0.25
+
+
+def test_a_long_animation_is_whole() -> None:
+    frame = PIXEL_GIF[19:-1]
+    assert media.is_whole(PIXEL_GIF[:19] + frame * 30_000 + b";", "image/gif")
+
+
 def test_entities_of_a_document_are_not_expanded() -> None:
     bomb = b"<!DOCTYPE svg [<!ENTITY a 'aaaaaaaaaa'><!ENTITY b '" + b"&a;" * 1000 + b"'>]><svg>" + b"&b;" * 1000
     before = time.monotonic()
