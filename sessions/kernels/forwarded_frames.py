@@ -37,10 +37,10 @@ class ForwardedFrames:
         return len(self._frames) < MOST and self._bytes + size_bytes <= MOST_BYTES
 
     def add(self, msg_id: str, number: int, generation: int, frame: bytes) -> None:
-        """Keep a frame, instead of the oldest ones when there is no room; not one that is too large by itself."""
+        """Keep a frame, instead of the oldest ones when there is no room; of one that is too large its place alone."""
         self._forget(msg_id)
         if len(frame) > MOST_BYTES:
-            return
+            frame = b""
         while not self.has_room(len(frame)):
             self._forget(next(iter(self._frames)))
         self._frames[msg_id] = _Forwarded(number, generation, frame)
@@ -65,7 +65,7 @@ class ForwardedFrames:
             self.note_arrived(last)
         for msg_id in [msg_id for msg_id, one in self._frames.items() if one.generation != generation]:
             self._forget(msg_id)
-        return [(one.number, one.frame) for one in self._frames.values()]
+        return [(one.number, one.frame) for one in self._frames.values() if one.frame]
 
     def _forget(self, msg_id: str) -> None:
         if (gone := self._frames.pop(msg_id, None)) is not None:

@@ -170,6 +170,17 @@ def test_the_bytes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [number for number, _ in frames.left(None, 1)] == [22]
 
 
+def test_what_is_too_large_is_not_kept_and_what_came_before_it_is_not_sent_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(forwarded_frames, "MOST_BYTES", 1000)
+    frames = ForwardedFrames()
+    for number, size_bytes in enumerate((300, 2000, 300)):
+        frames.add(str(number), number, 1, bytes(size_bytes))
+    assert [number for number, _ in frames.left(None, 1)] == [0, 2]
+    assert [number for number, _ in frames.left("1", 1)] == [2]
+
+
 # --- input ------------------------------------------------------------------------------------------------------------
 
 
