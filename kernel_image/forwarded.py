@@ -10,6 +10,8 @@ import json
 from kernel_image.kernel_messages import JSON_ERRORS
 from kernel_image.protocol import QUESTION_ID
 
+_MAX_CHARACTERS = 256
+
 
 class Forwarded:
     """The state: the msg_ids of the last message forwarded, of the input_request without an answer, and of its asker.
@@ -20,7 +22,7 @@ class Forwarded:
 
     def __init__(self) -> None:
         self.last: str | None = None
-        self.question: object = None
+        self.question: str | None = None
         self._asker: object = None
 
     def note(self, channel: str, parts: list[bytes]) -> list[bytes] | None:
@@ -47,7 +49,10 @@ class Forwarded:
         try:
             parent = json.loads(parts[1]).get("msg_id")
             if channel == "stdin":
-                self.question, self._asker = json.loads(parts[0])["msg_id"], parent
+                question = json.loads(parts[0])["msg_id"]
+                # Code can write this itself, and the hello has it.
+                self.question = question if isinstance(question, str) and len(question) <= _MAX_CHARACTERS else ""
+                self._asker = parent
             elif parent == self._asker:
                 self.question = None
         except JSON_ERRORS:

@@ -50,6 +50,14 @@ def test_what_is_no_message_is_passed_on_and_not_told(header: bytes) -> None:
     forwarded.note_question("shell", parts)
 
 
+@pytest.mark.parametrize("odd", ["x" * 257, 7, [["nested"]], {"a": 1}, None])
+def test_an_odd_id_of_a_question_is_not_told_and_the_question_is_open(odd: Any) -> None:
+    forwarded = Forwarded()
+    ask(forwarded, odd)
+    assert forwarded.question == ""
+    assert answered(forwarded, None)
+
+
 def test_an_answer_is_for_one_question_and_for_that_once() -> None:
     forwarded = Forwarded()
     assert not answered(forwarded, "never asked")
