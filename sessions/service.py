@@ -195,6 +195,10 @@ class Service:
             return live.source_bytes + live.fold.size_bytes
         return await self._store.run_bytes(run_id)
 
+    async def stored_bytes(self, run_id: RunId) -> int:
+        """The same of a run that has to be read from the store; 0 for a live one. Raises StoreUnavailable."""
+        return 0 if self._runs.get(run_id) is not None else await self._store.run_bytes(run_id)
+
     async def list_runs(self, query: RunQuery) -> list[RunSummary]:
         """Runs, newest first."""
         return await self._store.list_runs(query)

@@ -147,6 +147,7 @@ class MemoryService:
         memory = self._run(None, run_id)
         while memory.record.result is None:
             await memory.added.wait()
+        self.gets += 1
         return memory.record.result
 
     async def follow(self, run_id: RunId, after: int) -> AsyncIterator[Sequence[Event]]:
@@ -178,6 +179,9 @@ class MemoryService:
     async def run_bytes(self, run_id: RunId) -> int:
         record = self._run(None, run_id).record
         return len(record.run.code) + (0 if record.result is None else len(record.result.output))
+
+    async def stored_bytes(self, run_id: RunId) -> int:
+        return await self.run_bytes(run_id)
 
     async def list_runs(self, query: RunQuery) -> list[RunSummary]:
         records = [memory.record for memory in reversed(self.runs) if memory.record.run.tenant == query.tenant]

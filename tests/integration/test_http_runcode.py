@@ -238,8 +238,13 @@ async def test_an_answer_tells_all_of_its_session_or_nothing(face: Face, client:
 
 @pytest.mark.parametrize("key", ["k", "x" * 255, " spaces and ~ are printable".strip(), 'a,b;c="d"'])
 async def test_an_idempotency_key_goes_to_the_service(face: Face, client: httpx.AsyncClient, key: str) -> None:
-    answer = await client.post("/runcode", json={"code": "1"}, headers={"Idempotency-Key": key})
-    assert answer.status_code == 200
+    asking = asyncio.ensure_future(client.post("/runcode", json={"code": "1"}, headers={"Idempotency-Key": key}))
+    async with asyncio.timeout(30):
+        while not face.service.runs:
+            await asyncio.sleep(0.01)
+    face.service.runs[0].end(output="1")
+    answer = await asking
+    assert (answer.status_code, answer.json()["output"]) == (200, "1")
     assert face.service.requests[0].idempotency_key == key
 
 

@@ -83,6 +83,23 @@ async def test_unread_answers_take_no_more_than_their_room(
         assert (await client.get(path)).status_code == 200
 
 
+@pytest.mark.parametrize("face", [BOUNDS], indirect=True)
+async def test_stored_answers_that_are_asked_for_again_are_read_when_there_is_room(face: Face, unread: Unread) -> None:
+    run = face.service.add_run(RunRequest(ANONYMOUS, "1", "python", {}, 30.0, idempotency_key="k"))
+    run.end(output="x" * LARGE_BYTES)
+    asking = (
+        "POST /runcode HTTP/1.1\r\nHost: localhost\r\nIdempotency-Key: k\r\n"
+        'Content-Type: application/json\r\nContent-Length: 12\r\n\r\n{"code":"1"}'
+    )
+    for _ in range(20):
+        unread.ask("/runs").sendall(asking.encode())
+    async with asyncio.timeout(PATIENCE_S):
+        while len(face.service.requests) < 20:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.5)
+    assert 1 <= face.service.gets <= 4
+
+
 @pytest.mark.parametrize("face", [HASTY], indirect=True)
 @pytest.mark.parametrize("path", ["/runs/{}", "/runcode?code=1"])
 async def test_a_client_that_takes_nothing_is_hung_up_on_and_makes_room(

@@ -9,7 +9,7 @@ from gateway.http.base.outgoing import bytes_of
 from gateway.http.parse import body, run_request
 from gateway.http.render.answer import run_answer
 from sessions.errors import EndNotStored, InvalidRequest, Unavailable
-from sessions.model import Result, RunRequest, RunStatus
+from sessions.model import Result, RunId, RunRequest, RunStatus
 
 _NOT_SENT = (
     "The code was run, and its answer is stored, but too many large answers are on their way to send it now: "
@@ -33,9 +33,18 @@ class RunCodeHandler(StreamingHandler):
                 run_id = await self.context.service.begin(request)
                 await self.stream_events(run_id, 0, SSE)
             return
-        running = self.context.service.run(request)
+        self.place.waits_long = True
+        if request.idempotency_key is None:
+            running = self.context.service.run(request)
+        else:
+            running = self._known(await self.context.service.begin(request))
         del given, request
         await self.send_json(*await self._answer(await running))
+
+    async def _known(self, run_id: RunId) -> Result:
+        """The result of a run that may be stored already: there is room for it before it is read."""
+        await self._make_room(run_id, await self.context.service.stored_bytes(run_id))
+        return await self.context.service.result(run_id)
 
     async def _answer(self, result: Result) -> tuple[dict[str, Any], int]:
         """The answer and its status, once there is room for it. Raises EndNotStored when there is none in time."""
@@ -43,12 +52,15 @@ class RunCodeHandler(StreamingHandler):
         if result.status is RunStatus.TIMEOUT:
             self.error_code, status = "timeout", 504
             answer |= {"code": "timeout", "request_id": self.request_id}
-        self.place.waits_long = True
-        try:
-            await self.place.make(bytes_of(answer))
-        except Unavailable as error:
-            raise EndNotStored(_NOT_SENT.format(result.run_id)) from error
+        await self._make_room(result.run_id, bytes_of(answer))
         return answer, status
+
+    async def _make_room(self, run_id: RunId, size_bytes: int) -> None:
+        """Raises EndNotStored."""
+        try:
+            await self.place.make(size_bytes)
+        except Unavailable as error:
+            raise EndNotStored(_NOT_SENT.format(run_id)) from error
 
     def _fields(self) -> run_request.RunFields:
         headers = self.request.headers
