@@ -24,7 +24,7 @@ def open_copy_of_standard(file: Any, *arguments: Any, **options: Any) -> Any:
 
 
 class StandardStreams:
-    """The streams that a run begins with, and descriptors of their pipes: its state."""
+    """The streams that a run begins with, descriptors of their pipes, and which files those are: its state."""
 
     def __init__(self) -> None:
         self._kept: dict[str, Any] = {name: getattr(sys, name) for name in ("stdin", *_OUTPUTS)}
@@ -33,6 +33,7 @@ class StandardStreams:
             setattr(sys, f"__{name}__", self._kept[name])
 
         self._pipes = {descriptor: os.dup(descriptor) for descriptor in _DESCRIPTORS}
+        self._identities = {descriptor: _identity(descriptor) for descriptor in _DESCRIPTORS}
 
     def put_back(self) -> None:
         """Make the kernel's streams the standard ones, after what others have buffered."""
@@ -43,10 +44,13 @@ class StandardStreams:
                     current.flush()  # type: ignore[union-attr]
                 setattr(sys, name, self._kept[name])
         for descriptor, pipe in self._pipes.items():
-            if not _is_same(descriptor, pipe):
+            wanted = self._identities[descriptor]
+            # The code may have closed the copy, too, and its number may be another file's now.
+            if _identity(descriptor) != wanted and _identity(pipe) == wanted:
                 os.dup2(pipe, descriptor)
         if self._kept["stdin"].closed:
-            self._kept["stdin"] = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - it stays open
+            with suppress(OSError):
+                self._kept["stdin"] = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - it stays open
         sys.stdin = self._kept["stdin"]
 
     @contextmanager
@@ -67,7 +71,10 @@ class StandardStreams:
             self.put_back()
 
 
-def _is_same(descriptor: int, other: int) -> bool:
-    with suppress(OSError):
-        return os.path.sameopenfile(descriptor, other)
-    return False
+def _identity(descriptor: int) -> tuple[int, int] | None:
+    """Which file a descriptor is open for, None when it is not."""
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

@@ -70,16 +70,34 @@ async def test_what_is_buffered_is_in_the_file_when_the_run_ends(kernel: Supervi
     assert files["unclosed"] == b"text"
 
 
-async def test_buffers_are_looked_for_only_while_a_file_is_open_for_writing(kernel: Supervised) -> None:
-    """The look goes through all objects, and takes longer the more of them a session has."""
-    await kernel.run(
-        "import gc, tempfile\nlooks, all_objects = [], gc.get_objects\n"
-        "def get_objects(*a): looks.append(1); return all_objects(*a)\ngc.get_objects = get_objects"
+async def test_code_may_close_descriptors_that_are_not_its_own(kernel: Supervised) -> None:
+    code = (
+        "import os\npipes = get_ipython().streams._pipes; left = {n: os.dup(pipe) for n, pipe in pipes.items()}\n"
+        "[os.close(pipe) for pipe in pipes.values()]"
     )
-    assert (await kernel.run("len(looks)")).value() == "0"
-    assert (await kernel.run("f = tempfile.TemporaryFile(); len(looks)")).value() == "0"
-    assert (await kernel.run("f.close(); len(looks)")).value() == "1"
-    assert (await kernel.run("gc.get_objects = all_objects; len(looks)")).value() == "1"
+    try:
+        assert (await kernel.run(code)).reply()["status"] == "ok"
+        assert (await kernel.run("print('next')")).text() == "next\n"
+        assert (await kernel.run("f = [open('other', 'w') for _ in pipes]; os.close(1)")).reply()["status"] == "ok"
+        assert (await kernel.run("print('next')")).text() == "next\n"
+        assert (await kernel.run("[g.close() for g in f]; os.path.getsize('other')")).value() == "0"
+    finally:
+        await kernel.run("pipes.update(left); os.remove('other'); del f")
+
+
+async def test_buffers_are_looked_for_only_while_a_file_is_open_for_writing() -> None:
+    """The look goes through all objects, and takes longer the more of them a session has."""
+    root = Path(tempfile.mkdtemp(prefix="cb-"))
+    async with supervised(root, SupervisorSwitchboard(root / "s")) as kernel:
+        await kernel.run(
+            "import gc, tempfile\nlooks, all_objects = [], gc.get_objects\n"
+            "def get_objects(*a): looks.append(1); return all_objects(*a)\ngc.get_objects = get_objects"
+        )
+        assert (await kernel.run("len(looks)")).value() == "0"
+        assert (await kernel.run("f = tempfile.TemporaryFile(); len(looks)")).value() == "0"
+        assert (await kernel.run("f.close(); len(looks)")).value() == "1"
+        assert (await kernel.run("len(looks)")).value() == "1"
+    shutil.rmtree(root)
 
 
 async def test_archives_that_nobody_closes_are_whole_after_each_run_that_writes(kernel: Supervised) -> None:
