@@ -57,8 +57,8 @@ async def test_output_that_is_being_packed_when_the_code_ends_comes_before_the_e
     await kernel.run("session.msg = msg")
     assert run.reply()["status"] == "ok", run.reply()
     assert run.text() == "last\n"
-    types = [frame.msg_type for frame in run.frames if frame.msg_type in ("stream", "status")]
-    assert types == ["status", "stream", "status"]
+    first, *between, last = (frame.msg_type for frame in run.frames if frame.msg_type in ("stream", "status"))
+    assert (first, set(between), last) == ("status", {"stream"}, "status")  # the line's end may come by itself
 
 
 async def test_output_of_child_processes_is_whole_and_before_the_end(kernel: Supervised) -> None:
