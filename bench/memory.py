@@ -59,7 +59,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--settle", type=float, default=8.0, help="seconds between a round and its measurement")
+    parser.add_argument("--settle", type=float, default=12.0, help="seconds between a round and its measurement")
     options = parser.parse_args()
     end_on_sigterm()
     with tempfile.TemporaryDirectory(prefix="cellblock-bench-") as name:

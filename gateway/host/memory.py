@@ -16,6 +16,7 @@ _GROWN_BYTES = 16 << 20
 _QUIET_BYTES = 2 << 20
 _MOST_LOOKS = 60
 _PAUSE_S = 1.0
+_LATE_PAUSES = 5
 
 
 def return_large_blocks() -> None:
@@ -30,7 +31,7 @@ def return_large_blocks() -> None:
 
 
 async def return_free_memory(pause_s: float = _PAUSE_S) -> None:
-    """Return what is free in the heaps after each time in which the process has grown. Does not end.
+    """Return what is free in the heaps after each time in which the process has grown, and soon again. Does not end.
 
     What only the collector finds is collected before: exceptions keep the bodies that they were raised for.
     """
@@ -41,8 +42,10 @@ async def return_free_memory(pause_s: float = _PAUSE_S) -> None:
     while True:
         await asyncio.sleep(pause_s)
         if growth.is_over(resident_bytes()):
-            gc.collect()
-            await asyncio.to_thread(trim, 0)
+            for pauses in (0, _LATE_PAUSES):  # once more for what clients that read nothing have kept a little longer
+                await asyncio.sleep(pauses * pause_s)
+                gc.collect()
+                await asyncio.to_thread(trim, 0)
             growth = Growth(resident_bytes())
 
 
