@@ -104,7 +104,8 @@ class PlacedDelegate(HTTPMessageDelegate):
         is_probe = isinstance(start_line, RequestStartLine) and start_line.path.partition("?")[0] in PROBES
         if not self._place.come_in() and not is_probe:
             self._is_refused = True
-            self._stream.write(too_many_connections())
+            with suppress(StreamClosedError):  # its place on the doorstep went to a newcomer meanwhile
+                self._stream.write(too_many_connections())
             self._stream.close()
             return None
         self._place.receive()
