@@ -110,8 +110,14 @@ def publish(*parts):
     kernel.iopub_thread.send_multipart([b'topic', b'<IDS|MSG>', kernel.session.sign(raw[:4]), *raw])
 
 def reply(content):
-    kernel.session.send(kernel.shell_stream, 'execute_reply', content, parent=parent, ident=ident)
-    kernel.shell_stream.flush()
+    # In the thread of that socket: from another one, libzmq may abort the process.
+    sent = threading.Event()
+    def send():
+        kernel.session.send(kernel.shell_stream, 'execute_reply', content, parent=parent, ident=ident)
+        kernel.shell_stream.flush()
+        sent.set()
+    kernel.shell_channel_thread.io_loop.add_callback(send)
+    sent.wait()
 """
 )
 
