@@ -196,7 +196,7 @@ async def _choose_engine(config: Config, gateway_id: GatewayId, data_dir: DataDi
 
     kernel_image = config.engine.kernel_image or await build_image(config.build, console)
     settings = replace(config.engine, name="docker", kernel_image=kernel_image)
-    return ChosenEngine(DockerProvisioner(gateway_id, settings), kernel_image)
+    return ChosenEngine(DockerProvisioner(gateway_id, settings, zygote_dir=data_dir.zygote), kernel_image)
 
 
 async def _process_environment(build: BuildSettings, data_dir: Path, console: Console) -> Path | None:

@@ -9,6 +9,12 @@ import ctypes
 import os
 import signal
 
+OOM_SCORE_ADJUSTMENT = 1000
+"""When memory runs out, the kernel and its children go before the supervisor and the fork server, which have 500.
+
+The largest there is; see proc(5), /proc/pid/oom_score_adj.
+"""
+
 # <sys/prctl.h>
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4

@@ -23,7 +23,7 @@ from typing import Any
 
 from kernel_image import accounting
 from kernel_image.import_hooks import CPU_COUNT_VARIABLE
-from kernel_image.protocol import SETTINGS_VARIABLE, SupervisorSettings
+from kernel_image.protocol import SETTINGS_VARIABLE
 from kernel_image.sandbox_log import log_event
 
 FORKED_KERNEL = "python3"
@@ -173,9 +173,9 @@ class ForkServer:
         return json.loads(line)
 
 
-def environment_of(settings: SupervisorSettings) -> dict[str, str]:
+def environment_of(home_dir: str, threads: int) -> dict[str, str]:
     """What kernels see: the container's own environment (the settings are scrubbed by now) and writable directories."""
-    home = Path(settings.home_dir)
+    home = Path(home_dir)
     mpl_config = home / ".config" / "matplotlib"
     mpl_config.mkdir(parents=True, exist_ok=True)
     if cache := os.environ.get("CELLBLOCK_MPL_CACHE"):
@@ -187,7 +187,7 @@ def environment_of(settings: SupervisorSettings) -> dict[str, str]:
         "HOME": str(home),
         "MPLCONFIGDIR": str(mpl_config),
         "IPYTHONDIR": str(home / ".ipython"),
-        **dict.fromkeys((*_THREAD_VARIABLES, CPU_COUNT_VARIABLE), str(settings.threads)),
+        **dict.fromkeys((*_THREAD_VARIABLES, CPU_COUNT_VARIABLE), str(threads)),
     }
     for variable in ("JPY_PARENT_PID", "CELLBLOCK_MPL_CACHE", SETTINGS_VARIABLE):
         environment.pop(variable, None)

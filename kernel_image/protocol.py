@@ -89,6 +89,8 @@ class SupervisorSettings:
     file_count: int = 50
     files_bytes: int = 64 << 20
     scan_entries: int = 20_000
+    zygote: bool = False
+    """Whether the gateway can fork kernels into this sandbox from outside."""
 
     def to_json(self) -> str:
         """The value of `SETTINGS_VARIABLE`."""
@@ -96,6 +98,35 @@ class SupervisorSettings:
 
     @classmethod
     def from_json(cls, text: str) -> SupervisorSettings:
+        """The inverse of `to_json`. Raises ValueError or TypeError when `text` is not that."""
+        fields = json.loads(text)
+        fields["preload"] = tuple(fields.get("preload", ()))
+        return cls(**fields)
+
+
+@dataclass(frozen=True, slots=True)
+class ZygoteSettings:
+    """The settings of a zygote, which it reads at its start. Paths are as the zygote sees them; times in seconds.
+
+    `uid` is who may ask, beside root. The directories and `threads` are those of the sandboxes it forks into.
+    """
+
+    socket: str
+    uid: int
+    cgroup_root: str
+    work_dir: str
+    ipc_dir: str
+    home_dir: str
+    preload: tuple[str, ...] = ()
+    threads: int = 1
+    orphan_timeout_s: float = 300.0
+
+    def to_json(self) -> str:
+        """The value of `SETTINGS_VARIABLE`."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> ZygoteSettings:
         """The inverse of `to_json`. Raises ValueError or TypeError when `text` is not that."""
         fields = json.loads(text)
         fields["preload"] = tuple(fields.get("preload", ()))
@@ -180,6 +211,8 @@ DIED = "died"  # * msg_id or null, never_run [msg_id], usage or null, skipped, e
 #                  cause, which is one of oom, exited, signal, interrupt_ignored, restart, start
 REJECTED = "rejected"  # * msg_id: there was no kernel to take this request; it was not run and will not be
 FAILED = "failed"  # * msg_id or null, why: a frame of the gateway's that cannot be handled, and was dropped
+FORK_WANTED = "fork_wanted"  # * number: the gateway is to have a kernel forked into the sandbox, see outside_forks.py
+FORK_REFUSED = "fork_refused"  # * why: what was forked differs from the sandbox's own processes, and was killed
 GAP = "gap"  # * msg_id or null, dropped_bytes, dropped_frames, what: output (of one request) | spool (an overflow)
 # gateway -> supervisor
 WELCOME = "welcome"  # acknowledged: the last seq of this boot that the gateway needs no more
@@ -188,6 +221,7 @@ ACK = "ack"  # seq
 INTERRUPT = "interrupt"  # msg_id or null, grace_s: SIGINT now, kill and fork anew when it is still running then
 RESTART = "restart"  # kill the kernel and fork anew
 STOP_FILES = "stop_files"  # msg_id: skip the files that have not been sent, and tell the end
+FORKED = "forked"  # number, and pid (as the sandbox counts) or why: the answer to fork_wanted; failed_preloads
 SHUTDOWN = "shutdown"  # end the supervisor
 
 # Files of the working directory. The gateway asks, with an `id` of its own choosing; answers carry the same `id` and

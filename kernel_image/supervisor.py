@@ -18,13 +18,14 @@ from typing import Any
 
 import zmq
 
-from kernel_image import accounting, hardening, kernel_process, leftovers, output_ring, protocol
+from kernel_image import accounting, hardening, kernel_process, leftovers, output_ring, parity, protocol
 from kernel_image.artifacts import WorkingDirectory
 from kernel_image.channels import KernelChannels
 from kernel_image.client_ids import ClientIds
 from kernel_image.files import SessionFiles
 from kernel_image.forwarded import Forwarded
 from kernel_image.kernel_messages import msg_id_of
+from kernel_image.outside_forks import RING_NAME, OutsideForks, prefix_of
 from kernel_image.outstanding import OutstandingRequests
 from kernel_image.relay import Relay
 from kernel_image.sandbox_log import describe, log_event, log_loop_exception, never_wait
@@ -46,7 +47,8 @@ class Supervisor:
     it is known that it will end), and why it is being killed.
     """
 
-    def __init__(self, settings: protocol.SupervisorSettings) -> None:
+    def __init__(self, settings: protocol.SupervisorSettings, likeness: parity.Likeness) -> None:
+        """`likeness` is this process's own, as it was before any hardening."""
         self._settings = settings
         self._meter = accounting.find_meter(own_container=os.getpid() == 1)
         self._relay = Relay(settings, self)
@@ -56,8 +58,14 @@ class Supervisor:
         self._forwarded = Forwarded()
         self._files = SessionFiles(work, self._relay.send_unnumbered)
         self._reaper = kernel_process.Reaper()
-        self._environment = kernel_process.environment_of(settings)
+        self._environment = kernel_process.environment_of(settings.home_dir, settings.threads)
         self._fork_server = kernel_process.ForkServer(settings.preload, self._environment, settings.work_dir)
+        self._outside_forks = OutsideForks(
+            self._relay.put_control,
+            likeness,
+            is_wanted=settings.zygote and settings.kernel_name == kernel_process.FORKED_KERNEL,
+            oom_score_adjustment=hardening.OOM_SCORE_ADJUSTMENT,
+        )
         self._zmq = zmq.Context[Any]()
         self._started = 0
         # Each boot counts from another number: a gateway must not mistake this one's kernels for those of the last.
@@ -67,7 +75,7 @@ class Supervisor:
         self._warm_up: KernelWarmUp | None = None
         self._is_ready = False
         self._accepts_requests = False
-        self._ring_path = Path(settings.ipc_dir, "ring")
+        self._ring_path = Path(settings.ipc_dir, RING_NAME)
         self._sent_bytes: dict[str, int] = {}
         self._state = "starting"
         self._kill_cause: str | None = None
@@ -121,7 +129,7 @@ class Supervisor:
             "finished": list(self._requests.finished),
             "forwarded": self._forwarded.last,
             "question": self._forwarded.question,
-            "failed_preloads": self._fork_server.failed_preloads,
+            "failed_preloads": self._failed_preloads(),
             "limits": accounting.applied_limits(),
         }
 
@@ -160,6 +168,8 @@ class Supervisor:
                 self._kill("restart")
             case protocol.STOP_FILES:
                 self._requests.stop_files(fields.get("msg_id"))
+            case protocol.FORKED:
+                self._outside_forks.on_forked(fields)
             case protocol.SHUTDOWN:
                 log_event("shutdown_requested")
                 self._stopping.set()
@@ -212,8 +222,6 @@ class Supervisor:
         """Start a kernel process and connect to its channels; returns the future of its end."""
         settings = self._settings
         self._started += 1
-        prefix = Path(settings.ipc_dir, f"k{self._started}")
-        connection_file = prefix.with_suffix(".json")
         self._reaper.forget_recent()
         leftovers.empty(Path(settings.ipc_dir))
         output_ring.create(self._ring_path)
@@ -222,17 +230,15 @@ class Supervisor:
         self._oom_kills_before = self._meter.read().oom_kills
         for directory in (settings.work_dir, settings.home_dir):  # which the code may have removed or locked
             leftovers.make_usable(Path(directory))
-        self._channels = KernelChannels(self._zmq, prefix, self._on_kernel_message)
-        self._warm_up = KernelWarmUp(settings.kernel_name, self._channels)
-        connection_file.unlink(missing_ok=True)
-        with connection_file.open("x") as file:  # never into a pipe or a link that the last kernel has left there
-            json.dump(self._channels.connection_info(), file)
-        if settings.kernel_name == kernel_process.FORKED_KERNEL:
-            self._pid = await self._fork_server.fork(connection_file, self._ring_path)
-        else:
-            self._pid = kernel_process.spawn_kernel(
-                settings.kernel_name, connection_file, self._environment, settings.work_dir
-            )
+        self._pid = await self._fork_outside() if self._outside_forks.is_wanted else None
+        if self._pid is None:
+            connection_file = self._connect(Path(settings.ipc_dir, f"k{self._started}"))
+            if settings.kernel_name == kernel_process.FORKED_KERNEL:
+                self._pid = await self._fork_server.fork(connection_file, self._ring_path)
+            else:
+                self._pid = kernel_process.spawn_kernel(
+                    settings.kernel_name, connection_file, self._environment, settings.work_dir
+                )
         ended: asyncio.Future[kernel_process.Exit] = asyncio.get_running_loop().create_future()
 
         def handle_end(end: kernel_process.Exit) -> None:
@@ -243,6 +249,30 @@ class Supervisor:
         log_event("kernel_started", pid=self._pid, generation=self._generation)
         self._reaper.watch(self._pid, handle_end)
         return ended
+
+    def _connect(self, prefix: Path) -> Path:
+        """Make the channels to a kernel; returns the file that tells it where they are."""
+        self._channels = KernelChannels(self._zmq, prefix, self._on_kernel_message)
+        self._warm_up = KernelWarmUp(self._settings.kernel_name, self._channels)
+        connection_file = prefix.with_suffix(".json")
+        unfinished = prefix.with_suffix(".new")
+        unfinished.unlink(missing_ok=True)
+        with unfinished.open("x") as file:  # never into a pipe or a link that the last kernel has left there
+            json.dump(self._channels.connection_info(), file)
+        unfinished.rename(connection_file)
+        return connection_file
+
+    async def _fork_outside(self) -> int | None:
+        """Have a kernel forked into the sandbox; None when the fork server has to do it. It is let run after a look."""
+        try:
+            pid = await self._outside_forks.fork(self._started)
+        except OSError as error:
+            log_event("fork_outside_failed", error)
+            # One that has come all the same waits for its connection file, and gets none.
+            kernel_process.kill_all_but(self._fork_server.pid)
+            return None
+        self._connect(prefix_of(self._settings.ipc_dir, self._started))
+        return pid
 
     async def _becomes_ready(self, ended: asyncio.Future[kernel_process.Exit]) -> bool:
         """Whether the warm-up succeeds before the kernel ends or takes too long."""
@@ -260,8 +290,11 @@ class Supervisor:
             state=state,
             generation=self._generation,
             pid=self._pid,
-            failed_preloads=self._fork_server.failed_preloads,
+            failed_preloads=self._failed_preloads(),
         )
+
+    def _failed_preloads(self) -> dict[str, str]:
+        return self._outside_forks.failed_preloads or self._fork_server.failed_preloads
 
     def _stop_accepting(self) -> None:
         """This kernel process is about to end, or has: send the state before the first request is rejected for it."""
@@ -377,12 +410,13 @@ class Supervisor:
 def main() -> None:
     """Read the settings, harden this process, and supervise."""
     settings = protocol.SupervisorSettings.from_json(hardening.pop_secret(protocol.SETTINGS_VARIABLE))
+    likeness = parity.likeness("self", environment=dict(os.environ))
     hardening.forbid_tracing()
     hardening.adopt_orphans()
     os.umask(0o077)
     never_wait()
     log_event("supervisor_started", kernel_id=settings.kernel_id, kernel_name=settings.kernel_name)
-    asyncio.run(Supervisor(settings).run())
+    asyncio.run(Supervisor(settings, likeness).run())
 
 
 if __name__ == "__main__":

@@ -51,6 +51,14 @@ class LaunchSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ForkedKernel:
+    """A kernel process that was forked into a sandbox: its id there, and which preloads it lacks, by module."""
+
+    pid: int
+    failed_preloads: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Fate:
     """How a sandbox ended, according to the engine. `exit_code` is None if the engine does not know."""
 
@@ -83,6 +91,21 @@ class Provisioner(Protocol):
 
     async def fate(self, kernel_id: KernelId) -> Fate | None:
         """How the sandbox ended; None while it lives, or when the engine does not know."""
+        ...
+
+    async def fork(self, kernel_id: KernelId, number: int) -> ForkedKernel:
+        """Fork a kernel into a sandbox from outside, as its supervisor's settings say it may ask for.
+
+        Raises `EngineUnavailable`; then the supervisor forks one itself.
+        """
+        ...
+
+    def stop_forking(self, why: str) -> None:
+        """Fork no more from outside: a supervisor has found that what came was not like its sandbox."""
+        ...
+
+    def warnings(self) -> tuple[str, ...]:
+        """What is not as it should be, although launches work, in sentences."""
         ...
 
     async def check(self) -> None:

@@ -88,6 +88,9 @@ class EngineSettings(Section, frozen=True):
     """`none`, or a Docker network that sandboxes may use."""
     runtime: str = ""
     """The container runtime, e.g. `runsc` for gVisor; empty: the engine's own."""
+    zygote: str = "auto"
+    """Where kernels are forked: `auto`, from one process outside of all sandboxes where the engine allows it; `off`, in
+    each sandbox; see [security](security.md#the-zygote)."""
     sandbox_log: bool = False
     """Whether `docker logs` shows what a sandbox's supervisor logs; see [debugging](debugging.md)."""
 

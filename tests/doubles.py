@@ -14,7 +14,7 @@ from uuid import uuid4
 from kernel_image import protocol
 from sessions.errors import EngineUnavailable
 from sessions.model import KernelId
-from sessions.ports import Fate, LaunchSpec, Link, LinkListener
+from sessions.ports import Fate, ForkedKernel, LaunchSpec, Link, LinkListener
 from sessions.settings import Limits
 
 
@@ -192,6 +192,8 @@ class MemoryEngine:
         self.most_at_once = 0
         self.leftovers_removed = False
         self.kept: set[KernelId] = set()
+        self.forks: list[int] = []
+        self.stopped_forking = ""
 
     # --- Provisioner --------------------------------------------------------------------------------------------------
 
@@ -217,6 +219,18 @@ class MemoryEngine:
 
     async def fate(self, kernel_id: KernelId) -> Fate | None:
         return self.fates.get(kernel_id)
+
+    async def fork(self, kernel_id: KernelId, number: int) -> ForkedKernel:
+        assert kernel_id in self.sandboxes, number
+        if not self.forks:
+            raise EngineUnavailable("This fork was told to fail.")
+        return ForkedKernel(self.forks.pop(0), {})
+
+    def stop_forking(self, why: str) -> None:
+        self.stopped_forking = why
+
+    def warnings(self) -> tuple[str, ...]:
+        return ()
 
     def missing_limits(self, seen: Mapping[str, Any], limits: Limits) -> tuple[str, ...]:
         return tuple(seen.get("missing", ())) if limits else ()

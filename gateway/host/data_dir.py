@@ -23,6 +23,7 @@ _KEY_NAME = "secret"
 _SECRET_BYTES = 32
 _SOCKETS_NAME = "s"
 _KERNELS_NAME = "k"
+_ZYGOTE_NAME = "z"
 _ENVIRONMENTS_NAME = "python"
 KERNEL_DIR_CHARACTERS = 13
 """As much of a kernel's id as the directory of its socket has for a name."""
@@ -71,6 +72,11 @@ class DataDir:
         os.ftruncate(lock_fd, 0)
         os.pwrite(lock_fd, f"{os.getpid()}\n".encode(), 0)
         return cls(path, lock_fd)
+
+    @property
+    def zygote(self) -> Path:
+        """Where the zygote's socket is; nobody else may enter."""
+        return self.path / _ZYGOTE_NAME
 
     @property
     def sockets(self) -> Path:

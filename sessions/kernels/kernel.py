@@ -94,6 +94,8 @@ class Kernel:
         self.throttle = throttle or Throttle(clock)
         self.tap: KernelTap | None = None
         self.on_usage_between_runs: Callable[[Usage], None] | None = None
+        self.on_fork_wanted: Callable[[int], object] | None = None
+        self.on_fork_refused: Callable[[str], None] | None = None
         self._only_tapped = only_tapped
         self._timeouts = timeouts
         self._adopted = adopted
@@ -233,6 +235,10 @@ class Kernel:
     def stop_files(self, msg_id: str) -> None:
         """Have no more files of this request sent; its end follows."""
         self._link.send_control_later(protocol.STOP_FILES, 0, msg_id=msg_id)
+
+    def tell_forked(self, number: int, **fields: Any) -> None:
+        """Answer the supervisor that wants a kernel: with `pid` and `failed_preloads`, or `why` there is none."""
+        self._link.send_control(protocol.FORKED, number=number, **fields)
 
     def acknowledge(self) -> None:
         """Let the supervisor forget what is committed or needs no commit."""
@@ -403,8 +409,18 @@ class Kernel:
             return
         if type(seq) is not int or not self._frame_numbers.is_new(seq, 0):
             return
-        self._handle_numbered(seq, op, fields)
+        if op in (protocol.FORK_WANTED, protocol.FORK_REFUSED):
+            self._handle_fork(op, fields)
+        else:
+            self._handle_numbered(seq, op, fields)
         self._acknowledge_if_due()
+
+    def _handle_fork(self, op: str, fields: Mapping[str, Any]) -> None:
+        number = _count(fields.get("number"))
+        if op == protocol.FORK_WANTED and self.on_fork_wanted is not None and number:
+            self.on_fork_wanted(number)
+        elif op == protocol.FORK_REFUSED and self.on_fork_refused is not None:
+            self.on_fork_refused(_text(fields.get("why")) or "no reason")
 
     def _handle_numbered(self, seq: int, op: Any, fields: Mapping[str, Any]) -> None:
         msg_id = fields.get("msg_id")

@@ -77,7 +77,7 @@ class KernelPool:
 
     def warnings(self) -> list[str]:
         """What is not as it should be although code could run, in sentences."""
-        return [f"In sandboxes {phrase}: see `cellblock doctor`." for phrase in self._sandboxes.missing_limits()]
+        return self._sandboxes.warnings()
 
     # --- claims -------------------------------------------------------------------------------------------------------
 

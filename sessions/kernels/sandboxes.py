@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import structlog
 
-from sessions.concurrency import retry
+from sessions.concurrency import BackgroundTasks, retry
 from sessions.environment import Environment
 from sessions.errors import EngineUnavailable
 from sessions.kernels.handshake import Handshake
@@ -48,6 +48,7 @@ class Sandboxes:
         self._has_logged_preloads = False
         self._missing_limits: dict[str, tuple[str, ...]] = {}
         self._shared_time = SharedTime(environment.clock)
+        self._tasks = BackgroundTasks("sandboxes")
 
     def make_kernel(self, kernel_name: str) -> Kernel:
         """A kernel that has no sandbox yet."""
@@ -59,7 +60,7 @@ class Sandboxes:
 
     def _kernel(self, kernel_id: KernelId, kernel_name: str, *, adopted: bool = False) -> Kernel:
         clock = self._environment.clock
-        return Kernel(
+        kernel = Kernel(
             kernel_id,
             kernel_name,
             self._environment.credential_of(kernel_id),
@@ -68,6 +69,18 @@ class Sandboxes:
             adopted=adopted,
             throttle=Throttle(clock, together=self._shared_time),
         )
+        kernel.on_fork_wanted = lambda number: self._tasks.spawn(self._fork(kernel, number))
+        kernel.on_fork_refused = self._provisioner.stop_forking
+        return kernel
+
+    async def _fork(self, kernel: Kernel, number: int) -> None:
+        """Have a kernel process forked for its supervisor, which does it itself where that fails."""
+        try:
+            forked = await self._provisioner.fork(kernel.kernel_id, number)
+        except EngineUnavailable as error:
+            kernel.tell_forked(number, why=str(error))
+        else:
+            kernel.tell_forked(number, pid=forked.pid, failed_preloads=dict(forked.failed_preloads))
 
     def listen(self, kernel: Kernel) -> Path:
         """Let its supervisor dial in; returns the directory to mount."""
@@ -94,7 +107,14 @@ class Sandboxes:
         self._log_failed_preloads(kernel)
         self._compare_limits(kernel)
 
-    def missing_limits(self) -> list[str]:
+    def warnings(self) -> list[str]:
+        """What the engine does not do as it should, in sentences."""
+        return [
+            *(f"In sandboxes {phrase}: see `cellblock doctor`." for phrase in self._limits_missing()),
+            *self._provisioner.warnings(),
+        ]
+
+    def _limits_missing(self) -> list[str]:
         """Which limits sandboxes do not have although they were asked for, as phrases."""
         return sorted({phrase for phrases in self._missing_limits.values() for phrase in phrases})
 

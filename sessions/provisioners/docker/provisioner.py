@@ -9,18 +9,21 @@ import asyncio
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import docker.errors
 from docker.api.client import APIClient
 
+from kernel_image.kernel_process import FORKED_KERNEL
 from sessions.errors import EngineUnavailable
 from sessions.model import GatewayId, KernelId
-from sessions.ports import Fate, LaunchSpec
+from sessions.ports import Fate, ForkedKernel, LaunchSpec
 from sessions.provisioners.docker.container import GATEWAY_LABEL, KERNEL_LABEL, container_config, container_name
 from sessions.provisioners.docker.engine import DockerEngine, EngineFacts, image_exists
 from sessions.provisioners.docker.events import ContainerEvents
 from sessions.provisioners.docker.readback import missing_limits
+from sessions.provisioners.docker.zygote import DockerZygote
 from sessions.settings import EngineSettings, Limits
 
 _ERRORS = "The Docker engine answers with errors: run `cellblock doctor`."
@@ -45,7 +48,9 @@ class DockerProvisioner:
         engine: DockerEngine | None = None,
         *,
         randomness: random.Random | None = None,
+        zygote_dir: Path | None = None,
     ) -> None:
+        """Without a `zygote_dir`, where its socket will be, kernels are forked where they run."""
         self._gateway_id = gateway_id
         self._settings = settings
         self._engine = engine or DockerEngine()
@@ -53,6 +58,7 @@ class DockerProvisioner:
         self._random = randomness or random.SystemRandom()
         self._containers: dict[KernelId, str] = {}
         self._facts: EngineFacts | None = None
+        self._zygote = DockerZygote(self._engine, settings, zygote_dir) if zygote_dir is not None else None
 
     async def launch(self, spec: LaunchSpec) -> None:
         """Create and start one container: two calls. Raises EngineUnavailable, and leaves nothing behind then."""
@@ -60,7 +66,9 @@ class DockerProvisioner:
             self._facts = await self._engine.facts()
         uids = self._facts.uids
         self._events.start()
-        launching = asyncio.ensure_future(self._engine.call(lambda client: self._launch(client, spec, uids)))
+        is_python = spec.kernel_name == FORKED_KERNEL
+        zygote = is_python and self._zygote is not None and await self._zygote.ready(spec, self._facts)
+        launching = asyncio.ensure_future(self._engine.call(lambda client: self._launch(client, spec, uids, zygote)))
         try:
             self._containers[spec.kernel_id] = await asyncio.shield(launching)
         except asyncio.CancelledError:
@@ -111,6 +119,28 @@ class DockerProvisioner:
             return None
         return await self._engine.call(lambda _client: self._events.fate(kernel_id, _EVENT_DELAY_S))
 
+    async def fork(self, kernel_id: KernelId, number: int) -> ForkedKernel:
+        """Have the zygote do it. Raises EngineUnavailable."""
+        if self._zygote is None:
+            raise EngineUnavailable("There is no zygote.")
+        container_id = self._containers.get(kernel_id)
+        if container_id is None:
+            found = await self._containers_with(f"{KERNEL_LABEL}={kernel_id}")
+            if not found:
+                raise EngineUnavailable("The sandbox is gone.")
+            container_id = self._containers[kernel_id] = str(found[0]["Id"])
+        return await self._zygote.fork(container_id, number)
+
+    def stop_forking(self, why: str) -> None:
+        """Fork no more, for as long as this gateway runs."""
+        if self._zygote is not None:
+            self._zygote.give_up(why)
+
+    def warnings(self) -> tuple[str, ...]:
+        """Why there is no zygote, unless it is the operator's will or this engine's nature."""
+        why = self._zygote.trouble() if self._zygote is not None else ""
+        return (f"Sandboxes start more slowly than they could, since there is no zygote: {why}.",) if why else ()
+
     async def check(self) -> None:
         """One round trip: the engine answers and has the kernel image."""
         image = self._settings.kernel_image
@@ -122,13 +152,15 @@ class DockerProvisioner:
         return missing_limits(seen, limits)
 
     async def close(self) -> None:
-        """End the events thread and the engine's threads, in that order. Containers are not touched."""
+        """End the zygote, the events thread and the engine's threads, in that order. Sandboxes are not touched."""
+        if self._zygote is not None:
+            await self._zygote.close()
         await asyncio.to_thread(self._events.close)
         await self._engine.close()
 
-    def _launch(self, client: APIClient, spec: LaunchSpec, uids: range) -> str:
+    def _launch(self, client: APIClient, spec: LaunchSpec, uids: range, zygote: bool) -> str:  # noqa: FBT001
         """Create under a free name, start, and remove again if it does not start. Blocks. Raises APIError."""
-        container_id = self._create(client, spec, uids)
+        container_id = self._create(client, spec, uids, zygote=zygote)
         try:
             client.start(container_id)
         except BaseException:
@@ -138,10 +170,10 @@ class DockerProvisioner:
             raise
         return container_id
 
-    def _create(self, client: APIClient, spec: LaunchSpec, uids: range) -> str:
+    def _create(self, client: APIClient, spec: LaunchSpec, uids: range, *, zygote: bool) -> str:
         for attempt in range(1, _NAME_ATTEMPTS + 1):
             uid = self._random.choice(uids)
-            config = container_config(spec, self._settings, uid=uid)
+            config = container_config(spec, self._settings, uid=uid, zygote=zygote)
             try:
                 created = client.create_container_from_config(config, container_name(uid))  # type: ignore[no-untyped-call]
             except docker.errors.APIError as error:

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from kernel_image.protocol import SETTINGS_VARIABLE, SOCKET_NAME, UNIX_PATH_MAX_BYTES
 from sessions.errors import EngineUnavailable, Misconfigured
 from sessions.model import GatewayId, KernelId
-from sessions.ports import Fate, LaunchSpec
+from sessions.ports import Fate, ForkedKernel, LaunchSpec
 from sessions.provisioners.process.environment import matplotlib_variables
 from sessions.provisioners.process.process_tree import end_all, end_tree, process_identity, processes_at_home
 from sessions.provisioners.supervisor_settings import USER_NAME, supervisor_settings
@@ -117,6 +117,18 @@ class ProcessProvisioner:
                 f"The directory for kernel processes cannot be made ({error.strerror}): set `server.data_dir` to "
                 "another one."
             ) from error
+
+    async def fork(self, kernel_id: KernelId, number: int) -> ForkedKernel:
+        """Not here: supervisors that are plain processes are not told to ask."""
+        del kernel_id, number
+        raise EngineUnavailable("Kernels are forked where they run.")
+
+    def stop_forking(self, why: str) -> None:
+        """There is nothing to stop."""
+
+    def warnings(self) -> tuple[str, ...]:
+        """None."""
+        return ()
 
     def missing_limits(self, seen: Mapping[str, Any], limits: Limits) -> tuple[str, ...]:
         """Nothing is missing where nothing is promised: processes have no limits of their own."""

@@ -1,0 +1,203 @@
+"""The zygote's container, and asking it for kernels. kernel_image/zygote.py is what runs in there.
+
+It is started before the first sandbox, asked now and then whether it still answers, and replaced when it does not.
+Where it cannot be, sandboxes fork their own kernels, and `why_not` says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import docker.errors
+import structlog
+from docker.api.client import APIClient
+
+from kernel_image.protocol import SOCKET_NAME, UNIX_PATH_MAX_BYTES
+from sessions.errors import EngineUnavailable
+from sessions.ports import ForkedKernel, LaunchSpec
+from sessions.provisioners.docker.container import ZYGOTE_LABEL, zygote_config
+from sessions.provisioners.docker.engine import DockerEngine, EngineFacts
+from sessions.settings import EngineSettings
+
+_START_TIMEOUT_S = 60.0
+_START_PAUSE_S = 0.02
+_ANSWER_TIMEOUT_S = 8.0
+_LOOK_PAUSE_S = 20.0
+_MOST_FAILURES = 3
+_MAX_ANSWER_BYTES = 64 << 10
+
+log = structlog.get_logger()
+
+
+class DockerZygote:
+    """One gateway's zygote.
+
+    The state: its container's id, the launch or the watch that is under way, how many starts have failed in succession,
+    and `why_not`, a sentence: set for as long as there will be none.
+    """
+
+    def __init__(self, engine: DockerEngine, settings: EngineSettings, directory: Path) -> None:
+        """`directory` is made for its socket, and only this process's user can enter it."""
+        self._engine = engine
+        self._settings = settings
+        self._directory = directory
+        self._container_id: str | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._failures = 0
+        self._is_trouble = False
+        self._gateway_id = ""
+        self._failed_preloads: Mapping[str, str] = {}
+        self.is_up = False
+        self.why_not = ""
+        if settings.zygote == "off":
+            self.why_not = "`engine.zygote` is off"
+        elif settings.runtime:
+            self.why_not = f"the runtime is {settings.runtime}"
+
+    async def ready(self, spec: LaunchSpec, facts: EngineFacts) -> bool:
+        """Whether kernels can be forked into sandboxes such as that of `spec`. Waits for a start that is under way."""
+        if not self.why_not and not self.is_up:
+            self.why_not = self._obstacle(facts)
+        if not self.why_not and not self.is_up:
+            if self._starting is None or self._starting.done():
+                self._starting = asyncio.ensure_future(self._start(spec))
+            await asyncio.shield(self._starting)
+        return self.is_up and not self.why_not
+
+    def _obstacle(self, facts: EngineFacts) -> str:
+        """Why there can be none on this engine; empty when nothing is known that speaks against it."""
+        if facts.maps_users:
+            return "the engine maps user ids"
+        if not facts.shares_host:
+            return "the engine runs on another host"
+        if len(os.fsencode(self._directory / SOCKET_NAME)) > UNIX_PATH_MAX_BYTES:
+            return "the path of `server.data_dir` is too long for its socket"
+        return ""
+
+    async def fork(self, container_id: str, number: int) -> ForkedKernel:
+        """Fork a kernel into a container that runs. Raises EngineUnavailable."""
+        if not self.is_up:
+            raise EngineUnavailable(self.why_not or "The zygote is being replaced.")
+        found = await self._engine.call(lambda client: client.inspect_container(container_id))
+        init = int(found["State"]["Pid"])
+        try:
+            answer = await self._ask({"container": container_id, "init": init, "number": number})
+        except (OSError, ValueError) as error:
+            log.warning("fork_failed", container_id=container_id, reason=repr(error))
+            raise EngineUnavailable("The zygote does not answer.") from error
+        if "pid" not in answer:
+            log.warning("fork_failed", container_id=container_id, reason=answer.get("error"))
+            raise EngineUnavailable(f"The zygote could not fork: {answer.get('error')}")
+        return ForkedKernel(int(answer["pid"]), self._failed_preloads)
+
+    def trouble(self) -> str:
+        """Why there is none although there should be one; empty if all is well."""
+        return self.why_not if self._is_trouble else ""
+
+    def give_up(self, why: str) -> None:
+        """Fork no more."""
+        if not self.why_not:
+            self.why_not, self._is_trouble = why, True
+            log.error("zygote_given_up", reason=why, consequence="each sandbox forks its own kernels, more slowly")
+
+    async def close(self) -> None:
+        """End it."""
+        for task in (self._watch, self._starting):
+            if task is not None and not task.done():
+                task.cancel()
+                await asyncio.wait([task])
+        self.is_up = False
+        if self._container_id is not None:
+            with suppress(EngineUnavailable):
+                await self._engine.call(lambda client: _remove_all(client, self._gateway_id))
+            self._container_id = None
+
+    async def _start(self, spec: LaunchSpec) -> None:
+        """Start one and wait until it answers; or note what keeps it from that."""
+        self._gateway_id = spec.gateway_id
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        config = zygote_config(spec, self._settings, self._directory, uid=os.getuid())
+        try:
+            self._container_id = await self._engine.call(lambda client: _launch(client, spec.gateway_id, config))
+            await self._wait_until_it_answers(self._container_id)
+        except (EngineUnavailable, docker.errors.APIError, OSError, ValueError) as error:
+            self._failures += 1
+            log.warning("zygote_failed", attempt=self._failures, reason=str(error))
+            if self._failures >= _MOST_FAILURES:
+                self.give_up(f"it does not start: {error}")
+            return
+        self._failures = 0
+        self.is_up = True
+        log.info("zygote_up", container_id=self._container_id[:12])
+        if self._watch is None or self._watch.done():
+            self._watch = asyncio.ensure_future(self._keep(spec))
+
+    async def _wait_until_it_answers(self, container_id: str) -> None:
+        async with asyncio.timeout(_START_TIMEOUT_S):
+            while True:
+                with suppress(OSError):
+                    self._failed_preloads = (await self._ask(None))["failed"]
+                    return
+                await asyncio.sleep(_START_PAUSE_S)
+                if not await self._engine.call(lambda client: _is_running(client, container_id)):
+                    raise OSError("its container has ended")
+
+    async def _keep(self, spec: LaunchSpec) -> None:
+        """Replace it when it has ended or does not answer."""
+        while not self.why_not:
+            await asyncio.sleep(_LOOK_PAUSE_S if self.is_up else _START_PAUSE_S)
+            try:
+                await self._ask(None)
+            except (OSError, ValueError) as error:
+                self.is_up = False
+                log.warning("zygote_lost", reason=repr(error))
+                await self._start(spec)
+
+    async def _ask(self, request: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Send a request on a connection of its own; returns the answer. Raises OSError or ValueError."""
+        async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+            reader, writer = await asyncio.open_unix_connection(self._directory / SOCKET_NAME, limit=_MAX_ANSWER_BYTES)
+            try:
+                writer.write((json.dumps(request) if request else "").encode() + b"\n")
+                line = await reader.readline()
+            finally:
+                writer.close()
+        if not line:
+            raise ConnectionError("it has hung up")
+        answer = json.loads(line)
+        if not isinstance(answer, dict):
+            raise ValueError("its answer is no object")  # noqa: TRY004 - of what came over a socket
+        return answer
+
+
+def _launch(client: APIClient, gateway_id: str, config: Mapping[str, Any]) -> str:
+    """Remove what an earlier gateway has left, then create and start. Blocks. Raises APIError."""
+    _remove_all(client, gateway_id)
+    container_id = str(client.create_container_from_config(config)["Id"])  # type: ignore[no-untyped-call]
+    try:
+        client.start(container_id)
+    except BaseException:
+        with suppress(docker.errors.DockerException, OSError):
+            client.remove_container(container_id, force=True)
+        raise
+    return container_id
+
+
+def _is_running(client: APIClient, container_id: str) -> bool:
+    try:
+        return bool(client.inspect_container(container_id)["State"]["Running"])
+    except docker.errors.NotFound:
+        return False
+
+
+def _remove_all(client: APIClient, gateway_id: str) -> None:
+    for entry in client.containers(all=True, filters={"label": f"{ZYGOTE_LABEL}={gateway_id}"}):
+        with suppress(docker.errors.APIError):
+            client.remove_container(entry["Id"], force=True)
