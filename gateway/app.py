@@ -137,6 +137,7 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
         await signals.stop.wait()
         _log.info("draining", timeout_s=DRAIN_TIMEOUT_S)
         await _drain(service, context, signals)
+        _log.debug("run_stages", **service.stages.as_json())
     _log.info("stopped")
 
 

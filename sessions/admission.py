@@ -20,6 +20,7 @@ from sessions.model import Run, RunId, RunRecord, RunRequest, SessionId, TenantI
 from sessions.runs.live_run import LiveRun
 from sessions.runs.variables import can_set
 from sessions.session.registry import Registry
+from sessions.stages import RunTrace, Stage
 from sessions.wiring import Wiring
 
 _MAX_SOURCE_BYTES = 64 << 20
@@ -61,24 +62,25 @@ class Admission:
 
         Raises Conflict, Gone, TooManyRequests, and Unavailable in its kinds; nothing was run then.
         """
+        trace = RunTrace(self._wiring.environment.stages)
         if request.idempotency_key is None:
-            return await self._begin(request)
+            return await self._begin(request, trace)
         # One at a time, so that only the first claims a kernel; between gateways `add_run` decides.
         async with self._locks.hold((request.tenant, request.idempotency_key)):
             existing = await self._wiring.environment.store.find_run(request.tenant, request.idempotency_key)
             if existing is not None and not await self._withdraw_ghost(existing):
                 return _same_request(existing, request)
-            return await self._begin(request)
+            return await self._begin(request, trace)
 
-    async def _begin(self, request: RunRequest) -> RunId:
+    async def _begin(self, request: RunRequest, trace: RunTrace) -> RunId:
         if self._wiring.active_runs.source_bytes(request.tenant) > _MAX_SOURCE_BYTES:
             raise TooManyRequests(
                 "Too much code and data waits to be run: try again once some of your runs have ended."
             )
         if request.session_id is None:
-            return await self._begin_stateless(request)
+            return await self._begin_stateless(request, trace)
         async with self._sessions.lock(request.tenant, request.session_id):
-            return await self._begin_in_session(request, request.session_id)
+            return await self._begin_in_session(request, request.session_id, trace)
 
     async def stop(self) -> None:
         """Withdraw once more the runs that were refused and may be on record: the next gateway would run them."""
@@ -89,10 +91,12 @@ class Admission:
                 for run_id in withdrawing:
                     await self._wiring.environment.store.withdraw_run(run_id)
 
-    async def _begin_stateless(self, request: RunRequest) -> RunId:
+    async def _begin_stateless(self, request: RunRequest, trace: RunTrace) -> RunId:
+        trace.end(Stage.ADMISSION)
         kernel = await self._wiring.kernel_pool.claim(self._wiring.kernel_names[request.language])
+        trace.end(Stage.CLAIM)
         try:
-            recorded = await self._record(self._make_run(request, kernel))
+            recorded = await self._record(self._make_run(request, kernel), trace)
         except BaseException:
             # Not back into the pool: it may be on record as this run's.
             self._wiring.kernel_pool.discard(kernel)
@@ -103,7 +107,7 @@ class Admission:
         self._wiring.stateless_runs.begin(recorded, kernel)
         return recorded.run_id
 
-    async def _begin_in_session(self, request: RunRequest, session_id: SessionId) -> RunId:
+    async def _begin_in_session(self, request: RunRequest, session_id: SessionId, trace: RunTrace) -> RunId:
         is_cell = request.jupyter is not None
         if is_cell:
             # A cell does not bring back a kernel that is shut down.
@@ -112,21 +116,24 @@ class Admission:
             session = await self._sessions.get_or_create(request.tenant, session_id, request.language)
         if session.runs() > (_MOST_CELLS if is_cell else self._wiring.environment.limits.queue):
             raise TooManyRequests("This session's queue is full: try again once some of its runs have ended.")
+        trace.end(Stage.ADMISSION)
         kernel = None if session.runs() else await session.ensure_kernel()
-        recorded = await self._record(self._make_run(request, kernel))
+        trace.end(Stage.CLAIM)
+        recorded = await self._record(self._make_run(request, kernel), trace)
         if isinstance(recorded, RunRecord):
             return _same_request(recorded, request)
         session.enqueue(recorded)
         return recorded.run_id
 
-    async def _record(self, run: Run) -> LiveRun | RunRecord:
+    async def _record(self, run: Run, trace: RunTrace) -> LiveRun | RunRecord:
         """Record a run and make it live; or return the run that has its key."""
         self._recording.add(run.run_id)
         try:
             existing = await self._wiring.environment.store.add_run(run)
             if existing is not None:
                 return existing
-            return self._wiring.active_runs.add(LiveRun(run, self._wiring.environment))
+            trace.end(Stage.RECORD)
+            return self._wiring.active_runs.add(LiveRun(run, self._wiring.environment, trace))
         except BaseException:
             # It may be on record all the same, or still come to be.
             self._withdrawing.add(run.run_id)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sessions.model import GatewayId, KernelId
 from sessions.ports import Clock, Provisioner, Store, Switchboard
 from sessions.settings import Limits, Timeouts
+from sessions.stages import Stages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,3 +24,4 @@ class Environment:
     switchboard: Switchboard
     preload: tuple[str, ...]
     credential_of: Callable[[KernelId], str]
+    stages: Stages = field(default_factory=Stages)

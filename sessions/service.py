@@ -45,6 +45,7 @@ from sessions.recovery import recover
 from sessions.runs.live_run import Stop
 from sessions.session.registry import Registry
 from sessions.settings import SessionLimits
+from sessions.stages import Stages
 from sessions.wiring import Wiring
 
 _RUNS_PER_PAGE = 500
@@ -86,6 +87,11 @@ class Service:
         self._has_recovered = False
         self._store_watch = HealthCheck("database", self._store.ping)
         self._health: asyncio.Task[None] | None = None
+
+    @property
+    def stages(self) -> Stages:
+        """How long the stages of its runs have taken."""
+        return self._environment.stages
 
     # --- life ---------------------------------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from sessions.ports import Fate
 from sessions.runs.conclusion import conclude, conclude_death, conclude_lost
 from sessions.runs.live_run import LiveRun, Stop
 from sessions.runs.variables import send_variables
+from sessions.stages import Stage
 
 _MAX_REFUSALS = 3
 _INTERNAL_ERROR = "An error inside the gateway lost this run's answer; the code may have run. The gateway's log has it."
@@ -125,6 +126,7 @@ class RunExecutor:
     async def _attempt(self, live: LiveRun, source: KernelSource) -> Result:
         """Send the code to one kernel. Raises NotTaken, and what `KernelSource.kernel_for` raises."""
         kernel = await source.kernel_for(live)
+        live.trace.end(Stage.QUEUE)
         if live.stop is not None:
             raise NotTaken(None)
         source.set_session_flags(live, kernel.generation)
@@ -146,6 +148,7 @@ class RunExecutor:
                 metadata=metadata,
                 jupyter=live.run.jupyter,
             )
+            live.trace.end(Stage.FRAME_OUT)
         except KernelLost as error:
             raise NotTaken(kernel) from error
         # What the variables took is part of the run's time.

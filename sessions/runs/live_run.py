@@ -20,6 +20,7 @@ from sessions.kernels.pending_requests import generation_of
 from sessions.model import Event, Progress, Result, Run, RunId, RunRecord, RunStatus, Session, Usage
 from sessions.output.fold import RunFold
 from sessions.runs.recorder import Recorder
+from sessions.stages import RunTrace, Stage
 
 _NOT_ENDED = "An error inside the gateway lost the end of the run {}. Do not run it again: the code may have run."
 
@@ -43,12 +44,15 @@ class LiveRun:
     kernel process died with it.
     """
 
-    def __init__(self, run: Run, environment: Environment) -> None:
+    def __init__(self, run: Run, environment: Environment, trace: RunTrace | None = None) -> None:
         timeouts = environment.timeouts
         self.run = run
+        self.trace = trace or RunTrace(environment.stages)
         self.source_bytes = run.source_bytes()
         self.fold = RunFold(run.run_id, environment.limits, run.session_id)
-        self.recorder = Recorder(run.run_id, self.fold, environment.store, environment.clock, timeouts)
+        self.recorder = Recorder(
+            run.run_id, self.fold, environment.store, environment.clock, timeouts, trace=self.trace
+        )
         self._timeouts = timeouts
         self.kernel: Kernel | None = None
         self.msg_id = ""
@@ -118,6 +122,7 @@ class LiveRun:
                 EndNotStored(f"The run {self.run_id} has ended, but that could not be stored. Do not run it again.")
             )
         else:
+            self.trace.end(Stage.COMMIT)
             if not self.answer.done():
                 self.answer.set_result(stored)
 

@@ -6,6 +6,7 @@ It owns the writing and its retries. What the messages mean is decided in fold.p
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -24,6 +25,7 @@ from sessions.output.fold import RunFold
 from sessions.ports import Clock, Store
 from sessions.runs.feed import Feed
 from sessions.settings import Timeouts
+from sessions.stages import RunTrace, Stage, Stages
 
 _FIRST_FOLLOWED_PAUSE_S = 0.001
 _FOLLOWED_PAUSE_S = 0.02
@@ -41,7 +43,16 @@ class Recorder:
     frame that an earlier gateway's commits cover, and when a failure was last told in the log.
     """
 
-    def __init__(self, run_id: RunId, fold: RunFold, store: Store, clock: Clock, timeouts: Timeouts) -> None:
+    def __init__(
+        self,
+        run_id: RunId,
+        fold: RunFold,
+        store: Store,
+        clock: Clock,
+        timeouts: Timeouts,
+        *,
+        trace: RunTrace | None = None,
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.run_id = run_id
         self.fold = fold
@@ -56,6 +67,7 @@ class Recorder:
         self._store = store
         self._clock = clock
         self._timeouts = timeouts
+        self._trace = trace or RunTrace(Stages())
         self._taken_seq = 0
         self._file_seq = 0
         self._covered = Progress(0, None, {})
@@ -95,7 +107,11 @@ class Recorder:
             return
         if not self.fold.is_assembling():
             self._file_seq = seq
+        if not self._taken_seq:
+            self._trace.end(Stage.KERNEL_BUSY)
+        begun_s = time.perf_counter()
         self.fold.handle_message(message)
+        self._trace.add_fold(begun_s)
         if message.msg_type == "execute_reply" or message.content.get("execution_state") == "idle":
             self._seen_types.add(message.msg_type)
         self.has_files = self.has_files or message.msg_type == "artifact"
@@ -116,6 +132,7 @@ class Recorder:
         if not self.code_ended.done():
             self.code_ended.set_result(None)
         if not self.ended.done():
+            self._trace.end_frames()
             self.ended.set_result(end)
             if self._uncommitted_seq is None:
                 self._uncommitted_seq = self._taken_seq + 1
@@ -202,6 +219,7 @@ class Recorder:
 
     def _note_code_ended(self) -> None:
         if (self.has_files or self.is_complete()) and not self.code_ended.done():
+            self._trace.end(Stage.IDLE)
             self.code_ended.set_result(None)
 
     async def _write(self) -> None:

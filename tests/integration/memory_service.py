@@ -44,6 +44,7 @@ from sessions.model import (
     TenantId,
 )
 from sessions.settings import SessionLimits
+from sessions.stages import Stages
 
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -114,6 +115,7 @@ class MemoryService:
     state: MemoryReadiness = field(default_factory=MemoryReadiness)
     hold: asyncio.Event | None = None
     finished: int = 0
+    stages: Stages = field(default_factory=Stages)
     was_asked: asyncio.Event = field(default_factory=asyncio.Event)
     has_finished: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from gateway.http.api.streaming import SSE, StreamingHandler, accepts
@@ -10,6 +11,7 @@ from gateway.http.parse import body, run_request
 from gateway.http.render.answer import run_answer
 from sessions.errors import EndNotStored, InvalidRequest, Unavailable
 from sessions.model import Result, RunId, RunRequest, RunStatus
+from sessions.stages import Stage
 
 _NOT_SENT = (
     "The code was run, and its answer is stored, but too many large answers are on their way to send it now: "
@@ -28,6 +30,7 @@ class RunCodeHandler(StreamingHandler):
     async def handle_request(self) -> None:
         given = self._fields()
         request = self._run_request(given)
+        self.context.service.stages.observe(Stage.HANDLER, self.request.request_time())
         if given.stream or accepts(self.request.headers, "text/event-stream"):
             with self.context.http.streams.holding(self):
                 run_id = await self.context.service.begin(request)
@@ -39,7 +42,10 @@ class RunCodeHandler(StreamingHandler):
         else:
             running = self._known(await self.context.service.begin(request))
         del given, request
-        await self.send_json(*await self._answer(await running))
+        answering = self._answer(await running)
+        ended_s = time.perf_counter()
+        await self.send_json(*await answering)
+        self.context.service.stages.observe(Stage.ANSWER, time.perf_counter() - ended_s)
 
     async def _known(self, run_id: RunId) -> Result:
         """The result of a run that may be stored already: there is room for it before it is read."""
