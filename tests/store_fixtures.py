@@ -148,9 +148,9 @@ async def postgres_store(database_url: str) -> AsyncIterator[PostgresStore]:
 
 
 @asynccontextmanager
-async def using_store(database_url: str) -> AsyncIterator[PostgresStore]:
+async def using_store(database_url: str, **options: Any) -> AsyncIterator[PostgresStore]:
     """A store that is closed in the end."""
-    store = PostgresStore(database_url)
+    store = PostgresStore(database_url, **options)
     try:
         yield store
     finally:

@@ -12,7 +12,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from psycopg2 import errors
-from sqlalchemy import URL, Engine, QueuePool, create_engine, event, exc, make_url
+from sqlalchemy import URL, Dialect, Engine, QueuePool, create_engine, event, exc, make_url
+from sqlalchemy.dialects.postgresql import psycopg2
 
 from sessions.errors import Misconfigured, StoreExhausted, StoreFull, StoreReadOnly, StoreUnavailable
 
@@ -60,14 +61,21 @@ def make_engine(url: str, *, pool_size: int, connect_timeout_s: float) -> Engine
         pool_timeout=connect_timeout_s,
         pool_use_lifo=True,
         hide_parameters=True,  # users' code does not belong in the log
-        connect_args={
-            "connect_timeout": max(1, int(connect_timeout_s)),
-            "application_name": "cellblock",
-            "client_encoding": "utf8",
-        },
+        connect_args=_options(connect_timeout_s),
     )
     event.listen(engine, "connect", _prepare)
     return engine
+
+
+def connect_arguments(url: str, connect_timeout_s: float) -> dict[str, Any]:
+    """The same connection's arguments, for psycopg2 itself."""
+    dialect: Dialect = psycopg2.dialect()  # type: ignore[no-untyped-call]
+    return {**dialect.create_connect_args(parse_url(url))[1], **_options(connect_timeout_s)}
+
+
+def _options(connect_timeout_s: float) -> dict[str, Any]:
+    timeout_s = max(1, int(connect_timeout_s))
+    return {"connect_timeout": timeout_s, "application_name": "cellblock", "client_encoding": "utf8"}
 
 
 def _prepare(connection: Any, _record: object) -> None:

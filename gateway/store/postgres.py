@@ -6,7 +6,7 @@ The SQL is in `statements`, the mapping from rows to records in `rows`, the thre
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -17,7 +17,8 @@ from gateway.store import rows, writing
 from gateway.store.db_threads import DbThreads, Work
 from gateway.store.engine import make_engine
 from gateway.store.held_runs import HeldRuns
-from gateway.store.statements import reading, retention, runs, sessions
+from gateway.store.quick_lane import QuickLane
+from gateway.store.statements import Prepared, reading, retention, runs, sessions
 from sessions.errors import NotFound, StoreBusy, StoreUnavailable
 from sessions.model import (
     Artifact,
@@ -67,18 +68,22 @@ class PostgresStore:
     """Made without connecting; the database must have been through `migrate.migrate`.
 
     There are two lanes of threads and connections: one for what is small, and one for bulk, which may take its time.
+    What every run writes goes by the quick lane first, which has no threads, as long as that is small and goes well.
 
     The state: `_held`, the runs added or taken over here and not finished yet; `_is_reachable` and `_lack`, as last
     logged.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 5.0, pool_size: int = 4, bulk_pool_size: int = 3) -> None:
-        """At most as many connections as both pools have; config.yaml, the README and `database.url` say so too."""
+    def __init__(
+        self, url: str, *, timeout_s: float = 5.0, pool_size: int = 2, bulk_pool_size: int = 3, quick_pool_size: int = 2
+    ) -> None:
+        """At most as many connections as the pools have; config.yaml, the README and `database.url` say so too."""
         connect_timeout_s = timeout_s * _CONNECT_SHARE
         self._engine = make_engine(url, pool_size=pool_size, connect_timeout_s=connect_timeout_s)
         self._calls = DbThreads(self._engine, threads=pool_size, wait_s=timeout_s * _WAIT_SHARE)
         self._bulk_engine = make_engine(url, pool_size=bulk_pool_size, connect_timeout_s=connect_timeout_s)
         self._bulk_calls = DbThreads(self._bulk_engine, threads=bulk_pool_size, wait_s=_BULK_WAIT_S, name="store-bulk")
+        self._quick = QuickLane(url, runs.QUICK, connections=quick_pool_size, connect_timeout_s=connect_timeout_s)
         self._timeout_s = timeout_s
         self._held = HeldRuns()
         self._is_reachable = True
@@ -100,10 +105,20 @@ class PostgresStore:
             _close_behind(connection, size_bytes)
             return existing
 
-        existing = await self._run(work, is_bulk=size_bytes > _BULK_BYTES)
+        existing = None
+        if not await self._add_quickly(run, epoch, size_bytes):
+            existing = await self._run(work, is_bulk=size_bytes > _BULK_BYTES)
         if existing is None:
             self._held.added(run)
         return existing
+
+    async def _add_quickly(self, run: Run, epoch: int, size_bytes: int) -> bool:
+        """False when there may be another run in its way."""
+        if size_bytes > _BULK_BYTES or not self._quick.is_free():
+            return False
+        return (
+            await self._run_quickly(runs.ADD_RUN_QUICKLY, runs.add_parameters(run, epoch), self._timeout_s) is not None
+        )
 
     async def start_run(self, run_id: RunId, kernel_id: KernelId, started_at: datetime) -> None:
         """Survives a power cut."""
@@ -129,7 +144,12 @@ class PostgresStore:
         is one to a data directory, so this process is on its way out, and its followers hang up with it.
         """
         epoch = self._held.epoch(run_id)
-        await self._persist(run_id, lambda connection: writing.append(connection, run_id, epoch, batch), batch)
+        await self._persist(
+            run_id,
+            lambda connection: writing.append(connection, run_id, epoch, batch),
+            lambda: writing.quick_append(run_id, epoch, batch),
+            batch,
+        )
 
     async def finish_run(
         self, result: Result, batch: Batch, finished_at: datetime, session: Session | None = None
@@ -140,8 +160,11 @@ class PostgresStore:
         def work(connection: Connection) -> bool:
             return writing.finish(connection, result, epoch, batch, finished_at, session=session)
 
+        def quick() -> writing.QuickWrite | None:
+            return writing.quick_finish(result, epoch, batch, finished_at, session=session)
+
         answer_bytes = len(result.output) + len(result.stderr) + sum(map(_rough_size, result.results))
-        await self._persist(result.run_id, work, batch, other_bytes=answer_bytes)
+        await self._persist(result.run_id, work, quick, batch, other_bytes=answer_bytes)
         self._held.ended(result.run_id)
 
     async def get_run(self, run_id: RunId) -> RunRecord | None:
@@ -236,7 +259,7 @@ class PostgresStore:
 
     async def close(self) -> None:
         """Calls under way may finish."""
-        await asyncio.gather(self._calls.close(), self._bulk_calls.close())
+        await asyncio.gather(self._quick.close(), self._calls.close(), self._bulk_calls.close())
 
     async def _write_session(self, statement: Executable, session: Session) -> None:
         """Leave a session alone that has the same name and is another one."""
@@ -274,10 +297,24 @@ class PostgresStore:
         except StoreUnavailable as error:
             self._log_failure(error)
             raise
+        self._note_answer()
+        return answer
+
+    async def _run_quickly(self, statement: Prepared, parameters: Mapping[str, Any], timeout_s: float) -> Any:
+        """The first row; None when there is none, or the threads are to do it."""
+        try:
+            row = await self._quick.run(statement, parameters, timeout_s=timeout_s)
+        except StoreUnavailable as error:
+            self._log_failure(error)
+            raise
+        if row is not None:
+            self._note_answer()
+        return row
+
+    def _note_answer(self) -> None:
         if not self._is_reachable:
             _log.info("store_available_again")
         self._is_reachable = True
-        return answer
 
     def _log_failure(self, error: StoreUnavailable) -> None:
         """Once per outage; a database that answers but lacks something is logged once per lack."""
@@ -291,7 +328,15 @@ class PostgresStore:
                 _log.warning("store_unavailable", cause=cause)
             self._is_reachable = False
 
-    async def _persist(self, run_id: RunId, work: Work[bool], batch: Batch, *, other_bytes: int = 0) -> None:
+    async def _persist(
+        self,
+        run_id: RunId,
+        work: Work[bool],
+        quick: Callable[[], writing.QuickWrite | None],
+        batch: Batch,
+        *,
+        other_bytes: int = 0,
+    ) -> None:
         """Write what exists nowhere else, with a time-out that grows with its size. The caller retries."""
         size_bytes = sum(len(artifact.data) for artifact in batch.artifacts)
         size_bytes += other_bytes + sum(_rough_size(event.fields) for event in batch.events)
@@ -301,6 +346,11 @@ class PostgresStore:
             _close_behind(connection, size_bytes)
 
         timeout_s = self._timeout_s + size_bytes / _BULK_BYTES_PER_S
+        if size_bytes <= _BULK_BYTES and self._quick.is_free() and (quick_write := quick()) is not None:
+            row = await self._run_quickly(*quick_write, timeout_s)
+            if row is not None and row[0]:
+                self._lack = ""
+                return
         await self._run(write, timeout_s=timeout_s, is_bulk=size_bytes > _BULK_BYTES)
         self._lack = ""
 

@@ -9,8 +9,11 @@ from typing import Any
 
 from sqlalchemy import Connection, TextClause
 
-from gateway.store.statements import batches, runs, sessions
+from gateway.store.statements import Prepared, batches, runs, sessions
 from sessions.model import Batch, Result, RunId, Session
+
+QuickWrite = tuple[Prepared, dict[str, Any]]
+"""A statement of the quick lane, which returns 1 if there was a run to be written to, and its parameters."""
 
 
 def append(connection: Connection, run_id: RunId, epoch: int, batch: Batch) -> bool:
@@ -18,10 +21,7 @@ def append(connection: Connection, run_id: RunId, epoch: int, batch: Batch) -> b
 
     To be written to is one that has not ended and that has this epoch.
     """
-    parameters: dict[str, Any] = {"run_id": run_id, "epoch": epoch}
-    if batch.progress is not None:
-        parameters |= runs.progress_parameters(batch.progress)
-
+    parameters = _append_parameters(run_id, epoch, batch)
     return _write(connection, partial(runs.append, has_progress=batch.progress is not None), parameters, batch)
 
 
@@ -29,11 +29,39 @@ def finish(
     connection: Connection, result: Result, epoch: int, batch: Batch, finished_at: datetime, *, session: Session | None
 ) -> bool:
     """Add the last batch, the answer, and the session's part. False as with `append`."""
-    parameters = runs.finish_parameters(result, epoch, finished_at)
-    if session is not None:
-        parameters |= sessions.after_run_parameters(session)
-
+    parameters = _finish_parameters(result, epoch, finished_at, session)
     return _write(connection, partial(runs.finish, has_session=session is not None), parameters, batch)
+
+
+def quick_append(run_id: RunId, epoch: int, batch: Batch) -> QuickWrite | None:
+    """`append` for the quick lane, if the batch is one for it: of events and progress alone."""
+    if batch.artifacts or batch.progress is None:
+        return None
+    parameters = {**_append_parameters(run_id, epoch, batch), **batches.event_parameters(batch.events)}
+    return runs.APPEND_QUICKLY, parameters
+
+
+def quick_finish(
+    result: Result, epoch: int, batch: Batch, finished_at: datetime, *, session: Session | None
+) -> QuickWrite | None:
+    """`finish`, likewise."""
+    if batch.artifacts:
+        return None
+    parameters = _finish_parameters(result, epoch, finished_at, session)
+    return runs.finish_quickly(has_session=session is not None), {
+        **parameters,
+        **batches.event_parameters(batch.events),
+    }
+
+
+def _append_parameters(run_id: RunId, epoch: int, batch: Batch) -> dict[str, Any]:
+    progress = {} if batch.progress is None else runs.progress_parameters(batch.progress)
+    return {"run_id": run_id, "epoch": epoch, **progress}
+
+
+def _finish_parameters(result: Result, epoch: int, finished_at: datetime, session: Session | None) -> dict[str, Any]:
+    changes = {} if session is None else sessions.after_run_parameters(session)
+    return {**runs.finish_parameters(result, epoch, finished_at), **changes}
 
 
 def _write(

@@ -11,10 +11,13 @@ from sessions.ports import Store
 from sessions.testing.memory_store import MemoryStore
 
 
-@pytest.fixture(params=["memory", "postgres"])
+@pytest.fixture(params=["memory", "postgres", "postgres without its quick lane"])
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
     """Each Store in turn, empty."""
-    store = MemoryStore() if request.param == "memory" else PostgresStore(request.getfixturevalue("database_url"))
+    store: Store = MemoryStore()
+    if request.param != "memory":
+        quick_pool_size = 2 if request.param == "postgres" else 0
+        store = PostgresStore(request.getfixturevalue("database_url"), quick_pool_size=quick_pool_size)
     try:
         yield store
     finally:

@@ -237,7 +237,10 @@ async def test_no_more_connections_are_opened_than_operators_are_told(database_u
     store = PostgresStore(database_url)
     name = make_url(database_url).database
     try:
-        await asyncio.gather(*(slow(lane, 0.2) for lane in [store._calls, store._bulk_calls] * 10))
+        await asyncio.gather(
+            *(slow(lane, 0.2) for lane in [store._calls, store._bulk_calls] * 10),
+            *(store.add_run(new_run()) for _ in range(20)),
+        )
         counted = text("SELECT count(*) FROM pg_stat_activity WHERE datname = :name")
         opened = await store._calls.run(lambda used: used.execute(counted, {"name": name}).scalar_one(), timeout_s=30)
     finally:

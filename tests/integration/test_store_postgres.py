@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from run_records import NOW, new_artifact, new_kernel_id, new_run, new_session, ok, output_event, progress
 from sqlalchemy import Connection, event, make_url, text
-from store_fixtures import execute
+from store_fixtures import execute, using_store
 
 from gateway.store.postgres import PostgresStore
+from gateway.store.statements import Prepared
 from sessions.errors import StoreUnavailable
 from sessions.model import (
     ANONYMOUS,
@@ -76,9 +77,16 @@ def reference(ref: ArtifactRef) -> dict[str, Any]:
 
 
 @pytest.fixture
-def statements(postgres_store: PostgresStore) -> list[tuple[str, Any]]:
+def statements(postgres_store: PostgresStore, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     """What the store sends, each with its parameters."""
     seen: list[tuple[str, Any]] = []
+    run_quickly = postgres_store._quick.run
+
+    async def run(statement: Prepared, parameters: Mapping[str, Any], **options: Any) -> Any:
+        seen.append((statement.execute.partition(" (")[0], parameters))
+        return await run_quickly(statement, parameters, **options)
+
+    monkeypatch.setattr(postgres_store._quick, "run", run)
     for engine in (postgres_store._engine, postgres_store._bulk_engine):
         event.listen(engine, "before_cursor_execute", lambda *args: seen.append(args[2:4]))
     return seen
@@ -89,11 +97,17 @@ async def test_each_step_of_a_run_is_one_statement(
 ) -> None:
     run, session = new_run(idempotency_key="key"), new_session()
     await postgres_store.add_session(session)
+    other = new_run()
     await postgres_store.add_run(run)
+    await postgres_store.add_run(other)
     await postgres_store.start_run(run.run_id, new_kernel_id(), NOW)
     await postgres_store.append(run.run_id, Batch((output_event(1),), progress=progress(1)))
     await postgres_store.finish_run(ok(run), Batch((output_event(2),), (new_artifact(),)), NOW, session)
-    assert [statement.split()[0] for statement, _ in statements] == ["INSERT", "INSERT", "UPDATE", "WITH", "WITH"]
+    await postgres_store.finish_run(ok(other), Batch((output_event(1),)), NOW, session)
+    assert [statement.strip()[:14] for statement, _ in statements] == [
+        *("INSERT INTO se", "EXECUTE add_ru", "EXECUTE add_ru", "UPDATE runs SE", "EXECUTE append"),
+        *("WITH run AS (\n", "EXECUTE finish"),
+    ]
 
 
 READS: list[Callable[[PostgresStore], Awaitable[object]]] = [
@@ -149,14 +163,15 @@ def rows_looked_at(plan: dict[str, Any]) -> float:
     return max(own, *(rows_looked_at(child) for child in plan.get("Plans", [])), 0)
 
 
-async def test_following_a_run_adds_to_no_index_of_runs(postgres_store: PostgresStore, connection: Connection) -> None:
+async def test_following_a_run_adds_to_no_index_of_runs(database_url: str, connection: Connection) -> None:
     run = new_run(code="x = 1\n" * 100_000)
-    await postgres_store.add_run(run)
-    await postgres_store.start_run(run.run_id, new_kernel_id(), NOW)
-    for seq in range(1, 100):
-        await postgres_store.append(run.run_id, Batch((output_event(seq),), progress=progress(seq)))
-    await postgres_store._calls.run(lambda used: used.execute(text("SELECT pg_stat_force_next_flush()")), timeout_s=5)
-    await postgres_store.ping()
+    async with using_store(database_url, quick_pool_size=0) as store:  # the statistics of one connection are asked for
+        await store.add_run(run)
+        await store.start_run(run.run_id, new_kernel_id(), NOW)
+        for seq in range(1, 100):
+            await store.append(run.run_id, Batch((output_event(seq),), progress=progress(seq)))
+        await store._calls.run(lambda used: used.execute(text("SELECT pg_stat_force_next_flush()")), timeout_s=5)
+        await store.ping()
     updates = connection.execute(
         text("SELECT n_tup_upd, n_tup_hot_upd, n_tup_newpage_upd FROM pg_stat_user_tables WHERE relname = 'runs'")
     ).one()

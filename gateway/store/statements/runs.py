@@ -12,7 +12,7 @@ from sqlalchemy import Row, TextClause, text
 from gateway.store import tables
 from gateway.store.column_types import dump_json
 from gateway.store.rows import RESULT_COLUMNS, RUN_COLUMNS, from_result, from_run
-from gateway.store.statements import insert, sessions, typed
+from gateway.store.statements import Prepared, insert, sessions, typed
 from gateway.store.statements.batches import with_batch
 from gateway.store.tables import runs
 from sessions.model import GatewayId, KernelId, Progress, Result, Run, RunId, RunStatus
@@ -28,14 +28,13 @@ _COMMIT = """
 """
 
 # Returns a row when it has added one: nothing is added where the id or the key is taken.
-ADD_RUN = typed(
-    f"""
+_ADD_RUN = f"""
     {insert(runs, (*RUN_COLUMNS, "status", "epoch"))}
     ON CONFLICT DO NOTHING
     RETURNING {_COMMIT}
-    """,
-    runs,
-)
+"""
+ADD_RUN = typed(_ADD_RUN, runs)
+ADD_RUN_QUICKLY = Prepared("add_run", _ADD_RUN, runs)
 
 # The fence: a run that has ended, or that another store has taken over, is left alone.
 _HELD = "run_id = :run_id AND finished_at IS NULL AND epoch = :epoch"
@@ -85,6 +84,27 @@ _FINISHED = f"""
     WHERE {_HELD}
     RETURNING run_id
 """  # noqa: S608 - a constant
+
+
+APPEND_QUICKLY = Prepared("append", with_batch(_PROGRESSED, has_artifacts=False), runs)
+"""`append` with progress and without artifacts."""
+
+_QUICK_FINISHES = {
+    has_session: Prepared(
+        f"finish_{number}",
+        with_batch(_FINISHED, *([sessions.AFTER_RUN] if has_session else []), has_artifacts=False),
+        runs,
+        session_=tables.sessions,
+    )
+    for number, has_session in enumerate((False, True))
+}
+QUICK = (ADD_RUN_QUICKLY, APPEND_QUICKLY, *_QUICK_FINISHES.values())
+"""What every run writes, for `quick_lane`."""
+
+
+def finish_quickly(*, has_session: bool) -> Prepared:
+    """`finish` without artifacts."""
+    return _QUICK_FINISHES[has_session]
 
 
 @cache
