@@ -20,7 +20,7 @@ from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPConnection, HTTPMessageDelegate
 from tornado.iostream import IOStream
 from tornado.web import Application, HTTPError
-from tornado.websocket import WebSocketClosedError, WebSocketHandler
+from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
 
 from gateway.host.data_dir import KERNEL_DIR_CHARACTERS
 from gateway.host.descriptors import ListeningSocket
@@ -41,8 +41,38 @@ _MAX_CONNECTIONS = 256
 _MAX_REASON_BYTES = 120
 _HEADER_TIMEOUT_S = 10.0
 
+_READ_BYTES = 64 << 10
+"""How much is read ahead at most, beyond the frame that comes in."""
+
 Accept = Callable[[Link], LinkListener]
 _log = structlog.get_logger("cellblock.supervisors")
+
+
+class _ReadAhead(WebSocketProtocol13):
+    """Takes the four parts of a small frame, and of those behind it, from one reading of the socket.
+
+    Its state beside the base class's: what was read, and how far it is taken.
+    """
+
+    _ahead = b""
+    _at = 0
+
+    async def _read_bytes(self, n: int) -> bytes:
+        end = self._at + n
+        if end > len(self._ahead):
+            pieces = [self._ahead[self._at :]]
+            missing_bytes = n - len(pieces[0])
+            while missing_bytes > 0:
+                piece = await self.stream.read_bytes(max(missing_bytes, _READ_BYTES), partial=True)
+                pieces.append(piece)
+                missing_bytes -= len(piece)
+            self._ahead, self._at, end = b"".join(pieces), 0, n
+        data = self._ahead[self._at : end]
+        self._at = end
+        if end == len(self._ahead):
+            self._ahead, self._at = b"", 0
+        self._wire_bytes_in += n
+        return data
 
 
 class SupervisorSocket(WebSocketHandler):
@@ -59,6 +89,12 @@ class SupervisorSocket(WebSocketHandler):
 
     def select_subprotocol(self, subprotocols: list[str]) -> str | None:
         return protocol.SUBPROTOCOL if protocol.SUBPROTOCOL in subprotocols else None
+
+    def get_websocket_protocol(self) -> WebSocketProtocol | None:
+        chosen = super().get_websocket_protocol()
+        if isinstance(chosen, WebSocketProtocol13):
+            return _ReadAhead(self, False, chosen.params)  # noqa: FBT003 - tornado's own: a server masks nothing
+        return chosen
 
     def open(self, *args: str, **kwargs: str) -> None:
         """Take the connection, unless this sandbox holds too many already."""

@@ -21,7 +21,7 @@ METHODS: dict[type, tuple[str, ...]] = {
     OutStream: ("_flush", "_flush_buffers", "_is_master_process", "_watch_pipe_fd"),
     WebSocketProtocol13: ("_abort", "_handle_message", "_read_bytes", "_receive_frame"),
 }
-"""Overridden or called by modules of kernel_image, and in gateway.http.base.incoming_messages."""
+"""Overridden or called by modules of kernel_image, in gateway.http.base.incoming_messages and gateway.supervisors."""
 
 ATTRIBUTES: dict[type, tuple[str, ...]] = {
     asyncio.BaseEventLoop: (
@@ -32,7 +32,7 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
         "_stopping",
     ),
     OutStream: ("_buffers", "_fid", "_flush_pending", "_hooks", "_should_watch"),
-    WebSocketProtocol13: ("_fragmented_message_buffer",),
+    WebSocketProtocol13: ("_fragmented_message_buffer", "_wire_bytes_in"),
     HTTPServer: ("_connections",),
     RequestHandler: ("_finished", "_headers"),
 }
