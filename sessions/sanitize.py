@@ -91,7 +91,9 @@ def has_too_many_values(text: str, *, max_values: int, max_containers: int) -> b
     A list or object costs about ten times as much as a number, so there is a bound of its own for them. What stands
     inside of strings does not count.
     """
-    if len(text) <= min(max_values, max_containers) or _is_within(text, max_values, max_containers):
+    if len(text) <= max_values and len(text) <= max_containers:
+        return False
+    if _is_within(text, max_values, max_containers):
         return False
     strings = (text.count('"') - text.count('\\"')) // 2
     return strings > max_values or not _is_within(_STRING.sub("", text), max_values, max_containers)

@@ -224,7 +224,7 @@ class Service:
     async def interrupt(self, tenant: TenantId, run_id: RunId) -> None:
         """Interrupt a run, as Ctrl-C would. Raises NotFound, Conflict when it is not running."""
         live = await self._runs.own(tenant, run_id)
-        if live is None or live.kernel is None or live.concluded.is_set():
+        if live is None or live.kernel is None or live.concluded.done():
             raise Conflict("This run is not running: there is nothing to interrupt.")
         live.interrupt()
 

@@ -207,7 +207,7 @@ class JupyterClients:
     def interrupt(self, session: LiveSession) -> None:
         """Interrupt the run at work, as Ctrl-C would; where none computes, what the kernel does for a client."""
         live, kernel = session.current, session.kernel
-        computes = live is not None and not live.concluded.is_set()
+        computes = live is not None and not live.concluded.done()
         if not computes and kernel is not None and session.observers.find(ClientRouter).is_asked():
             kernel.interrupt(None, grace_s=0)
         else:

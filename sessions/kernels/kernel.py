@@ -29,6 +29,7 @@ from sessions.ports import Clock, Link
 from sessions.settings import Timeouts
 
 _MAX_REFUSALS = 16
+_ACK_PAUSE_S = 0.05
 _LARGEST_COUNT = 1 << 53
 _LARGEST_GENERATION = (1 << 31) - 1
 _MAX_ID_CHARACTERS = 256
@@ -108,6 +109,7 @@ class Kernel:
         self._refusals = 0
         self._changed = asyncio.Event()
         self._reconnect_deadline: asyncio.TimerHandle | None = None
+        self._ack_timer: asyncio.TimerHandle | None = None
         self._watchers: list[Callable[[Kernel], None]] = []
 
     def __repr__(self) -> str:
@@ -242,9 +244,22 @@ class Kernel:
 
     def acknowledge(self) -> None:
         """Let the supervisor forget what is committed or needs no commit."""
+        self._forget_ack_timer()
         seq = self._frame_numbers.acknowledge(self._requests.uncommitted_seq())
         if seq is not None:
             self._link.send_control(protocol.ACK, seq=seq)
+
+    def acknowledge_soon(self) -> None:
+        """The same, of several ended runs together: nobody waits for it, and each time costs both ends."""
+        if self._frame_numbers.is_due():
+            self.acknowledge()
+        elif self._ack_timer is None and not self._is_gone():
+            self._ack_timer = asyncio.get_running_loop().call_later(_ACK_PAUSE_S, self.acknowledge)
+
+    def _forget_ack_timer(self) -> None:
+        if self._ack_timer is not None:
+            self._ack_timer.cancel()
+            self._ack_timer = None
 
     def abandon(self, reason: str) -> None:
         """Shut the kernel down and close its link; pending requests die with it. Does nothing the second time."""
@@ -258,12 +273,15 @@ class Kernel:
     def hand_over(self, reason: str) -> None:
         """Close the link, and leave the kernel and its requests to the next gateway. No listener is called."""
         self._watchers.clear()
+        if self._ack_timer is not None:
+            self.acknowledge()
         self._requests.forget_all()
         if self.state is not KernelState.GONE:
             self._close_link(reason)
 
     def _close_link(self, reason: str) -> None:
         self.state = KernelState.GONE
+        self._forget_ack_timer()
         if self._reconnect_deadline is not None:
             self._reconnect_deadline.cancel()
         self._link.close(reason)
@@ -372,8 +390,10 @@ class Kernel:
             return
         if self._frame_numbers.is_new(seq, len(data)):
             message = None if self._only_tapped else decode(frame)
-            self._look_for_question(frame)
-            self._tap(lambda tap: tap.on_frame(frame))
+            if message is None or message.channel == "stdin":
+                self._look_for_question(frame)
+            if self.tap is not None:
+                self._tap(lambda tap: tap.on_frame(frame))
             if message is not None:
                 self._requests.handle_message(seq, message)
         self._acknowledge_if_due()

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 from uuid import uuid4
 
@@ -44,6 +45,7 @@ ACCEPTED: Mapping[str, frozenset[str]] = {
 _MAX_JSON_DEPTH = 64
 _MAX_JSON_VALUES = 100_000
 _MAX_ID_CHARACTERS = 256
+_MAX_CACHED_BYTES = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,8 @@ def decode(frame: bytes | memoryview) -> Message | None:
         msg_type = decode_object(parts[0]).get("msg_type")
         if not isinstance(msg_type, str) or msg_type not in ACCEPTED.get(channel, ()):
             return None
-        parent_id = decode_object(parts[1]).get("msg_id")
+        parent = parts[1]
+        parent_id = _id_in(parent) if len(parent) <= _MAX_CACHED_BYTES else decode_object(parent).get("msg_id")
         if not isinstance(parent_id, str) or len(parent_id) > _MAX_ID_CHARACTERS:
             return None
         content = parts[3].decode("utf-8", "replace")
@@ -162,6 +165,12 @@ def decode(frame: bytes | memoryview) -> Message | None:
         return Message(channel, msg_type, parent_id, _decode_affordable(content), tuple(parts[4:]))
     except ProtocolViolation:
         return None
+
+
+@lru_cache(maxsize=64)
+def _id_in(header: bytes) -> Any:
+    """The msg_id; all messages of a run have the same parent, to the byte. Raises ProtocolViolation."""
+    return decode_object(header).get("msg_id")
 
 
 def decode_object(data: bytes | str) -> dict[str, Any]:
@@ -184,7 +193,8 @@ def _decode_affordable(text: str) -> dict[str, Any]:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ProtocolViolation("A supervisor sent text that is no JSON.") from error
-    if not isinstance(value, dict) or is_deeper(value, _MAX_JSON_DEPTH):
+    may_be_deep = text.count("{") + text.count("[") > _MAX_JSON_DEPTH
+    if not isinstance(value, dict) or (may_be_deep and is_deeper(value, _MAX_JSON_DEPTH)):
         raise ProtocolViolation("A supervisor sent JSON that is no object, or nested too deeply.")
     return value
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any
 
@@ -33,17 +33,20 @@ class _Account:
         self.left_s = burst_s
         self._at_s = clock.monotonic()
 
-    def spend(self, spent_s: float) -> None:
-        self._earn()
+    def spend(self, spent_s: float, now_s: float) -> None:
+        self._earn(now_s)
         self.left_s -= spent_s
 
     def debt_s(self) -> float:
         """After how many seconds nothing is owed any more."""
-        self._earn()
+        return self.debt_at(self._clock.monotonic())
+
+    def debt_at(self, now_s: float) -> float:
+        """The same, where the time is known already."""
+        self._earn(now_s)
         return -self.left_s / self._share if self.left_s < -_ROUNDING_S else 0.0
 
-    def _earn(self) -> None:
-        now_s = self._clock.monotonic()
+    def _earn(self, now_s: float) -> None:
         self.left_s = min(self._burst_s, self.left_s + (now_s - self._at_s) * self._share)
         self._at_s = now_s
 
@@ -79,10 +82,10 @@ class SharedTime:
         """The virtual start of work that comes after `after_s`."""
         return max(after_s, self._virtual_s - _HEAD_START_S)
 
-    def spend(self, start_s: float, spent_s: float) -> None:
-        """Work that began at the virtual time `start_s` has taken this long."""
+    def spend(self, start_s: float, spent_s: float, now_s: float) -> None:
+        """Work that began at the virtual time `start_s` has taken this long, until now."""
         self._virtual_s = max(self._virtual_s, start_s)
-        self._account.spend(spent_s)
+        self._account.spend(spent_s, now_s)
 
     def enqueue(self, start_s: float, go: Callable[[], None]) -> None:
         """Have `go` called when the turn comes."""
@@ -151,9 +154,19 @@ class Throttle:
 
     def metered(self, handle: Callable[..., None], *args: Any) -> float:
         """Do one piece of work; returns for how many seconds the next one must wait: none with a share of all time."""
-        with self._meter():
+        began_s = self._clock.monotonic()
+        start_s = self._ended_s if self._together is None else self._together.begin(self._ended_s)
+        try:
             handle(*args)
-        return self.pause_s()
+        finally:
+            now_s = self._clock.monotonic()
+            spent_s = now_s - began_s
+            self._ended_s = start_s + spent_s
+            self._account.spend(spent_s, now_s)
+            self._small.spend(spent_s, now_s)
+            if self._together is not None:
+                self._together.spend(start_s, spent_s, now_s)
+        return self._account.debt_at(now_s) if self._is_bounded else 0.0
 
     def pause_s(self) -> float:
         """For how many seconds the next piece of work must wait."""
@@ -171,17 +184,3 @@ class Throttle:
             return self.metered(handle, *args)
         async with self._together.turn(self._together.begin(self._ended_s)):
             return self.metered(handle, *args)
-
-    @contextmanager
-    def _meter(self) -> Iterator[None]:
-        began_s = self._clock.monotonic()
-        start_s = self._ended_s if self._together is None else self._together.begin(self._ended_s)
-        try:
-            yield
-        finally:
-            spent_s = self._clock.monotonic() - began_s
-            self._ended_s = start_s + spent_s
-            self._account.spend(spent_s)
-            self._small.spend(spent_s)
-            if self._together is not None:
-                self._together.spend(start_s, spent_s)

@@ -103,12 +103,8 @@ class ActiveRuns:
         while (live := self._live.get(run_id)) is None:
             if (result := await self._result_of_store(run_id)) is not None:
                 return result
-        concluded = asyncio.ensure_future(live.concluded.wait())
-        try:
-            waits: set[asyncio.Future[Any]] = {live.answer, concluded, self._stopped}
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            concluded.cancel()
+        waits: set[asyncio.Future[Any]] = {live.answer, live.concluded, self._stopped}
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if not live.answer.done():
             either: set[asyncio.Future[Any]] = {live.answer, self._stopped}
             timeout_s = self._timeouts.commit_timeout_s

@@ -132,7 +132,7 @@ class RunExecutor:
         source.set_session_flags(live, kernel.generation)
         live.kernel, live.msg_id = kernel, make_msg_id(live.run_id, kernel.generation)
         live.begun_s = began_s = asyncio.get_running_loop().time()
-        live.recorder.on_commit(kernel.acknowledge)
+        live.recorder.on_commit(kernel.acknowledge, kernel.acknowledge_soon)
         # When this kernel process dies, the session's variables die with it: its successor must not run the code.
         metadata = {"cellblock": {"generation": kernel.generation}}
         try:
@@ -174,7 +174,7 @@ class RunExecutor:
     def join(live: LiveRun, kernel: Kernel) -> None:
         """Listen for a run that an earlier gateway may have sent. To be called before the supervisor dials in."""
         live.kernel = kernel
-        live.recorder.on_commit(kernel.acknowledge)
+        live.recorder.on_commit(kernel.acknowledge, kernel.acknowledge_soon)
         kernel.expect(live.run_id, live.recorder)
 
     async def _resume(self, live: LiveRun, source: KernelSource) -> Result:
@@ -253,12 +253,8 @@ class RunExecutor:
 
         Returns why it was stopped; None when it ended by itself.
         """
-        stopping = asyncio.ensure_future(live.stopping.wait())
-        try:
-            either: set[asyncio.Future[Any]] = {ended, stopping}
-            done, _ = await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stopping.cancel()
+        either: set[asyncio.Future[Any]] = {ended, live.stopping}
+        done, _ = await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if ended.done():
             return None
         limit = f"The run passed its time limit of {live.run.timeout_s:g} s and was stopped."

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from sessions.model import Event
@@ -27,6 +27,7 @@ class Feed:
         self.last_seq = last_seq
         self.is_closed = False
         self.followed = asyncio.Event()
+        self.on_followed: Callable[[], None] = lambda: None
         self._followers = 0
         self._kept: deque[tuple[Event, int]] = deque()
         self._kept_bytes = 0
@@ -41,6 +42,7 @@ class Feed:
         """Count as a follower for the length of the block: events are committed soon, and kept."""
         self._followers += 1
         self.followed.set()
+        self.on_followed()
         try:
             yield
         finally:

@@ -60,9 +60,10 @@ class LiveRun:
         self.is_resumed = False
         self.lost_kernel = False
         self.stop: Stop | None = None
-        self.stopping = asyncio.Event()
-        self.concluded = asyncio.Event()
-        self.answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self.stopping: asyncio.Future[None] = loop.create_future()
+        self.concluded: asyncio.Future[None] = loop.create_future()
+        self.answer: asyncio.Future[Result] = loop.create_future()
         self.answer.add_done_callback(retrieve)
 
     def __repr__(self) -> str:
@@ -108,11 +109,12 @@ class LiveRun:
         """Have it end. The first reason given counts."""
         if self.stop is None:
             self.stop = stop
-            self.stopping.set()
+            self.stopping.set_result(None)
 
     async def commit(self, result: Result, session: Session | None = None) -> None:
         """Commit the end, however long that takes, then resolve `answer`."""
-        self.concluded.set()
+        if not self.concluded.done():
+            self.concluded.set_result(None)
         try:
             stored = await self.recorder.finish(result, session)
         except Exception:

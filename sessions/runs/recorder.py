@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -75,7 +76,10 @@ class Recorder:
         self._writing_seq: int | None = None
         self._unwritten = Batch()
         self._committed: Callable[[], None] = lambda: None
+        self._end_committed = self._committed
         self._writer: asyncio.Task[None] | None = None
+        self._begin_timer: asyncio.TimerHandle | None = None
+        self.feed.on_followed = self._begin_writing_soon
         self._is_writing = False
         self._is_stopping = False
         self._news = asyncio.Event()
@@ -86,9 +90,9 @@ class Recorder:
         """The first folded frame whose content is not committed yet."""
         return self._uncommitted_seq if self._writing_seq is None else self._writing_seq
 
-    def on_commit(self, committed: Callable[[], None]) -> None:
-        """Call `committed` after every commit, so that frames can be acknowledged."""
-        self._committed = committed
+    def on_commit(self, committed: Callable[[], None], ended: Callable[[], None] | None = None) -> None:
+        """Call `committed` after every commit, so that frames can be acknowledged; `ended`, if any, after the last."""
+        self._committed, self._end_committed = committed, ended or committed
 
     def resume(self, events: Sequence[Event], progress: Progress) -> None:
         """Go on from what an earlier gateway has committed; frames that this covers are skipped."""
@@ -148,6 +152,7 @@ class Recorder:
         self._covered = Progress(0, None, {})
         self._uncommitted_seq = None
         self._taken_seq = 0
+        self._forget_timer()
         if self._writer is not None and self._writer.done():
             self._writer = None
 
@@ -181,7 +186,7 @@ class Recorder:
         self._unwritten, self._uncommitted_seq, self._writing_seq = Batch(), None, None
         self.feed.publish(batch.events)
         self.feed.close()
-        self._committed()
+        self._end_committed()
         return result
 
     async def _store_end(self, result: Result, batch: Batch, finished_at: datetime, session: Session | None) -> None:
@@ -195,6 +200,8 @@ class Recorder:
 
     async def stop_writing(self) -> None:
         """Write no more. What is not committed was not acknowledged either, so the next gateway gets it again."""
+        self._is_stopping = True
+        self._forget_timer()
         if self._writer is not None:
             self._writer.cancel()
             await asyncio.wait([self._writer])
@@ -214,22 +221,46 @@ class Recorder:
         self._news.set()
         if self.fold.has_pending():
             self._has_events.set()
+        self._begin_writing_soon()
+
+    def _begin_writing_soon(self) -> None:
+        """Have the writer begin when output has gathered for a while, or at once while somebody follows the run.
+
+        A short run that nobody follows ends before: its one commit is that of its end.
+        """
+        if self._writer is not None or self._is_stopping or not self._news.is_set():
+            return
+        if self.feed.followed.is_set():
+            self._begin_writing(has_gathered=False)
+        elif self._begin_timer is None:
+            gathered = partial(self._begin_writing, has_gathered=True)
+            self._begin_timer = asyncio.get_running_loop().call_later(self._timeouts.batch_pause_s, gathered)
+
+    def _begin_writing(self, *, has_gathered: bool) -> None:
+        self._forget_timer()
         if self._writer is None:
-            self._writer = asyncio.ensure_future(self._write())
+            self._writer = asyncio.ensure_future(self._write(has_gathered=has_gathered))
+
+    def _forget_timer(self) -> None:
+        if self._begin_timer is not None:
+            self._begin_timer.cancel()
+            self._begin_timer = None
 
     def _note_code_ended(self) -> None:
         if (self.has_files or self.is_complete()) and not self.code_ended.done():
             self._trace.end(Stage.IDLE)
             self.code_ended.set_result(None)
 
-    async def _write(self) -> None:
+    async def _write(self, *, has_gathered: bool) -> None:
         """Write batch after batch until the run ends; `finish` commits the end."""
         pause_s = _FIRST_FOLLOWED_PAUSE_S
         while True:
             if not self._has_events.is_set():
                 pause_s = _FIRST_FOLLOWED_PAUSE_S
             await self._news.wait()
-            await self._pause()
+            if not has_gathered:
+                await self._pause()
+            has_gathered = False
             if self.ended.done():
                 return
             self._news.clear()
@@ -266,6 +297,7 @@ class Recorder:
     async def _stop_writing(self) -> None:
         """End the writer, after the batch that is being written."""
         self._is_stopping = True
+        self._forget_timer()
         if self._writer is not None:
             if not self._is_writing:
                 self._writer.cancel()

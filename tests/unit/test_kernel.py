@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import structlog
-from doubles import message_frame
+from doubles import message_frame, until
 from kernel_line import Line, RecordingListener
 
 from kernel_image import protocol
@@ -231,6 +231,36 @@ async def test_nothing_is_acknowledged_before_it_is_committed(line: Line) -> Non
     heard.uncommitted_seq = None
     line.kernel.acknowledge()
     assert acknowledged(line) == 201
+
+
+async def test_commits_that_follow_each_other_are_acknowledged_together(line: Line) -> None:
+    line.ready().publish("nobody")
+    for _ in range(3):
+        line.kernel.acknowledge_soon()
+    assert line.link.sent("ack") == []
+    line.publish("nobody")
+    await until(lambda: acknowledged(line) == 3)
+    assert len(line.link.sent("ack")) == 1
+
+
+async def test_what_is_much_is_acknowledged_with_its_commit(line: Line) -> None:
+    heard = RecordingListener()
+    msg_id = line.ready().execute("x", heard)
+    heard.uncommitted_seq = 2
+    for _ in range(200):
+        line.publish(msg_id, text="x")
+    heard.uncommitted_seq = None
+    line.kernel.acknowledge_soon()
+    assert acknowledged(line) == 201
+
+
+async def test_what_is_committed_is_acknowledged_before_the_kernel_is_handed_over(line: Line) -> None:
+    line.ready().publish("nobody")
+    line.kernel.acknowledge_soon()
+    line.kernel.hand_over("the gateway stops")
+    assert acknowledged(line) == 2
+    line.kernel.acknowledge_soon()
+    assert len(line.link.sent("ack")) == 1
 
 
 @pytest.mark.parametrize("end", ["done", "died"])

@@ -40,6 +40,16 @@ async def bench(timeouts: Timeouts) -> AsyncIterator[Bench]:
     assert bench.engine.sandboxes == {}
 
 
+async def test_what_a_run_has_said_is_acknowledged_once_its_end_is_committed(bench: Bench) -> None:
+    running = bench.begin(session_id="s")
+    kernel = await bench.sent()
+    kernel.end("1\n")
+    assert kernel.link.sent(protocol.ACK) == []
+    await running
+    await until(lambda: bool(kernel.link.sent(protocol.ACK)))
+    assert kernel.link.sent(protocol.ACK)[-1]["seq"] == kernel.supervisor.last_seq
+
+
 async def test_an_answer_is_committed_before_it_is_given_and_the_kernel_is_used_once(bench: Bench) -> None:
     running = bench.begin()
     kernel = await bench.sent()
@@ -55,7 +65,6 @@ async def test_an_answer_is_committed_before_it_is_given_and_the_kernel_is_used_
         EventType.STDOUT,
         EventType.END,
     ]
-    assert kernel.link.sent(protocol.ACK)[-1]["seq"] == kernel.supervisor.last_seq
     assert kernel.kernel_id in bench.engine.sandboxes  # removing it, and starting the next, do not delay the answer
     assert len(bench.engine.specs) == 1
     await until(lambda: kernel.kernel_id not in bench.engine.sandboxes)

@@ -135,7 +135,7 @@ def bytes_of(value: Any, depth: int = _DEPTH) -> int:
     """About how much memory a value takes that becomes JSON. What is nested deeper is left out."""
     if isinstance(value, str):
         return sys.getsizeof(value)
-    if depth and isinstance(value, Mapping):
+    if depth and isinstance(value, dict | Mapping):
         return sum(bytes_of(name) + bytes_of(item, depth - 1) for name, item in value.items())
     if depth and isinstance(value, list | tuple):
         return sum(bytes_of(item, depth - 1) for item in value)
