@@ -56,9 +56,10 @@ class BareKernel:
 class Gateway:
     """`cellblock serve` in a process of its own."""
 
-    def __init__(self, data_dir: Path, image: str, settings: Mapping[str, str]) -> None:
-        """`settings` are further variables, without the prefix."""
+    def __init__(self, data_dir: Path, image: str, settings: Mapping[str, str], checkout: Path | None = None) -> None:
+        """`settings` are further variables, without the prefix; `checkout` is where the code is, if not here."""
         self._data_dir = data_dir
+        self._checkout = checkout
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self._variables = {
@@ -74,6 +75,7 @@ class Gateway:
         self._log = (self._data_dir.parent / "gateway.log").open("wb")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "gateway", "serve"],
+            cwd=self._checkout,
             env={**os.environ, **variables},
             stdout=self._log,
             stderr=self._log,

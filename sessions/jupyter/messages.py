@@ -23,6 +23,7 @@ from sessions.sanitize import has_too_many_values
 
 _EMPTY = b"{}"
 _MAX_HEADER_BYTES = 32 << 10
+_MAX_STATUS_BYTES = 256
 _MAX_VALUES = 1_000_000
 _MAX_CONTAINERS = 100_000
 
@@ -141,6 +142,15 @@ def make(
 def status(state: str, parent_header: Mapping[str, Any]) -> ClientMessage:
     """The kernel is `busy`, `idle`, `starting`, `restarting` or `dead`."""
     return make("status", {"execution_state": state}, parent_header)
+
+
+def says_state(message: ClientMessage, state: str) -> bool:
+    """Whether it is a status message that says so."""
+    return (
+        message.msg_type == "status"
+        and len(message.content) < _MAX_STATUS_BYTES
+        and f'"{state}"'.encode() in message.content
+    )
 
 
 def note(text: str, parent_header: Mapping[str, Any]) -> ClientMessage:

@@ -20,6 +20,10 @@ LIMIT_BYTES = 4 << 20
 _WINDOW = 256
 """How many items may be unconfirmed at once. They are kept, and sent again when the client comes back."""
 
+RECEIPT_ITEMS = _WINDOW // 4
+RECEIPT_BYTES = LIMIT_BYTES // 4
+"""After so much it is time to learn what has arrived: a client whose answers take a while is sent more meanwhile."""
+
 _MAX_REPLAYED_RUNS = 1000
 
 

@@ -30,7 +30,6 @@ MAX_CLIENTS = 32
 
 _MAX_AWAY = 8
 _REMEMBERED = 2048
-_STATUS_BYTES = 256
 _COMM = "comm_"
 
 
@@ -170,11 +169,11 @@ class ClientRouter:
             if message.msg_type == "execute_reply" and not run.has_reply:
                 run.has_reply = True
                 self._on_reply(run_id)
-            run.has_idle = run.has_idle or _is_idle(message)
+            run.has_idle = run.has_idle or messages.says_state(message, "idle")
         elif request is not None:
             state = request.state
             request.kernel.note_arrived(message.parent_id)
-            if _is_idle(message):
+            if messages.says_state(message, "idle"):
                 self._note_answered(message.parent_id, request)
             message = replace(message, parent_header=request.header)
         during = run_id
@@ -302,7 +301,3 @@ class ClientRouter:
 
     def _publish_status(self, state: str) -> None:
         self._publish(messages.status(state, {}), None, keeps_place=True)
-
-
-def _is_idle(message: ClientMessage) -> bool:
-    return message.msg_type == "status" and len(message.content) < _STATUS_BYTES and b'"idle"' in message.content

@@ -219,15 +219,26 @@ async def test_what_has_arrived_is_found_out_by_pings(wire: Wire, lab: ClientCon
 
 
 async def test_what_was_sent_behind_a_ping_is_asked_after_by_the_next_one(wire: Wire) -> None:
-    async with wire.raw("lab") as (reader, writer), asyncio.timeout(5):
-        for text in ("first", "second"):
-            await wire.publish("stream", {"name": "stdout", "text": text})
+    async with wire.raw("lab") as (reader, writer), asyncio.timeout(30):
+        await wire.publish("stream", {"name": "stdout", "text": "first"})
         assert b"first" in await reader.readuntil(b"\x89\x011")
-        await reader.readuntil(b"second")
+        await wire.publish("stream", {"name": "stdout", "text": "second"})
+        assert b"second" in await reader.readuntil(b"\x89\x012")
         writer.write(_pong(b"1"))
-        await reader.readuntil(b"\x89\x012")
+        await until(lambda: len(wire.client_state().outbox._unconfirmed) == 1)
         writer.write(_pong(b"2"))
         await until(lambda: not wire.client_state().outbox._unconfirmed)
+
+
+async def test_a_request_behind_a_pong_waits_for_no_acknowledgement(wire: Wire) -> None:
+    async with wire.raw("lab") as (reader, writer), asyncio.timeout(30):
+        await wire.publish("stream", {"name": "stdout", "text": "out"})
+        await reader.readuntil(b"\x89\x011")
+        writer.write(_pong(b"1"))
+        await until(lambda: not wire.client_state().outbox._unconfirmed)
+        (stream,) = wire.face.streams._open
+        connection = stream.ws_connection.stream.socket  # type: ignore[attr-defined]
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK) == 1
 
 
 def _pong(payload: bytes) -> bytes:

@@ -1,12 +1,13 @@
 """`GET /api/kernels/{id}/channels`: Jupyter's WebSocket, over which a client talks with a session's kernel.
 
-sessions/jupyter decides what is sent, to whom and in which order. This module sends it, and learns by pings how much of
+sessions/jupyter decides what is sent, to whom and in which order. This module sends it; receipts.py learns how much of
 it has arrived.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import aclosing, suppress
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from gateway.http.base.outgoing import Place
 from gateway.http.base.websocket import SocketHandler
 from gateway.http.jupyter.framing import Framing, framing_of
 from gateway.http.jupyter.handler import JupyterHandler
+from gateway.http.jupyter.receipts import Receipts
 from gateway.http.jupyter.replay import replay_run, with_others
 from gateway.http.parse.urls import segment
 from kernel_image.protocol import SUBPROTOCOL
@@ -41,8 +43,8 @@ _log = structlog.get_logger("cellblock.http")
 class JupyterChannels(JupyterHandler, SocketHandler):
     """One connection.
 
-    Its state: the client's connection and framing once they are known, the task that sends, whether a ping is under
-    way, when something last came from the client, and the number of invalid messages.
+    Its state: the client's connection, framing and receipts once they are known, the task that sends, when something
+    last came from the client, and the number of invalid messages.
     """
 
     ends_early: ClassVar[bool] = True
@@ -51,7 +53,7 @@ class JupyterChannels(JupyterHandler, SocketHandler):
         self._connection: ClientConnection | None = None
         self._framing: Framing = framing_of(None)
         self._sending: asyncio.Task[None] | None = None
-        self._is_pinging = False
+        self._receipts: Receipts | None = None
         self._heard_s = 0.0
         self._silence: asyncio.TimerHandle | None = None
         self._garbage = 0
@@ -81,7 +83,8 @@ class JupyterChannels(JupyterHandler, SocketHandler):
         super().open(*args, **kwargs)
         assert self._connection is not None  # noqa: S101 - for mypy; `handle_request` has set it
         self._framing = framing_of(self.selected_subprotocol)
-        self._sending = asyncio.ensure_future(self._send_items(self._connection))
+        self._receipts = Receipts(self._connection, self._ping)
+        self._sending = asyncio.ensure_future(self._send_items(self._connection, self._receipts))
         self._connection.on_replaced(self._be_replaced)
         self.patience.timeout_s = self.context.http.bounds.silence_s
         self._note_heard()
@@ -98,6 +101,8 @@ class JupyterChannels(JupyterHandler, SocketHandler):
             self._sending.cancel()
         if self._silence is not None:
             self._silence.cancel()
+        if self._receipts is not None:
+            self._receipts.stop()
 
     # --- silence ------------------------------------------------------------------------------------------------------
 
@@ -107,7 +112,12 @@ class JupyterChannels(JupyterHandler, SocketHandler):
         return 0.0
 
     def _note_heard(self) -> None:
+        """Something has come from the client. It is acknowledged at once, since the next may wait for that."""
         self._heard_s = asyncio.get_running_loop().time()
+        stream = getattr(self.ws_connection, "stream", None)
+        if stream is not None and stream.socket is not None:
+            with suppress(OSError):  # it is closed, or no TCP
+                stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def _watch_silence(self) -> None:
         """Close the connection once nothing has come over it for too long."""
@@ -151,16 +161,16 @@ class JupyterChannels(JupyterHandler, SocketHandler):
 
     # --- sending to the client ----------------------------------------------------------------------------------------
 
-    async def _send_items(self, connection: ClientConnection) -> None:
+    async def _send_items(self, connection: ClientConnection, receipts: Receipts) -> None:
         """Send what the client is due, until the kernel is gone."""
         try:
             while (item := await connection.next_item()) is not None:
                 if isinstance(item, Replay):
-                    await self._replay(connection, item)
+                    await self._replay(connection, item, receipts)
                 else:
                     with self.placing() as place:
                         await self._send(item, place)
-                self._ping(connection)
+                    receipts.note_sent(item)
             self.close(_NORMAL, "this kernel has been shut down")
         except WebSocketClosedError:
             pass  # the client is gone
@@ -171,7 +181,7 @@ class JupyterChannels(JupyterHandler, SocketHandler):
             _log.exception("jupyter_client_not_told", request_id=self.request_id)
             self.disconnect()
 
-    async def _replay(self, connection: ClientConnection, replay: Replay) -> None:
+    async def _replay(self, connection: ClientConnection, replay: Replay, receipts: Receipts) -> None:
         bounds = self.context.http.bounds
         with self.placing() as place, self.placing() as place_ahead:
             replayed = replay_run(
@@ -185,19 +195,17 @@ class JupyterChannels(JupyterHandler, SocketHandler):
             async with aclosing(replayed), aclosing(with_others(replayed, connection.next_ahead)) as messages:  # type: ignore[type-var]
                 async for message, is_of_replay in messages:
                     await self._send(message, place if is_of_replay else place_ahead)
-                    self._ping(connection)
+                    receipts.note_sent(message)
         connection.replay_sent(replay.run_id)
+        receipts.note_sent(None)
 
     async def _send(self, message: ClientMessage, place: Place) -> None:
         await place.make(message.size_bytes)
         await self.send_encoded(lambda: self._framing.encode(message), place)
 
-    def _ping(self, connection: ClientConnection) -> None:
-        """Ask whether all of it has arrived, unless a ping is under way."""
-        if not self._is_pinging:
-            with suppress(WebSocketClosedError):
-                self.ping(str(connection.sent))
-                self._is_pinging = True
+    def _ping(self, data: str) -> None:
+        with suppress(WebSocketClosedError):
+            self.ping(data)
 
     def on_ping(self, data: bytes) -> None:
         del data
@@ -205,10 +213,5 @@ class JupyterChannels(JupyterHandler, SocketHandler):
 
     def on_pong(self, data: bytes) -> None:
         self._note_heard()
-        if self._connection is None or not data.isdigit():
-            return  # tornado's own pings are empty
-        self._is_pinging = False
-        number = int(data)
-        self._connection.confirm(number)
-        if self._connection.sent > number and not self.is_closed:
-            self._ping(self._connection)
+        if self._receipts is not None:
+            self._receipts.note_pong(data)
