@@ -65,7 +65,7 @@ class FrameError(ValueError):
 class SupervisorSettings:
     """The settings of a supervisor, which it reads at its start. Sizes in bytes, times in seconds.
 
-    `gateway` is `unix:<path>`, or a `ws://`/`wss://` URL. `threads` is what linear algebra libraries may use.
+    `gateway` is `unix:<path>`. `threads` is what linear algebra libraries may use.
     `max_message_bytes` bounds one Jupyter message, `spool_bytes` what is kept for a gateway that is away, `relay_bytes`
     the messages of one run that are passed on at all. The gateway derives them from its limits on output and images.
     """

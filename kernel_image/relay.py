@@ -8,18 +8,13 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-import socket
 import time
-from functools import partial
 from typing import Any, Protocol
 
-from tornado.httpclient import HTTPClientError, HTTPRequest
-from tornado.netutil import Resolver
-from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, WebSocketError, websocket_connect
-
-from kernel_image import protocol
+from kernel_image import protocol, websocket
 from kernel_image.sandbox_log import describe, log_event
 from kernel_image.spool import Frame, Gap, Spool
+from kernel_image.websocket import WebSocket, WebSocketError
 
 _MAX_REQUEST_BYTES = 256 << 20
 _FIRST_PAUSE_S = 0.02
@@ -27,7 +22,7 @@ _LONGEST_PAUSE_S = 1.0
 _CONNECT_TIMEOUT_S = 10.0
 _UNFLUSHED_LIMIT_BYTES = 1 << 20
 _MOST_FAILURES = 3
-_NETWORK_ERRORS = (OSError, HTTPClientError, WebSocketError)
+_NETWORK_ERRORS = (OSError, WebSocketError)
 """What is raised when there is no gateway. Anything else is somebody's bug, and is logged with its traceback."""
 
 
@@ -55,22 +50,11 @@ class GatewayListener(Protocol):
         ...
 
 
-class _UnixResolver(Resolver):
-    """Resolves every name to one unix socket, so that tornado's client can dial it."""
-
-    def initialize(self, path: str) -> None:
-        self._path = path
-
-    async def resolve(self, host: str, port: int, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[Any]:
-        del host, port, family
-        return [(socket.AF_UNIX, self._path)]
-
-
 class Relay:
     """Keeps one WebSocket to the gateway alive, and every numbered frame until it is acknowledged.
 
-    Its state: the connection, whether the gateway has welcomed it, the last `seq` sent on it, the bytes that its socket
-    has not taken yet, and which frame of the gateway has failed how often.
+    Its state: the connection, whether the gateway has welcomed it, the last `seq` sent on it, and which frame of the
+    gateway has failed how often.
     """
 
     def __init__(self, settings: protocol.SupervisorSettings, listener: GatewayListener) -> None:
@@ -78,10 +62,9 @@ class Relay:
         self._listener = listener
         self._boot_id = secrets.token_hex(16)
         self._spool = Spool(settings.spool_bytes, self._render_gap)
-        self._connection: WebSocketClientConnection | None = None
+        self._connection: WebSocket | None = None
         self._welcomed = False
         self._sent_seq = 0
-        self._unflushed_bytes = 0
         self._acknowledged = asyncio.Event()
         self._dial_failure = ""
         self._failure: tuple[int, int] = (0, 0)
@@ -100,7 +83,7 @@ class Relay:
     def send_unnumbered(self, frame: str | bytes) -> None:
         """Send a frame now, if a gateway has welcomed us. It is not kept: whoever asked for it asks again."""
         if self._welcomed and self._connection is not None:
-            self._write(self._connection, frame)
+            self._connection.send(frame)
 
     async def wait_for_room(self) -> None:
         """Return once half of the spool is free, so that what comes next does not overflow it."""
@@ -138,10 +121,9 @@ class Relay:
                 **self._listener.hello(),
             }
             self._connection = connection
-            self._unflushed_bytes = 0
-            await connection.write_message(protocol.encode_control(protocol.HELLO, **hello))
-            while (frame := await connection.read_message()) is not None:
-                self._handle_or_drop(frame)
+            connection.on_flushed = self._send_unsent
+            connection.send(protocol.encode_control(protocol.HELLO, **hello))
+            await connection.receive(self._handle_or_drop)
             log_event("link_closed", code=connection.close_code, reason=connection.close_reason)
         except Exception as error:  # noqa: BLE001 - likewise
             log_event("link_broken", error, with_traceback=not isinstance(error, _NETWORK_ERRORS))
@@ -151,18 +133,12 @@ class Relay:
         self._listener.on_disconnected()
         return welcomed
 
-    async def _dial(self) -> WebSocketClientConnection:
-        gateway = self._settings.gateway
-        resolver = None
-        if gateway.startswith("unix:"):
-            resolver = _UnixResolver(path=gateway.removeprefix("unix:"))
-            gateway = "ws://gateway/supervisor"
-        return await websocket_connect(
-            HTTPRequest(gateway, connect_timeout=_CONNECT_TIMEOUT_S),
-            subprotocols=[protocol.SUBPROTOCOL],
-            max_message_size=_MAX_REQUEST_BYTES,
-            resolver=resolver,
-        )
+    async def _dial(self) -> WebSocket:
+        path = self._settings.gateway.removeprefix("unix:")
+        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            return await websocket.connect(
+                path, "/supervisor", protocol.SUBPROTOCOL, max_message_bytes=_MAX_REQUEST_BYTES
+            )
 
     def _log_dial_failure(self, error: Exception) -> None:
         """Log why there is no gateway, once for as long as the reason stays the same."""
@@ -212,34 +188,16 @@ class Relay:
         self._acknowledged.set()
 
     def _send_unsent(self) -> None:
-        """Send from the spool until all is sent or the socket is full enough; `_flushed` continues from there."""
+        """Send from the spool until all is sent, or enough waits for the socket; once that is flushed, this goes on."""
         connection = self._connection
         if not self._welcomed or connection is None:
             return
-        while self._unflushed_bytes < _UNFLUSHED_LIMIT_BYTES:
+        while connection.unsent_bytes < _UNFLUSHED_LIMIT_BYTES:
             frame = self._spool.get(self._sent_seq + 1)
             if frame is None:
                 return
             self._sent_seq += 1
-            if not self._write(connection, frame):
-                return
-
-    def _write(self, connection: WebSocketClientConnection, frame: str | bytes) -> bool:
-        """Write a frame; False when the connection is closed. The reader notices too, and dials again."""
-        try:
-            flushed = connection.write_message(frame, binary=isinstance(frame, bytes))
-        except WebSocketClosedError:
-            return False
-        self._unflushed_bytes += len(frame)
-        asyncio.ensure_future(flushed).add_done_callback(partial(self._flushed, connection, len(frame)))
-        return True
-
-    def _flushed(self, connection: WebSocketClientConnection, size_bytes: int, flushed: asyncio.Future[None]) -> None:
-        failed = flushed.cancelled() or flushed.exception() is not None
-        if connection is self._connection:
-            self._unflushed_bytes -= size_bytes
-            if not failed:
-                self._send_unsent()
+            connection.send(frame)
 
     def _render_gap(self, seq: int, gap: Gap) -> Frame:
         return protocol.encode_control(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -16,22 +15,18 @@ SETTINGS = protocol.SupervisorSettings("k", "c", "unix:/s", "/work", "/ipc", "/h
 class SlowConnection:
     """Takes frames and says that they are on their way; `flush` lets all of them arrive."""
 
-    def __init__(self) -> None:
+    def __init__(self, spooled: Relay) -> None:
+        self._spooled = spooled
         self.frames: list[str | bytes] = []
-        self.flushes: list[asyncio.Future[None]] = []
+        self.unsent_bytes = 0
 
-    def write_message(self, frame: str | bytes, *, binary: bool) -> asyncio.Future[None]:
-        assert binary == isinstance(frame, bytes)
+    def send(self, frame: str | bytes) -> None:
         self.frames.append(frame)
-        self.flushes.append(asyncio.get_running_loop().create_future())
-        return self.flushes[-1]
+        self.unsent_bytes += len(frame)
 
-    async def flush(self) -> None:
-        for flush in self.flushes:
-            if not flush.done():
-                flush.set_result(None)
-        for _ in range(3):
-            await asyncio.sleep(0)
+    def flush(self) -> None:
+        self.unsent_bytes = 0
+        self._spooled._send_unsent()
 
     def numbers(self) -> list[int]:
         return [protocol.split_number(frame)[0] for frame in self.frames if isinstance(frame, bytes)]
@@ -48,9 +43,8 @@ def spooled(monkeypatch: pytest.MonkeyPatch) -> Relay:
 
 
 def connect(spooled: Relay, acknowledged: int) -> SlowConnection:
-    connection = SlowConnection()
+    connection = SlowConnection(spooled)
     spooled._connection = connection  # type: ignore[assignment]
-    spooled._unflushed_bytes = 0
     tell(spooled, protocol.WELCOME, acknowledged=acknowledged)
     return connection
 
@@ -63,7 +57,7 @@ async def test_everything_not_acknowledged_is_sent_in_order(spooled: Relay) -> N
     connection = connect(spooled, acknowledged=3)
     assert connection.numbers() == [4, 5]
     for _ in range(4):
-        await connection.flush()
+        connection.flush()
     assert connection.numbers() == [4, 5, 6, 7, 8, 9, 10]
 
 
@@ -72,14 +66,14 @@ async def test_an_acknowledgement_of_what_was_sent_over_the_last_connection_does
 ) -> None:
     before = connect(spooled, acknowledged=0)
     for _ in range(5):
-        await before.flush()
+        before.flush()
     assert before.numbers()[-1] == 10
     after = connect(spooled, acknowledged=0)
     tell(spooled, protocol.ACK, seq=6)
-    await after.flush()
+    after.flush()
     spooled.put_message("iopub", [b"{}"] * 4, droppable=True)
     for _ in range(4):
-        await after.flush()
+        after.flush()
     assert after.numbers() == [1, 2, 7, 8, 9, 10, 11]
 
 
@@ -87,7 +81,7 @@ async def test_an_acknowledgement_of_what_was_sent_over_the_last_connection_does
 async def test_an_acknowledgement_of_what_does_not_exist_yet_skips_nothing(spooled: Relay, op: str) -> None:
     connection = connect(spooled, acknowledged=0)
     tell(spooled, op, **{"acknowledged" if op == protocol.WELCOME else "seq": 100})
-    await connection.flush()
+    connection.flush()
     spooled.put_message("iopub", [b"{}"] * 4, droppable=True)
     assert connection.numbers() == [1, 2, 11]
 
