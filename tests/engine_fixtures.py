@@ -14,7 +14,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from docker.api.client import APIClient
@@ -28,6 +28,15 @@ from sessions.provisioners.process.provisioner import ProcessProvisioner
 from sessions.settings import BuildSettings, EngineSettings
 
 BUILD = BuildSettings()
+
+ZYGOTE_VARIABLE = "CELLBLOCK_ENGINE_ZYGOTE"
+"""Set to `off`, all of the tests' sandboxes fork their own kernels."""
+
+
+def docker_settings(kernel_image: str, **fields: Any) -> EngineSettings:
+    """The tests' own, by way of Docker."""
+    zygote = os.environ.get(ZYGOTE_VARIABLE, "auto")
+    return EngineSettings(name="docker", kernel_image=kernel_image, zygote=zygote, **fields)
 
 
 def no_engine(reason: str) -> NoReturn:
@@ -84,8 +93,10 @@ async def switchboard(short_dir: Path) -> AsyncIterator[SupervisorSwitchboard]:
 
 
 @pytest.fixture
-async def docker_provisioner(kernel_image: str, gateway_id: GatewayId) -> AsyncIterator[DockerProvisioner]:
-    provisioner = DockerProvisioner(gateway_id, EngineSettings(name="docker", kernel_image=kernel_image))
+async def docker_provisioner(
+    kernel_image: str, gateway_id: GatewayId, short_dir: Path
+) -> AsyncIterator[DockerProvisioner]:
+    provisioner = DockerProvisioner(gateway_id, docker_settings(kernel_image), zygote_dir=short_dir / "z")
     yield provisioner
     for kernel_id in await provisioner.list():
         await provisioner.kill(kernel_id)

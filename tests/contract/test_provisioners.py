@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 from docker.api.client import APIClient
+from engine_fixtures import docker_settings
 
 from gateway.supervisors import SupervisorSwitchboard
 from kernel_image import protocol
@@ -101,9 +102,9 @@ async def bench(
 ) -> AsyncIterator[Bench]:
     if request.param == "docker":
         client: APIClient = request.getfixturevalue("docker_client")
-        settings = EngineSettings(name="docker", kernel_image=request.getfixturevalue("kernel_image"))
+        settings = docker_settings(request.getfixturevalue("kernel_image"))
         bench = Bench(
-            make=lambda owner: DockerProvisioner(owner, settings),
+            make=lambda owner: DockerProvisioner(owner, settings, zygote_dir=short_dir / owner[:8]),
             remains=lambda kernel: client.containers(all=True, filters={"label": f"{KERNEL_LABEL}={kernel}"}),
             switchboard=switchboard,
             gateway_id=gateway_id,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from engine_fixtures import ZYGOTE_VARIABLE
 from forked_program import ForkedProgram
 
 REPOSITORY = Path(__file__).parents[2]
@@ -38,7 +39,7 @@ class CrashableGateway:
             self.port = int(listening.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
         self._environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("CELLBLOCK_")},
+            **{k: v for k, v in os.environ.items() if not k.startswith("CELLBLOCK_") or k == ZYGOTE_VARIABLE},
             "PYTHONPATH": str(REPOSITORY),
             "PORT": str(self.port),
             "CELLBLOCK_SERVER_DATA_DIR": str(self.data_dir),

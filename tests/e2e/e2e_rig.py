@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import shutil
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from docker.api.client import APIClient
+from engine_fixtures import docker_settings
 from sqlalchemy import create_engine, text
 from store_fixtures import execute, with_database
 
@@ -31,7 +33,7 @@ from sessions.model import ANONYMOUS, GatewayId, KernelId, Result, RunRequest, R
 from sessions.provisioners.docker.container import GATEWAY_LABEL
 from sessions.provisioners.docker.provisioner import DockerProvisioner
 from sessions.service import Service
-from sessions.settings import EngineSettings, Limits, SessionLimits
+from sessions.settings import Limits, SessionLimits
 from sessions.wiring import Wiring
 
 WARM = 2
@@ -175,7 +177,7 @@ async def rig(
     top = Path(tempfile.mkdtemp(prefix="cb-"))  # short, since socket paths are
     root = top / "s"
     gateway_id = GatewayId(uuid.uuid4().hex)
-    provisioner = DockerProvisioner(gateway_id, EngineSettings(name="docker", kernel_image=kernel_image))
+    provisioner = DockerProvisioner(gateway_id, docker_settings(kernel_image), zygote_dir=top / "z")
     store = PostgresStore(module_database_url)
     service = Service(
         Wiring.build(
@@ -212,6 +214,7 @@ async def rig(
         await provisioner.close()
         await store.close()
     assert rig.containers() == []
+    await asyncio.to_thread(shutil.rmtree, top / "z", ignore_errors=True)
     await asyncio.to_thread(remove_empty, root, top)
 
 

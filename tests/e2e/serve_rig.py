@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+from engine_fixtures import ZYGOTE_VARIABLE
 from forked_program import ForkedProgram
 
 REPOSITORY = Path(__file__).parents[2]
@@ -36,7 +37,8 @@ class Gateway:
 
 
 def environment(data_dir: Path, **variables: str) -> dict[str, str]:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("CELLBLOCK_") and k != "PORT"}
+    ours = {k for k in os.environ if k.startswith("CELLBLOCK_") and k != ZYGOTE_VARIABLE}
+    inherited = {k: v for k, v in os.environ.items() if k not in {*ours, "PORT"}}
     return {
         **inherited,
         "PYTHONPATH": str(REPOSITORY),

@@ -12,6 +12,7 @@ import pytest
 from kernel_image import accounting, missing_replies, outstanding, protocol
 from kernel_image.artifacts import WorkingDirectory
 from kernel_image.outstanding import OutstandingRequests
+from kernel_image.parity import Likeness
 from kernel_image.supervisor import Supervisor
 
 
@@ -255,7 +256,7 @@ async def test_a_request_that_cannot_be_sent_to_the_kernel_ends_at_once(
     tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = protocol.SupervisorSettings("k", "c", "unix:/s", str(tmp_path), str(tmp_path), str(tmp_path))
-    supervisor = Supervisor(settings)
+    supervisor = Supervisor(settings, Likeness({}, {}))
     monkeypatch.setattr(supervisor._relay, "put_control", told.put_control)
 
     def fail(*_: object) -> None:
