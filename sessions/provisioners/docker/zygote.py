@@ -38,8 +38,8 @@ log = structlog.get_logger()
 class DockerZygote:
     """One gateway's zygote.
 
-    The state: its container's id, the launch or the watch that is under way, how many starts have failed in succession,
-    and `why_not`, a sentence: set for as long as there will be none.
+    The state: the launch of its container, the start or the watch that is under way, how many starts have failed in
+    succession, and `why_not`, a sentence: set for as long as there will be none.
     """
 
     def __init__(self, engine: DockerEngine, settings: EngineSettings, directory: Path) -> None:
@@ -47,7 +47,7 @@ class DockerZygote:
         self._engine = engine
         self._settings = settings
         self._directory = directory
-        self._container_id: str | None = None
+        self._launching: asyncio.Future[str] | None = None
         self._starting: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._failures = 0
@@ -66,9 +66,7 @@ class DockerZygote:
         if not self.why_not and not self.is_up:
             self.why_not = self._obstacle(facts)
         if not self.why_not and not self.is_up:
-            if self._starting is None or self._starting.done():
-                self._starting = asyncio.ensure_future(self._start(spec))
-            await asyncio.shield(self._starting)
+            await self._start_once(spec)
         return self.is_up and not self.why_not
 
     def _obstacle(self, facts: EngineFacts) -> str:
@@ -85,7 +83,9 @@ class DockerZygote:
         """Fork a kernel into a container that runs. Raises EngineUnavailable."""
         if not self.is_up:
             raise EngineUnavailable(self.why_not or "The zygote is being replaced.")
-        found = await self._engine.call(lambda client: client.inspect_container(container_id))
+        found = await self._engine.call(
+            lambda client: client.inspect_container(container_id), refused="The sandbox is gone."
+        )
         init = int(found["State"]["Pid"])
         try:
             answer = await self._ask({"container": container_id, "init": init, "number": number})
@@ -104,7 +104,7 @@ class DockerZygote:
     def give_up(self, why: str) -> None:
         """Fork no more."""
         if not self.why_not:
-            self.why_not, self._is_trouble = why, True
+            self.why_not, self._is_trouble, self.is_up = why, True, False
             log.error("zygote_given_up", reason=why, consequence="each sandbox forks its own kernels, more slowly")
 
     async def close(self) -> None:
@@ -113,11 +113,22 @@ class DockerZygote:
             if task is not None and not task.done():
                 task.cancel()
                 await asyncio.wait([task])
+        await self._remove()
+
+    async def _remove(self) -> None:
+        """Remove its container, also one that a thread is still about to start: threads cannot be cancelled."""
         self.is_up = False
-        if self._container_id is not None:
-            with suppress(EngineUnavailable):
+        if self._launching is not None:
+            await asyncio.gather(self._launching, return_exceptions=True)
+            with suppress(EngineUnavailable, docker.errors.APIError):
                 await self._engine.call(lambda client: _remove_all(client, self._gateway_id))
-            self._container_id = None
+            self._launching = None
+
+    async def _start_once(self, spec: LaunchSpec) -> None:
+        """Start one, or wait for the start that is under way."""
+        if self._starting is None or self._starting.done():
+            self._starting = asyncio.ensure_future(self._start(spec))
+        await asyncio.shield(self._starting)
 
     async def _start(self, spec: LaunchSpec) -> None:
         """Start one and wait until it answers; or note what keeps it from that."""
@@ -125,8 +136,11 @@ class DockerZygote:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         config = zygote_config(spec, self._settings, self._directory, uid=os.getuid())
         try:
-            self._container_id = await self._engine.call(lambda client: _launch(client, spec.gateway_id, config))
-            await self._wait_until_it_answers(self._container_id)
+            self._launching = asyncio.ensure_future(
+                self._engine.call(lambda client: _launch(client, spec.gateway_id, config))
+            )
+            container_id = await asyncio.shield(self._launching)
+            await self._wait_until_it_answers(container_id)
         except (EngineUnavailable, docker.errors.APIError, OSError, ValueError) as error:
             self._failures += 1
             log.warning("zygote_failed", attempt=self._failures, reason=str(error))
@@ -135,14 +149,14 @@ class DockerZygote:
             return
         self._failures = 0
         self.is_up = True
-        log.info("zygote_up", container_id=self._container_id[:12])
+        log.info("zygote_up", container_id=container_id[:12])
         if self._watch is None or self._watch.done():
             self._watch = asyncio.ensure_future(self._keep(spec))
 
     async def _wait_until_it_answers(self, container_id: str) -> None:
         async with asyncio.timeout(_START_TIMEOUT_S):
             while True:
-                with suppress(OSError):
+                with suppress(OSError, KeyError):  # it is not there yet, or was too slow to read what it was asked
                     self._failed_preloads = (await self._ask(None))["failed"]
                     return
                 await asyncio.sleep(_START_PAUSE_S)
@@ -150,15 +164,18 @@ class DockerZygote:
                     raise OSError("its container has ended")
 
     async def _keep(self, spec: LaunchSpec) -> None:
-        """Replace it when it has ended or does not answer."""
+        """Replace it when it has ended or does not answer; remove it once it is given up."""
         while not self.why_not:
             await asyncio.sleep(_LOOK_PAUSE_S if self.is_up else _START_PAUSE_S)
             try:
                 await self._ask(None)
             except (OSError, ValueError) as error:
+                if self.why_not:
+                    break
                 self.is_up = False
                 log.warning("zygote_lost", reason=repr(error))
-                await self._start(spec)
+                await self._start_once(spec)
+        await self._remove()
 
     async def _ask(self, request: Mapping[str, Any] | None) -> dict[str, Any]:
         """Send a request on a connection of its own; returns the answer. Raises OSError or ValueError."""
