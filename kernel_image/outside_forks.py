@@ -13,11 +13,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kernel_image import parity, protocol
+from kernel_image import accounting, parity, protocol
 from kernel_image.sandbox_log import log_event
 
 RING_NAME = "ring"
 _ANSWER_TIMEOUT_S = 10.0
+_FLAGS = 6
+_PF_EXITING = 0x4
+"""<linux/sched.h>; the flags are the seventh of `accounting.stat_fields`."""
 
 
 def prefix_of(ipc_dir: str, number: int) -> Path:
@@ -55,6 +58,8 @@ class OutsideForks:
             raise OSError(f"no kernel was forked: {fields.get('why')}")
         self.failed_preloads = dict(fields.get("failed_preloads") or {})
         differences = parity.differences(pid, self._own, oom_score_adjustment=self._oom_score_adjustment)
+        if differences and _has_ended(pid):
+            raise OSError("what was forked has ended")
         if differences:
             self.is_wanted = False
             with contextlib.suppress(ProcessLookupError):
@@ -71,3 +76,11 @@ class OutsideForks:
             answer.set_result(fields)
         else:
             log_event("fork_not_wanted", number=fields.get("number"))
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a process is gone or on its way, and looks like no other: it is the first to go when memory runs out."""
+    try:
+        return bool(int(accounting.stat_fields(pid)[_FLAGS]) & _PF_EXITING)
+    except OSError:
+        return True
