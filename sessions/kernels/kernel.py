@@ -64,8 +64,8 @@ class Kernel:
     """One kernel and the link to its supervisor.
 
     The mutable state: the link, the supervisor's boot id, the number of the kernel process (`generation`), the numbers
-    of its frames, the pending requests, and the kernel's last question. An `adopted` kernel was launched by an earlier
-    gateway, and its supervisor is in mid-conversation.
+    of its frames, the pending requests, the kernel's last question, and whether code may have run there. An `adopted`
+    kernel was launched by an earlier gateway, and its supervisor is in mid-conversation.
     """
 
     def __init__(
@@ -106,6 +106,7 @@ class Kernel:
         self._requests = PendingRequests()
         self._question = ""
         self._asks = True
+        self._was_ready = adopted
         self._refusals = 0
         self._changed = asyncio.Event()
         self._reconnect_deadline: asyncio.TimerHandle | None = None
@@ -439,8 +440,12 @@ class Kernel:
         number = _count(fields.get("number"))
         if op == protocol.FORK_WANTED and self.on_fork_wanted is not None and number:
             self.on_fork_wanted(number)
-        elif op == protocol.FORK_REFUSED and self.on_fork_refused is not None:
-            self.on_fork_refused(_text(fields.get("why")) or "no reason")
+        elif op == protocol.FORK_REFUSED:
+            why = repr(_text(fields.get("why")) or "no reason")[1:-1]
+            log.warning("fork_refused", kernel_id=self.kernel_id, why=why, counts=not self._was_ready)
+            # Code that has run there can make the next process differ, and must not speak for other sandboxes.
+            if self.on_fork_refused is not None and not self._was_ready:
+                self.on_fork_refused(why)
 
     def _handle_numbered(self, seq: int, op: Any, fields: Mapping[str, Any]) -> None:
         msg_id = fields.get("msg_id")
@@ -487,6 +492,7 @@ class Kernel:
     def _handle_state(self, state: Any) -> None:
         if state == "idle":
             self.state = KernelState.READY
+            self._was_ready = True
             self._notify_change()
         elif state == "starting" and self.state is KernelState.READY:
             self.state = KernelState.STARTING
