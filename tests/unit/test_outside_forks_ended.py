@@ -14,7 +14,7 @@ from kernel_image.outside_forks import OutsideForks
 
 
 @pytest.mark.parametrize("is_reaped", [False, True])
-async def test_a_kernel_that_has_ended_is_no_difference(is_reaped: bool) -> None:
+async def test_a_kernel_that_has_ended_is_no_difference(*, is_reaped: bool) -> None:
     said: list[str] = []
     ended: list[int] = []
     forks: OutsideForks
@@ -31,6 +31,6 @@ async def test_a_kernel_that_has_ended_is_no_difference(is_reaped: bool) -> None
     with pytest.raises(OSError, match="has ended"):
         await forks.fork(1)
     if not is_reaped:
-        os.waitpid(ended[0], 0)
+        os.waitpid(ended[0], os.WNOHANG)
     assert said == [protocol.FORK_WANTED]
     assert forks.is_wanted
