@@ -31,6 +31,6 @@ async def test_a_kernel_that_has_ended_is_no_difference(*, is_reaped: bool) -> N
     with pytest.raises(OSError, match="has ended"):
         await forks.fork(1)
     if not is_reaped:
-        os.waitpid(ended[0], os.WNOHANG)
+        os.waitpid(ended[0], os.WNOHANG)  # noqa: ASYNC222 - it has ended
     assert said == [protocol.FORK_WANTED]
     assert forks.is_wanted
