@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import signal
 
 _PTRACE_SEIZE = 0x4206
 _PTRACE_INTERRUPT = 0x4207
@@ -49,12 +50,16 @@ def filters_of(pid: int, count: int) -> list[bytes]:
     The caller needs CAP_SYS_ADMIN, and may be under no filter itself. Raises OSError.
     """
     checked(libc.ptrace(_PTRACE_SEIZE, pid, None, None), "PTRACE_SEIZE")
+    caught = 0
     try:
         checked(libc.ptrace(_PTRACE_INTERRUPT, pid, None, None), "PTRACE_INTERRUPT")
-        os.waitpid(pid, _WALL)
+        _, status = os.waitpid(pid, _WALL)
+        # It may have been about to get a signal, and would not get it otherwise: but no SIGSTOP, which PID 1 ignores.
+        if status >> 16 == 0 and os.WSTOPSIG(status) != signal.SIGSTOP:
+            caught = os.WSTOPSIG(status)
         return [_filter_of(pid, index) for index in reversed(range(count))]
     finally:
-        libc.ptrace(_PTRACE_DETACH, pid, None, None)
+        libc.ptrace(_PTRACE_DETACH, pid, None, caught)
 
 
 def _filter_of(pid: int, index: int) -> bytes:
