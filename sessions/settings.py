@@ -89,8 +89,7 @@ class EngineSettings(Section, frozen=True):
     runtime: str = ""
     """The container runtime, e.g. `runsc` for gVisor; empty: the engine's own."""
     zygote: str = "auto"
-    """Where kernels are forked: `auto`, from one process outside of all sandboxes where the engine allows it; `off`, in
-    each sandbox; see [security](security.md#the-zygote)."""
+    """`auto`: one [zygote](security.md#the-zygote) forks kernels where it can; `off`: sandboxes fork their own."""
     sandbox_log: bool = False
     """Whether `docker logs` shows what a sandbox's supervisor logs; see [debugging](debugging.md)."""
 

@@ -20,7 +20,7 @@ from gateway.auth import Token
 from gateway.config.sections import SECTIONS, AuthSection, Config
 from gateway.field_errors import complaint, near, shown
 from sessions.errors import Misconfigured
-from sessions.settings import Section
+from sessions.settings import EngineSettings, Section
 
 __all__ = ["Config", "Token", "load", "parse_size"]
 
@@ -28,6 +28,7 @@ DEFAULT_FILE = "config.yaml"
 VARIABLE_PREFIX = "CELLBLOCK_"
 FILE_VARIABLE = "CELLBLOCK_CONFIG"
 ENGINES = ("auto", "docker", "process")
+ZYGOTES = ("auto", "off")
 _RESERVED_VARIABLES = {FILE_VARIABLE}
 
 
@@ -170,7 +171,9 @@ def _convert_languages(value: Any) -> dict[str, str]:
 
 
 def _prepare(key: str, kind: object, value: Any) -> Any:
-    """Understand human sizes and bare token hashes, which msgspec's types do not say."""
+    """Understand human sizes, bare token hashes and YAML's own idea of `off`, which msgspec's types do not say."""
+    if key == "engine.zygote" and isinstance(value, bool):
+        return "on" if value else "off"
     if key == "auth.tokens":
         if value is None:
             return []
@@ -190,11 +193,17 @@ def parse_size(text: str, key: str) -> int:
     return int(float(match[1]) * 1024**exponent)
 
 
+def _check_engine(engine: EngineSettings) -> None:
+    if engine.name not in ENGINES:
+        raise Misconfigured(f'"engine.name" must be auto, docker or process{near(engine.name, ENGINES)}')
+    if engine.zygote not in ZYGOTES:
+        raise Misconfigured(f'"engine.zygote" must be auto or off{near(engine.zygote, ZYGOTES)}')
+
+
 def _check(config: Config) -> None:
     """What no single key can tell. Raises Misconfigured."""
     server, auth, engine = config.server, config.auth, config.engine
-    if engine.name not in ENGINES:
-        raise Misconfigured(f'"engine.name" must be auto, docker or process{near(engine.name, ENGINES)}')
+    _check_engine(engine)
     if auth.required and not auth.tokens:
         raise Misconfigured(
             "`auth.required` is set but `auth.tokens` is empty, so that nobody could get in: add a token."

@@ -63,6 +63,18 @@ def test_the_environment_wins_over_the_file(file: Path) -> None:
     assert (config.server.port, config.server.host, config.limits.memory_bytes) == (9002, "127.0.0.2", 512 << 20)
 
 
+@pytest.mark.parametrize("written", ["off", '"off"', "false"])
+def test_the_zygote_is_switched_off_however_yaml_reads_the_word(file: Path, written: str) -> None:
+    assert load(file_with(file, f"engine: {{zygote: {written}}}"), {}).engine.zygote == "off"
+    assert load(None, {"CELLBLOCK_ENGINE_ZYGOTE": "off"}).engine.zygote == "off"
+
+
+@pytest.mark.parametrize("written", ["on", "of", "''"])
+def test_the_zygote_has_two_settings(file: Path, written: str) -> None:
+    with pytest.raises(Misconfigured, match=r'"engine\.zygote" must be auto or off'):
+        load(file_with(file, f"engine: {{zygote: {written}}}"), {})
+
+
 @pytest.mark.parametrize(
     ("key", "most"), [("output_bytes", "8M"), ("image_bytes", "64M"), ("file_bytes", "64M"), ("request_bytes", "32M")]
 )
