@@ -157,6 +157,15 @@ def engine_findings(facts: EngineFacts, settings: EngineSettings) -> Iterator[Fi
         yield Finding("limits", Level.FAIL, what, "Turn on the cgroup controllers that `docker info` warns of.")
 
 
+def zygote_finding(obstacle: str) -> Finding:
+    """Whether kernels are forked by a zygote, and if not, what the `obstacle` costs. Pure."""
+    if not obstacle:
+        what = "kernels are forked into their sandboxes from outside; where that fails, `/readyz` has a warning"
+    else:
+        what = f"none, since {obstacle}: sandboxes start more slowly and take more memory"
+    return Finding("zygote", Level.OK, what)
+
+
 def is_older(installed: str, floor: str) -> bool:
     """Compare the numbers that versions start with: `20.10.24+dfsg1` is not older than `20.10`."""
     return _numbers(installed) < _numbers(floor)
@@ -182,11 +191,12 @@ def _judged(part: str, name: str, installed: str, holes: _Holes) -> Finding:
 
 async def _docker_findings(engine: EngineSettings, build: BuildSettings, limits: Limits) -> list[Finding]:
     from sessions.provisioners.docker.engine import DockerEngine
+    from sessions.provisioners.docker.zygote import obstacle
 
     connection = DockerEngine(threads=1)
     try:
         facts = await connection.facts()
-        findings = list(engine_findings(facts, engine))
+        findings = [*engine_findings(facts, engine), zygote_finding(obstacle(engine, facts))]
         image, finding = await _image(connection, engine, build)
         findings.append(finding)
         if image is not None:

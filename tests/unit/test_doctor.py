@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from gateway import doctor
-from gateway.doctor import Finding, Level, engine_findings, examine, is_older, package_findings
+from gateway.doctor import Finding, Level, engine_findings, examine, is_older, package_findings, zygote_finding
 from sessions.errors import StoreUnavailable
 from sessions.provisioners.docker.engine import EngineFacts, facts_from
+from sessions.provisioners.docker.zygote import obstacle
 from sessions.settings import BuildSettings, EngineSettings, Limits
 
 GOOD = EngineFacts(
@@ -84,6 +85,28 @@ def test_a_distributions_old_number_is_a_warning_that_says_where_to_look() -> No
 def test_a_runtime_that_the_engine_lacks_is_found() -> None:
     assert levels(GOOD, EngineSettings(runtime="runsc"))["runtime"] is Level.FAIL
     assert "runtime" not in levels(replace(GOOD, runtimes=("runc", "runsc")), EngineSettings(runtime="runsc"))
+
+
+@pytest.mark.parametrize(
+    ("facts", "settings", "why"),
+    [
+        (GOOD, EngineSettings(zygote="off"), "`engine.zygote` is off"),
+        (GOOD, EngineSettings(runtime="runsc"), "the runtime is runsc"),
+        (replace(GOOD, maps_users=True), EngineSettings(), "the engine maps user ids"),
+        (replace(GOOD, shares_host=False), EngineSettings(), "the engine runs on another host"),
+    ],
+)
+def test_what_keeps_a_zygote_away_is_said_and_is_no_fault(
+    facts: EngineFacts, settings: EngineSettings, why: str
+) -> None:
+    finding = zygote_finding(obstacle(settings, facts))
+    assert finding.level is Level.OK
+    assert finding.what.startswith(f"none, since {why}: sandboxes start more slowly")
+
+
+def test_nothing_speaks_against_a_zygote_on_a_good_engine() -> None:
+    assert obstacle(EngineSettings(), GOOD) == ""
+    assert zygote_finding("").what.startswith("kernels are forked into their sandboxes from outside")
 
 
 def test_versions_are_compared_by_their_numbers() -> None:

@@ -55,11 +55,7 @@ class DockerZygote:
         self._gateway_id = ""
         self._failed_preloads: Mapping[str, str] = {}
         self.is_up = False
-        self.why_not = ""
-        if settings.zygote == "off":
-            self.why_not = "`engine.zygote` is off"
-        elif settings.runtime:
-            self.why_not = f"the runtime is {settings.runtime}"
+        self.why_not = _unwanted(settings)
 
     async def ready(self, spec: LaunchSpec, facts: EngineFacts) -> bool:
         """Whether kernels can be forked into sandboxes such as that of `spec`. Waits for a start that is under way."""
@@ -70,14 +66,9 @@ class DockerZygote:
         return self.is_up and not self.why_not
 
     def _obstacle(self, facts: EngineFacts) -> str:
-        """Why there can be none on this engine; empty when nothing is known that speaks against it."""
-        if facts.maps_users:
-            return "the engine maps user ids"
-        if not facts.shares_host:
-            return "the engine runs on another host"
         if len(os.fsencode(self._directory / SOCKET_NAME)) > UNIX_PATH_MAX_BYTES:
             return "the path of `server.data_dir` is too long for its socket"
-        return ""
+        return obstacle(self._settings, facts)
 
     async def fork(self, container_id: str, number: int) -> ForkedKernel:
         """Fork a kernel into a container that runs. Raises EngineUnavailable."""
@@ -192,6 +183,24 @@ class DockerZygote:
         if not isinstance(answer, dict):
             raise ValueError("its answer is no object")  # noqa: TRY004 - of what came over a socket
         return answer
+
+
+def obstacle(settings: EngineSettings, facts: EngineFacts) -> str:
+    """Why there can be no zygote on this engine; empty when nothing is known that speaks against one. Pure."""
+    if why := _unwanted(settings):
+        return why
+    if facts.maps_users:
+        return "the engine maps user ids"
+    if not facts.shares_host:
+        return "the engine runs on another host"
+    return ""
+
+
+def _unwanted(settings: EngineSettings) -> str:
+    """What the configuration says against one."""
+    if settings.zygote == "off":
+        return "`engine.zygote` is off"
+    return f"the runtime is {settings.runtime}" if settings.runtime else ""
 
 
 def _launch(client: APIClient, gateway_id: str, config: Mapping[str, Any]) -> str:
