@@ -141,7 +141,7 @@ class BuildSettings(Section, frozen=True):
     )
     """Packages in the image, as pip requirements."""
     preload: tuple[str, ...] = ("numpy", "pandas", "matplotlib.pyplot")
-    """Modules that are imported once per container, before kernels are forked from it."""
+    """Modules that are imported once, by the zygote or in each container, before kernels are forked."""
     constraints: str = ""
     """A file of versions for pip; `none`: the newest ones; empty: the versions of this release."""
     proxy: str = ""
