@@ -352,3 +352,12 @@ async def test_without_a_directory_there_is_no_zygote_and_no_warning() -> None:
     with pytest.raises(EngineUnavailable):
         await provisioner.fork(KernelId("k"), 1)
     await provisioner.close()
+
+
+async def test_one_that_was_given_up_forks_for_no_sandbox_any_more(tmp_path: Path) -> None:
+    zygote = DockerZygote(DockerEngine(), EngineSettings(), tmp_path)
+    zygote.is_up = True
+    zygote.give_up("it differs in limits")
+    with pytest.raises(EngineUnavailable, match="it differs in limits"):
+        await zygote.fork("0123456789ab", 1)
+    assert zygote.trouble() == "it differs in limits"

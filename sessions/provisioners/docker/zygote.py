@@ -72,7 +72,7 @@ class DockerZygote:
 
     async def fork(self, container_id: str, number: int) -> ForkedKernel:
         """Fork a kernel into a container that runs. Raises EngineUnavailable."""
-        if not self.is_up:
+        if self.why_not or not self.is_up:
             raise EngineUnavailable(self.why_not or "The zygote is being replaced.")
         found = await self._engine.call(
             lambda client: client.inspect_container(container_id), refused="The sandbox is gone."
