@@ -6,10 +6,11 @@ Only committed events get here, so a follower never sees an event that a crash c
 from __future__ import annotations
 
 import asyncio
-import json
+import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from sessions.model import Event
 
@@ -59,7 +60,7 @@ class Feed:
                 continue
             self.last_seq = event.seq
             if self._followers:
-                size_bytes = len(json.dumps(event.fields))
+                size_bytes = _size_of(event.fields)
                 self._kept.append((event, size_bytes))
                 self._kept_bytes += size_bytes
         while self._kept_bytes > _KEPT_BYTES and len(self._kept) > 1:
@@ -88,3 +89,14 @@ class Feed:
         # A new Event for each change wakes all waiters, and nobody has to clear it.
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _size_of(value: Any) -> int:
+    """About how many bytes of memory a JSON value takes. Its depth is bounded already."""
+    if isinstance(value, str):
+        return sys.getsizeof(value)
+    if isinstance(value, dict | Mapping):
+        return sum(map(_size_of, value.values()), 64)
+    if isinstance(value, list | tuple):
+        return sum(map(_size_of, value), 64)
+    return 32
