@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import uvloop
 from rich.console import Console
 
 from gateway import app
@@ -51,7 +52,8 @@ def serve() -> None:
     """The gateway, with the log's lowest level."""
     configure_logs()
     logging.getLogger("cellblock.app").setLevel(logging.DEBUG)
-    asyncio.run(app.serve(loader.load(None, os.environ), os.environ, Console(stderr=True)))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(app.serve(loader.load(None, os.environ), os.environ, Console(stderr=True)))
 
 
 def measure(engine: str, body: dict[str, Any], calls: int) -> dict[str, Any]:
