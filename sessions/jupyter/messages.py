@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, NoReturn
 from uuid import uuid4
 
@@ -23,6 +24,7 @@ from sessions.sanitize import has_too_many_values
 
 _EMPTY = b"{}"
 _MAX_HEADER_BYTES = 32 << 10
+_MAX_CACHED_BYTES = 2048
 _MAX_STATUS_BYTES = 256
 _MAX_VALUES = 1_000_000
 _MAX_CONTAINERS = 100_000
@@ -76,7 +78,9 @@ def parse_kernel_frame(frame: memoryview) -> ClientMessage | None:
     if channel not in MESSAGE_CHANNELS:
         return None
     try:
-        header, parent_header = _decode_header(parts[0]), _decode_header(parts[1])
+        parent = parts[1]
+        header = _decode_header(parts[0])
+        parent_header = _decode_parent(parent) if len(parent) <= _MAX_CACHED_BYTES else _decode_header(parent)
         parts[2:4] = map(_well_formed, parts[2:4])
         msg_type = header.get("msg_type")
         if not isinstance(msg_type, str):
@@ -99,16 +103,25 @@ def _decode_header(part: bytes) -> dict[str, Any]:
     if len(part) > _MAX_HEADER_BYTES:
         raise ValueError(len(part))
     header = decode_object(part.decode())
-    json.dumps(header, allow_nan=False)
+    if not all(isinstance(value, str) for value in header.values()):
+        json.dumps(header, allow_nan=False)
     return header
+
+
+@lru_cache(maxsize=64)
+def _decode_parent(part: bytes) -> Mapping[str, Any]:
+    """The same; all messages of a request have the same parent, to the byte."""
+    return _decode_header(part)
 
 
 def _is_too_costly(part: bytes) -> bool:
     """Whether decoding would take too long. Raises ValueError, RecursionError if it is not a JSON object."""
+    if part == _EMPTY:
+        return False
     text = part.decode()
     if has_too_many_values(text, max_values=_MAX_VALUES, max_containers=_MAX_CONTAINERS):
         return True
-    if not isinstance(json.loads(text, parse_constant=_refuse), dict):
+    if not isinstance(_STRICT.decode(text), dict):
         raise ValueError(text[:20])  # noqa: TRY004 - as for any other text that is not an object
     return False
 
@@ -118,10 +131,13 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(constant)
 
 
+_STRICT = json.JSONDecoder(parse_constant=_refuse)
+
+
 def _complete(header: Mapping[str, Any]) -> dict[str, Any]:
     """Add the fields that clients insist on; the supervisor's own messages lack some of them."""
     given = {name: value for name, value in header.items() if isinstance(value, str) or name not in _REQUIRED}
-    return {**_header(str(header["msg_type"])), **given}
+    return given if given.keys() >= _REQUIRED else {**_header(str(header["msg_type"])), **given}
 
 
 _REQUIRED = frozenset({"msg_id", "msg_type", "username", "session", "version", "date"})

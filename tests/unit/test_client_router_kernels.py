@@ -121,6 +121,8 @@ _HEADER = b'{"msg_type": "stream"}'
         (_HEADER, b"7", _OBJECT, _OBJECT),
         (_HEADER, _OBJECT, _OBJECT, b'{"x": NaN}'),
         (_HEADER, _OBJECT, b'{"x": Infinity}', _OBJECT),
+        (b'{"msg_type": "stream", "x": 1e999}', _OBJECT, _OBJECT, _OBJECT),
+        (_HEADER, b'{"x": [-1e999]}', _OBJECT, _OBJECT),
         (_HEADER, b'{"x": NaN}', _OBJECT, _OBJECT),
         (_HEADER, _OBJECT, _OBJECT, b"[]"),
         (_HEADER, _OBJECT, _OBJECT, b"[" * 200_000),

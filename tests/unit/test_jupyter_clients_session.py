@@ -146,6 +146,8 @@ async def test_an_interrupt_reaches_a_widget_that_computes_while_nothing_runs(
     kernel = await bench.sent("first")
     kernel.end()
     await lab.reply("first")
+    session = bench.service._sessions.get(ANONYMOUS, S)
+    await until(lambda: session.current is None)
     await interrupt()
     assert kernel.interrupts() == [], "nothing is asked of it"
     await lab.send("comm_msg", {"comm_id": "c", "data": {}}, msg_id="moved")
