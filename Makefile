@@ -1,5 +1,5 @@
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev serve check test test-fast crash-test clean
+.PHONY: help setup setup-dev serve check test test-fast crash-test bench clean
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
@@ -48,6 +48,13 @@ crash-test: setup ## Kill a working gateway at ROUNDS=50 random moments and coun
 	@$(BIN)/python scripts/docker_engine.py start
 	@$(BIN)/cellblock build
 	@PYTHONPATH=tests $(BIN)/python tests/crash/random_kills.py --rounds $(ROUNDS)
+
+# ROWS: some of those in bench/__main__.py, or none to draw the pages anew. QUICK=1: a few minutes, into build/bench.
+bench: ## Measure what Cellblock costs beside others, in 25 minutes (QUICK=1: 4), and write docs/performance.md
+	@bash scripts/setup.sh dev bench
+	@$(BIN)/python scripts/docker_engine.py start
+	@$(BIN)/cellblock build
+	$(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(ROWS),--rows '$(ROWS)') $(BENCH_ARGS)
 
 clean: ## Remove what the others made here
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,7 +1,5 @@
 """What a gateway keeps of memory after refused bodies, answers that nobody reads, and large files.
 
-    .venv/bin/python bench/memory.py --rounds 20
-
 Each round sends bodies that are refused, asks for a run of 10 MB on connections that read nothing, and takes a file of
 10 MB on connections that read nothing, and on some that do. The resident memory of the gateway's process is measured at
 the worst moment of each part and after it. The process engine is used: sandboxes are not measured.
@@ -9,20 +7,20 @@ the worst moment of each part and after it. The process engine is used: sandboxe
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import socket
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
 
 import psutil
-from contestants import Gateway, end_on_sigterm
+
+from bench.contestants.cellblock import Gateway
+from bench.progress import say
+from bench.turns import Bench
 
 AT_ONCE = 40
 READERS = 4
@@ -50,56 +48,39 @@ class Meter:
         return peak
 
     def _watch(self) -> None:
-        while self._process.is_running():
-            self._peak = max(self._peak, self.now())
-            time.sleep(0.02)
+        with suppress(psutil.NoSuchProcess):
+            while self._process.is_running():
+                self._peak = max(self._peak, self.now())
+                time.sleep(0.02)
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--settle", type=float, default=12.0, help="seconds between a round and its measurement")
-    options = parser.parse_args()
-    end_on_sigterm()
-    with tempfile.TemporaryDirectory(prefix="cellblock-bench-") as name:
-        settings = {**SETTINGS, "LIMITS_FILE_BYTES": str(SIZE_BYTES), "LIMITS_REQUEST_BYTES": str(SIZE_BYTES)}
-        with Gateway(Path(name) / "data", "", settings) as gateway:
-            while not gateway.warm():
-                time.sleep(0.1)
-            measure(gateway, options.rounds, options.settle)
-
-
-def measure(gateway: Gateway, rounds: int, settle_s: float) -> None:
-    """One table: a line for each round."""
-    run = gateway.ask("POST", "/runcode", {"code": "1 #" + "x" * (SIZE_BYTES - 1000)})["run_id"]
-    made = gateway.ask("POST", "/runcode", {"code": MAKE_FILE.format(SIZE_BYTES // 256)})
-    file = "/" + made["files"]["large.bin"].split("/", 3)[3]
-    parts: dict[str, Callable[[], None]] = {
-        "refused bodies": lambda: send_refused_bodies(gateway),
-        "unread answers": lambda: leave_unread(gateway, f"/runs/{run}"),
-        "large files": lambda: take_files(gateway, file),
-    }
-    time.sleep(settle_s)
-    meter = Meter(gateway.pid)
-    begun = meter.now()
-    print(f"Resident memory in MB; {begun:.0f} before the first round. At most, while it lasts, and after each round:")
-    print(f"{'round':>5}  " + "  ".join(f"{name:>14}" for name in parts) + f"  {'after it':>14}")
-    after = []
-    for number in range(1, rounds + 1):
-        peaks = []
-        for do in parts.values():
-            meter.peak()
-            do()
-            peaks.append(meter.peak())
+def measure(bench: Bench) -> dict[str, Any]:
+    """MB: before the first round, at most in each part of each round, and a while after each round."""
+    settings = {**SETTINGS, "LIMITS_FILE_BYTES": str(SIZE_BYTES), "LIMITS_REQUEST_BYTES": str(SIZE_BYTES)}
+    settle_s = bench.pick(12, 2)
+    with Gateway("", **settings) as gateway:
+        run = gateway.ask("POST", "/runcode", {"code": "1 #" + "x" * (SIZE_BYTES - 1000)})["run_id"]
+        made = gateway.ask("POST", "/runcode", {"code": MAKE_FILE.format(SIZE_BYTES // 256)})
+        file = "/" + made["files"]["large.bin"].split("/", 3)[3]
+        parts: dict[str, Callable[[], None]] = {
+            "refused bodies": lambda: send_refused_bodies(gateway),
+            "unread answers": lambda: leave_unread(gateway, f"/runs/{run}"),
+            "large files": lambda: take_files(gateway, file),
+        }
         time.sleep(settle_s)
-        after.append(meter.now())
-        print(f"{number:5}  " + "  ".join(f"{peak:14.0f}" for peak in peaks) + f"  {after[-1]:14.0f}", flush=True)
-    half = len(after) // 2
-    print(f"After the last round {after[-1] / begun:.2f} of what it began with; ", end="")
-    if half:
-        print(f"in the second half of the rounds {sum(after[-half:]) / sum(after[:half]):.2f} of the first; ", end="")
-    print(f"at most {max(after):.0f} MB.")
+        meter = Meter(gateway.pid)
+        begun = meter.now()
+        peaks: dict[str, list[float]] = {name: [] for name in parts}
+        after: list[float] = []
+        for number in range(bench.pick(3, 1)):
+            for name, do in parts.items():
+                meter.peak()
+                do()
+                peaks[name].append(meter.peak())
+            time.sleep(settle_s)
+            after.append(meter.now())
+            say(f"round {number + 1}: {after[-1]:.0f} MB after it")
+    return {"before_mb": begun, "peak_mb": peaks, "after_mb": after}
 
 
 def send_refused_bodies(gateway: Gateway) -> None:
@@ -151,7 +132,3 @@ def asking(gateway: Gateway, path: str) -> Iterator[None]:
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", gateway.port)))
             connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         yield
-
-
-if __name__ == "__main__":
-    sys.exit(main())
