@@ -63,7 +63,7 @@ class PlainContainers:
             docker.start(container)
             client = BlockingKernelClient(connection_file=file)
             client.load_connection_file()
-            client.start_channels()
+            client.start_channels(hb=False)  # on a busy machine a missed heartbeat would be taken for a death
             try:
                 client.wait_for_ready(timeout=60)
                 yield client, Cgroup(docker.inspect_container(container)["State"]["Pid"])
