@@ -18,7 +18,7 @@ from bench.turns import Bench, reason
 from gateway.config.loader import load
 from sessions.provisioners.image.build import ensure_kernel_image
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).resolve().parents[1]
 ROWS = {
     "rest": rest.measure,
     "calls": calls.measure,
@@ -44,7 +44,7 @@ def main() -> int:
         parser.error(f"no such rows: {', '.join(sorted(unknown))}")
     # End as by Ctrl-C, so that containers and processes are ended too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
-    out = options.out or (REPOSITORY / "build/bench" if options.quick else REPOSITORY / "docs")
+    out = (options.out or (REPOSITORY / "build/bench" if options.quick else REPOSITORY / "docs")).resolve()
     path = out / "performance.json"
     found = results.load(path)
     failed = _measure(rows, found, path, quick=options.quick) if rows else []

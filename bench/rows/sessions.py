@@ -35,7 +35,7 @@ def measure(bench: Bench) -> dict[str, Any]:
         idle = [pss_bytes(sandbox.pids()) for sandbox in bench.engine.sandboxes(gateway.gateway_id)]
         points = [_point(bench, gateway, bare, 0, 0)]
         for before, count in zip([0, *counts], counts, strict=False):
-            if psutil.virtual_memory().available < LEAST_FREE_BYTES:
+            if psutil.virtual_memory().available < _needed_bytes(points[-1], count):
                 say(f"no memory for {count} sessions")
                 break
             points.append(_point(bench, gateway, bare, before, count))
@@ -49,6 +49,12 @@ def measure(bench: Bench) -> dict[str, Any]:
         "others": others,
         "failed": failed,
     }
+
+
+def _needed_bytes(last: dict[str, Any], count: int) -> float:
+    """What so many sessions need beyond those that there are, and what is left to everything else."""
+    each = last["bytes"]["sandboxes"] / (last["sessions"] + 1)  # one more is warm
+    return float(LEAST_FREE_BYTES + each * (count - last["sessions"]))
 
 
 def _point(bench: Bench, gateway: Gateway, bare: BareKernel, before: int, count: int) -> dict[str, Any]:
