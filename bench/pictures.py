@@ -89,10 +89,11 @@ def _bars(axes: Axes, series: dict[str, Any], title: str) -> None:
     axes.barh(places, p50, color=colours, height=0.6)
     axes.hlines(places, p50, [s["p95"] for s in of], color="#111827", linewidth=1.5)
     for place, figures in zip(places, of, strict=True):
-        axes.annotate(f"{figures['p50']:.1f}", (figures["p95"], place), (5, 0), textcoords="offset points", va="center")
+        text = f"{figures['p50']:.{0 if figures['p50'] >= 100 else 1}f}"
+        axes.annotate(text, (figures["p95"], place), (5, 0), textcoords="offset points", va="center")
     axes.set_yticks(places, names)
     axes.set_xscale("log")
-    axes.set_xlim(1, 3000)
+    axes.set_xlim(1, 4000)
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_title(title, loc="left")
@@ -161,7 +162,7 @@ def sessions(rows: dict[str, Any]) -> Figure:
             time.plot(numbers, values, style, label=f"{name}, {percent}", color=_COLOURS[name])
     time.set_title("A call in one of them, in ms", loc="left")
     time.set_ylim(bottom=0)
-    time.legend()
+    time.legend(loc="lower right", ncols=2)
     for axes in (memory, time):
         axes.set_xlabel("sessions, idle, with pandas imported")
     return figure
