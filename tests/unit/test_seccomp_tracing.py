@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from kernel_image import seccomp
+from kernel_image import accounting, seccomp
 
 
 def test_a_signal_that_comes_meanwhile_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,14 +17,18 @@ def test_a_signal_that_comes_meanwhile_is_not_lost(monkeypatch: pytest.MonkeyPat
     signal.signal(signal.SIGUSR1, lambda *_: os.write(writer, b"!"))
     child = os.fork()
     if child == 0:
+        os.write(writer, b"?")
         while True:
             time.sleep(0.01)
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     checked = seccomp.checked
+    assert os.read(reader, 1) == b"?"
 
     def interrupted(result: int, what: str) -> int:
         if what == "PTRACE_SEIZE":
             os.kill(child, signal.SIGUSR1)
+            while accounting.stat_fields(child)[0] != "t":
+                time.sleep(0.001)
         return checked(result, what)
 
     monkeypatch.setattr(seccomp, "checked", interrupted)
