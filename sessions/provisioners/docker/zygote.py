@@ -29,6 +29,7 @@ _START_TIMEOUT_S = 60.0
 _START_PAUSE_S = 0.02
 _ANSWER_TIMEOUT_S = 8.0
 _LOOK_PAUSE_S = 20.0
+_RETRY_PAUSE_S = 1.0
 _MOST_FAILURES = 3
 _MAX_ANSWER_BYTES = 64 << 10
 
@@ -54,6 +55,7 @@ class DockerZygote:
         self._is_trouble = False
         self._gateway_id = ""
         self._failed_preloads: Mapping[str, str] = {}
+        self._suspected = asyncio.Event()
         self.is_up = False
         self.why_not = _unwanted(settings)
 
@@ -81,6 +83,7 @@ class DockerZygote:
         try:
             answer = await self._ask({"container": container_id, "init": init, "number": number})
         except (OSError, ValueError) as error:
+            self._suspected.set()
             log.warning("fork_failed", container_id=container_id, reason=repr(error))
             raise EngineUnavailable("The zygote does not answer.") from error
         if "pid" not in answer:
@@ -132,7 +135,10 @@ class DockerZygote:
             )
             container_id = await asyncio.shield(self._launching)
             await self._wait_until_it_answers(container_id)
-        except (EngineUnavailable, docker.errors.APIError, OSError, ValueError) as error:
+        except EngineUnavailable as error:
+            log.warning("zygote_failed", reason=str(error))  # nothing starts now, and later it may
+            return
+        except (docker.errors.APIError, OSError, ValueError) as error:
             self._failures += 1
             log.warning("zygote_failed", attempt=self._failures, reason=str(error))
             if self._failures >= _MOST_FAILURES:
@@ -157,7 +163,10 @@ class DockerZygote:
     async def _keep(self, spec: LaunchSpec) -> None:
         """Replace it when it has ended or does not answer; remove it once it is given up."""
         while not self.why_not:
-            await asyncio.sleep(_LOOK_PAUSE_S if self.is_up else _START_PAUSE_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_PAUSE_S if self.is_up else _RETRY_PAUSE_S):
+                    await self._suspected.wait()
+            self._suspected.clear()
             try:
                 await self._ask(None)
             except (OSError, ValueError) as error:
