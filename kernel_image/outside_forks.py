@@ -1,6 +1,7 @@
 """Kernels that the gateway has forked into this sandbox from outside: asking for one, and looking at it before its use.
 
-One that differs in anything from the sandbox's own processes is killed, and no other is asked for.
+One that differs in anything from the sandbox's own processes is killed, and no other is asked for. The gateway hears of
+it, and has none forked anywhere any more, if no code can be the reason: when it was the sandbox's first.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from kernel_image import accounting, parity, protocol
 from kernel_image.sandbox_log import log_event
 
 RING_NAME = "ring"
+_FIRST_KERNEL = 1
+"""Later ones may differ by what code has done to this sandbox, lowering PID 1's limits for one; see prlimit(2)."""
 _ANSWER_TIMEOUT_S = 10.0
 _FLAGS = 6
 _PF_EXITING = 0x4
@@ -65,7 +68,8 @@ class OutsideForks:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             why = f"it differs in {', '.join(differences)}"
-            self._put_control(protocol.FORK_REFUSED, why=why)
+            if number == _FIRST_KERNEL:
+                self._put_control(protocol.FORK_REFUSED, why=why)
             raise OSError(f"what was forked was killed: {why}")
         return pid
 

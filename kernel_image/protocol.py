@@ -212,7 +212,7 @@ DIED = "died"  # * msg_id or null, never_run [msg_id], usage or null, skipped, e
 REJECTED = "rejected"  # * msg_id: there was no kernel to take this request; it was not run and will not be
 FAILED = "failed"  # * msg_id or null, why: a frame of the gateway's that cannot be handled, and was dropped
 FORK_WANTED = "fork_wanted"  # * number: the gateway is to have a kernel forked into the sandbox, see outside_forks.py
-FORK_REFUSED = "fork_refused"  # * why: what was forked differs from the sandbox's own processes, and was killed
+FORK_REFUSED = "fork_refused"  # * why: the first kernel forked differs from the sandbox's own processes, and was killed
 GAP = "gap"  # * msg_id or null, dropped_bytes, dropped_frames, what: output (of one request) | spool (an overflow)
 # gateway -> supervisor
 WELCOME = "welcome"  # acknowledged: the last seq of this boot that the gateway needs no more

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from doubles import until
 
-from kernel_image import outside_forks, parity
+from kernel_image import outside_forks, parity, protocol
 from kernel_image.outside_forks import OutsideForks
 from kernel_image.parity import Likeness
 
@@ -123,10 +124,47 @@ async def test_a_kernel_that_differs_is_killed_and_none_is_asked_for_again(
     assert {"files", "oom_score_adj"} <= {*refused["why"].removeprefix("it differs in ").split(", ")}
 
 
-async def test_a_kernel_that_has_ended_meanwhile_is_refused(gateway: Gateway, forked: subprocess.Popen[bytes]) -> None:
+async def test_a_kernel_that_has_ended_meanwhile_is_an_error_and_no_reason_to_ask_for_none(
+    gateway: Gateway, forked: subprocess.Popen[bytes]
+) -> None:
     forked.kill()
     forked.wait()
-    with pytest.raises(OSError, match="what could not be read"):
+    with pytest.raises(OSError, match="what was forked has ended"):
         await gateway.answer(1, pid=forked.pid)
-    assert gateway.controls[-1]["op"] == "fork_refused"
-    assert not gateway.forks.is_wanted
+    assert gateway.controls[-1]["op"] == "fork_wanted"
+    assert gateway.forks.is_wanted
+
+
+@pytest.mark.parametrize(("number", "told"), [(1, [protocol.FORK_REFUSED]), (2, [])])
+async def test_one_that_differs_is_killed_and_the_gateway_told_if_no_code_can_be_the_reason(
+    number: int, told: list[str]
+) -> None:
+    said: list[tuple[str, Any]] = []
+    forks = OutsideForks(
+        lambda op, **fields: said.append((op, fields)),
+        parity.likeness("self", environment={}),
+        is_wanted=True,
+        oom_score_adjustment=1000,
+    )
+    other = await asyncio.create_subprocess_exec(sys.executable, "-c", "import time; time.sleep(60)")
+    forking = asyncio.ensure_future(forks.fork(number))
+    await asyncio.sleep(0)
+    forks.on_forked({"number": number, "pid": other.pid})
+    with pytest.raises(OSError, match="it differs in"):
+        await forking
+    async with asyncio.timeout(30):
+        assert await other.wait() == -signal.SIGKILL
+    assert not forks.is_wanted
+    assert [op for op, _ in said] == [protocol.FORK_WANTED, *told]
+
+
+async def test_one_that_could_not_be_forked_leaves_the_others_wanted() -> None:
+    forks = OutsideForks(
+        lambda *_, **__: None, parity.likeness("self", environment={}), is_wanted=True, oom_score_adjustment=1000
+    )
+    forking = asyncio.ensure_future(forks.fork(1))
+    await asyncio.sleep(0)
+    forks.on_forked({"number": 1, "why": "it has ended"})
+    with pytest.raises(OSError, match="it has ended"):
+        await forking
+    assert forks.is_wanted
