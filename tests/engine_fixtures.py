@@ -32,6 +32,9 @@ BUILD = BuildSettings()
 ZYGOTE_VARIABLE = "CELLBLOCK_ENGINE_ZYGOTE"
 """Set to `off`, all of the tests' sandboxes fork their own kernels."""
 
+FORK_SERVERS = 1 if os.environ.get(ZYGOTE_VARIABLE) == "off" else 0
+"""How many a sandbox has of its own."""
+
 
 def docker_settings(kernel_image: str, **fields: Any) -> EngineSettings:
     """The tests' own, by way of Docker."""

@@ -6,11 +6,10 @@ Each asserts what the attacker was told, and `settled` that the gateway and the 
 from __future__ import annotations
 
 import asyncio
-import os
 
 import pytest
 from e2e_rig import Rig, open_descriptors
-from engine_fixtures import ZYGOTE_VARIABLE
+from engine_fixtures import FORK_SERVERS
 from sandbox_code import CALLS, SOCKET, said
 
 from sessions.model import RunStatus
@@ -93,7 +92,7 @@ print(json.dumps([sorted(set(sent)), victim.wait()]))
 async def test_neither_supervisor_nor_fork_server_can_be_traced_or_read(rig: Rig) -> None:
     answer = said(await rig.run(TRACE))
     assert set(answer["supervisor"].values()) <= DENIED, answer
-    assert len(answer["fork servers"]) == (os.environ.get(ZYGOTE_VARIABLE) == "off")
+    assert len(answer["fork servers"]) == FORK_SERVERS
     assert all(set(outcomes.values()) <= DENIED for outcomes in answer["fork servers"]), answer
     # The control: a process that did not forbid it is laid open by the very same calls, seccomp's own denials apart.
     opened = {name for name, outcome in answer["victim"].items() if outcome == "succeeded"}

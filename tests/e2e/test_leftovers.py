@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 import pytest_asyncio
 from e2e_rig import LIMITS, Rig
+from engine_fixtures import FORK_SERVERS
 from sandbox_code import CALLS, said
 
 from sessions.model import ANONYMOUS, RunStatus, SessionId, SessionState
@@ -130,7 +131,7 @@ async def test_nothing_but_files_outlives_the_kernel(rig: Rig, session_id: Sessi
     assert made[0] == "succeeded"
     assert -1 not in made
     left = said(await rig.run(LEFT, session_id=session_id))
-    assert left.pop("processes") == 3  # supervisor, fork server, kernel
+    assert left.pop("processes") == 2 + FORK_SERVERS  # beside the supervisor and the kernel
     assert left == {"shm": 0, "sem": 0, "msg": 0, "mqueue": "ENOENT", "files": [], "kept": [True, True]}
 
 
