@@ -126,7 +126,6 @@ def _become_kernel(container: entering.Container, number: int, settings: ZygoteS
         entering.become_one_of(container, keep=report)
         hardening.allow_tracing()
         hardening.die_with_parent()
-        kernel_program.settle(settings.work_dir, str(Path(settings.ipc_dir, RING_NAME)))
         os.write(report, _line(pid=os.getpid()))
         os.close(report)
     except BaseException as error:  # noqa: BLE001 - likewise
@@ -137,6 +136,8 @@ def _become_kernel(container: entering.Container, number: int, settings: ZygoteS
     _wait_for(connection_file)
     status = 1
     try:
+        # Only now that the supervisor has looked: among the user's packages is code that runs at once.
+        kernel_program.settle(settings.work_dir, str(Path(settings.ipc_dir, RING_NAME)))
         kernel_program.run_kernel(connection_file)
         sys.stdout.flush()
         sys.stderr.flush()
