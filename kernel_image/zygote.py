@@ -30,6 +30,7 @@ from kernel_image.sandbox_log import describe, log_event, never_wait
 _MAX_REQUEST_BYTES = 4096
 _MOST_AT_ONCE = 32
 _REQUEST_TIMEOUT_S = 5.0
+_LONGEST_S = 20
 _START_TIMEOUT_S = 30.0
 _POLL_S = 0.002
 _CREDENTIALS = struct.Struct("3i")
@@ -82,6 +83,7 @@ class Zygote:
     def _serve(self, connection: socket.socket) -> NoReturn:
         """Handle one request in a process of its own, which ends when the kernel is on its way."""
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.alarm(_LONGEST_S)  # a sandbox that keeps it waiting must not keep a place
         try:
             self._socket.close()
             connection.settimeout(_REQUEST_TIMEOUT_S)
@@ -103,6 +105,7 @@ class Zygote:
         """
         container = entering.look_at(str(request["container"]), int(request["init"]), Path(self._settings.cgroup_root))
         reader, writer = os.pipe()
+        kernel_program.offer_to_oom_killer()  # by now: in a sandbox that is full, its first process would go instead
         entering.enter(container)
         between = os.fork()
         if between == 0:
@@ -122,7 +125,6 @@ def _become_kernel(container: entering.Container, number: int, settings: ZygoteS
             time.sleep(_POLL_S)
         os.setsid()
         os.umask(0o077)
-        kernel_program.offer_to_oom_killer()
         entering.become_one_of(container, keep=report)
         hardening.allow_tracing()
         hardening.die_with_parent()
