@@ -174,6 +174,7 @@ class KernelPool:
         kernels, self._kernels = list(self._kernels.values()), {}
         for kernel in kernels:
             self._sandboxes.hand_over(kernel)
+        await self._sandboxes.stop()
         await self._tasks.cancel()
 
     async def close(self, kept: Collection[Kernel] = ()) -> None:
@@ -190,6 +191,7 @@ class KernelPool:
             self._sandboxes.hand_over(kernel)
         for kernel in list(self._kernels.values()):
             self.discard(kernel)
+        await self._sandboxes.stop()
         await self._tasks.wait()
         await self._sandboxes.remove_all_but({kernel.kernel_id for kernel in kept})
 

@@ -24,6 +24,9 @@ from sessions.model import KernelId
 from sessions.ports import Fate, LaunchSpec
 
 _REMOVE_RETRIES = 4
+_FORK_PAUSE_S = 0.1
+"""Less than what a kernel takes to start and to end again."""
+
 _MOST_LOGGED = 8
 _LONGEST_LOGGED = 200
 _LIMITS_SEEN = ("memory_bytes", "pids", "cpu_us")
@@ -35,8 +38,8 @@ class Sandboxes:
     """This gateway's sandboxes on one engine.
 
     Its state: `hurries`, when a removal that has failed is tried again without a pause; whether failed preloads have
-    been told; which limits the first sandbox of each kernelspec lacked; and what their messages have used of the
-    gateway's time.
+    been told; which limits the first sandbox of each kernelspec lacked; what their messages have used of the gateway's
+    time; and for which of them a kernel is being forked.
     """
 
     def __init__(self, environment: Environment) -> None:
@@ -48,6 +51,7 @@ class Sandboxes:
         self._has_logged_preloads = False
         self._missing_limits: dict[str, tuple[str, ...]] = {}
         self._shared_time = SharedTime(environment.clock)
+        self._forking: set[KernelId] = set()
         self._tasks = BackgroundTasks("sandboxes")
 
     def make_kernel(self, kernel_name: str) -> Kernel:
@@ -69,18 +73,34 @@ class Sandboxes:
             adopted=adopted,
             throttle=Throttle(clock, together=self._shared_time),
         )
-        kernel.on_fork_wanted = lambda number: self._tasks.spawn(self._fork(kernel, number))
+        kernel.on_fork_wanted = lambda number: self._handle_fork_wanted(kernel, number)
         kernel.on_fork_refused = self._provisioner.stop_forking
         return kernel
+
+    def _handle_fork_wanted(self, kernel: Kernel, number: int) -> None:
+        """One fork at a time for each: a supervisor that asks for another has given the first up, or wants too many."""
+        if kernel.kernel_id in self._forking:
+            kernel.tell_forked(number, why="Another fork for this sandbox is under way.")
+        else:
+            self._forking.add(kernel.kernel_id)
+            self._tasks.spawn(self._fork(kernel, number))
 
     async def _fork(self, kernel: Kernel, number: int) -> None:
         """Have a kernel process forked for its supervisor, which does it itself where that fails."""
         try:
-            forked = await self._provisioner.fork(kernel.kernel_id, number)
-        except EngineUnavailable as error:
-            kernel.tell_forked(number, why=str(error))
-        else:
-            kernel.tell_forked(number, pid=forked.pid, failed_preloads=dict(forked.failed_preloads))
+            try:
+                forked = await self._provisioner.fork(kernel.kernel_id, number)
+            except EngineUnavailable as error:
+                kernel.tell_forked(number, why=str(error))
+            else:
+                kernel.tell_forked(number, pid=forked.pid, failed_preloads=dict(forked.failed_preloads))
+            await asyncio.sleep(_FORK_PAUSE_S)
+        finally:
+            self._forking.discard(kernel.kernel_id)
+
+    async def stop(self) -> None:
+        """End the forks that are under way, once no kernel is left that asks for one."""
+        await self._tasks.cancel()
 
     def listen(self, kernel: Kernel) -> Path:
         """Let its supervisor dial in; returns the directory to mount."""
