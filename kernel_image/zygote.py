@@ -29,6 +29,8 @@ from kernel_image.sandbox_log import describe, log_event, never_wait
 
 _MAX_REQUEST_BYTES = 4096
 _MOST_AT_ONCE = 32
+_MOST_WAITING = 1024
+"""More are refused, and a gateway that is refused takes the zygote for lost."""
 _REQUEST_TIMEOUT_S = 5.0
 _LONGEST_S = 20
 _START_TIMEOUT_S = 30.0
@@ -53,7 +55,7 @@ class Zygote:
             os.unlink(self._settings.socket)  # noqa: PTH108 - pathlib need not stay imported in kernels
         self._socket.bind(self._settings.socket)
         os.chown(self._settings.socket, self._settings.uid, -1)
-        self._socket.listen(_MOST_AT_ONCE)
+        self._socket.listen(_MOST_WAITING)
         log_event("zygote_ready", failed_preloads=self._failed)
         while select.select([self._socket], [], [], self._settings.orphan_timeout_s)[0]:
             self._reap(wait=len(self._forking) >= _MOST_AT_ONCE)
