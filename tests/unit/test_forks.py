@@ -32,9 +32,15 @@ async def test_a_fork_that_fails_is_answered_with_the_reason(bench: Bench) -> No
 
 
 async def test_a_difference_stops_forks_for_all(bench: Bench) -> None:
-    (kernel_id,) = bench.engine.sandboxes
+    bench.engine.comes_up = False
+    sandboxes = set(bench.engine.sandboxes)
+    running = bench.begin()
+    await until(lambda: len(bench.engine.sandboxes) > len(sandboxes))
+    (kernel_id,) = set(bench.engine.sandboxes) - sandboxes
+    bench.engine.dial(kernel_id)
     bench.engine.say(kernel_id, "fork_refused", why="it differs in limits")
     assert bench.engine.stopped_forking == "it differs in limits"
+    running.cancel()
 
 
 async def test_the_engines_warnings_are_the_gateways(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +70,7 @@ async def test_a_kernel_is_asked_for_once_however_often_the_frame_comes(line: Li
 async def test_a_refusal_without_a_reason_is_one(line: Line, why: object) -> None:
     refused: list[str] = []
     line.kernel.on_fork_refused = refused.append
-    line.ready().say("fork_refused", why=why)
+    line.say("fork_refused", why=why)
     assert refused == ["no reason"]
 
 

@@ -32,6 +32,8 @@ _LOOK_PAUSE_S = 20.0
 _RETRY_PAUSE_S = 1.0
 _MOST_FAILURES = 3
 _MAX_ANSWER_BYTES = 64 << 10
+_NOT_REMOVED = "The Docker engine could not remove the zygote."
+_NOT_THERE = "The sandbox is gone."
 
 log = structlog.get_logger()
 
@@ -39,8 +41,8 @@ log = structlog.get_logger()
 class DockerZygote:
     """One gateway's zygote.
 
-    The state: the launch of its container, the start or the watch that is under way, how many starts have failed in
-    succession, and `why_not`, a sentence: set for as long as there will be none.
+    The state: the launch or the watch that is under way, how many starts have failed in succession, how many forks as
+    long as none has worked, and `why_not`, a sentence: set for as long as there will be none.
     """
 
     def __init__(self, engine: DockerEngine, settings: EngineSettings, directory: Path) -> None:
@@ -48,10 +50,10 @@ class DockerZygote:
         self._engine = engine
         self._settings = settings
         self._directory = directory
-        self._launching: asyncio.Future[str] | None = None
         self._starting: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._failures = 0
+        self._failed_forks: int | None = 0
         self._is_trouble = False
         self._gateway_id = ""
         self._failed_preloads: Mapping[str, str] = {}
@@ -60,11 +62,13 @@ class DockerZygote:
         self.why_not = _unwanted(settings)
 
     async def ready(self, spec: LaunchSpec, facts: EngineFacts) -> bool:
-        """Whether kernels can be forked into sandboxes such as that of `spec`. Waits for a start that is under way."""
+        """Whether kernels can be forked into sandboxes such as that of `spec`. Waits for the first start."""
         if not self.why_not and not self.is_up:
             self.why_not = self._obstacle(facts)
         if not self.why_not and not self.is_up:
-            await self._start_once(spec)
+            starting = self._start_once(spec)
+            if not self._failures:  # launches that waited each time for one that hangs would wait for minutes
+                await asyncio.shield(starting)
         return self.is_up and not self.why_not
 
     def _obstacle(self, facts: EngineFacts) -> str:
@@ -76,9 +80,7 @@ class DockerZygote:
         """Fork a kernel into a container that runs. Raises EngineUnavailable."""
         if self.why_not or not self.is_up:
             raise EngineUnavailable(self.why_not or "The zygote is being replaced.")
-        found = await self._engine.call(
-            lambda client: client.inspect_container(container_id), refused="The sandbox is gone."
-        )
+        found = await self._engine.call(lambda client: client.inspect_container(container_id), refused=_NOT_THERE)
         init = int(found["State"]["Pid"])
         try:
             answer = await self._ask({"container": container_id, "init": init, "number": number})
@@ -88,8 +90,17 @@ class DockerZygote:
             raise EngineUnavailable("The zygote does not answer.") from error
         if "pid" not in answer:
             log.warning("fork_failed", container_id=container_id, reason=answer.get("error"))
+            self._note_failed_fork(str(answer.get("error")))
             raise EngineUnavailable(f"The zygote could not fork: {answer.get('error')}")
+        self._failed_forks = None
         return ForkedKernel(int(answer["pid"]), self._failed_preloads)
+
+    def _note_failed_fork(self, why: str) -> None:
+        """Give up where it has never worked: this machine does not allow it. Later failures are the sandboxes' own."""
+        if self._failed_forks is not None:
+            self._failed_forks += 1
+            if self._failed_forks >= _MOST_FAILURES:
+                self.give_up(f"it cannot fork into sandboxes: {why}")
 
     def trouble(self) -> str:
         """Why there is none although there should be one; empty if all is well."""
@@ -102,45 +113,41 @@ class DockerZygote:
             log.error("zygote_given_up", reason=why, consequence="each sandbox forks its own kernels, more slowly")
 
     async def close(self) -> None:
-        """End it."""
+        """End it, and start none any more."""
+        self.why_not = self.why_not or "the gateway is stopping"
         for task in (self._watch, self._starting):
             if task is not None and not task.done():
                 task.cancel()
                 await asyncio.wait([task])
+        self.is_up = False
         await self._remove()
 
     async def _remove(self) -> None:
-        """Remove its container, also one that a thread is still about to start: threads cannot be cancelled."""
-        self.is_up = False
-        if self._launching is not None:
-            await asyncio.gather(self._launching, return_exceptions=True)
-            with suppress(EngineUnavailable, docker.errors.APIError):
-                await self._engine.call(lambda client: _remove_all(client, self._gateway_id))
-            self._launching = None
+        if self._gateway_id:
+            with suppress(EngineUnavailable):
+                await self._engine.call(lambda client: _remove_all(client, self._gateway_id), refused=_NOT_REMOVED)
 
-    async def _start_once(self, spec: LaunchSpec) -> None:
-        """Start one, or wait for the start that is under way."""
+    def _start_once(self, spec: LaunchSpec) -> asyncio.Task[None]:
+        """Start one, unless that is under way; the task ends when it is up or is known not to be."""
         if self._starting is None or self._starting.done():
             self._starting = asyncio.ensure_future(self._start(spec))
-        await asyncio.shield(self._starting)
+        return self._starting
 
     async def _start(self, spec: LaunchSpec) -> None:
         """Start one and wait until it answers; or note what keeps it from that."""
         self._gateway_id = spec.gateway_id
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         config = zygote_config(spec, self._settings, self._directory, uid=os.getuid())
         try:
-            self._launching = asyncio.ensure_future(
-                self._engine.call(lambda client: _launch(client, spec.gateway_id, config))
-            )
-            container_id = await asyncio.shield(self._launching)
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            container_id = await self._launch(config)
             await self._wait_until_it_answers(container_id)
         except EngineUnavailable as error:
-            log.warning("zygote_failed", reason=str(error))  # nothing starts now, and later it may
+            log.warning("zygote_failed", reason=str(error))
             return
-        except (docker.errors.APIError, OSError, ValueError) as error:
+        except (docker.errors.APIError, OSError, ValueError, KeyError) as error:
             self._failures += 1
             log.warning("zygote_failed", attempt=self._failures, reason=str(error))
+            await self._remove()
             if self._failures >= _MOST_FAILURES:
                 self.give_up(f"it does not start: {error}")
             return
@@ -149,6 +156,16 @@ class DockerZygote:
         log.info("zygote_up", container_id=container_id[:12])
         if self._watch is None or self._watch.done():
             self._watch = asyncio.ensure_future(self._keep(spec))
+
+    async def _launch(self, config: Mapping[str, Any]) -> str:
+        launching = asyncio.ensure_future(self._engine.call(lambda client: _launch(client, self._gateway_id, config)))
+        try:
+            return await asyncio.shield(launching)
+        except asyncio.CancelledError:
+            # The thread cannot be stopped half-way: what it has made can be removed when it has ended.
+            await asyncio.wait([launching])
+            launching.exception()
+            raise
 
     async def _wait_until_it_answers(self, container_id: str) -> None:
         async with asyncio.timeout(_START_TIMEOUT_S):
@@ -161,7 +178,7 @@ class DockerZygote:
                     raise OSError("its container has ended")
 
     async def _keep(self, spec: LaunchSpec) -> None:
-        """Replace it when it has ended or does not answer; remove it once it is given up."""
+        """Replace it when it has ended or does not answer."""
         while not self.why_not:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_PAUSE_S if self.is_up else _RETRY_PAUSE_S):
@@ -170,11 +187,11 @@ class DockerZygote:
             try:
                 await self._ask(None)
             except (OSError, ValueError) as error:
-                if self.why_not:
-                    break
+                if self.is_up:
+                    log.warning("zygote_lost", reason=repr(error))
                 self.is_up = False
-                log.warning("zygote_lost", reason=repr(error))
-                await self._start_once(spec)
+                if not self.why_not:
+                    await asyncio.shield(self._start_once(spec))
         await self._remove()
 
     async def _ask(self, request: Mapping[str, Any] | None) -> dict[str, Any]:
