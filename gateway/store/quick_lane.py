@@ -144,21 +144,22 @@ class QuickLane:
         """
         if not self.is_free():
             return None
+        values = statement.values(parameters)
         try:
             if self._idle:
-                row = await self._execute(self._idle.pop(), statement, parameters, timeout_s)
+                row = await self._execute(self._idle.pop(), statement, values, timeout_s)
             else:
-                row = await self._execute_on_new(statement, parameters, timeout_s)
+                row = await self._execute_on_new(statement, values, timeout_s)
         except _Failed:
             return None
         self._rest_s = _FIRST_REST_S
         return row
 
     def _execute(
-        self, connection: _Connection, statement: Prepared, parameters: Mapping[str, Any], timeout_s: float
+        self, connection: _Connection, statement: Prepared, values: Sequence[Any], timeout_s: float
     ) -> asyncio.Future[_Row | None]:
         self._at_work.add(connection)
-        return connection.execute(statement.execute, statement.values(parameters), timeout_s)
+        return connection.execute(statement.execute, values, timeout_s)
 
     async def close(self) -> None:
         """Let calls under way finish or reach their deadline, then hang up."""
@@ -186,16 +187,14 @@ class QuickLane:
 
     # --- new connections ----------------------------------------------------------------------------------------------
 
-    async def _execute_on_new(
-        self, statement: Prepared, parameters: Mapping[str, Any], timeout_s: float
-    ) -> _Row | None:
+    async def _execute_on_new(self, statement: Prepared, values: Sequence[Any], timeout_s: float) -> _Row | None:
         """Raises _Failed, StoreUnavailable."""
 
         async def work() -> _Row | None:
             await self._connect(timeout_s)
             if not self._idle:  # another call was quicker
                 raise _Failed
-            return await self._execute(self._idle.pop(), statement, parameters, timeout_s)
+            return await self._execute(self._idle.pop(), statement, values, timeout_s)
 
         task = asyncio.ensure_future(work())
         self._being_made.add(task)
@@ -216,12 +215,12 @@ class QuickLane:
                 # In a thread: names are looked up first, and that blocks.
                 raw = await asyncio.to_thread(psycopg2.connect, **self._arguments, async_=True)
                 await _log_in(raw)
-        except (psycopg2.Error, TimeoutError) as error:
+            connection = _Connection(raw, self._release)
+        except (psycopg2.Error, OSError) as error:  # a TimeoutError is one, and a lack of descriptors
             if raw is not None:
                 raw.close()
             self._rest()
             raise (StoreUnavailable if isinstance(error, TimeoutError) else _Failed) from error
-        connection = _Connection(raw, self._release)
         self._at_work.add(connection)
         await connection.execute(self._preparation, (), timeout_s)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -14,6 +16,7 @@ from sqlalchemy import Connection, event, text
 from store_fixtures import OwnServer, execute, using_store
 
 from gateway.store.postgres import PostgresStore
+from gateway.store.statements import runs
 from sessions.errors import NotFound, StoreUnavailable
 from sessions.model import Batch, Run
 
@@ -60,9 +63,9 @@ async def test_what_every_run_writes_needs_no_thread(postgres_store: PostgresSto
         request_sha256=b"\x00\xff",
     )
     started = new_run(kernel_id=new_kernel_id(), started_at=NOW, session_id="s", allow_stdin=True)
-    runs = [await write_run(postgres_store, run) for run in (odd, started)]
+    written = [await write_run(postgres_store, run) for run in (odd, started)]
     assert by_threads == []
-    for run in runs:
+    for run in written:
         await assert_written(postgres_store, run)
 
 
@@ -128,6 +131,27 @@ async def test_a_pooler_that_forgets_what_was_prepared_costs_no_error(
     await connection.execute("DEALLOCATE ALL", (), TIMEOUT_S)
     await assert_written(postgres_store, await write_run(postgres_store))
     assert by_threads
+
+
+async def test_a_value_that_cannot_be_sent_keeps_no_connection(postgres_store: PostgresStore) -> None:
+    await write_run(postgres_store)
+    parameters = {**runs.add_parameters(new_run(), 0), "variables": {"x": object()}}
+    for _ in range(3):
+        with pytest.raises(TypeError):
+            await postgres_store._quick.run(runs.ADD_RUN_QUICKLY, parameters, timeout_s=TIMEOUT_S)
+    assert len(postgres_store._quick._idle) == 1
+    await assert_written(postgres_store, await write_run(postgres_store))
+
+
+async def test_without_a_descriptor_to_spare_a_thread_writes(
+    postgres_store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def none_left(_raw: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("gateway.store.quick_lane._log_in", none_left)
+    await assert_written(postgres_store, await write_run(postgres_store))
+    assert not postgres_store._quick.is_free()
 
 
 async def test_a_run_that_is_not_there_is_said(postgres_store: PostgresStore) -> None:
