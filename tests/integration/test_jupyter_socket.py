@@ -6,7 +6,9 @@ import asyncio
 import json
 import socket
 import struct
+from collections import Counter
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -17,6 +19,8 @@ from structlog.testing import capture_logs
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
+from gateway.http.base import websocket
+from gateway.http.base.websocket import SocketHandler
 from gateway.http.jupyter.channels import MAX_GARBAGE
 from gateway.http.jupyter.framing import Framed
 from kernel_image.protocol import SUBPROTOCOL
@@ -282,6 +286,35 @@ async def test_a_client_that_does_not_read_hurts_neither_the_gateway_nor_another
 def _unsent_bytes(stream: object) -> int:
     connection = stream.ws_connection  # type: ignore[attr-defined]
     return len(connection.stream._write_buffer) if connection is not None and connection.stream is not None else 0
+
+
+async def test_others_get_a_turn_while_a_client_takes_much_at_once(
+    wire: Wire, lab: ClientConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn, written_in, count = 0, Counter[int](), 100
+
+    async def take_turns() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    def write(handler: SocketHandler, *args: Any, **kwargs: Any) -> Any:
+        written_in[turn] += 1
+        return write_message(handler, *args, **kwargs)
+
+    write_message = SocketHandler.write_message
+    monkeypatch.setattr(SocketHandler, "write_message", write)
+    kernel_id = wire.bench.session().kernel_id
+    assert kernel_id is not None
+    turns = asyncio.ensure_future(take_turns())
+    for number in range(count):
+        wire.bench.engine.publish(kernel_id, "stream", "nobody's", {"name": "stdout", "text": f"{number} "})
+    heard = [await receive(lab) for _ in range(count)]
+    turns.cancel()
+    assert text_of(heard) == "".join(f"{number} " for number in range(count))
+    assert written_in.total() == count
+    assert max(written_in.values()) <= websocket._AT_ONCE
 
 
 async def test_a_pong_that_nobody_asked_for_is_no_news(wire: Wire) -> None:

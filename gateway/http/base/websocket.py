@@ -23,16 +23,22 @@ from sessions.errors import InvalidRequest
 
 _SERVICE_RESTART = 1012
 _VERSION = "13"
+_AT_ONCE = 16
+"""So many messages may be written one after the other, as fast as the client takes them, before others get a turn."""
 
 
 class SocketHandler(BaseHandler, WebSocketHandler):
-    """One WebSocket. Its state beside the base class's: whether it is closed, and who is writing."""
+    """One WebSocket.
+
+    Its state beside the base class's: whether it is closed, who is writing, and how many messages that was in a row.
+    """
 
     ends_early: ClassVar[bool] = False
 
     def __init__(self, application: Application, request: HTTPServerRequest, **kwargs: Any) -> None:
         self.is_closed = False
         self._writing = asyncio.Lock()
+        self._in_a_row = 0
         super().__init__(application, request, **kwargs)
 
     # --- opening ------------------------------------------------------------------------------------------------------
@@ -124,7 +130,12 @@ class SocketHandler(BaseHandler, WebSocketHandler):
             yield place
 
     async def _taken(self, writing: Awaitable[None]) -> None:
-        await self.patience.wait_for(writing, getattr(self.ws_connection, "stream", None))
+        """Return once the client has taken what was written: at once, if the socket has."""
+        stream = getattr(self.ws_connection, "stream", None)
+        self._in_a_row += 1
+        if self._in_a_row >= _AT_ONCE or stream is None or stream.closed() or stream.writing():
+            self._in_a_row = 0
+            await self.patience.wait_for(writing, stream)
 
     # --- closing ------------------------------------------------------------------------------------------------------
 

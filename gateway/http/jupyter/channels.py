@@ -164,13 +164,13 @@ class JupyterChannels(JupyterHandler, SocketHandler):
     async def _send_items(self, connection: ClientConnection, receipts: Receipts) -> None:
         """Send what the client is due, until the kernel is gone."""
         try:
-            while (item := await connection.next_item()) is not None:
-                if isinstance(item, Replay):
-                    await self._replay(connection, item, receipts)
-                else:
-                    with self.placing() as place:
+            with self.placing() as place:
+                while (item := await connection.next_item()) is not None:
+                    if isinstance(item, Replay):
+                        await self._replay(connection, item, receipts)
+                    else:
                         await self._send(item, place)
-                    receipts.note_sent(item)
+                        receipts.note_sent(item)
             self.close(_NORMAL, "this kernel has been shut down")
         except WebSocketClosedError:
             pass  # the client is gone
