@@ -108,11 +108,35 @@ async def test_the_messages_of_a_replay_are_asked_after_at_its_end() -> None:
     client.outbox.replay(RunId("r"))
     await client.outbox.get()
     for _ in range(2 * RECEIPT_ITEMS):
-        client.receipts.note_sent(note("again", {}))
+        client.receipts.note_sent(note("again", {}), is_of_replay=True)
     assert client.receipts._timer is None
     client.outbox.replay_sent(RunId("r"))
     client.receipts.note_sent(None)
     await until(lambda: client.pings == [1])
+
+
+async def test_what_waits_for_room_in_memory_is_not_asked_after_yet() -> None:
+    client = Client(SOON_S)
+    await client.send(note("one", {}))
+    client.outbox.put(note("two", {}))
+    await client.outbox.get()  # and it is not written yet
+    await until(lambda: bool(client.pings))
+    client.receipts.note_pong(str(client.pings[-1]).encode())
+    assert client.in_doubt == 1
+    client.receipts.note_sent(note("two", {}))
+    await until(lambda: client.pings == [1, 2])
+
+
+async def test_what_is_to_go_ahead_of_a_replay_is_asked_after_once_it_is_written(patient: Client) -> None:
+    patient.outbox.replay(RunId("r"))
+    await patient.outbox.get()
+    patient.outbox.put(note("ahead", {}))
+    ahead = await patient.outbox.get_ahead()
+    patient.receipts.note_sent(note("x" * RECEIPT_BYTES, {}), is_of_replay=True)
+    assert patient.pings == []
+    patient.receipts.note_sent(ahead)
+    patient.receipts.note_sent(note("x" * RECEIPT_BYTES, {}), is_of_replay=True)
+    assert patient.pings == [1]
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"-1", b"\xb2", b"2", b"9" * 125])

@@ -195,7 +195,7 @@ class JupyterChannels(JupyterHandler, SocketHandler):
             async with aclosing(replayed), aclosing(with_others(replayed, connection.next_ahead)) as messages:  # type: ignore[type-var]
                 async for message, is_of_replay in messages:
                     await self._send(message, place if is_of_replay else place_ahead)
-                    receipts.note_sent(message)
+                    receipts.note_sent(message, is_of_replay=is_of_replay)
         connection.replay_sent(replay.run_id)
         receipts.note_sent(None)
 

@@ -22,8 +22,9 @@ QUIET_S = 0.1
 class Receipts:
     """Those of one connection.
 
-    The state: the number of the last item that the client was asked for; what was sent behind that, since when, and
-    when something was last sent; and the timer that waits for a quiet moment.
+    The state: the number of the last item that was written, which the outbox counts as sent before; that of the last
+    one that the client was asked for; what was written behind that, since when, and when something was last written;
+    and the timer that waits for a quiet moment.
     """
 
     def __init__(self, connection: ClientConnection, ping: Callable[[str], None], quiet_s: float = QUIET_S) -> None:
@@ -31,17 +32,21 @@ class Receipts:
         self._ping = ping
         self._quiet_s = quiet_s
         self._loop = asyncio.get_running_loop()
-        self._asked = connection.sent
+        self._written = self._asked = connection.sent
         self._since_s = 0.0
         self._sent_s = 0.0
         self._bytes = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    def note_sent(self, message: ClientMessage | None) -> None:
-        """A message, or with None the end of a replay, has been sent: ask now or in a while."""
-        items = self._connection.sent - self._asked
+    def note_sent(self, message: ClientMessage | None, *, is_of_replay: bool = False) -> None:
+        """A message, or with None the end of a replay, has been sent: ask now or in a while.
+
+        A replay is one item: its messages by themselves are none.
+        """
+        self._written += not is_of_replay
+        items = self._written - self._asked
         if not items:
-            return  # it is of a replay, which is one item
+            return
         self._sent_s = self._loop.time()
         self._since_s = self._since_s or self._sent_s
         self._bytes += message.size_bytes if message is not None else 0
@@ -72,6 +77,6 @@ class Receipts:
             self._ask()
 
     def _ask(self) -> None:
-        self._asked = self._connection.sent
+        self._asked = self._written
         self._since_s, self._bytes = 0.0, 0
         self._ping(str(self._asked))
