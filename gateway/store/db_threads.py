@@ -39,8 +39,11 @@ class AbortableCall:
         self.is_abandoned = False
 
     def take(self, socket_fd: int) -> None:
-        """Use the connection that has this socket."""
-        wire = socket.socket(fileno=os.dup(socket_fd))
+        """Use the connection that has this socket. Raises StoreUnavailable when there is no descriptor left."""
+        try:
+            wire = socket.socket(fileno=os.dup(socket_fd))
+        except OSError as error:
+            raise StoreUnavailable from error
         with self._lock:
             if self._wire is not None:
                 self._wire.close()

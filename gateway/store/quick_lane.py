@@ -216,7 +216,7 @@ class QuickLane:
                 raw = await asyncio.to_thread(psycopg2.connect, **self._arguments, async_=True)
                 await _log_in(raw)
             connection = _Connection(raw, self._release)
-        except (psycopg2.Error, OSError) as error:  # a TimeoutError is one, and a lack of descriptors
+        except (psycopg2.Error, OSError, RuntimeError) as error:  # no descriptor, or no thread, is left
             if raw is not None:
                 raw.close()
             self._rest()
@@ -226,7 +226,7 @@ class QuickLane:
 
 
 async def _log_in(raw: extensions.connection) -> None:
-    """Raises psycopg2.Error. libpq may go from one socket to another one meanwhile."""
+    """Raises psycopg2.Error, OSError. libpq may go from one socket to another one meanwhile."""
     loop = asyncio.get_running_loop()
     while (state := raw.poll()) != extensions.POLL_OK:
         ready = asyncio.Event()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -179,6 +180,46 @@ async def test_a_caller_that_goes_away_leaves_the_connection_to_others(
             await asyncio.sleep(0.01)
     assert await postgres_store.get_run(run.run_id) is not None
     await assert_written(postgres_store, await write_run(postgres_store))
+    assert len(postgres_store._quick._idle) == 1
+
+
+async def test_a_run_is_written_by_a_thread_when_no_descriptor_is_left_for_the_quick_lane(
+    postgres_store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dup = os.dup
+
+    def dup_in_threads(fd: int) -> int:
+        if threading.current_thread() is threading.main_thread():
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return dup(fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "dup", dup_in_threads)
+        run = await write_run(postgres_store)
+    await assert_written(postgres_store, run)
+    await until_rested(postgres_store)
+    await assert_written(postgres_store, await write_run(postgres_store))
+
+
+async def test_a_shortage_of_descriptors_is_an_outage_which_is_waited_for(
+    postgres_store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(_fd: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "dup", none_left)
+        with pytest.raises(StoreUnavailable):
+            await postgres_store.add_run(new_run())
+    await until_rested(postgres_store)
+    await assert_written(postgres_store, await write_run(postgres_store))
+
+
+async def test_parameters_that_cannot_be_sent_leave_the_connection_to_others(postgres_store: PostgresStore) -> None:
+    await write_run(postgres_store)
+    with pytest.raises(KeyError):
+        await postgres_store._quick.run(runs.ADD_RUN_QUICKLY, {}, timeout_s=TIMEOUT_S)
+    assert not postgres_store._quick._at_work
     assert len(postgres_store._quick._idle) == 1
 
 
