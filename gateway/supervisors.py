@@ -58,19 +58,17 @@ class _ReadAhead(WebSocketProtocol13):
     _at = 0
 
     async def _read_bytes(self, n: int) -> bytes:
-        end = self._at + n
-        if end > len(self._ahead):
-            pieces = [self._ahead[self._at :]]
-            missing_bytes = n - len(pieces[0])
-            while missing_bytes > 0:
-                piece = await self.stream.read_bytes(max(missing_bytes, _READ_BYTES), partial=True)
-                pieces.append(piece)
-                missing_bytes -= len(piece)
-            self._ahead, self._at, end = b"".join(pieces), 0, n
-        data = self._ahead[self._at : end]
-        self._at = end
-        if end == len(self._ahead):
+        if self._at + n > len(self._ahead):
+            gathered = bytearray(self._ahead[self._at :])
             self._ahead, self._at = b"", 0
+            while len(gathered) < n:  # not as a list: who sends it byte by byte would have each cost an object
+                gathered += await self.stream.read_bytes(max(n - len(gathered), _READ_BYTES), partial=True)
+            self._ahead = bytes(gathered[n:])  # without what is taken, which may be large
+            del gathered[n:]
+            data = bytes(gathered)
+        else:
+            data = self._ahead[self._at : self._at + n]
+            self._at += n
         self._wire_bytes_in += n
         return data
 
