@@ -96,7 +96,7 @@ def _size_of(value: Any) -> int:
     if isinstance(value, str):
         return sys.getsizeof(value)
     if isinstance(value, dict | Mapping):
-        return sum(map(_size_of, value.values()), 64)
+        return sum((_size_of(name) + _size_of(item) for name, item in value.items()), 64)
     if isinstance(value, list | tuple):
         return sum(map(_size_of, value), 64)
     return 32

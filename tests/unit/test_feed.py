@@ -54,6 +54,15 @@ def test_the_events_kept_are_bounded_and_who_falls_behind_is_told() -> None:
         assert seqs(feed, 8) is None
 
 
+def test_long_names_within_an_event_count_as_well() -> None:
+    feed = Feed()
+    with feed.following():
+        for seq in range(1, 10):
+            feed.publish([Event(seq, EventType.RESULT, {"data": {str(seq) * BIG: 1}})])
+        assert seqs(feed, 0) is None
+        assert seqs(feed, 6) == [7, 8, 9]
+
+
 def test_it_is_followed_until_the_last_follower_leaves() -> None:
     feed = Feed()
     with feed.following():
