@@ -196,9 +196,10 @@ class WebSocket:
             if len(received) < begin:
                 return None
             length = int.from_bytes(received[begin - size : begin])
-        if first & 0x8 and length > _MAX_CONTROL_BYTES:
-            raise WebSocketError("a control frame is too long")
-        if length > self._max_message_bytes - sum(map(len, self._fragments)):
+        if first & 0x8:
+            if length > _MAX_CONTROL_BYTES:
+                raise WebSocketError("a control frame is too long")
+        elif length > self._max_message_bytes - sum(map(len, self._fragments)):
             raise WebSocketError(f"a message is longer than {self._max_message_bytes} bytes")
         end = self._needed_bytes = begin + length
         if len(received) < end:

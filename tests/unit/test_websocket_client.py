@@ -69,6 +69,13 @@ async def raw_server(path: Path, *pieces: bytes, answer: Callable[[bytes], bytes
         yield
 
 
+async def test_a_ping_within_a_message_does_not_count_towards_its_size(short_dir: Path) -> None:
+    most = b"x" * (LIMIT_BYTES - 1)
+    begin = b"\x02\x7f" + len(most).to_bytes(8) + most
+    async with raw_server(short_dir / "s", begin, b"\x89\x04ping", b"\x80\x01y", b"\x88\x02\x03\xe8"):
+        assert await received(await connect(short_dir / "s")) == [most + b"y"]
+
+
 async def test_messages_of_all_sizes_pass_both_ways(short_dir: Path) -> None:
     async def echo(server: ServerConnection) -> None:
         async for message in server:
