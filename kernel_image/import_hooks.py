@@ -27,6 +27,7 @@ _ADAPTERS = {
     "matplotlib.pyplot": "figures",
     "nest_asyncio": "event_loop",
     "nest_asyncio2": "event_loop",
+    "parso.cache": "completion",
     "pip._internal.network.session": "offline_pip",
     "plotly.io._renderers": "figures",
     "psutil": "import_hooks",

@@ -112,6 +112,17 @@ print([m.__name__ for m in modules if getattr(m, '__cached__', None) and not os.
     assert run(docker_client, kernel_image, code).splitlines()[-1] == "[]"
 
 
+def test_what_people_complete_first_is_parsed_already(docker_client: APIClient, kernel_image: str) -> None:
+    code = """
+import pathlib
+import jedi.settings, parso.cache, kernel_image.completion
+kernel_image.completion.warm_up()
+parsed = [pathlib.Path(path).name for modules in parso.cache.parser_cache.values() for path in modules if path]
+print("builtins.pyi" in parsed, list(pathlib.Path("/tmp/.cache/jedi").rglob("*.pkl")))
+"""
+    assert run(docker_client, kernel_image, code) == "True []"
+
+
 def test_the_supervisor_is_what_starts_and_without_a_shell(docker_client: APIClient, kernel_image: str) -> None:
     config = docker_client.inspect_image(kernel_image)["Config"]
     assert config["Entrypoint"] == ["/opt/cellblock/venv/bin/python", "-I", "-m", "kernel_image.supervisor"]

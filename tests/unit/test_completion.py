@@ -1,0 +1,83 @@
+"""The cache of what jedi parses: the image's is looked into first, and the user's is what it would be without it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import ModuleType
+
+import jedi
+import parso
+import parso.cache
+import pytest
+
+from kernel_image import completion
+
+
+@pytest.fixture
+def parso_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """parso with a cache in memory that is empty, adapted to an image's cache in files, which is empty, too."""
+    monkeypatch.setattr(completion, "CACHE", tmp_path / "image")
+    monkeypatch.setattr(parso.cache, "parser_cache", {})
+    monkeypatch.setattr(parso.cache, "_load_from_file_system", parso.cache._load_from_file_system)  # type: ignore[attr-defined]
+    completion.CACHE.mkdir()
+    completion.adapt(parso.cache)
+    return parso.cache
+
+
+def parse(path: Path, cache: Path) -> None:
+    parso.load_grammar().parse(path=path, cache=True, cache_path=cache)
+
+
+def pickles(directory: Path) -> int:
+    return len(list(directory.rglob("*.pkl")))
+
+
+def test_what_the_image_has_is_not_parsed_again(tmp_path: Path, parso_cache: ModuleType) -> None:
+    source = tmp_path / "source.py"
+    source.write_text("x = 1\n")
+    parse(source, completion.CACHE)
+    parso_cache.parser_cache.clear()
+    parse(source, tmp_path / "user")
+    assert (pickles(completion.CACHE), pickles(tmp_path / "user")) == (1, 0)
+
+
+def test_what_is_newer_than_the_image_or_not_in_it_goes_to_the_users_cache(
+    tmp_path: Path, parso_cache: ModuleType
+) -> None:
+    source, other = tmp_path / "source.py", tmp_path / "other.py"
+    source.write_text("x = 1\n")
+    parse(source, completion.CACHE)
+    parso_cache.parser_cache.clear()
+    later = source.stat().st_mtime + 100
+    source.write_text("y = 1\n")
+    other.write_text("z = 1\n")
+    os.utime(source, (later, later))
+    parse(source, tmp_path / "user")
+    parse(other, tmp_path / "user")
+    assert (pickles(completion.CACHE), pickles(tmp_path / "user")) == (1, 2)
+
+
+def test_without_a_cache_in_the_image_parso_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(completion, "CACHE", tmp_path / "none")
+    before = parso.cache._load_from_file_system  # type: ignore[attr-defined]
+    completion.adapt(parso.cache)
+    assert parso.cache._load_from_file_system is before  # type: ignore[attr-defined]
+
+
+def test_a_cache_that_cannot_be_read_is_no_error(tmp_path: Path, parso_cache: ModuleType) -> None:
+    del parso_cache
+    source = tmp_path / "source.py"
+    source.write_text("x = 1\n")
+    completion.CACHE.rmdir()
+    completion.CACHE.touch()
+    parse(source, tmp_path / "user")
+    assert pickles(tmp_path / "user") == 1
+
+
+def test_the_warm_up_leaves_what_completions_need_in_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(parso.cache, "parser_cache", {})
+    monkeypatch.setattr(jedi.settings, "cache_directory", str(tmp_path))
+    completion.warm_up()
+    parsed = {Path(path).name for modules in parso.cache.parser_cache.values() for path in modules if path}
+    assert {"builtins.pyi", "os.py"} <= parsed
