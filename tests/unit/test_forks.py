@@ -70,6 +70,7 @@ async def test_a_kernel_is_asked_for_once_however_often_the_frame_comes(line: Li
 async def test_a_refusal_without_a_reason_is_one(line: Line, why: object) -> None:
     refused: list[str] = []
     line.kernel.on_fork_refused = refused.append
+    line.greet()
     line.say("fork_refused", why=why)
     assert refused == ["no reason"]
 
