@@ -161,7 +161,7 @@ async def test_requests_to_the_kernels_own_sockets_say_nothing_to_the_gateway(ri
 client = '''
 import glob, sys, time
 from jupyter_client import BlockingKernelClient
-client = BlockingKernelClient(connection_file=sorted(glob.glob('/run/ipc/k*.json'))[-1])
+client = BlockingKernelClient(connection_file=sorted(glob.glob('/run/ipc/*.json'))[-1])
 client.load_connection_file()
 client.start_channels()
 client.execute("print('not of this run')")
