@@ -60,6 +60,7 @@ class RunFold:
         self._exception: ExceptionInfo | None = None
         self._exit_status: str | None = None
         self._has_error_event = False
+        self._is_exception_from_reply = False
         self._clear_pending = False
         self._notices: list[str] = []
         self._has_ended = False
@@ -305,8 +306,9 @@ class RunFold:
         exception = self._tracebacks.parse(content, self._execution_count)
         if exception is None:
             return
-        self._outlive_exception()
-        self._exception, self._has_error_event = exception, False
+        if not self._is_exception_from_reply:  # which has overtaken this message then, on another socket
+            self._outlive_exception()
+        self._exception, self._has_error_event, self._is_exception_from_reply = exception, False, False
         if exception.name != "SystemExit":
             self._add_error_event(exception)
 
@@ -316,7 +318,9 @@ class RunFold:
         if self._exit_status == "ok":
             self._outlive_exception()
         else:
-            self._exception = self._exception or self._tracebacks.parse(content, self._execution_count)
+            if self._exception is None:
+                self._exception = self._tracebacks.parse(content, self._execution_count)
+                self._is_exception_from_reply = self._exception is not None
             if self._exception is not None and self._exception.name == "SystemExit":
                 self._leave(self._exception)
         payloads = content.get("payload")

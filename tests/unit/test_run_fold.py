@@ -161,6 +161,25 @@ def test_errors_that_the_code_survived_are_standard_error() -> None:
     assert result.stderr == "after One\nOne: x\nafter Two\nTwo: x\nafter Three\n"
 
 
+def test_a_reply_that_overtakes_its_error_makes_one_error_of_it() -> None:
+    fold = new_fold()
+    content = {"ename": "ZeroDivisionError", "evalue": "division by zero", "traceback": ["Traceback", "1/0"]}
+    take(fold, "execute_reply", {"status": "error", **content})
+    take(fold, "error", content)
+    result = fold.finish(fold.ended_status(), None, None)
+    assert (result.status, result.stderr) == (RunStatus.ERROR, "")
+    assert [type_ for type_, _ in events(fold)] == ["started", "error", "end"]
+
+
+def test_an_error_that_was_survived_stays_one_when_the_reply_overtakes_the_last() -> None:
+    fold = new_fold()
+    error(fold, "One", "x", "One: x")
+    take(fold, "execute_reply", {"status": "error", "ename": "Two", "evalue": "y", "traceback": ["Two: y"]})
+    error(fold, "Two", "y", "Two: y")
+    result = fold.finish(fold.ended_status(), None, None)
+    assert (result.error, result.stderr) == ("Two: y", "One: x\n")
+
+
 def test_every_failure_has_an_explanation() -> None:
     for status in RunStatus:
         if status.is_final():
