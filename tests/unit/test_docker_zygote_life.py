@@ -158,6 +158,7 @@ async def test_an_engine_that_is_away_is_not_the_zygotes_fault(rig: Rig) -> None
     assert rig.zygote.trouble() == ""
     await rig.listen()
     rig.docker.is_reachable = True
+    await until(lambda: rig.zygote.is_up)
     assert await rig.zygote.ready(SPEC, FACTS)
 
 
@@ -218,3 +219,34 @@ async def test_a_sandbox_that_is_gone_is_no_fault(rig: Rig) -> None:
     assert await rig.zygote.ready(SPEC, FACTS)
     with pytest.raises(EngineUnavailable, match="gone"):
         await rig.zygote.fork("gone", 1)
+
+
+async def test_one_that_was_up_is_replaced_however_often_its_start_fails(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zygote_module, "_LONGEST_RETRY_PAUSE_S", 0.01)
+    await rig.listen()
+    assert await rig.zygote.ready(SPEC, FACTS)
+    start = rig.docker.start
+    starts = 0
+
+    def fail_five_times(container_id: str) -> None:
+        nonlocal starts
+        starts += 1
+        if starts <= 5:
+            raise docker.errors.APIError("it was killed")
+        start(container_id)
+
+    monkeypatch.setattr(rig.docker, "start", fail_five_times)
+    await rig.hang_up()
+    await until(lambda: starts == 6)
+    assert "it was killed" in rig.zygote.trouble()
+    await rig.listen()
+    await until(lambda: rig.zygote.is_up)
+    assert rig.docker.there == [f"z{rig.docker.made}"]
+    assert rig.zygote.trouble() == ""
+
+
+def test_starts_become_more_seldom_but_never_end() -> None:
+    pauses_s = [zygote_module._retry_pause_s(failures) for failures in (0, 1, 3, 6, 5000)]
+    assert pauses_s == [1, 2, 8, 64, 64]

@@ -1,7 +1,8 @@
 """The zygote's container, and asking it for kernels. kernel_image/zygote.py is what runs in there.
 
-It is started before the first sandbox, asked now and then whether it still answers, and replaced when it does not.
-Where it cannot be, sandboxes fork their own kernels, and `why_not` says why.
+It is started before the first sandbox, asked now and then whether it still answers, and replaced when it does not. One
+that has been up is replaced for as long as it takes. Where it cannot be, sandboxes fork their own kernels, and
+`why_not` says why.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ _START_PAUSE_S = 0.02
 _ANSWER_TIMEOUT_S = 8.0
 _LOOK_PAUSE_S = 20.0
 _RETRY_PAUSE_S = 1.0
+_LONGEST_RETRY_PAUSE_S = 64.0
+_MOST_DOUBLINGS = 6
 _MOST_FAILURES = 3
 _MAX_ANSWER_BYTES = 64 << 10
 _NOT_REMOVED = "The Docker engine could not remove the zygote."
@@ -41,8 +44,8 @@ log = structlog.get_logger()
 class DockerZygote:
     """One gateway's zygote.
 
-    The state: the launch or the watch that is under way, how many starts have failed in succession, how many forks as
-    long as none has worked, and `why_not`, a sentence: set for as long as there will be none.
+    The state: the launch or the watch that is under way, how many starts have failed in succession and why, how many
+    forks as long as none has worked, and `why_not`, a sentence: set for as long as there will be none.
     """
 
     def __init__(self, engine: DockerEngine, settings: EngineSettings, directory: Path) -> None:
@@ -53,6 +56,7 @@ class DockerZygote:
         self._starting: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._failures = 0
+        self._why_failed = ""
         self._failed_forks: int | None = 0
         self._is_trouble = False
         self._gateway_id = ""
@@ -66,9 +70,11 @@ class DockerZygote:
         if not self.why_not and not self.is_up:
             self.why_not = self._obstacle(facts)
         if not self.why_not and not self.is_up:
-            starting = self._start_once(spec)
-            if not self._failures:  # launches that waited each time for one that hangs would wait for minutes
-                await asyncio.shield(starting)
+            if not self._has_watch():
+                self._start_once(spec)
+            if self._starting is not None and not self._failures:
+                # Launches that waited each time for one that hangs would wait for minutes.
+                await asyncio.shield(self._starting)
         return self.is_up and not self.why_not
 
     def _obstacle(self, facts: EngineFacts) -> str:
@@ -104,7 +110,9 @@ class DockerZygote:
 
     def trouble(self) -> str:
         """Why there is none although there should be one; empty if all is well."""
-        return self.why_not if self._is_trouble else ""
+        if self.why_not:
+            return self.why_not if self._is_trouble else ""
+        return self._why_failed if self._failures >= _MOST_FAILURES else ""
 
     def give_up(self, why: str) -> None:
         """Fork no more."""
@@ -145,17 +153,22 @@ class DockerZygote:
             log.warning("zygote_failed", reason=str(error))
             return
         except (docker.errors.APIError, OSError, ValueError, KeyError) as error:
-            self._failures += 1
-            log.warning("zygote_failed", attempt=self._failures, reason=str(error))
             await self._remove()
-            if self._failures >= _MOST_FAILURES:
-                self.give_up(f"it does not start: {error}")
+            self._failures += 1
+            self._why_failed = f"it does not start: {error}"
+            log.warning("zygote_failed", attempt=self._failures, reason=str(error))
+            if self._failures >= _MOST_FAILURES and not self._has_watch():
+                self.give_up(self._why_failed)
             return
         self._failures = 0
         self.is_up = True
         log.info("zygote_up", container_id=container_id[:12])
-        if self._watch is None or self._watch.done():
+        if not self._has_watch():
             self._watch = asyncio.ensure_future(self._keep(spec))
+
+    def _has_watch(self) -> bool:
+        """Whether one has been up: then it is replaced for as long as it takes, more and more seldom."""
+        return self._watch is not None and not self._watch.done()
 
     async def _launch(self, config: Mapping[str, Any]) -> str:
         launching = asyncio.ensure_future(self._engine.call(lambda client: _launch(client, self._gateway_id, config)))
@@ -181,17 +194,20 @@ class DockerZygote:
         """Replace it when it has ended or does not answer."""
         while not self.why_not:
             with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_PAUSE_S if self.is_up else _RETRY_PAUSE_S):
+                async with asyncio.timeout(_LOOK_PAUSE_S if self.is_up else _retry_pause_s(self._failures)):
                     await self._suspected.wait()
             self._suspected.clear()
             try:
-                await self._ask(None)
-            except (OSError, ValueError) as error:
+                self._failed_preloads = (await self._ask(None))["failed"]
+            except (OSError, ValueError, KeyError) as error:
                 if self.is_up:
                     log.warning("zygote_lost", reason=repr(error))
                 self.is_up = False
                 if not self.why_not:
                     await asyncio.shield(self._start_once(spec))
+            else:
+                # It may have come up after the engine failed to say that it had started.
+                self.is_up, self._failures = not self.why_not, 0
         await self._remove()
 
     async def _ask(self, request: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -209,6 +225,11 @@ class DockerZygote:
         if not isinstance(answer, dict):
             raise ValueError("its answer is no object")  # noqa: TRY004 - of what came over a socket
         return answer
+
+
+def _retry_pause_s(failures: int) -> float:
+    """Seconds to wait before the next start: more after each that has failed in succession."""
+    return min(_LONGEST_RETRY_PAUSE_S, _RETRY_PAUSE_S * (1 << min(failures, _MOST_DOUBLINGS)))
 
 
 def obstacle(settings: EngineSettings, facts: EngineFacts) -> str:
