@@ -33,12 +33,6 @@ _WRITE_AHEAD_CHARACTERS = 1 << 19
 """How much may be written before it is sent: a loop writes a gigabyte in the time that the thread waits to send."""
 
 
-def _available_bytes(descriptor: int) -> int:
-    count = array.array("i", [0])
-    fcntl.ioctl(descriptor, termios.FIONREAD, count)
-    return count[0]
-
-
 class _StreamBytes(io.RawIOBase):
     """`sys.stdout.buffer`: bytes become text of the stream. Its state: characters of which some bytes are missing.
 
@@ -88,7 +82,8 @@ class KernelStream(OutStream):  # type: ignore[misc]
     """One of the kernel's two output streams.
 
     Its own state: the ring, the sent count, the pipe's decoder, what has come through the pipe and is held, whether our
-    own last line is unfinished, and whether buffered output is being sent. A forked child holds what it will write.
+    own last line is unfinished, whether buffered output is being sent, and the parent header of the last write, with
+    what stands for it as a key. A forked child holds what it will write.
     """
 
     encoding = "utf-8"
@@ -105,8 +100,10 @@ class KernelStream(OutStream):  # type: ignore[misc]
         self._is_sending = False
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._pipe_lock = threading.RLock()
+        self._available_bytes = array.array("i", [0])
         self._held = ""
         self._is_mid_line = False
+        self._parent: tuple[dict[str, Any], frozenset[tuple[str, Any]]] = ({}, frozenset())
         super().__init__(session, pub_thread, name, **options)
         self.buffer = _StreamBytes(self)
         os.register_at_fork(after_in_child=self._become_child)
@@ -136,10 +133,10 @@ class KernelStream(OutStream):  # type: ignore[misc]
         """Write, behind what child processes have written; but no line of theirs goes into one of ours."""
         if not isinstance(string, str):
             raise TypeError(f"write() argument must be str, not {type(string).__name__}")
-        if not self._is_master_process():
-            self._write_in_child(string)
-            return len(string)
         if not self._is_mid_line:
+            if not self._is_master_process():
+                self._write_in_child(string)
+                return len(string)
             self._drain_pipe()
         self._write_text(string)
         if string:
@@ -158,10 +155,18 @@ class KernelStream(OutStream):  # type: ignore[misc]
             super().flush()
 
     def _write_text(self, text: str) -> None:
-        """Buffer text to be sent, and copy it to the ring."""
-        if self._ring is not None:
-            self._ring.write(output_ring.encode(text))
-        super().write(text)
+        """Buffer text to be sent, and copy it to the ring: OutStream.write with less to do for each `print`."""
+        header = self.parent_header
+        known, key = self._parent
+        if header is not known:
+            key = frozenset(header.items())
+            self._parent = (header, key)
+        with self._buffer_lock:
+            if self._ring is not None:
+                self._ring.write(output_ring.encode(text))
+            self._buffers[key].write(text)
+        if not self._flush_pending:
+            self._schedule_flush()
         self._unsent_characters += len(text)
         if self._unsent_characters > _WRITE_AHEAD_CHARACTERS:
             self._unsent_characters = 0
@@ -170,6 +175,7 @@ class KernelStream(OutStream):  # type: ignore[misc]
     def _become_child(self) -> None:
         """Forget what the parent has buffered, and locks that its threads hold: this is a forked child."""
         self._held = ""
+        self._is_mid_line = False
         self._pipe_lock = threading.RLock()
         self._buffer_lock = threading.RLock()
         self._rotate_buffers()
@@ -244,7 +250,8 @@ class KernelStream(OutStream):  # type: ignore[misc]
         if self._fid is None or not self._should_watch:
             return
         with self._pipe_lock:
-            left_bytes = _available_bytes(self._fid)
+            fcntl.ioctl(self._fid, termios.FIONREAD, self._available_bytes)
+            left_bytes = self._available_bytes[0]
             while left_bytes > 0:
                 data = os.read(self._fid, min(left_bytes, _READ_BYTES))
                 left_bytes -= len(data)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -65,7 +64,10 @@ def unsent_output(path: Path, sent_bytes: Mapping[str, int]) -> dict[str, tuple[
 
 
 class OutputRing:
-    """One stream's ring in the mapped file at `path`, for one writer process and one reader."""
+    """One stream's ring in the mapped file at `path`, for one writer process and one reader.
+
+    The writer is alone in its process too: its threads take turns. Its state: how much has ever been written.
+    """
 
     def __init__(self, path: Path, stream: str) -> None:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -75,28 +77,27 @@ class OutputRing:
             os.close(self._descriptor)
             raise
         self._start = STREAMS.index(stream) * _REGION_BYTES
-        self._lock = threading.Lock()
-
-    @property
-    def written_bytes(self) -> int:
-        """How much has ever been written to this stream."""
-        total: int = _TOTAL.unpack_from(self._memory, self._start)[0]
-        return total
+        self._ring = self._start + _TOTAL.size
+        self.written_bytes: int = _TOTAL.unpack_from(self._memory, self._start)[0]
 
     def write(self, data: bytes) -> None:
-        """Add to the end; what is older than the ring is long falls out."""
-        with self._lock:
-            total = _TOTAL.unpack_from(self._memory, self._start)[0] + len(data)
-            kept = data if len(data) <= RING_BYTES else data[-RING_BYTES:]
-            ring = self._start + _TOTAL.size
-            position = (total - len(kept)) % RING_BYTES
-            if position + len(kept) <= RING_BYTES:  # nearly always, and this is on the way of every `print`
-                self._memory[ring + position : ring + position + len(kept)] = kept
-            else:
-                first = RING_BYTES - position
-                self._memory[ring + position : ring + RING_BYTES] = kept[:first]
-                self._memory[ring : ring + len(kept) - first] = kept[first:]
-            _TOTAL.pack_into(self._memory, self._start, total)
+        """Add to the end; what is older than the ring is long falls out. On the way of every `print`."""
+        position, total = self.written_bytes % RING_BYTES, self.written_bytes + len(data)
+        if position + len(data) <= RING_BYTES:
+            begin = self._ring + position
+            self._memory[begin : begin + len(data)] = data
+        else:
+            self._write_around(data, total)
+        _TOTAL.pack_into(self._memory, self._start, total)
+        self.written_bytes = total  # at the end, for a KeyboardInterrupt may come anywhere
+
+    def _write_around(self, data: bytes, total: int) -> None:
+        """Write what reaches over the end of the ring, to its end and then from its beginning."""
+        kept = data[-RING_BYTES:]
+        position = (total - len(kept)) % RING_BYTES
+        first = min(len(kept), RING_BYTES - position)
+        self._memory[self._ring + position : self._ring + position + first] = kept[:first]
+        self._memory[self._ring : self._ring + len(kept) - first] = kept[first:]
 
     def after(self, seen_bytes: int) -> tuple[bytes, int]:
         """What was written behind the first `seen_bytes`, and how many bytes of that have already fallen out.
