@@ -82,9 +82,22 @@ class Cgroup:
         """Processor time of all that ever ran in it."""
         return cgroup_cpu_s(self._dir)
 
+    def memory_bytes(self) -> int:
+        """Its own memory as `docker stats` counts it: without pages that others use too, or that a file can replace."""
+        if not (self._dir / "cpuacct.usage").exists():
+            return _memory_bytes(self._dir, "memory.current", "inactive_file")
+        lines = (PROC / str(self.first_pid) / "cgroup").read_text().splitlines()
+        path = next(line.split(":", 2)[2] for line in lines if line.split(":", 2)[1] == "memory")
+        return _memory_bytes(CGROUPS / "memory" / path[1:], "memory.usage_in_bytes", "total_inactive_file")
+
     def pids(self) -> list[int]:
         """Its processes."""
         return [int(pid) for pid in (self._dir / "cgroup.procs").read_text().split()]
+
+
+def _memory_bytes(path: Path, used: str, replaceable: str) -> int:
+    counts = dict(line.split() for line in (path / "memory.stat").read_text().splitlines())
+    return int((path / used).read_text()) - int(counts[replaceable])
 
 
 def cgroup_cpu_s(path: Path) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from bench.accounting import Cgroup, pss_bytes
+from bench.accounting import Cgroup
 from bench.contestants.bare import BareKernel
 from bench.contestants.cellblock import Gateway
 from bench.contestants.jupyter import JupyterServer, jupyter_server
@@ -32,7 +32,7 @@ def measure(bench: Bench) -> dict[str, Any]:
         bare = stack.enter_context(BareKernel())
         gateway = stack.enter_context(Gateway(bench.image, POOL_SIZE="1"))
         gateway.until_warm(settle_s=_SETTLE_S)
-        idle = [pss_bytes(sandbox.pids()) for sandbox in bench.engine.sandboxes(gateway.gateway_id)]
+        idle = [sandbox.memory_bytes() for sandbox in bench.engine.sandboxes(gateway.gateway_id)]
         points = [_point(bench, gateway, bare, 0, 0)]
         for before, count in zip([0, *counts], counts, strict=False):
             if psutil.virtual_memory().available < _needed_bytes(points[-1], count):
@@ -40,7 +40,7 @@ def measure(bench: Bench) -> dict[str, Any]:
                 break
             points.append(_point(bench, gateway, bare, before, count))
             say(f"{count} sessions")
-        each = [pss_bytes(sandbox.pids()) for sandbox in bench.engine.sandboxes(gateway.gateway_id)]
+        each = [sandbox.memory_bytes() for sandbox in bench.engine.sandboxes(gateway.gateway_id)]
     others, failed = _others(bench, [count for count in counts if count <= 25])
     return {
         "points": points,
