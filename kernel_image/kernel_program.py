@@ -25,17 +25,27 @@ from kernel_image import event_loop, import_hooks, kernel_streams, shell_command
 from kernel_image.hardening import OOM_SCORE_ADJUSTMENT
 
 KERNEL_MODULES = (
+    "faulthandler",
     "ipykernel.debugger",
     "ipykernel.kernelapp",
     "ipykernel.ipkernel",
     "IPython.core.completer",
+    "IPython.core.completerlib",
+    "IPython.core.debugger",
+    "IPython.core.debugger_backport",
     "IPython.core.interactiveshell",
+    "IPython.core.magics.execution",
+    "IPython.core.oinspect",
+    "IPython.core.pylabtools",
+    "IPython.extensions.storemagic",
     "kernel_image.json_packer",
     "kernel_image.kernel_streams",
     "kernel_image.python_kernel",
+    "sqlite3",
+    "tornado.platform.asyncio",
     "uuid",
 )
-"""What every kernel imports anyway."""
+"""What every kernel imports anyway. A test says what a new version of IPython imports too."""
 
 _SCRIPT_NAME = "main.py"
 """What `sys.argv` says: parsers of arguments show it, and scripts look for files beside it."""
@@ -53,6 +63,8 @@ def import_all(preloads: list[str]) -> dict[str, str]:
     import_hooks.install()
     _import_kernel_modules()
     failed = _preload(preloads)
+    if "matplotlib.pyplot" in sys.modules:
+        _prepare_matplotlib()
     gc.collect()
     gc.freeze()
     return failed
@@ -77,6 +89,14 @@ def _import_kernel_modules() -> None:
     sys.modules["debugpy"] = None  # type: ignore[assignment]
     _preload([*KERNEL_MODULES])  # some of them are optional; without the others the kernel itself fails
     del sys.modules["debugpy"]
+
+
+def _prepare_matplotlib() -> None:
+    """Import the backend that kernels use, and find those that come with packages: it reads the metadata of all."""
+    from matplotlib.backends.registry import backend_registry  # noqa: PLC0415
+
+    backend_registry.list_all()
+    _preload(["matplotlib_inline.backend_inline"])
 
 
 def offer_to_oom_killer() -> None:
