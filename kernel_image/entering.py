@@ -12,6 +12,7 @@ import platform
 import re
 import resource
 import select
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _KEYCTL = {"x86_64": 250, "aarch64": 219}
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 _FIRST_OPEN_FILE = 3
+_PROGRAM_TIMEOUT_S = 5.0
+_POLL_S = 0.001
 _MOST_OPEN_FILES = 1 << 30
 _LIMITS = {
     "Max cpu time": resource.RLIMIT_CPU,
@@ -87,6 +90,7 @@ def look_at(container_id: str, pid: int, cgroup_root: Path) -> Container:
         raise CannotEnter("the container has no cgroup of its own")
     if Path("/proc/self/ns/user").readlink() != (proc / "ns" / "user").readlink():
         raise CannotEnter("the container is in a user namespace of its own")
+    _wait_for_program(pidfd, proc)
     status = read_status(proc)
     container = Container(
         pidfd=pidfd,
@@ -96,9 +100,31 @@ def look_at(container_id: str, pid: int, cgroup_root: Path) -> Container:
         security_label=read_label(proc),
         filters=tuple(seccomp.filters_of(pid, int(status.get("Seccomp_filters", "0")))),
     )
-    if select.select([pidfd], [], [], 0)[0]:  # readable: it has ended, and what was read may be another's
-        raise CannotEnter("the container has ended")
+    _check_alive(pidfd)  # or what was read may be another's
     return container
+
+
+def _check_alive(pidfd: int, wait_s: float = 0.0) -> None:
+    if select.select([pidfd], [], [], wait_s)[0]:
+        raise CannotEnter("the container has ended")
+
+
+def _wait_for_program(pidfd: int, proc: Path) -> None:
+    """Wait until the first process runs Python, as this one does: before, it is the engine's, and not yet bound by all.
+
+    Linux shows no command line from the moment that a program is replaced until the next one's rights are settled.
+    """
+    own = _program_of(Path("/proc/self"))
+    deadline = time.monotonic() + _PROGRAM_TIMEOUT_S
+    while _program_of(proc) != own:
+        if time.monotonic() > deadline:
+            raise CannotEnter("the container's first process is no supervisor")
+        _check_alive(pidfd, _POLL_S)
+
+
+def _program_of(proc: Path) -> bytes:
+    """The first word of the command line."""
+    return (proc / "cmdline").read_bytes().partition(b"\0")[0]
 
 
 def _names(path: str, container_id: str) -> bool:

@@ -227,14 +227,14 @@ def interrupt(pid: int) -> None:
         os.killpg(pid, signal.SIGINT)
 
 
-def kill_all_but(spared: int | None) -> bool:
-    """SIGKILL every descendant of this process except `spared`; returns whether none is left.
+def kill_all_but(*spared: int | None) -> bool:
+    """SIGKILL every descendant of this process except the `spared`; returns whether none is left.
 
     Processes are stopped first, so that a fork bomb cannot outrun the killing.
     """
     own = os.getpid()
     for _ in range(_KILL_ROUNDS):
-        victims = [pid for pid in accounting.descendants(own) if pid != spared and not _is_zombie(pid)]
+        victims = [pid for pid in accounting.descendants(own) if pid not in spared and not _is_zombie(pid)]
         if not victims:
             return True
         for number in (signal.SIGSTOP, signal.SIGKILL):

@@ -26,9 +26,12 @@ _PF_EXITING = 0x4
 """<linux/sched.h>; the flags are the seventh of `accounting.stat_fields`."""
 
 
-def prefix_of(ipc_dir: str, number: int) -> Path:
-    """What the names of a kernel's sockets begin with; with the suffix `.json`, its connection file's."""
-    return Path(ipc_dir, f"z{number}")
+def prefix_of(ipc_dir: str, pid: int) -> Path:
+    """What the names of a kernel's sockets begin with; with the suffix `.json`, its connection file's.
+
+    `pid` is the kernel's as the sandbox counts: of several that wait, one alone is meant.
+    """
+    return Path(ipc_dir, f"z{pid}")
 
 
 class OutsideForks:

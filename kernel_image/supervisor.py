@@ -102,7 +102,7 @@ class Supervisor:
             for task in (relay, stopping, *self._tasks):
                 task.cancel()
             self._fork_server.stop()
-            kernel_process.kill_all_but(None)
+            kernel_process.kill_all_but()
             self._close_channels()
             self._zmq.destroy(linger=0)
             log_event("supervisor_ended")
@@ -271,7 +271,9 @@ class Supervisor:
             # One that has come all the same waits for its connection file, and gets none.
             kernel_process.kill_all_but(self._fork_server.pid)
             return None
-        self._connect(prefix_of(self._settings.ipc_dir, self._started))
+        # A gateway that has been started anew may have had another forked, for which nobody asks.
+        kernel_process.kill_all_but(pid, self._fork_server.pid)
+        self._connect(prefix_of(self._settings.ipc_dir, pid))
         return pid
 
     async def _becomes_ready(self, ended: asyncio.Future[kernel_process.Exit]) -> bool:

@@ -4,8 +4,8 @@ It runs in a container of its own, made of the same image, with the rights that 
 code, reads nothing that a sandbox has written, and is asked by the gateway alone, over a socket in a directory that
 nobody else can enter. docs/security.md says what is trusted here, docs/architecture.md how a kernel comes to be.
 
-One connection is one request: a line of JSON, {"container", "init", "number"}. The answer is a line,
-too: {"pid"} as the container counts, or {"error"}. An empty request is answered by what could not be imported.
+One connection is one request: a line of JSON, {"container", "init"}. The answer is a line, too:
+{"pid"} as the container counts, or {"error"}. An empty request is answered by what could not be imported.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Zygote:
         between = os.fork()
         if between == 0:
             if os.fork() == 0:
-                _become_kernel(container, int(request["number"]), self._settings, writer)
+                _become_kernel(container, self._settings, writer)
             os._exit(0)
         os.close(writer)
         os.waitpid(between, 0)
@@ -120,7 +120,7 @@ class Zygote:
             connection.sendall(report.read() or _line(error="the kernel has ended"))
 
 
-def _become_kernel(container: entering.Container, number: int, settings: ZygoteSettings, report: int) -> NoReturn:
+def _become_kernel(container: entering.Container, settings: ZygoteSettings, report: int) -> NoReturn:
     """Be a process of the sandbox from here on, and run a kernel once the supervisor has looked at it."""
     try:
         while os.getppid() != 1:
@@ -136,7 +136,7 @@ def _become_kernel(container: entering.Container, number: int, settings: ZygoteS
         with suppress(OSError):
             os.write(report, _line(error=describe(error)))
         os._exit(1)
-    connection_file = str(prefix_of(settings.ipc_dir, number).with_suffix(".json"))
+    connection_file = _connection_file(settings)
     _wait_for(connection_file)
     status = 1
     try:
@@ -148,6 +148,11 @@ def _become_kernel(container: entering.Container, number: int, settings: ZygoteS
         status = 0
     finally:
         os._exit(status)
+
+
+def _connection_file(settings: ZygoteSettings) -> str:
+    """This process's own."""
+    return str(prefix_of(settings.ipc_dir, os.getpid()).with_suffix(".json"))
 
 
 def _wait_for(connection_file: str) -> None:

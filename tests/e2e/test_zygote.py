@@ -313,7 +313,7 @@ async def test_a_step_left_out_is_seen(
     init, _ = await site.full()
     child_of(init)
     container = site.sandboxes()[0]
-    inside = (await zygote.fork(container, 77)).pid
+    inside = (await zygote.fork(container, init)).pid
     (forked,) = [pid for pid in children_of(init) if pid_inside(pid) == inside]
     try:
         monkeypatch.setattr(os, "getpid", lambda: init)

@@ -58,8 +58,6 @@ class FakeDocker:
         assert container_id in self.there
 
     def inspect_container(self, container_id: str) -> dict[str, Any]:
-        if container_id == "gone":
-            raise docker.errors.NotFound("no such container")
         return {"State": {"Running": container_id in self.there, "Pid": 4}}
 
     def remove_container(self, container_id: str, *, force: bool) -> None:
@@ -197,7 +195,7 @@ async def test_forks_that_have_never_worked_are_given_up(rig: Rig) -> None:
     rig.answer = {"error": "OSError: setns: Invalid argument"}
     for _ in range(3):
         with pytest.raises(EngineUnavailable, match="setns"):
-            await rig.zygote.fork("c", 1)
+            await rig.zygote.fork("c", 4)
     assert "setns" in rig.zygote.trouble()
     await until(lambda: rig.docker.there == [])
 
@@ -206,19 +204,22 @@ async def test_forks_that_fail_later_are_not_given_up(rig: Rig) -> None:
     await rig.listen()
     assert await rig.zygote.ready(SPEC, FACTS)
     rig.answer = {"pid": 7}
-    assert (await rig.zygote.fork("c", 1)).pid == 7
+    assert (await rig.zygote.fork("c", 4)).pid == 7
     rig.answer = {"error": "BlockingIOError: fork"}
     for _ in range(5):
         with pytest.raises(EngineUnavailable, match="fork"):
-            await rig.zygote.fork("c", 1)
+            await rig.zygote.fork("c", 4)
     assert rig.zygote.trouble() == ""
 
 
-async def test_a_sandbox_that_is_gone_is_no_fault(rig: Rig) -> None:
+async def test_a_fork_that_nobody_waits_for_gives_nothing_up(rig: Rig) -> None:
     await rig.listen()
     assert await rig.zygote.ready(SPEC, FACTS)
-    with pytest.raises(EngineUnavailable, match="gone"):
-        await rig.zygote.fork("gone", 1)
+    rig.answer = {"error": "CannotEnter: the container has ended"}
+    for _ in range(5):
+        with pytest.raises(EngineUnavailable, match="has ended"):
+            await rig.zygote.fork("c", 4, counts=False)
+    assert rig.zygote.trouble() == ""
 
 
 async def test_one_that_was_up_is_replaced_however_often_its_start_fails(

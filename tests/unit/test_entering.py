@@ -17,6 +17,9 @@ ID = "4f2a" * 16
 OTHER_ID = "77aa" * 16
 ROOT = Path("/run/cgroups")
 
+SUPERVISOR = b"/venv/bin/python\0-I\0-m\0kernel_image.supervisor\0"
+ZYGOTE = b"/venv/bin/python\0-I\0-m\0kernel_image.zygote\0"
+
 LIMITS = """\
 Limit                     Soft Limit           Hard Limit           Units
 Max cpu time              unlimited            unlimited            seconds
@@ -52,11 +55,14 @@ def lay_out(
     def path(first: str, *others: str) -> Path:
         return Path(f"{tmp_path}{first}" if first.startswith("/proc") else first, *others)
 
-    def look(cgroups: str, *, limits: str = LIMITS, user_namespace: str = "user:[1]") -> Container:
-        proc = tmp_path / "proc" / str(first_process.pid)
-        for directory, namespace in ((proc, user_namespace), (tmp_path / "proc" / "self", "user:[1]")):
+    def look(
+        cgroups: str, *, limits: str = LIMITS, user_namespace: str = "user:[1]", program: bytes = SUPERVISOR
+    ) -> Container:
+        proc, own = tmp_path / "proc" / str(first_process.pid), tmp_path / "proc" / "self"
+        for directory, namespace, command in ((proc, user_namespace, program), (own, "user:[1]", ZYGOTE)):
             (directory / "ns").mkdir(parents=True)
             (directory / "ns" / "user").symlink_to(namespace)
+            (directory / "cmdline").write_bytes(command)
         (proc / "cgroup").write_text(cgroups)
         (proc / "limits").write_text(limits)
         (proc / "status").write_text("Name:\tpython\nUid:\t1000\t1001\t1002\t1000\nGroups:\t5 6 \nNoNewPrivs:\t1\n")
@@ -127,6 +133,37 @@ def test_a_process_that_has_ended_is_not_entered(
     monkeypatch.setattr(seccomp, "filters_of", end)
     with pytest.raises(CannotEnter, match="has ended"):
         lay_out(f"0::/docker/{ID}\n")
+
+
+@pytest.mark.parametrize("program", [b"", b"runc\0init\0", b"/venv/bin/pytho"])
+def test_a_container_that_is_still_the_engines_is_waited_for(
+    lay_out: Callable[..., Container],
+    first_process: subprocess.Popen[bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    program: bytes,
+) -> None:
+    seen = []
+    proc = tmp_path / "proc" / str(first_process.pid)
+    check_alive = entering._check_alive
+
+    def wait(pidfd: int, wait_s: float = 0.0) -> None:
+        check_alive(pidfd, wait_s)
+        seen.append((proc / "cmdline").read_bytes())
+        (proc / "cmdline").write_bytes(SUPERVISOR)
+        (proc / "status").write_text("Seccomp_filters:\t1\n")
+
+    monkeypatch.setattr(entering, "_check_alive", wait)
+    assert lay_out(f"0::/docker/{ID}\n", program=program).status == {"Seccomp_filters": "1"}
+    assert seen == [program, SUPERVISOR]
+
+
+def test_a_container_of_another_program_is_not_entered(
+    lay_out: Callable[..., Container], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entering, "_PROGRAM_TIMEOUT_S", 0.0)
+    with pytest.raises(CannotEnter, match="no supervisor"):
+        lay_out(f"0::/docker/{ID}\n", program=b"sleep\0600\0")
 
 
 def test_no_process_is_an_error() -> None:

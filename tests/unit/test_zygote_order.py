@@ -44,7 +44,7 @@ def test_the_users_packages_wait_for_the_supervisors_look(monkeypatch: pytest.Mo
     settings = ZygoteSettings("s", 0, "/c", "/w", str(tmp_path), "/h")
     reader, writer = os.pipe()
     with pytest.raises(Exited):
-        zygote._become_kernel(cast("Any", None), 1, settings, writer)
+        zygote._become_kernel(cast("Any", None), settings, writer)
     assert json.loads(os.read(reader, 100)) == {"pid": os.getpid()}
     os.close(reader)
     assert steps[steps.index("become_one_of") :] == [

@@ -9,6 +9,7 @@ import asyncio
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,27 @@ from sessions.provisioners.docker.readback import missing_limits
 from sessions.provisioners.docker.zygote import DockerZygote
 from sessions.settings import EngineSettings, Limits
 
+_NOT_THERE = "The sandbox is gone."
 _ERRORS = "The Docker engine answers with errors: run `cellblock doctor`."
 _NAME_ATTEMPTS = 8
 _EVENT_DELAY_S = 1.0
 _REMOVAL_TIMEOUT_S = 20
 
 
+@dataclass(slots=True)
+class _Container:
+    """What is known of a container: its first process, and the fork that was begun when that started."""
+
+    id: str
+    init: int | None = None
+    first_fork: asyncio.Task[ForkedKernel] | None = None
+
+
 class DockerProvisioner:
     """Launches, lists and kills this gateway's containers.
 
     `settings.kernel_image` must be a tag that the engine has. The mutable state is `_containers`, a shortcut from
-    kernel to container id that may be incomplete, and `_facts`, known once the engine has answered.
+    kernel to container that may be incomplete, and `_facts`, known once the engine has answered.
     """
 
     name = "docker"
@@ -56,12 +67,15 @@ class DockerProvisioner:
         self._engine = engine or DockerEngine()
         self._events = ContainerEvents(self._engine.client, gateway_id)
         self._random = randomness or random.SystemRandom()
-        self._containers: dict[KernelId, str] = {}
+        self._containers: dict[KernelId, _Container] = {}
         self._facts: EngineFacts | None = None
         self._zygote = DockerZygote(self._engine, settings, zygote_dir) if zygote_dir is not None else None
 
     async def launch(self, spec: LaunchSpec) -> None:
-        """Create and start one container: two calls. Raises EngineUnavailable, and leaves nothing behind then."""
+        """Create and start one container: two calls. Raises EngineUnavailable, and leaves nothing behind then.
+
+        Its first kernel is forked while its supervisor starts.
+        """
         if self._facts is None:
             self._facts = await self._engine.facts()
         uids = self._facts.uids
@@ -70,12 +84,12 @@ class DockerProvisioner:
         zygote = is_python and self._zygote is not None and await self._zygote.ready(spec, self._facts)
         launching = asyncio.ensure_future(self._engine.call(lambda client: self._launch(client, spec, uids, zygote)))
         try:
-            self._containers[spec.kernel_id] = await asyncio.shield(launching)
+            container = self._containers[spec.kernel_id] = _Container(await asyncio.shield(launching))
         except asyncio.CancelledError:
             # The thread cannot be stopped half-way: let it end, then remove what it made.
             await asyncio.wait([launching])
             if launching.exception() is None:
-                self._containers[spec.kernel_id] = launching.result()
+                self._containers[spec.kernel_id] = _Container(launching.result())
                 with suppress(EngineUnavailable):
                     await self.kill(spec.kernel_id)
             raise
@@ -88,18 +102,25 @@ class DockerProvisioner:
                 "The Docker engine could not start a sandbox; nothing was run. The gateway's log has its words, "
                 "and `cellblock doctor` looks for the cause."
             ) from error
+        if zygote:
+            container.first_fork = asyncio.ensure_future(self._fork_into(container, counts=False))
+            container.first_fork.add_done_callback(lambda fork: fork.cancelled() or fork.exception())
 
     async def list(self) -> list[KernelId]:
         """This gateway's containers, by label: created, running and dead ones."""
         found = await self._containers_with()
-        self._containers = {KernelId(entry["Labels"].get(KERNEL_LABEL, "")): str(entry["Id"]) for entry in found}
-        return [*self._containers]
+        listed = {KernelId(entry["Labels"].get(KERNEL_LABEL, "")): str(entry["Id"]) for entry in found}
+        for kernel_id, container_id in listed.items():
+            self._containers.setdefault(kernel_id, _Container(container_id))
+        return [*listed]
 
     async def kill(self, kernel_id: KernelId) -> None:
         """Remove the container by force and return when it is gone."""
-        container_id = self._containers.pop(kernel_id, None)
-        if container_id is not None:
-            doomed = [container_id]
+        container = self._containers.pop(kernel_id, None)
+        if container is not None:
+            if container.first_fork is not None:
+                container.first_fork.cancel()
+            doomed = [container.id]
         else:
             doomed = [str(entry["Id"]) for entry in await self._containers_with(f"{KERNEL_LABEL}={kernel_id}")]
         for reference in doomed:
@@ -120,16 +141,28 @@ class DockerProvisioner:
         return await self._engine.call(lambda _client: self._events.fate(kernel_id, _EVENT_DELAY_S))
 
     async def fork(self, kernel_id: KernelId, number: int) -> ForkedKernel:
-        """Have the zygote do it. Raises EngineUnavailable."""
-        if self._zygote is None:
-            raise EngineUnavailable("There is no zygote.")
-        container_id = self._containers.get(kernel_id)
-        if container_id is None:
+        """Have the zygote do it, unless it has done it already. Raises EngineUnavailable."""
+        container = self._containers.get(kernel_id)
+        if container is None:
             found = await self._containers_with(f"{KERNEL_LABEL}={kernel_id}")
             if not found:
-                raise EngineUnavailable("The sandbox is gone.")
-            container_id = self._containers[kernel_id] = str(found[0]["Id"])
-        return await self._zygote.fork(container_id, number)
+                raise EngineUnavailable(_NOT_THERE)
+            container = self._containers[kernel_id] = _Container(str(found[0]["Id"]))
+        first, container.first_fork = container.first_fork, None
+        if first is not None and number == 1:
+            with suppress(EngineUnavailable):  # now that the supervisor is up, it may work
+                return await first
+        return await self._fork_into(container)
+
+    async def _fork_into(self, container: _Container, *, counts: bool = True) -> ForkedKernel:
+        if self._zygote is None:
+            raise EngineUnavailable("There is no zygote.")
+        if container.init is None:
+            found = await self._engine.call(lambda client: client.inspect_container(container.id), refused=_NOT_THERE)
+            container.init = int(found["State"]["Pid"]) or None
+        if container.init is None:
+            raise EngineUnavailable(_NOT_THERE)
+        return await self._zygote.fork(container.id, container.init, counts=counts)
 
     def stop_forking(self, why: str) -> None:
         """Fork no more, for as long as this gateway runs."""
@@ -153,6 +186,11 @@ class DockerProvisioner:
 
     async def close(self) -> None:
         """End the zygote, the events thread and the engine's threads, in that order. Sandboxes are not touched."""
+        forks = [one.first_fork for one in self._containers.values() if one.first_fork is not None]
+        for fork in forks:
+            fork.cancel()
+        if forks:
+            await asyncio.wait(forks)
         if self._zygote is not None:
             await self._zygote.close()
         await asyncio.to_thread(self._events.close)

@@ -36,7 +36,6 @@ _MOST_DOUBLINGS = 6
 _MOST_FAILURES = 3
 _MAX_ANSWER_BYTES = 64 << 10
 _NOT_REMOVED = "The Docker engine could not remove the zygote."
-_NOT_THERE = "The sandbox is gone."
 
 log = structlog.get_logger()
 
@@ -82,21 +81,23 @@ class DockerZygote:
             return "the path of `server.data_dir` is too long for its socket"
         return obstacle(self._settings, facts)
 
-    async def fork(self, container_id: str, number: int) -> ForkedKernel:
-        """Fork a kernel into a container that runs. Raises EngineUnavailable."""
+    async def fork(self, container_id: str, init: int, *, counts: bool = True) -> ForkedKernel:
+        """Fork a kernel into a container that runs, and whose first process is `init`. Raises EngineUnavailable.
+
+        A failure `counts` where a supervisor waits: that one lives, so its container is no reason.
+        """
         if self.why_not or not self.is_up:
             raise EngineUnavailable(self.why_not or "The zygote is being replaced.")
-        found = await self._engine.call(lambda client: client.inspect_container(container_id), refused=_NOT_THERE)
-        init = int(found["State"]["Pid"])
         try:
-            answer = await self._ask({"container": container_id, "init": init, "number": number})
+            answer = await self._ask({"container": container_id, "init": init})
         except (OSError, ValueError) as error:
             self._suspected.set()
             log.warning("fork_failed", container_id=container_id, reason=repr(error))
             raise EngineUnavailable("The zygote does not answer.") from error
         if "pid" not in answer:
             log.warning("fork_failed", container_id=container_id, reason=answer.get("error"))
-            self._note_failed_fork(str(answer.get("error")))
+            if counts:
+                self._note_failed_fork(str(answer.get("error")))
             raise EngineUnavailable(f"The zygote could not fork: {answer.get('error')}")
         self._failed_forks = None
         return ForkedKernel(int(answer["pid"]), self._failed_preloads)
