@@ -49,8 +49,8 @@ class Zygote:
         self._failed: dict[str, str] = {}
 
     def run(self) -> None:
-        """Import everything, then fork whenever asked; returns when no gateway has asked for long."""
-        self._failed = kernel_program.import_all([*self._settings.preload])
+        """Import everything and complete once, then fork whenever asked; returns when no gateway has asked for long."""
+        self._failed = kernel_program.import_all([*self._settings.preload], completes=True)
         with suppress(FileNotFoundError):
             os.unlink(self._settings.socket)  # noqa: PTH108 - pathlib need not stay imported in kernels
         self._socket.bind(self._settings.socket)

@@ -366,6 +366,17 @@ async def test_nothing_of_the_zygotes_is_in_the_sandbox(site: Site) -> None:
     assert (seen["cwd"], seen["parent"]) == ("/work", 1)
 
 
+PARSED = """
+import json, sys
+cached = sys.modules['parso.cache'].parser_cache
+print(json.dumps([path.name for modules in cached.values() for path in modules if path]))
+"""
+
+
+async def test_what_completions_parse_is_there_before_the_first(site: Site) -> None:
+    assert {"builtins.pyi", "os.py"} <= {*said(await site.run(PARSED))}
+
+
 RANDOM = """
 import hashlib, io, json, multiprocessing, os, random, secrets, tempfile, uuid
 import numpy, re

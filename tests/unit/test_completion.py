@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -11,7 +13,7 @@ import parso
 import parso.cache
 import pytest
 
-from kernel_image import completion
+from kernel_image import completion, kernel_program
 
 
 @pytest.fixture
@@ -81,3 +83,52 @@ def test_the_warm_up_leaves_what_completions_need_in_memory(monkeypatch: pytest.
     completion.warm_up()
     parsed = {Path(path).name for modules in parso.cache.parser_cache.values() for path in modules if path}
     assert {"builtins.pyi", "os.py"} <= parsed
+
+
+LEFT = """
+import os, sys
+from kernel_image import completion, kernel_program
+def open_now():
+    files = [os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd") if int(name) != listing]
+    return sorted(files), len(os.listdir("/proc/self/task"))
+import jedi
+listing = os.open("/", os.O_RDONLY)
+os.close(listing)
+before = open_now()
+completion.warm_up()
+assert open_now() == before, (before, open_now())
+try:
+    os.waitpid(-1, os.WNOHANG)
+except ChildProcessError:
+    print("nothing is left")
+"""
+
+
+def test_the_warm_up_leaves_no_thread_process_or_file_which_forks_would_inherit(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LEFT]
+    done = subprocess.run(
+        command, env={**os.environ, "HOME": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.returncode) == ("nothing is left\n", 0), done.stderr
+
+
+@pytest.mark.parametrize("completes", [True, False])
+def test_the_zygote_completes_before_it_forks_and_fork_servers_do_not(
+    monkeypatch: pytest.MonkeyPatch, *, completes: bool
+) -> None:
+    steps: list[str] = []
+    monkeypatch.setattr(kernel_program.import_hooks, "install", lambda: None)
+    monkeypatch.setattr(kernel_program, "_import_kernel_modules", lambda: steps.append("modules"))
+    monkeypatch.setattr(kernel_program, "_preload", lambda modules: steps.append(*modules) or {})
+    monkeypatch.setattr(completion, "warm_up", lambda: steps.append("completion"))
+    monkeypatch.setattr(kernel_program.gc, "freeze", lambda: steps.append("freeze"))
+    assert kernel_program.import_all(["numpy"], completes=completes) == {}
+    assert steps == ["modules", "numpy", *(["completion"] if completes else []), "freeze"]
+
+
+def test_where_there_is_no_jedi_nothing_is_completed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_program.import_hooks, "install", lambda: None)
+    monkeypatch.setattr(kernel_program, "_import_kernel_modules", lambda: None)
+    monkeypatch.setattr(kernel_program.gc, "freeze", lambda: None)
+    monkeypatch.setitem(sys.modules, "jedi", None)
+    assert kernel_program.import_all([], completes=True) == {}
