@@ -117,7 +117,7 @@ class Admission:
         if session.runs() > (_MOST_CELLS if is_cell else self._wiring.environment.limits.queue):
             raise TooManyRequests("This session's queue is full: try again once some of its runs have ended.")
         trace.end(Stage.ADMISSION)
-        kernel = None if session.runs() else await session.ensure_kernel()
+        kernel = await session.kernel_for_next()
         trace.end(Stage.CLAIM)
         recorded = await self._record(self._make_run(request, kernel), trace)
         if isinstance(recorded, RunRecord):

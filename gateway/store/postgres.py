@@ -127,7 +127,8 @@ class PostgresStore:
         def work(connection: Connection) -> bool:
             return connection.execute(runs.START_RUN, parameters).one_or_none() is not None
 
-        if not await self._run(lambda connection: self._held.write(connection, run_id, work)):
+        is_started = await self._run_quickly(runs.START_RUN_QUICKLY, parameters, self._timeout_s) is not None
+        if not is_started and not await self._run(lambda connection: self._held.write(connection, run_id, work)):
             raise NotFound(f"The run {run_id} has ended, or another gateway has taken it over.")
         self._held.started(run_id, kernel_id, started_at)
 

@@ -126,6 +126,16 @@ class LiveSession:
         async with self._kernel_lock:
             return await self._kernel.ensure()
 
+    async def kernel_for_next(self) -> Kernel | None:
+        """The kernel that the next run goes to at once; None when that has to wait. Raises as `ensure_kernel` does.
+
+        A run whose end is only being committed is not waited for: Jupyter clients have its answer, and go on.
+        """
+        if not self._queue:
+            return await self.ensure_kernel()
+        is_ending = len(self._queue) == 1 and self._queue[0].concluded.done()
+        return self.kernel if is_ending and self.kernel is not None and self.kernel.is_ready() else None
+
     async def answering_kernel(self) -> Kernel:
         """A kernel that answers, if possible without waiting for the run at work. Raises as `ensure_kernel` does."""
         kernel = self.kernel

@@ -105,7 +105,7 @@ async def test_each_step_of_a_run_is_one_statement(
     await postgres_store.finish_run(ok(run), Batch((output_event(2),), (new_artifact(),)), NOW, session)
     await postgres_store.finish_run(ok(other), Batch((output_event(1),)), NOW, session)
     assert [statement.strip()[:14] for statement, _ in statements] == [
-        *("INSERT INTO se", "EXECUTE add_ru", "EXECUTE add_ru", "UPDATE runs SE", "EXECUTE append"),
+        *("INSERT INTO se", "EXECUTE add_ru", "EXECUTE add_ru", "EXECUTE start_", "EXECUTE append"),
         *("WITH run AS (\n", "EXECUTE finish"),
     ]
 

@@ -19,7 +19,7 @@ from store_fixtures import OwnServer, execute, using_store
 from gateway.store.postgres import PostgresStore
 from gateway.store.statements import runs
 from sessions.errors import NotFound, StoreUnavailable
-from sessions.model import Batch, Run
+from sessions.model import Batch, Run, RunStatus
 
 TIMEOUT_S = 1.0
 SLACK_S = 3.0
@@ -68,6 +68,18 @@ async def test_what_every_run_writes_needs_no_thread(postgres_store: PostgresSto
     assert by_threads == []
     for run in written:
         await assert_written(postgres_store, run)
+
+
+async def test_a_run_that_has_waited_is_started_without_a_thread(
+    postgres_store: PostgresStore, by_threads: list[str]
+) -> None:
+    run, kernel_id = new_run(session_id="s"), new_kernel_id()
+    await postgres_store.add_run(run)
+    await postgres_store.start_run(run.run_id, kernel_id, NOW)
+    assert by_threads == []
+    record = await postgres_store.get_run(run.run_id)
+    assert record is not None
+    assert (record.status, record.run) == (RunStatus.RUNNING, replace(run, kernel_id=kernel_id, started_at=NOW))
 
 
 async def test_the_session_of_a_run_is_written_with_its_end(

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 from doubles import until
-from workbench import Bench, S, news
+from workbench import Bench, S, held, news, unavailable
 
 from kernel_image import protocol
 from sessions.errors import Conflict, NotFound, TooManyRequests
@@ -42,6 +42,27 @@ async def test_runs_of_a_session_run_one_at_a_time_in_the_order_in_which_they_ca
         kernel.end(code)
     assert [(await one).output for one in running] == codes
     assert [news(await one)[0] for one in running] == [True, False, False, False, False]
+
+
+async def test_a_run_that_comes_while_the_end_of_the_last_one_is_committed_is_recorded_with_its_kernel(
+    bench: Bench,
+) -> None:
+    first = bench.begin("first", session_id=S)
+    kernel = await bench.sent("first")
+    with unavailable(bench.store, "start_run"):
+        with held(bench.store, "finish_run") as finishing:
+            kernel.end()
+            await until(lambda: finishing.count == 1)
+            second = bench.begin("second", session_id=S)
+            await until(lambda: len(bench.store.runs) == 2)
+            third = await bench.record("third", session_id=S)
+            assert [stored.run.kernel_id for stored in bench.store.runs.values()] == [kernel.kernel_id] * 2 + [None]
+            assert bench.times_sent("second") == 0
+        (await bench.sent("second")).end("2")
+        assert (await second).output == "2"
+        assert (await first).session_created
+    (await bench.sent("third")).end("3")
+    assert (await bench.service.result(third)).output == "3"
 
 
 async def test_sessions_do_not_wait_for_one_another(bench: Bench) -> None:

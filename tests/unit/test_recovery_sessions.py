@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from doubles import ManualClock, until
-from workbench import Bench, Benches, S, answers_lost, come_back, crash, ended, late, unavailable
+from workbench import Bench, Benches, S, answers_lost, come_back, crash, ended, held, late, unavailable
 
 from kernel_image import protocol
 from sessions.errors import StoreUnavailable
@@ -63,6 +63,25 @@ async def test_a_run_of_which_nothing_was_committed_still_says_that_the_session_
     assert bench.stored(run_id).events[1].fields["session_created"] is True
     result = await bench.serve("x", session_id=S)
     assert (result.session_created, result.session_lost) == (False, False)
+
+
+async def test_a_run_that_came_while_the_end_of_the_last_one_was_committed_is_sent_once_by_the_next_gateway(
+    benches: Benches,
+) -> None:
+    first = await benches[0].record("first", session_id=S)
+    kernel = await benches[0].sent("first")
+    with held(benches[0].store, "finish_run") as finishing:
+        kernel.end("1")
+        await until(lambda: finishing.count == 1)
+        second = await benches[0].record("second", session_id=S)
+        bench = await crash(benches)
+    come_back(bench, kernel)
+    result = await ended(bench, first)
+    assert (result.output, result.session_created) == ("1", True)
+    (await bench.sent("second")).end("2")
+    result = await ended(bench, second)
+    assert (result.output, result.session_created, result.session_lost) == ("2", False, False)
+    assert (bench.times_sent("first"), bench.times_sent("second")) == (1, 1)
 
 
 async def test_a_run_of_which_something_was_committed_says_what_it_would_have_said(benches: Benches) -> None:

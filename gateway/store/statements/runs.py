@@ -41,15 +41,15 @@ _HELD = "run_id = :run_id AND finished_at IS NULL AND epoch = :epoch"
 
 # Numbers of frames mean nothing to another kernel. The commit waits for the disk: a run that has been sent somewhere
 # must not be found waiting after a power cut. Returns a row if there is such a run.
-START_RUN = text(
-    f"""
+_START_RUN = f"""
     UPDATE runs SET status = :status, kernel_id = :kernel_id, started_at = :started_at,
                     taken_seq = CASE WHEN kernel_id IS NULL OR kernel_id = :kernel_id THEN taken_seq END,
                     progress = CASE WHEN kernel_id IS NULL OR kernel_id = :kernel_id THEN progress END
     WHERE {_HELD}
     RETURNING 1
-    """  # noqa: S608 - a constant
-)
+"""  # noqa: S608 - a constant
+START_RUN = text(_START_RUN)
+START_RUN_QUICKLY = Prepared("start_run", _START_RUN, runs)
 
 WITHDRAW_RUN = text(f"DELETE FROM runs WHERE {_HELD}")  # noqa: S608 - a constant
 
@@ -98,7 +98,7 @@ _QUICK_FINISHES = {
     )
     for number, has_session in enumerate((False, True))
 }
-QUICK = (ADD_RUN_QUICKLY, APPEND_QUICKLY, *_QUICK_FINISHES.values())
+QUICK = (ADD_RUN_QUICKLY, START_RUN_QUICKLY, APPEND_QUICKLY, *_QUICK_FINISHES.values())
 """What every run writes, for `quick_lane`."""
 
 
