@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -19,9 +20,10 @@ HERE = Path(__file__).parent
 DURATIONS = HERE / "durations.json"
 """Seconds of each file whose tests take a second or more; `--record-durations` writes it anew. Others come last."""
 
-# Some environments forbid bytecode files. The hundreds of gateways and kernels that tests start would each compile
-# all of Cellblock.
+# Some environments forbid bytecode files. Each worker would compile all tests, and each of the hundreds of gateways and
+# kernels that tests start all of Cellblock.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # How fast examples are made is a matter of the machine, which may stand still for seconds.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
