@@ -18,7 +18,14 @@ from pathlib import Path
 
 _FORKING = multiprocessing.get_context("forkserver")
 _FORKING.set_forkserver_preload(
-    ["gateway.cli.commands", "gateway.app", "sessions.provisioners.docker.provisioner", "psycopg2"]
+    [
+        "gateway.cli.commands",
+        "gateway.app",
+        "sessions.provisioners.docker.provisioner",
+        "psycopg2",
+        # Typer imports it when it reads the command line, and with it pydantic, which is here for the clients.
+        "typer._adapters",
+    ]
 )
 _LOCK = threading.Lock()
 """Exit codes are read once. `multiprocessing` looks for those of all processes when it starts another one."""
