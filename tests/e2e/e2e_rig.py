@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import pytest_asyncio
 from docker.api.client import APIClient
@@ -224,3 +225,17 @@ async def settled(rig: Rig) -> AsyncIterator[None]:
     yield
     await rig.ask_bystander()
     await rig.settle()
+
+
+def text_of(pid: int, name: str) -> str:
+    return Path("/proc", str(pid), name).read_text()
+
+
+def children_of(init: int) -> list[int]:
+    return [child.pid for child in psutil.Process(init).children()]
+
+
+def is_from_zygote(init: int) -> bool:
+    """Whether a container's first process has one child, the kernel, and no fork server."""
+    children = children_of(init)
+    return len(children) == 1 and "kernel_image.zygote" in text_of(children[0], "cmdline")

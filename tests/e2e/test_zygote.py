@@ -21,7 +21,7 @@ import psutil
 import pytest
 import pytest_asyncio
 from docker.api.client import APIClient
-from e2e_rig import LIMITS, credential_of
+from e2e_rig import LIMITS, children_of, credential_of, is_from_zygote, text_of
 from sandbox_code import said
 
 from gateway.host.clock import SystemClock
@@ -180,23 +180,9 @@ def differences(one: int, other: int) -> set[str]:
     return {name for name in seen if seen[name] != wanted[name]}
 
 
-def text_of(pid: int, name: str) -> str:
-    return Path("/proc", str(pid), name).read_text()
-
-
 def open_files_of(pid: int) -> set[str]:
     """The files, and of what is none the kind."""
     return {str(link.readlink()).split(":")[0] for link in Path("/proc", str(pid), "fd").iterdir()}
-
-
-def children_of(init: int) -> list[int]:
-    return [child.pid for child in psutil.Process(init).children()]
-
-
-def is_from_zygote(init: int) -> bool:
-    """Whether a container's first process has one child, the kernel, and no fork server."""
-    children = children_of(init)
-    return len(children) == 1 and "kernel_image.zygote" in text_of(children[0], "cmdline")
 
 
 def child_of(init: int) -> int:

@@ -9,7 +9,8 @@ from typing import Any, cast
 from uuid import uuid4
 
 import pytest
-from e2e_rig import LIMITS, credential_of
+from docker.api.client import APIClient
+from e2e_rig import LIMITS, credential_of, is_from_zygote
 
 from gateway.host.clock import SystemClock
 from gateway.supervisors import SupervisorSwitchboard
@@ -18,6 +19,7 @@ from sessions.kernels.kernel import Kernel
 from sessions.kernels.outcomes import Died, Done
 from sessions.kernels.sandboxes import Sandboxes
 from sessions.model import GatewayId
+from sessions.provisioners.docker.container import KERNEL_LABEL
 from sessions.provisioners.docker.provisioner import DockerProvisioner
 from sessions.settings import EngineSettings
 
@@ -98,8 +100,10 @@ with open(os.path.join(site.getusersitepackages(), "mine.pth"), "w") as file:
     "code", [USER_PACKAGE, "import resource; resource.prlimit(1, resource.RLIMIT_NOFILE, (500, 500))"]
 )
 async def test_what_one_sandbox_does_to_its_next_kernel_stops_no_other(
-    kernel: Kernel, provisioner: DockerProvisioner, code: str
+    kernel: Kernel, provisioner: DockerProvisioner, docker_client: APIClient, code: str
 ) -> None:
+    (sandbox,) = docker_client.containers(filters={"label": f"{KERNEL_LABEL}={kernel.kernel_id}"})
+    assert is_from_zygote(docker_client.inspect_container(sandbox["Id"])["State"]["Pid"])
     generation = kernel.generation
     assert isinstance(await run(kernel, code), Done)
     kernel.restart()
