@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from typing import Any
 
+import msgspec
 from sqlalchemy import Dialect, types
 
 from sessions.sanitize import well_formed_json
@@ -45,6 +47,10 @@ def _is_utf8(text: str) -> bool:
 
 def dump_json(value: Any) -> str:
     """JSON in ASCII: NUL and lone surrogates are escaped, non-finite numbers become null."""
+    with suppress(TypeError, UnicodeEncodeError):  # what it does not know, the other one does in ten times the time
+        data = msgspec.json.encode(value)
+        if data.isascii():
+            return data.decode()
     try:
         return _ENCODER.encode(value)
     except ValueError:

@@ -151,6 +151,8 @@ class Kernel:
         await self._wait_until(lambda: self.generation > generation and self.is_ready(), timeout_s)
 
     async def _wait_until(self, condition: Callable[[], bool], timeout_s: float) -> None:
+        if condition():
+            return
         try:
             async with asyncio.timeout(timeout_s):
                 while not condition():

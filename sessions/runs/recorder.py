@@ -31,6 +31,7 @@ from sessions.stages import RunTrace, Stage, Stages
 _FIRST_FOLLOWED_PAUSE_S = 0.001
 _FOLLOWED_PAUSE_S = 0.02
 _WARNING_PAUSE_S = 60.0
+_MOST_REFUSALS = 2
 
 log = structlog.get_logger()
 
@@ -170,17 +171,19 @@ class Recorder:
         Tries for as long as it takes while the database is out of reach. What the database refuses is left out.
         """
         await self._stop_writing()
-        batch = self._next_batch()
+        batch = self._unwritten_events()
         finished_at = self._clock.now()
-        least = [self._least_batch(batch), Batch()]
+        refusals = 0
         while True:
             try:
                 await self._store_end(result, batch, finished_at, session)
             except Exception:
-                if not least:
+                if refusals == _MOST_REFUSALS:
                     raise
                 log.exception("batch_refused", run_id=self.run_id, events=len(batch.events))
-                result, batch = replace(result, truncated=True), least.pop(0)
+                refusals += 1
+                result = replace(result, truncated=True)
+                batch = self._least_batch(batch) if refusals < _MOST_REFUSALS else Batch()
             else:
                 break
         self._unwritten, self._uncommitted_seq, self._writing_seq = Batch(), None, None
@@ -304,16 +307,16 @@ class Recorder:
             await asyncio.wait([self._writer])
 
     def _next_batch(self) -> Batch:
-        """All that no commit has confirmed. To write a batch twice does no harm."""
-        fresh = self.fold.drain()
+        """All that no commit has confirmed, and how far that goes. To write a batch twice does no harm."""
         # The keys are stored: they stay.
         state = {"said": sorted(self._seen_types), "has_files": self.has_files, "execution": self.fold.state()}
         file_seq = self._file_seq if self.fold.is_assembling() else None
-        self._unwritten = Batch(
-            self._unwritten.events + fresh.events,
-            self._unwritten.artifacts + fresh.artifacts,
-            Progress(self._taken_seq, file_seq, state),
-        )
+        return replace(self._unwritten_events(), progress=Progress(self._taken_seq, file_seq, state))
+
+    def _unwritten_events(self) -> Batch:
+        """The same for a run that has ended: nobody goes on from there."""
+        fresh, unwritten = self.fold.drain(), self._unwritten
+        self._unwritten = Batch(unwritten.events + fresh.events, unwritten.artifacts + fresh.artifacts)
         return self._unwritten
 
     async def _persist(self, write: Callable[[], Coroutine[Any, Any, None]]) -> None:

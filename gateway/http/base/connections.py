@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 from typing import Any
 
 KEPT_FOR_OTHERS = 8
@@ -220,7 +221,12 @@ class Places:
 
 def client_of(address: Any) -> str:
     """Whose connection this is: an IPv4 address, the network (/64) of an IPv6 address, or "" for a unix socket."""
-    host = str(address[0]) if isinstance(address, tuple) and address else ""
+    return _network_of(str(address[0])) if isinstance(address, tuple) and address else ""
+
+
+@lru_cache(maxsize=1024)
+def _network_of(host: str) -> str:
+    """A request asks for it several times, and the next one over the same connection again."""
     try:
         ip = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:

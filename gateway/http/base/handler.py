@@ -14,14 +14,14 @@ from typing import Any, ClassVar
 
 import structlog
 from tornado.httputil import HTTPServerRequest
-from tornado.iostream import StreamClosedError
+from tornado.iostream import IOStream, StreamClosedError
 from tornado.web import Application, HTTPError, RequestHandler, stream_request_body
 
 from gateway.http.base.connections import client_of
 from gateway.http.base.context import Context
 from gateway.http.base.errors import INTERNAL_SENTENCE, SHAPE_OF_STATUS, STATUS_OF_CODE
 from gateway.http.base.limits import IncomingBody, declared_bytes, no_room
-from gateway.http.base.outgoing import Patience, bytes_of
+from gateway.http.base.outgoing import Patience, bytes_of, is_taken
 from gateway.http.base.route import Exposure, Route
 from gateway.http.render.answer import strict_json
 from sessions.errors import CellblockError, Conflict, TooLarge, Unavailable
@@ -252,7 +252,9 @@ class BaseHandler(RequestHandler):
         await self.place.take(len(data or b""))
         self._is_sending = True
         try:
-            await self._taken(self.finish(data))
+            writing = self.finish(data)
+            if not is_taken(self._stream):
+                await self._taken(writing)
         except StreamClosedError:
             pass  # the client is gone; its run is recorded all the same
         except TimeoutError:
@@ -269,7 +271,11 @@ class BaseHandler(RequestHandler):
         await self._taken(self.flush())
 
     async def _taken(self, writing: Awaitable[None]) -> None:
-        await self.patience.wait_for(writing, getattr(self.request.connection, "stream", None))
+        await self.patience.wait_for(writing, self._stream)
+
+    @property
+    def _stream(self) -> IOStream | None:
+        return getattr(self.request.connection, "stream", None)
 
     async def send_pieces(self, size_bytes: int, read: Callable[[int], Awaitable[bytes]]) -> None:
         """Send an answer of this size; `read(offset)` gives its pieces. One that cannot be finished is broken off."""

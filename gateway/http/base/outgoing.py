@@ -135,9 +135,11 @@ def bytes_of(value: Any, depth: int = _DEPTH) -> int:
     """About how much memory a value takes that becomes JSON. What is nested deeper is left out."""
     if isinstance(value, str):
         return sys.getsizeof(value)
-    if depth and isinstance(value, dict | Mapping):
+    if not depth or value is None or isinstance(value, (bool, int, float)):
+        return 32
+    if isinstance(value, (dict, Mapping)):
         return sum(bytes_of(name) + bytes_of(item, depth - 1) for name, item in value.items())
-    if depth and isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return sum(bytes_of(item, depth - 1) for item in value)
     return 32
 
@@ -176,6 +178,11 @@ class Patience:
         finally:
             written.cancel()
         written.result()
+
+
+def is_taken(stream: IOStream | None) -> bool:
+    """Whether the socket has taken all that was written: nothing is to be waited for then."""
+    return stream is not None and not stream.closed() and not stream.writing()
 
 
 def _unread_bytes(stream: IOStream | None) -> int:

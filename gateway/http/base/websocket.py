@@ -17,7 +17,7 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketP
 from gateway.http.base.handler import BaseHandler
 from gateway.http.base.incoming_messages import IncomingMessages
 from gateway.http.base.limits import no_room
-from gateway.http.base.outgoing import Place, bytes_of
+from gateway.http.base.outgoing import Place, bytes_of, is_taken
 from gateway.http.render.answer import strict_json
 from sessions.errors import InvalidRequest
 
@@ -133,7 +133,7 @@ class SocketHandler(BaseHandler, WebSocketHandler):
         """Return once the client has taken what was written: at once, if the socket has."""
         stream = getattr(self.ws_connection, "stream", None)
         self._in_a_row += 1
-        if self._in_a_row >= _AT_ONCE or stream is None or stream.closed() or stream.writing():
+        if self._in_a_row >= _AT_ONCE or not is_taken(stream):
             self._in_a_row = 0
             await self.patience.wait_for(writing, stream)
 
