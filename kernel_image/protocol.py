@@ -91,6 +91,8 @@ class SupervisorSettings:
     scan_entries: int = 20_000
     zygote: bool = False
     """Whether the gateway can fork kernels into this sandbox from outside."""
+    log: bool = True
+    """Whether anybody reads what the supervisor logs."""
 
     def to_json(self) -> str:
         """The value of `SETTINGS_VARIABLE`."""

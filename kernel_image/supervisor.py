@@ -28,7 +28,7 @@ from kernel_image.kernel_messages import msg_id_of
 from kernel_image.outside_forks import RING_NAME, OutsideForks, prefix_of
 from kernel_image.outstanding import OutstandingRequests
 from kernel_image.relay import Relay
-from kernel_image.sandbox_log import describe, log_event, log_loop_exception, never_wait
+from kernel_image.sandbox_log import describe, log_event, log_loop_exception, never_wait, write_nothing
 from kernel_image.warm_up import KernelWarmUp
 
 _LARGEST_FIRST_GENERATION = 1 << 30
@@ -417,6 +417,8 @@ def main() -> None:
     hardening.adopt_orphans()
     os.umask(0o077)
     never_wait()
+    if not settings.log:
+        write_nothing()
     log_event("supervisor_started", kernel_id=settings.kernel_id, kernel_name=settings.kernel_name)
     asyncio.run(Supervisor(settings, likeness).run())
 

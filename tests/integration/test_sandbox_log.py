@@ -18,10 +18,10 @@ from docker.errors import APIError
 from supervised import Supervised, supervised
 
 from gateway.supervisors import SupervisorSwitchboard
-from kernel_image.protocol import REFUSED, encode_control
+from kernel_image.protocol import REFUSED, SETTINGS_VARIABLE, SupervisorSettings, encode_control
 from sessions.model import GatewayId, KernelId
 from sessions.ports import LaunchSpec, Link
-from sessions.provisioners.docker.container import KERNEL_LABEL
+from sessions.provisioners.docker.container import KERNEL_LABEL, container_config
 from sessions.provisioners.docker.provisioner import DockerProvisioner
 from sessions.settings import EngineSettings, Limits
 
@@ -99,6 +99,24 @@ async def test_a_kernels_life_is_told_and_nothing_of_its_code_output_or_credenti
         log = kernel._log.read_text()
         assert "secret" not in log
         assert "the credential" not in log
+
+
+async def test_a_supervisor_whose_log_nobody_reads_writes_none(
+    short_dir: Path, switchboard: SupervisorSwitchboard
+) -> None:
+    async with supervised(short_dir, switchboard, log=False) as kernel:
+        kernel.send_frame(b"nonsense")
+        await kernel.until(lambda: len(kernel.hellos) == 2)
+        assert (await kernel.run("print(1)")).text() == "1\n"
+        assert kernel.log() == ""
+
+
+@pytest.mark.parametrize("sandbox_log", [True, False])
+def test_the_supervisor_is_told_whether_docker_keeps_its_log(gateway_id: GatewayId, *, sandbox_log: bool) -> None:
+    spec = LaunchSpec(KernelId("k"), gateway_id, "the credential", Path("/s"), Limits())
+    config = container_config(spec, EngineSettings(kernel_image="image", sandbox_log=sandbox_log), uid=300_000)
+    variables = dict(variable.split("=", 1) for variable in config["Env"])
+    assert SupervisorSettings.from_json(variables[SETTINGS_VARIABLE]).log == sandbox_log
 
 
 @pytest.mark.docker

@@ -78,7 +78,7 @@ def container_config(spec: LaunchSpec, settings: EngineSettings, *, uid: int, zy
         "WorkingDir": WORK_DIR,
         # As PID 1 the supervisor heeds no SIGTERM, which code in there could send too: `docker stop` would wait.
         "StopSignal": "SIGKILL",
-        "Env": [f"{name}={value}" for name, value in _environment(spec, zygote=zygote).items()],
+        "Env": [f"{name}={value}" for name, value in _environment(spec, settings, zygote=zygote).items()],
         "Labels": {KERNEL_LABEL: spec.kernel_id, GATEWAY_LABEL: spec.gateway_id, UID_LABEL: str(uid)},
         "AttachStdin": False,
         "AttachStdout": False,
@@ -108,11 +108,11 @@ def container_config(spec: LaunchSpec, settings: EngineSettings, *, uid: int, zy
     }
 
 
-def _environment(spec: LaunchSpec, *, zygote: bool) -> Mapping[str, str]:
+def _environment(spec: LaunchSpec, engine: EngineSettings, *, zygote: bool) -> Mapping[str, str]:
     settings = supervisor_settings(
         spec, gateway=f"unix:{GATEWAY_DIR}/{SOCKET_NAME}", work_dir=WORK_DIR, ipc_dir=IPC_DIR, home_dir=HOME_DIR
     )
-    return {**_USER, SETTINGS_VARIABLE: replace(settings, zygote=zygote).to_json()}
+    return {**_USER, SETTINGS_VARIABLE: replace(settings, zygote=zygote, log=engine.sandbox_log).to_json()}
 
 
 def zygote_config(spec: LaunchSpec, settings: EngineSettings, directory: Path, *, uid: int) -> dict[str, Any]:
