@@ -41,6 +41,7 @@ KERNEL_MODULES = (
     "kernel_image.json_packer",
     "kernel_image.kernel_streams",
     "kernel_image.python_kernel",
+    "resource",
     "sqlite3",
     "tornado.platform.asyncio",
     "uuid",
@@ -192,6 +193,9 @@ def run_kernel(connection_file: str) -> None:
         def init_iopub(self, context: Any) -> None:
             context.sndhwm = SEND_QUEUE_MESSAGES
             super().init_iopub(context)
+
+        def parse_command_line(self, argv: Any = None) -> None:
+            """There is none: making a parser of all options takes a tenth of the start."""
 
     app = KernelApp.instance(config=config)
     app.initialize([])

@@ -53,16 +53,17 @@ def _unlock(directory: Path) -> None:
             directory.chmod(stat.S_IMODE(mode) | 0o700)
 
 
-def empty(directory: Path) -> None:
+def empty(directory: Path, *, spared: str = "") -> None:
     """Remove what is in a directory, through no link, and leave what cannot be removed. Nobody may be writing to it.
 
-    Nests are taken apart from the top: neither their depth nor the length of their paths matters.
+    What has the name `spared` stays. Nests are taken apart from the top: neither their depth nor the length of their
+    paths matters.
     """
     _unlock(directory)
     with contextlib.suppress(OSError):
         top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
-            while any([_remove(top, name) for name in os.listdir(top)]):  # noqa: C419, PTH208 - each of them; a descriptor
+            while any([_remove(top, name) for name in os.listdir(top) if name != spared]):  # noqa: C419, PTH208 - each of them; a descriptor
                 pass
         finally:
             os.close(top)

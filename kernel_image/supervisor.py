@@ -70,6 +70,7 @@ class Supervisor:
         self._started = 0
         # Each boot counts from another number: a gateway must not mistake this one's kernels for those of the last.
         self._first_generation = secrets.randbelow(_LARGEST_FIRST_GENERATION)
+        self._next_fork: asyncio.Task[int] | None = None
         self._pid: int | None = None
         self._channels: KernelChannels | None = None
         self._warm_up: KernelWarmUp | None = None
@@ -101,6 +102,7 @@ class Supervisor:
         finally:
             for task in (relay, stopping, *self._tasks):
                 task.cancel()
+            self._forget_next_fork()
             self._fork_server.stop()
             kernel_process.kill_all_but()
             self._close_channels()
@@ -214,15 +216,15 @@ class Supervisor:
                 failures += 1
                 log_event("kernel_did_not_answer", pid=self._pid)
                 self._kill("start")
-            await self._handle_death(await ended)
+            await self._handle_death(await ended, is_last=failures >= _START_ATTEMPTS)
         log_event("kernel_given_up", attempts=failures)
         self._set_state("dead")
 
     async def _start_process(self) -> asyncio.Future[kernel_process.Exit]:
         """Start a kernel process and connect to its channels; returns the future of its end."""
         settings = self._settings
+        self._begin_fork()
         self._started += 1
-        self._reaper.forget_recent()
         leftovers.empty(Path(settings.ipc_dir))
         output_ring.create(self._ring_path)
         self._sent_bytes.clear()
@@ -230,8 +232,9 @@ class Supervisor:
         self._oom_kills_before = self._meter.read().oom_kills
         for directory in (settings.work_dir, settings.home_dir):  # which the code may have removed or locked
             leftovers.make_usable(Path(directory))
-        self._pid = await self._fork_outside() if self._outside_forks.is_wanted else None
+        self._pid = await self._take_fork()
         if self._pid is None:
+            self._reaper.forget_recent()
             connection_file = self._connect(Path(settings.ipc_dir, f"k{self._started}"))
             if settings.kernel_name == kernel_process.FORKED_KERNEL:
                 self._pid = await self._fork_server.fork(connection_file, self._ring_path)
@@ -262,10 +265,23 @@ class Supervisor:
         unfinished.rename(connection_file)
         return connection_file
 
-    async def _fork_outside(self) -> int | None:
-        """Have a kernel forked into the sandbox; None when the fork server has to do it. It is let run after a look."""
+    def _begin_fork(self) -> None:
+        """Ask for the next kernel, which waits for its connection file, unless that is done. No code may run here."""
+        if self._next_fork is None and self._outside_forks.is_wanted:
+            self._reaper.forget_recent()
+            self._next_fork = asyncio.ensure_future(self._outside_forks.fork(self._started + 1))
+
+    def _forget_next_fork(self) -> None:
+        if self._next_fork is not None:
+            self._next_fork.cancel()
+
+    async def _take_fork(self) -> int | None:
+        """Let the kernel run that was asked for outside; None when the fork server has to fork one."""
+        if self._next_fork is None:
+            return None
+        forking, self._next_fork = self._next_fork, None
         try:
-            pid = await self._outside_forks.fork(self._started)
+            pid = await forking
         except OSError as error:
             log_event("fork_outside_failed", error)
             # One that has come all the same waits for its connection file, and gets none.
@@ -354,23 +370,31 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
 
-    async def _handle_death(self, end: kernel_process.Exit) -> None:
-        """Relay the output that the dead kernel left, clean up after it, and report its death."""
+    async def _handle_death(self, end: kernel_process.Exit, *, is_last: bool) -> None:
+        """Relay the output that the dead kernel left, clean up after it, and report its death.
+
+        The next one is forked meanwhile, unless this `is_last`.
+        """
         self._pid = None
         self._stop_accepting()
         # First of all: processes that are left could write to the sockets, or truncate the ring while it is read.
         if not kernel_process.kill_all_but(self._fork_server.pid):
             log_event("processes_not_killed", consequence="the supervisor ends, and they with it")
             self._stopping.set()
+            is_last = True
         elif os.getpid() == 1:
             leftovers.remove_shared_objects()
+        oom = end.signal == signal.SIGKILL and self._meter.read().oom_kills > self._oom_kills_before
+        if not is_last:
+            # It must not find a connection file, which the code may have laid there for it.
+            leftovers.empty(self._ring_path.parent, spared=self._ring_path.name)
+            self._begin_fork()
         if self._channels is not None:
             await self._drain(self._channels)
         self._close_channels()
         self._client_ids.clear()
         self._forwarded.kernel_ended()
         self._is_ready = False
-        oom = end.signal == signal.SIGKILL and self._meter.read().oom_kills > self._oom_kills_before
         cause = "oom" if oom else self._kill_cause or ("signal" if end.signal else "exited")
         log_event(
             "kernel_died",

@@ -24,7 +24,7 @@ from sessions.model import KernelId
 from sessions.ports import Fate, LaunchSpec
 
 _REMOVE_RETRIES = 4
-_FORK_PAUSE_S = 0.1
+_FORK_PAUSE_S = 0.01
 """Less than what a kernel takes to start and to end again."""
 
 _MOST_LOGGED = 8

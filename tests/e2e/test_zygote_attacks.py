@@ -96,6 +96,29 @@ with open(os.path.join(site.getusersitepackages(), "mine.pth"), "w") as file:
 """
 
 
+CONNECTION_FILES = """
+import os
+last = max(map(int, os.listdir("/proc/self/task")))
+for pid in range(last + 1, last + 50):
+    open(f"/run/ipc/z{pid}.json", "w").write("{}")
+"""
+UNLESS_FROM_ZYGOTE_END = """
+import os
+if b"kernel_image.zygote" not in open("/proc/self/cmdline", "rb").read():
+    os._exit(3)
+"""
+
+
+async def test_a_connection_file_that_code_has_laid_there_lets_no_kernel_begin(kernel: Kernel) -> None:
+    """It would begin before the supervisor has looked at it, and end."""
+    for _ in range(3):
+        generation = kernel.generation
+        assert isinstance(await run(kernel, CONNECTION_FILES), Done)
+        kernel.restart()
+        await kernel.wait_restarted(generation, PATIENCE_S)
+        assert isinstance(await run(kernel, UNLESS_FROM_ZYGOTE_END), Done)
+
+
 @pytest.mark.parametrize(
     "code", [USER_PACKAGE, "import resource; resource.prlimit(1, resource.RLIMIT_NOFILE, (500, 500))"]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from pathlib import Path
@@ -14,6 +15,7 @@ from kernel_image import kernel_process, zygote
 from kernel_image.supervisor import Supervisor
 
 FORK_SERVER, FORKED = 8, 9
+ASKED = [("forget recent exits",), ("fork", 1)]
 
 
 class Supervising:
@@ -25,11 +27,14 @@ class Supervising:
         self._settings = SimpleNamespace(ipc_dir=str(directory))
         self._outside_forks = self
         self._fork_server = SimpleNamespace(pid=FORK_SERVER)
-        self._started = 1
+        self._started = 0
+        self._next_fork: asyncio.Task[int] | None = None
+        self._reaper = SimpleNamespace(forget_recent=lambda: self.steps.append(("forget recent exits",)))
+        self.is_wanted = True
         monkeypatch.setattr(kernel_process, "kill_all_but", lambda *spared: self.steps.append(("kill", *spared)))
 
     async def fork(self, number: int) -> int:
-        assert number == self._started
+        self.steps.append(("fork", number))
         if not self.is_forked:
             raise OSError("no kernel was forked")
         return FORKED
@@ -38,7 +43,8 @@ class Supervising:
         self.steps.append(("connect", prefix.name))
 
     async def fork_outside(self) -> int | None:
-        return await Supervisor._fork_outside(cast("Any", self))
+        Supervisor._begin_fork(cast("Any", self))
+        return await Supervisor._take_fork(cast("Any", self))
 
 
 async def test_another_that_was_forked_for_it_is_killed_before_it_goes_on(
@@ -46,13 +52,33 @@ async def test_another_that_was_forked_for_it_is_killed_before_it_goes_on(
 ) -> None:
     supervisor = Supervising(tmp_path, monkeypatch, is_forked=True)
     assert await supervisor.fork_outside() == FORKED
-    assert supervisor.steps == [("kill", FORKED, FORK_SERVER), ("connect", f"z{FORKED}")]
+    assert supervisor.steps == [*ASKED, ("kill", FORKED, FORK_SERVER), ("connect", f"z{FORKED}")]
 
 
 async def test_one_that_comes_too_late_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     supervisor = Supervising(tmp_path, monkeypatch, is_forked=False)
     assert await supervisor.fork_outside() is None
-    assert supervisor.steps == [("kill", FORK_SERVER)]
+    assert supervisor.steps == [*ASKED, ("kill", FORK_SERVER)]
+
+
+async def test_one_that_was_asked_for_while_its_predecessor_was_cleaned_up_after_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor = Supervising(tmp_path, monkeypatch, is_forked=True)
+    Supervisor._begin_fork(cast("Any", supervisor))
+    await asyncio.sleep(0)
+    assert supervisor.steps == ASKED
+    supervisor._started += 1
+    assert await supervisor.fork_outside() == FORKED
+    assert supervisor.steps[len(ASKED) :] == [("kill", FORKED, FORK_SERVER), ("connect", f"z{FORKED}")]
+    assert supervisor._next_fork is None
+
+
+async def test_none_is_asked_for_where_none_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    supervisor = Supervising(tmp_path, monkeypatch, is_forked=True)
+    supervisor.is_wanted = False
+    assert await supervisor.fork_outside() is None
+    assert supervisor.steps == []
 
 
 def test_of_two_that_wait_the_one_that_is_meant_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
