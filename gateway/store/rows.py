@@ -5,7 +5,7 @@ It runs no statements. The part of an answer without a column of its own is in `
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -39,6 +39,7 @@ def _names(record: type[Any], *left_out: str) -> tuple[str, ...]:
 # Fields and columns have the same names, so that each is written down in the record and in `tables`, and nowhere else.
 _USAGE_COLUMNS = _names(Usage)
 RUN_COLUMNS = _names(Run)
+_JUPYTER_FIELDS = _names(JupyterRequest)
 RESULT_COLUMNS = ("status", "output", "stderr", "answer", *_USAGE_COLUMNS)
 _SUMMARY_FIELDS = _names(RunSummary, "usage")
 SUMMARY_COLUMNS = (*_SUMMARY_FIELDS, *_USAGE_COLUMNS)
@@ -50,13 +51,13 @@ def from_run(run: Run) -> dict[str, Any]:
     return {
         **_values(run, RUN_COLUMNS),
         "variables": dict(run.variables),
-        "jupyter": None if run.jupyter is None else asdict(run.jupyter),
+        "jupyter": None if run.jupyter is None else _values(run.jupyter, _JUPYTER_FIELDS),
     }
 
 
 def from_result(result: Result) -> dict[str, Any]:
     """The values of `RESULT_COLUMNS`."""
-    usage = dict.fromkeys(_USAGE_COLUMNS) if result.usage is None else asdict(result.usage)
+    usage = dict.fromkeys(_USAGE_COLUMNS) if result.usage is None else _values(result.usage, _USAGE_COLUMNS)
     answer = answers.from_result(result)
     return {**_values(result, ("output", "stderr")), "status": result.status.value, "answer": answer, **usage}
 
@@ -65,7 +66,7 @@ def from_session(session: Session) -> dict[str, Any]:
     """The values of all columns of `sessions`."""
     return {
         **_values(session, _SESSION_COLUMNS),
-        **asdict(session.usage),
+        **_values(session.usage, _USAGE_COLUMNS),
         "news": session.news.value,
         "expires_at": session.expires_at,
         "jupyter": _from_jupyter(session.jupyter),

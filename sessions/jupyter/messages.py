@@ -17,6 +17,7 @@ from uuid import uuid4
 from jupyter_client.session import msg_header
 
 from kernel_image.protocol import MESSAGE_CHANNELS, decode_message, encode_message
+from sessions import quick_json
 from sessions.errors import ProtocolViolation
 from sessions.kernels.messages import decode_object
 from sessions.model import Result, RunStatus
@@ -65,7 +66,7 @@ class ClientMessage:
 
     def frame(self, header: Mapping[str, Any] | None = None) -> bytes:
         """Its bytes in the framing of `v1.kernel.websocket.jupyter.org`; `header` replaces its own, if given."""
-        parts = (json.dumps(dict(part)).encode() for part in (header or self.header, self.parent_header))
+        parts = (quick_json.dump(dict(part)) for part in (header or self.header, self.parent_header))
         return encode_message(self.channel, [*parts, self.metadata, self.content, *self.buffers])
 
 
@@ -121,7 +122,7 @@ def _is_too_costly(part: bytes) -> bool:
     text = part.decode()
     if has_too_many_values(text, max_values=_MAX_VALUES, max_containers=_MAX_CONTAINERS):
         return True
-    if not isinstance(_STRICT.decode(text), dict):
+    if not isinstance(quick_json.load(text, _STRICT), dict):
         raise ValueError(text[:20])  # noqa: TRY004 - as for any other text that is not an object
     return False
 

@@ -16,9 +16,9 @@ from uuid import uuid4
 
 from jupyter_client import protocol_version
 from jupyter_client.jsonutil import extract_dates
-from jupyter_client.session import Session
 
 from kernel_image.protocol import ARTIFACT_CHANNEL, CLIENT_ID, FrameError, decode_message, encode_message
+from sessions import quick_json
 from sessions.errors import ProtocolViolation
 from sessions.model import JupyterRequest
 from sessions.sanitize import has_too_many_values, is_deeper
@@ -67,7 +67,7 @@ class RequestBuilder:
     """Builds the requests to one kernel."""
 
     def __init__(self) -> None:
-        self._client_session = Session(key=b"", session=uuid4().hex, username="cellblock")
+        self._header = {"username": "cellblock", "session": uuid4().hex}
 
     def execute(
         self,
@@ -113,11 +113,10 @@ class RequestBuilder:
         like: Mapping[str, Any] | None = None,
         beside: Mapping[str, Any] | None = None,
     ) -> bytes:
-        header = {**self._client_session.msg_header(msg_type), **for_kernel(like or {}, msg_id), **(beside or {})}
-        header["msg_type"] = msg_type
-        header["date"] = datetime.now(UTC).isoformat()
-        # ASCII, so that lone surrogates in code and variables pass as escapes.
-        return encode_message(channel, [json.dumps(part).encode() for part in (header, {}, metadata or {}, content)])
+        header = {**self._header, **for_kernel(like or {}, msg_id), **(beside or {}), "msg_type": msg_type}
+        # ASCII, so that lone surrogates in code and variables pass as escapes; and NaN as what Python makes of it.
+        metadata_and_content = (json.dumps(part).encode() for part in (metadata or {}, content))
+        return encode_message(channel, [quick_json.dump(header), b"{}", *metadata_and_content])
 
 
 def for_kernel(header: Mapping[str, Any], msg_id: str) -> dict[str, Any]:
@@ -190,7 +189,7 @@ def _decode_affordable(text: str) -> dict[str, Any]:
     A thread would not spare the event loop: the decoder holds the interpreter's lock to the end.
     """
     try:
-        value = json.loads(text)
+        value = quick_json.load(text)
     except (ValueError, RecursionError) as error:
         raise ProtocolViolation("A supervisor sent text that is no JSON.") from error
     may_be_deep = text.count("{") + text.count("[") > _MAX_JSON_DEPTH

@@ -13,6 +13,7 @@ from typing import Any
 
 from gateway.http.parse.body import parse_json_object
 from kernel_image.protocol import SUBPROTOCOL, FrameError, decode_message
+from sessions import quick_json
 from sessions.errors import CellblockError, InvalidRequest
 from sessions.jupyter.messages import ClientMessage
 
@@ -59,7 +60,7 @@ class Plain:
             "buffers": [],
         }
         # These two are JSON already, and may be large.
-        text = json.dumps(fields)[:-1].encode()
+        text = quick_json.dump(fields)[:-1]
         body = b"".join([text, b', "metadata": ', message.metadata, b', "content": ', message.content, b"}"])
         if not message.buffers:
             return body.decode("utf-8", "replace")

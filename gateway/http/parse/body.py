@@ -14,6 +14,7 @@ import msgspec
 from tornado.httputil import HTTPFile, HTTPHeaders, HTTPInputError, parse_body_arguments
 
 from gateway.field_errors import complaint, near, shown
+from sessions import quick_json
 from sessions.errors import InvalidJSON, InvalidRequest, UnsupportedMediaType
 from sessions.sanitize import has_too_many_values, is_deeper
 
@@ -117,7 +118,7 @@ def _parse_json(text: str) -> Any:
             f"holds more than {MAX_JSON_VALUES} values, or more than {MAX_JSON_CONTAINERS} lists and objects"
         )
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = quick_json.load(text, _STRICT)
     except json.JSONDecodeError as error:
         raise _JSONMistake(f"is not valid JSON at line {error.lineno}, column {error.colno}") from error
     except RecursionError as error:
@@ -131,6 +132,9 @@ def _parse_json(text: str) -> Any:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise _JSONMistake(f"holds {name}, which is no JSON (null or a string is)")
+
+
+_STRICT = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def parse_query(query: str) -> dict[str, str]:
