@@ -54,7 +54,7 @@ class DatabaseSection(Section, frozen=True):
     """Where runs and sessions are kept."""
 
     url: str = ""
-    """`postgresql://user:password@host:5432/cellblock`, at most 7 connections; empty: embedded in `server.data_dir`."""
+    """`postgresql://user:password@host:5432/cellblock`, at most 9 connections; empty: embedded in `server.data_dir`."""
 
 
 class RetentionSection(Section, frozen=True):

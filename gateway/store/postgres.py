@@ -75,7 +75,7 @@ class PostgresStore:
     """
 
     def __init__(
-        self, url: str, *, timeout_s: float = 5.0, pool_size: int = 2, bulk_pool_size: int = 3, quick_pool_size: int = 2
+        self, url: str, *, timeout_s: float = 5.0, pool_size: int = 2, bulk_pool_size: int = 3, quick_pool_size: int = 4
     ) -> None:
         """At most as many connections as the pools have; config.yaml, the README and `database.url` say so too."""
         connect_timeout_s = timeout_s * _CONNECT_SHARE

@@ -245,4 +245,4 @@ async def test_no_more_connections_are_opened_than_operators_are_told(database_u
         opened = await store._calls.run(lambda used: used.execute(counted, {"name": name}).scalar_one(), timeout_s=30)
     finally:
         await store.close()
-    assert opened == 7
+    assert opened == 9
