@@ -165,7 +165,7 @@ async def test_a_killed_gateway_has_lost_nothing_of_the_run(site: Site, alice: J
     kernel_id = await alice.start()
     async with alice.channels(kernel_id) as channels:
         await channels.run("kept = 42")
-        msg_id = await first_lines(channels, NUMBERED.format(count=LINES, pause_s=0.2))
+        msg_id = await first_lines(channels, NUMBERED.format(count=LINES, pause_s=0.1))
         gateway = site.start()
         gateway.process.kill()
         with pytest.raises(ConnectionClosed):
@@ -181,7 +181,7 @@ async def test_a_gateway_that_stops_says_when_to_come_back(site: Site, alice: Ju
     """1012, service restart: upon it JupyterLab connects again by itself."""
     kernel_id = await alice.start()
     async with alice.channels(kernel_id) as channels, alice.channels(kernel_id, v1=False) as idle:
-        msg_id = await first_lines(channels, NUMBERED.format(count=LINES, pause_s=0.2))
+        msg_id = await first_lines(channels, NUMBERED.format(count=LINES, pause_s=0.1))
         gateway = site.start()
         gateway.process.send_signal(signal.SIGTERM)
         gateway.process.send_signal(signal.SIGINT)  # at once

@@ -79,7 +79,7 @@ async def test_a_run_goes_on_while_the_database_hangs(client: Client, gateway: G
     send(gateway, signal.SIGSTOP)
     try:
         await until_ready(client, ready=False)
-        for answer in (await client.post("print(1)"), await client.http.get(f"/runs/{run_id}")):
+        for answer in await asyncio.gather(client.post("print(1)"), client.http.get(f"/runs/{run_id}")):
             assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
             assert int(answer.headers["Retry-After"]) > 0
         assert (await client.http.get("/healthz")).status_code == 200

@@ -28,7 +28,7 @@ from serve_rig import Gateway, fork
 
 from sessions.provisioners.docker.container import GATEWAY_LABEL, KERNEL_LABEL
 
-LOOP = "import time\nfor n in range({}):\n    print(n, flush=True)\n    time.sleep(0.1)"
+LOOP = "import time\nfor n in range({}):\n    print(n, flush=True)\n    time.sleep(0.05)"
 
 pytestmark = pytest.mark.docker
 
@@ -166,8 +166,8 @@ async def test_a_session_whose_container_went_in_between_says_what_it_lost(site:
 async def test_times_run_on_over_a_restart(site: Site) -> None:
     first = site.start()
     await asyncio.gather(*(first.session(session_id=name) for name in ("idle", "old", "young")))
-    await first.http.patch("/sessions/idle", json={"idle_timeout": 3})
-    await first.http.patch("/sessions/old", json={"max_lifetime": 10})
+    await first.http.patch("/sessions/idle", json={"idle_timeout": 2})
+    await first.http.patch("/sessions/old", json={"max_lifetime": 5})
     second = await asyncio.to_thread(restart, site, first)
     assert (await second.http.get("/sessions/young")).status_code == 200
     async with asyncio.timeout(15):

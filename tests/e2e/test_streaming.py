@@ -89,7 +89,7 @@ async def test_an_interrupt_over_the_socket_ends_one_run_of_several(client: Clie
     sessions = [f"{s}-{number}" for number in range(3)]
     await asyncio.gather(*(client.session(session_id=name) for name in sessions))
     async with client.socket() as ws:
-        loop = "import time\nfor n in range(30):\n    print(n, flush=True)\n    time.sleep(0.1)"
+        loop = "import time\nfor n in range(30):\n    print(n, flush=True)\n    time.sleep(0.05)"
         for name in sessions:
             await tell(ws, op="run", id=name, session_id=name, code=loop)
         heard: dict[str, list[Json]] = {name: [] for name in sessions}
@@ -111,7 +111,7 @@ async def test_an_interrupt_over_the_socket_ends_one_run_of_several(client: Clie
 
 @pytest.mark.parametrize("way", ["socket", "events"])
 async def test_a_client_that_vanishes_does_not_stop_its_run(client: Client, way: str) -> None:
-    code = "import time\nfor n in range(20):\n    print(n, flush=True)\n    time.sleep(0.1)"
+    code = "import time\nfor n in range(20):\n    print(n, flush=True)\n    time.sleep(0.05)"
     if way == "events":
         run_id = await client.begin(code)
     else:

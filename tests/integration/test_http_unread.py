@@ -23,7 +23,7 @@ PATIENCE_S = 30
 LARGE_BYTES = 8 << 20
 # While two of them are sent there is no room to make a third.
 BOUNDS = HttpBounds(answers_bytes=44 << 20, answer_wait_s=0.5, stall_s=60.0)
-HASTY = HttpBounds(answers_bytes=44 << 20, answer_wait_s=0.5, stall_s=2.0)
+HASTY = HttpBounds(answers_bytes=44 << 20, answer_wait_s=0.5, stall_s=1.0)
 
 
 @pytest.fixture
@@ -142,9 +142,9 @@ async def test_a_client_that_reads_slowly_gets_its_answer(face: Face) -> None:
         await loop.sock_sendall(connection, request.encode())
         begun_s = loop.time()
         async with asyncio.timeout(PATIENCE_S):
-            while piece := await loop.sock_recv(connection, 4096 if loop.time() < begun_s + 4 else 1 << 20):
+            while piece := await loop.sock_recv(connection, 4096 if loop.time() < begun_s + 2.5 else 1 << 20):
                 received += len(piece)
-                await asyncio.sleep(0.1 if loop.time() < begun_s + 4 else 0)
+                await asyncio.sleep(0.1 if loop.time() < begun_s + 2.5 else 0)
     assert received > LARGE_BYTES
 
 
@@ -158,7 +158,7 @@ async def test_an_answer_waits_a_while_for_room(face: Face, client: httpx.AsyncC
 
 
 @pytest.mark.parametrize(
-    "face", [HttpBounds(answers_bytes=44 << 20, answer_wait_s=0.1, stall_s=2.0, send_timeout_s=20.0)], indirect=True
+    "face", [HttpBounds(answers_bytes=44 << 20, answer_wait_s=0.1, stall_s=1.0, send_timeout_s=20.0)], indirect=True
 )
 async def test_the_answer_of_a_run_waits_for_as_long_as_others_may_take(
     face: Face, client: httpx.AsyncClient, unread: Unread
@@ -171,7 +171,7 @@ async def test_the_answer_of_a_run_waits_for_as_long_as_others_may_take(
 
 
 @pytest.mark.parametrize(
-    "face", [HttpBounds(answers_bytes=44 << 20, answer_wait_s=0.1, stall_s=60.0, send_timeout_s=2.0)], indirect=True
+    "face", [HttpBounds(answers_bytes=44 << 20, answer_wait_s=0.1, stall_s=60.0, send_timeout_s=1.0)], indirect=True
 )
 async def test_who_gets_no_answer_of_a_run_is_not_told_that_nothing_was_run(face: Face) -> None:
     face.service.next_result = {"output": "y" * LARGE_BYTES}
