@@ -1,7 +1,8 @@
 """The fork server: a pristine process with everything imported, from which kernels are forked in milliseconds.
 
-It runs no user code and starts no thread. For each kernel it reads one JSON line from the socket on its standard input
-and answers with the kernel's process id. The kernel is forked twice, so that it becomes a child of the supervisor.
+A sandbox has its own where there is no zygote outside (zygote.py), whose kernels cost less. It runs no user code and
+starts no thread. For each kernel it reads one JSON line from the socket on its standard input and answers with the
+kernel's process id. The kernel is forked twice, so that it becomes a child of the supervisor.
 """
 
 from __future__ import annotations

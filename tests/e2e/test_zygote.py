@@ -34,8 +34,9 @@ from sessions.environment import Environment
 from sessions.model import ANONYMOUS, GatewayId, KernelId, Result, RunRequest, RunStatus, SessionId
 from sessions.ports import LaunchSpec
 from sessions.provisioners.docker import zygote as docker_zygote
-from sessions.provisioners.docker.container import GATEWAY_LABEL, ZYGOTE_LABEL, zygote_config
+from sessions.provisioners.docker.container import GATEWAY_LABEL
 from sessions.provisioners.docker.provisioner import DockerProvisioner
+from sessions.provisioners.docker.zygote_container import ZYGOTE_LABEL, zygote_config
 from sessions.service import Service
 from sessions.settings import EngineSettings, PoolSettings, SessionLimits
 from sessions.testing.memory_store import MemoryStore

@@ -20,10 +20,10 @@ from sessions.errors import EngineUnavailable
 from sessions.model import GatewayId, KernelId
 from sessions.ports import ForkedKernel, LaunchSpec
 from sessions.provisioners.docker import zygote as docker_zygote
-from sessions.provisioners.docker.container import ZYGOTE_LABEL
 from sessions.provisioners.docker.engine import DockerEngine, EngineFacts, facts_from
 from sessions.provisioners.docker.provisioner import DockerProvisioner
 from sessions.provisioners.docker.zygote import DockerZygote
+from sessions.provisioners.docker.zygote_container import ZYGOTE_LABEL
 from sessions.settings import EngineSettings, Limits
 
 SETTINGS = EngineSettings(name="docker", kernel_image="image")

@@ -1,17 +1,16 @@
 """What every kernel container looks like: the whole of its hardening in one dictionary, for Docker's create call.
 
-Pure: it decides, provisioner.py acts. docs/security.md says why each line is there.
+Pure: it decides, provisioner.py acts. docs/security.md says why each line is there. The zygote's container is in
+zygote_container.py.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from kernel_image.protocol import SETTINGS_VARIABLE, SOCKET_NAME, ZygoteSettings
+from kernel_image.protocol import SETTINGS_VARIABLE, SOCKET_NAME
 from sessions.ports import LaunchSpec
 from sessions.provisioners.supervisor_settings import USER_NAME, supervisor_settings
 from sessions.settings import EngineSettings, Limits
@@ -19,16 +18,12 @@ from sessions.settings import EngineSettings, Limits
 KERNEL_LABEL = "cellblock.kernel"
 GATEWAY_LABEL = "cellblock.gateway"
 UID_LABEL = "cellblock.uid"
-ZYGOTE_LABEL = "cellblock.zygote"
-"""The id of the gateway whose zygote it is."""
 
 WORK_DIR = "/work"
 HOME_DIR = "/tmp/home"  # noqa: S108 - inside the container, on a tmpfs of its own
 IPC_DIR = "/run/ipc"
 GATEWAY_DIR = "/run/gateway"
 HOST_NAME = "sandbox"
-ZYGOTE_DIR = "/run/zygote"
-_CGROUPS_DIR = "/run/cgroups"
 
 WIDE_UIDS = range(1_900_000_000, 2_147_000_000)
 """Nobody hands these out: https://systemd.io/UIDS-GIDS/ lists them as unused."""
@@ -36,8 +31,6 @@ WIDE_UIDS = range(1_900_000_000, 2_147_000_000)
 MAPPED_UIDS = range(1_000, 60_000)
 """Where Docker maps users (rootless, userns-remap), a container has 65,536 ids and no more."""
 
-_PYTHON = "/opt/cellblock/venv/bin/python"
-_ZYGOTE_PIDS = 256
 _SHM_BYTES = 64 << 20
 _SHM_INODES = 4_096
 _IPC_BYTES = 1 << 20
@@ -46,22 +39,11 @@ _OOM_SCORE = 500
 # Of the 1024 that all else has by default; the engine makes a weight of it on cgroup v2.
 _CPU_SHARES = 128
 _NANO = 1_000_000_000
-_SANDBOX_LOG = {"Type": "json-file", "Config": {"max-size": "1m", "max-file": "2"}}
+KEPT_LOG = {"Type": "json-file", "Config": {"max-size": "1m", "max-file": "2"}}
 
 
-_USER = {"HOME": HOME_DIR, "USER": USER_NAME, "LOGNAME": USER_NAME}
+USER = {"HOME": HOME_DIR, "USER": USER_NAME, "LOGNAME": USER_NAME}
 """There is no passwd entry for the uid, so what programs look up there is said here."""
-
-_ZYGOTE_CAPABILITIES = (
-    "SYS_ADMIN",  # setns(2), and reading seccomp filters
-    "SYS_PTRACE",  # another process's namespaces and filters
-    "SYS_CHROOT",  # setns(2) into a mount namespace
-    "SETUID",
-    "SETGID",
-    "SETPCAP",  # dropping capabilities from the bounding set
-    "DAC_OVERRIDE",  # the gateway's own directory, whose owner need not be root
-    "CHOWN",  # its socket, likewise
-)
 
 
 def container_name(uid: int) -> str:
@@ -103,7 +85,7 @@ def container_config(spec: LaunchSpec, settings: EngineSettings, *, uid: int, zy
                 }
             ],
             "AutoRemove": True,
-            "LogConfig": _SANDBOX_LOG if settings.sandbox_log else {"Type": "none"},
+            "LogConfig": KEPT_LOG if settings.sandbox_log else {"Type": "none"},
         },
     }
 
@@ -112,57 +94,7 @@ def _environment(spec: LaunchSpec, engine: EngineSettings, *, zygote: bool) -> M
     settings = supervisor_settings(
         spec, gateway=f"unix:{GATEWAY_DIR}/{SOCKET_NAME}", work_dir=WORK_DIR, ipc_dir=IPC_DIR, home_dir=HOME_DIR
     )
-    return {**_USER, SETTINGS_VARIABLE: replace(settings, zygote=zygote, log=engine.sandbox_log).to_json()}
-
-
-def zygote_config(spec: LaunchSpec, settings: EngineSettings, directory: Path, *, uid: int) -> dict[str, Any]:
-    """The body of `POST /containers/create` for the zygote that forks kernels into sandboxes such as that of `spec`.
-
-    `directory` is where its socket will be; `uid` is the gateway's own. docs/security.md argues for these rights.
-    """
-    zygote = ZygoteSettings(
-        socket=f"{ZYGOTE_DIR}/{SOCKET_NAME}",
-        uid=uid,
-        cgroup_root=_CGROUPS_DIR,
-        work_dir=WORK_DIR,
-        ipc_dir=IPC_DIR,
-        home_dir=HOME_DIR,
-        preload=spec.preload,
-        threads=math.ceil(spec.limits.cpus),
-        orphan_timeout_s=spec.orphan_timeout_s,
-    )
-    return {
-        "Image": settings.kernel_image,
-        "Entrypoint": [_PYTHON, "-I", "-m", "kernel_image.zygote"],
-        "User": "0:0",
-        "Hostname": HOST_NAME,
-        "WorkingDir": "/",
-        "StopSignal": "SIGKILL",
-        "Env": [f"{name}={value}" for name, value in {**_USER, SETTINGS_VARIABLE: zygote.to_json()}.items()],
-        "Labels": {ZYGOTE_LABEL: spec.gateway_id},
-        "NetworkDisabled": True,
-        "HostConfig": {
-            "ReadonlyRootfs": True,
-            "NetworkMode": "none",
-            "PidMode": "host",
-            "IpcMode": "none",
-            "CgroupnsMode": "host",
-            "CapDrop": ["ALL"],
-            "CapAdd": list(_ZYGOTE_CAPABILITIES),
-            "SecurityOpt": ["no-new-privileges", "seccomp=unconfined", "apparmor=unconfined"],
-            "Privileged": False,
-            "Init": False,
-            "Ulimits": _resources(spec.limits)["Ulimits"],
-            "PidsLimit": _ZYGOTE_PIDS,
-            "Tmpfs": {"/tmp": "rw,noexec,nosuid,nodev,mode=0700,size=64m"},  # noqa: S108 - the container's
-            "Mounts": [
-                {"Type": "bind", "Source": "/sys/fs/cgroup", "Target": _CGROUPS_DIR, "ReadOnly": False},
-                {"Type": "bind", "Source": str(directory), "Target": ZYGOTE_DIR, "ReadOnly": False},
-            ],
-            "AutoRemove": True,
-            "LogConfig": _SANDBOX_LOG,
-        },
-    }
+    return {**USER, SETTINGS_VARIABLE: replace(settings, zygote=zygote, log=engine.sandbox_log).to_json()}
 
 
 def _isolation(settings: EngineSettings) -> dict[str, Any]:
@@ -193,11 +125,14 @@ def _resources(limits: Limits) -> dict[str, Any]:
         "CpuShares": _CPU_SHARES,
         "PidsLimit": limits.pids,
         "OomScoreAdj": _OOM_SCORE,
-        "Ulimits": [
-            {"Name": name, "Soft": value, "Hard": value}
-            for name, value in (("nofile", limits.nofile), ("core", 0), ("fsize", limits.disk_bytes))
-        ],
+        "Ulimits": ulimits(limits),
     }
+
+
+def ulimits(limits: Limits) -> list[dict[str, Any]]:
+    """The limits of each process, as Docker takes them."""
+    values = (("nofile", limits.nofile), ("core", 0), ("fsize", limits.disk_bytes))
+    return [{"Name": name, "Soft": value, "Hard": value} for name, value in values]
 
 
 def _tmpfs(limits: Limits, uid: int) -> Mapping[str, str]:

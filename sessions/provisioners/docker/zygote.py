@@ -22,8 +22,8 @@ from docker.api.client import APIClient
 from kernel_image.protocol import SOCKET_NAME, UNIX_PATH_MAX_BYTES
 from sessions.errors import EngineUnavailable
 from sessions.ports import ForkedKernel, LaunchSpec
-from sessions.provisioners.docker.container import ZYGOTE_LABEL, zygote_config
 from sessions.provisioners.docker.engine import DockerEngine, EngineFacts
+from sessions.provisioners.docker.zygote_container import ZYGOTE_LABEL, zygote_config
 from sessions.settings import EngineSettings
 
 _START_TIMEOUT_S = 60.0
