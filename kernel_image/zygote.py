@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from kernel_image import entering, hardening, kernel_process, kernel_program, seccomp
+from kernel_image import entering, hardening, huge_pages, kernel_process, kernel_program, seccomp
 from kernel_image.outside_forks import RING_NAME, prefix_of
 from kernel_image.protocol import SETTINGS_VARIABLE, ZygoteSettings
 from kernel_image.sandbox_log import describe, log_event, never_wait
@@ -34,7 +34,7 @@ _MOST_WAITING = 1024
 _REQUEST_TIMEOUT_S = 5.0
 _LONGEST_S = 20
 _START_TIMEOUT_S = 30.0
-_POLL_S = 0.002
+_POLL_S = 0.001
 _CREDENTIALS = struct.Struct("3i")
 """`struct ucred` of unix(7), SO_PEERCRED: process id, user id, group id."""
 
@@ -51,6 +51,7 @@ class Zygote:
     def run(self) -> None:
         """Import everything and complete once, then fork whenever asked; returns when no gateway has asked for long."""
         self._failed = kernel_program.import_all([*self._settings.preload], completes=True)
+        huge_pages.collapse()
         with suppress(FileNotFoundError):
             os.unlink(self._settings.socket)  # noqa: PTH108 - pathlib need not stay imported in kernels
         self._socket.bind(self._settings.socket)
@@ -123,11 +124,11 @@ class Zygote:
 def _become_kernel(container: entering.Container, settings: ZygoteSettings, report: int) -> NoReturn:
     """Be a process of the sandbox from here on, and run a kernel once the supervisor has looked at it."""
     try:
-        while os.getppid() != 1:
-            time.sleep(_POLL_S)
         os.setsid()
         os.umask(0o077)
         entering.become_one_of(container, keep=report)
+        while os.getppid() != 1:
+            time.sleep(_POLL_S)
         hardening.allow_tracing()
         hardening.die_with_parent()
         os.write(report, _line(pid=os.getpid()))

@@ -27,7 +27,11 @@ def test_the_users_packages_wait_for_the_supervisors_look(monkeypatch: pytest.Mo
         steps.append(f"exit {status}")
         raise Exited
 
-    monkeypatch.setattr(os, "getppid", lambda: 1)
+    def adopted() -> int:
+        steps.append("adopted")
+        return 1
+
+    monkeypatch.setattr(os, "getppid", adopted)
     monkeypatch.setattr(os, "_exit", leave)
     for owner, name in (
         (os, "setsid"),
@@ -49,6 +53,7 @@ def test_the_users_packages_wait_for_the_supervisors_look(monkeypatch: pytest.Mo
     os.close(reader)
     assert steps[steps.index("become_one_of") :] == [
         "become_one_of",
+        "adopted",
         "allow_tracing",
         "die_with_parent",
         "_wait_for",
