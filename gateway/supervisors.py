@@ -24,6 +24,7 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketP
 
 from gateway.host.data_dir import KERNEL_DIR_CHARACTERS
 from gateway.host.descriptors import ListeningSocket
+from gateway.web_sockets import ServerEnd
 from kernel_image import protocol
 from sessions.errors import SetUpFailed
 from sessions.model import KernelId
@@ -48,7 +49,7 @@ Accept = Callable[[Link], LinkListener]
 _log = structlog.get_logger("cellblock.supervisors")
 
 
-class _ReadAhead(WebSocketProtocol13):
+class _ReadAhead(ServerEnd):
     """Takes the four parts of a small frame, and of those behind it, from one reading of the socket.
 
     Its state beside the base class's: what was read, and how far it is taken.
@@ -91,7 +92,7 @@ class SupervisorSocket(WebSocketHandler):
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         chosen = super().get_websocket_protocol()
         if isinstance(chosen, WebSocketProtocol13):
-            return _ReadAhead(self, False, chosen.params)  # noqa: FBT003 - tornado's own: a server masks nothing
+            return _ReadAhead(self, chosen.params)
         return chosen
 
     def open(self, *args: str, **kwargs: str) -> None:

@@ -9,9 +9,9 @@ import asyncio
 from typing import Any
 
 from tornado.iostream import StreamClosedError
-from tornado.websocket import WebSocketProtocol13
 
 from gateway.http.base.limits import Arrival, HttpLimits
+from gateway.web_sockets import ServerEnd
 
 _WAIT_FOR_ROOM_S = 0.02
 _PIECE_BYTES = 64 << 10
@@ -19,7 +19,7 @@ _TRY_AGAIN_LATER = 1013  # https://www.iana.org/assignments/websocket/websocket.
 _MAX_CONTROL_BYTES = 125  # RFC 6455, 5.5
 
 
-class IncomingMessages(WebSocketProtocol13):
+class IncomingMessages(ServerEnd):
     """The receiving end of one connection.
 
     Its state beside the base class's: how large the frame is that comes in, how many bytes are counted, by when the
@@ -27,7 +27,7 @@ class IncomingMessages(WebSocketProtocol13):
     """
 
     def __init__(self, handler: Any, params: Any, limits: HttpLimits) -> None:
-        super().__init__(handler, False, params)  # noqa: FBT003 - tornado's own: a server masks nothing
+        super().__init__(handler, params)
         self._bodies = limits.bodies
         self._client: str = handler.client
         self._arrival: Arrival | None = None

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from tornado.httputil import HTTPServerRequest
+from tornado.iostream import StreamClosedError
 from tornado.web import Application
 from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
 
@@ -119,6 +120,8 @@ class SocketHandler(BaseHandler, WebSocketHandler):
             except TimeoutError:
                 self.disconnect()
                 raise WebSocketClosedError from None
+            except StreamClosedError:
+                raise WebSocketClosedError from None
             finally:
                 place.leave()
 
@@ -133,9 +136,12 @@ class SocketHandler(BaseHandler, WebSocketHandler):
         """Return once the client has taken what was written: at once, if the socket has."""
         stream = getattr(self.ws_connection, "stream", None)
         self._in_a_row += 1
-        if self._in_a_row >= _AT_ONCE or not is_taken(stream):
+        if not is_taken(stream):
             self._in_a_row = 0
             await self.patience.wait_for(writing, stream)
+        elif self._in_a_row >= _AT_ONCE:
+            self._in_a_row = 0
+            await asyncio.sleep(0)
 
     # --- closing ------------------------------------------------------------------------------------------------------
 
