@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 _CGROUP = Path("/sys/fs/cgroup")
 _CLOCK_TICKS_HZ = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """Counters at one moment: monotonic time, CPU time used, memory now and at its highest, number of OOM kills.
 
     `own_cpu_s` is the part of `cpu_s` that this process has used itself.

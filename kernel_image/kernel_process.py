@@ -10,16 +10,14 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kernel_image import accounting
 from kernel_image.import_hooks import CPU_COUNT_VARIABLE
@@ -36,8 +34,7 @@ _KILL_PAUSE_S = 0.02
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_MAX_THREADS")
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(NamedTuple):
     """How a process ended; exactly one of the two is set."""
 
     exit_code: int | None
@@ -179,7 +176,8 @@ def environment_of(home_dir: str, threads: int) -> dict[str, str]:
     mpl_config = home / ".config" / "matplotlib"
     mpl_config.mkdir(parents=True, exist_ok=True)
     if cache := os.environ.get("CELLBLOCK_MPL_CACHE"):
-        shutil.copytree(cache, mpl_config, dirs_exist_ok=True)
+        for file in Path(cache).glob("fontlist-*.json"):
+            mpl_config.joinpath(file.name).write_bytes(file.read_bytes())
     environment = {
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",

@@ -11,7 +11,6 @@ import json
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 from kernel_image import protocol
@@ -35,23 +34,20 @@ _BEGIN_S = 1.0
 """What the kernel has for beginning a request that is to be interrupted; something else may keep it busy."""
 
 
-@dataclass(slots=True)
 class _Request:
     """One execute_request that has not finished."""
 
-    msg_id: str
-    header: bytes
-    wants_artifacts: bool
-    meterage: Meterage | None = None
-    has_begun: bool = False
-    on_begin: Callable[[], None] | None = None
-    replied: bool = False
-    idle: bool = False
-    relayed_bytes: int = 0
-    dropped_bytes: int = 0
-    dropped_frames: int = 0
-    outcomes: int = 0
-    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    def __init__(self, msg_id: str, header: bytes, *, wants_artifacts: bool) -> None:
+        self.msg_id = msg_id
+        self.header = header
+        self.wants_artifacts = wants_artifacts
+        self.meterage: Meterage | None = None
+        self.has_begun = False
+        self.on_begin: Callable[[], None] | None = None
+        self.replied = self.idle = False
+        self.relayed_bytes = 0
+        self.dropped_bytes = self.dropped_frames = 0
+        self.outcomes = 0
 
 
 class OutstandingRequests:
@@ -121,7 +117,7 @@ class OutstandingRequests:
             return False
         if is_accepted:
             log_event("request_accepted", msg_id=msg_id)
-            self._outstanding[msg_id] = _Request(msg_id, parts[0], wants_artifacts)
+            self._outstanding[msg_id] = _Request(msg_id, parts[0], wants_artifacts=wants_artifacts)
         else:
             log_event("request_rejected", msg_id=msg_id)
             self._rejected.append(msg_id)

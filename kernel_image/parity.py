@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from kernel_image.protocol import SETTINGS_VARIABLE
 
@@ -34,8 +34,7 @@ _STATUS = (
 _FILES = ("cgroup", "limits", "mountinfo", "attr/current")
 
 
-@dataclass(frozen=True, slots=True)
-class Likeness:
+class Likeness(NamedTuple):
     """What is compared of a process, by name; and its environment when it was executed."""
 
     traits: Mapping[str, object]

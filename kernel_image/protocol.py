@@ -1,6 +1,7 @@
 """The wire between supervisor and gateway: frame layout, control messages, start-up settings.
 
-Both ends import it, so it needs the standard library alone. It opens no connection and keeps no state.
+Both ends import it, so it needs the standard library alone. It opens no connection and keeps no state. Its records are
+named tuples, as all that PID 1 of each container imports: to define a dataclass takes up to a millisecond.
 docs/protocol.md has the whole conversation.
 """
 
@@ -9,9 +10,8 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 SUBPROTOCOL = "v1.kernel.websocket.jupyter.org"
 """Jupyter's own WebSocket framing: https://jupyter-server.readthedocs.io/en/latest/developers/websocket-protocols.html"""
@@ -61,8 +61,7 @@ class FrameError(ValueError):
     """A frame does not have the layout that the protocol gives it."""
 
 
-@dataclass(frozen=True, slots=True)
-class SupervisorSettings:
+class SupervisorSettings(NamedTuple):
     """The settings of a supervisor, which it reads at its start. Sizes in bytes, times in seconds.
 
     `gateway` is `unix:<path>`. `threads` is what linear algebra libraries may use.
@@ -96,7 +95,7 @@ class SupervisorSettings:
 
     def to_json(self) -> str:
         """The value of `SETTINGS_VARIABLE`."""
-        return json.dumps(asdict(self))
+        return json.dumps(self._asdict())
 
     @classmethod
     def from_json(cls, text: str) -> SupervisorSettings:
@@ -106,8 +105,7 @@ class SupervisorSettings:
         return cls(**fields)
 
 
-@dataclass(frozen=True, slots=True)
-class ZygoteSettings:
+class ZygoteSettings(NamedTuple):
     """The settings of a zygote, which it reads at its start. Paths are as the zygote sees them; times in seconds.
 
     `uid` is who may ask, beside root. The directories and `threads` are those of the sandboxes it forks into.
@@ -125,7 +123,7 @@ class ZygoteSettings:
 
     def to_json(self) -> str:
         """The value of `SETTINGS_VARIABLE`."""
-        return json.dumps(asdict(self))
+        return json.dumps(self._asdict())
 
     @classmethod
     def from_json(cls, text: str) -> ZygoteSettings:

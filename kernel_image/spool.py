@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 Frame = bytes | str
 """Binary for a Jupyter message, text for a control message, as it goes over the WebSocket."""
 
 
-@dataclass(frozen=True, slots=True)
-class Gap:
+class Gap(NamedTuple):
     """What an overflow dropped between two kept frames."""
 
     frames: int

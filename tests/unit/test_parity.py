@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,7 +85,7 @@ def test_a_process_of_ones_own_does_not_differ(start: Start) -> None:
 @pytest.mark.parametrize("name", [*own().traits])
 def test_each_trait_counts(start: Start, name: str) -> None:
     likeness = own()
-    other = replace(likeness, traits={**likeness.traits, name: "another"})
+    other = likeness._replace(traits={**likeness.traits, name: "another"})
     assert differences(start(), other) == [name]
 
 

@@ -7,7 +7,6 @@ zygote_container.py.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from kernel_image.protocol import SETTINGS_VARIABLE, SOCKET_NAME
@@ -94,7 +93,7 @@ def _environment(spec: LaunchSpec, engine: EngineSettings, *, zygote: bool) -> M
     settings = supervisor_settings(
         spec, gateway=f"unix:{GATEWAY_DIR}/{SOCKET_NAME}", work_dir=WORK_DIR, ipc_dir=IPC_DIR, home_dir=HOME_DIR
     )
-    return {**USER, SETTINGS_VARIABLE: replace(settings, zygote=zygote, log=engine.sandbox_log).to_json()}
+    return {**USER, SETTINGS_VARIABLE: settings._replace(zygote=zygote, log=engine.sandbox_log).to_json()}
 
 
 def _isolation(settings: EngineSettings) -> dict[str, Any]:
