@@ -1,7 +1,7 @@
 """PID 1 of a kernel's container: starts the kernel, relays its messages, tells each run's end, survives its crashes.
 
 This module holds the kernel's life cycle and ties the parts together; outstanding.py knows what is running. It is
-started as `python -I -m kernel_image.supervisor` with its settings in the environment.
+started as `python -I -m kernel_image` with its settings in the environment.
 """
 
 from __future__ import annotations
@@ -445,7 +445,3 @@ def main() -> None:
         write_nothing()
     log_event("supervisor_started", kernel_id=settings.kernel_id, kernel_name=settings.kernel_name)
     asyncio.run(Supervisor(settings, likeness).run())
-
-
-if __name__ == "__main__":
-    main()

@@ -126,7 +126,7 @@ class Supervised:
         environment[protocol.SETTINGS_VARIABLE] = self._settings.to_json()
         with self._log.open("wb") as log:
             return subprocess.Popen(
-                [sys.executable, "-I", "-m", "kernel_image.supervisor"], env=environment, stdout=log, stderr=log
+                [sys.executable, "-I", "-m", "kernel_image"], env=environment, stdout=log, stderr=log
             )
 
     # --- what the tests do --------------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ print("builtins.pyi" in parsed, list(pathlib.Path("/tmp/.cache/jedi").rglob("*.p
 
 def test_the_supervisor_is_what_starts_and_without_a_shell(docker_client: APIClient, kernel_image: str) -> None:
     config = docker_client.inspect_image(kernel_image)["Config"]
-    assert config["Entrypoint"] == ["/opt/cellblock/venv/bin/python", "-I", "-m", "kernel_image.supervisor"]
+    assert config["Entrypoint"] == ["/opt/cellblock/venv/bin/python", "-I", "-m", "kernel_image"]
     assert config["User"] == "65534:65534"
     assert not config["Cmd"]
     assert not [entry for entry in config["Env"] if "proxy" in entry.lower()]

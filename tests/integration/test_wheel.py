@@ -109,6 +109,6 @@ def test_an_installed_wheel_builds_the_image(installed: Run, docker_client: APIC
     tag = installed("-m", "gateway", "build", CELLBLOCK_BUILD_PRELOAD="[json]").stdout.strip()
     try:
         assert tag != kernel_image
-        assert docker_client.inspect_image(tag)["Config"]["Entrypoint"][-1] == "kernel_image.supervisor"
+        assert docker_client.inspect_image(tag)["Config"]["Entrypoint"][-1] == "kernel_image"
     finally:
         docker_client.remove_image(tag, force=True)

@@ -236,7 +236,7 @@ def _start(python: Path, spec: LaunchSpec, directory: Path) -> int:
     }
     pid = os.posix_spawn(
         python,
-        [str(python), "-I", "-m", "kernel_image.supervisor"],
+        [str(python), "-I", "-m", "kernel_image"],
         environment,
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
