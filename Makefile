@@ -42,7 +42,7 @@ SLOW := $(addprefix --ignore=tests/integration/test_,$(addsuffix .py,\
 test-fast: setup-dev ## Run the tests that need neither Docker nor a browser, in under 90 seconds
 	$(PYTEST) tests/unit tests/contract tests/integration -m 'not docker' $(SLOW) $(PYTEST_ARGS)
 
-# The suite kills 10 times: tests/crash/test_random_kills.py.
+# The suite kills 15 times: tests/crash/test_random_kills.py.
 ROUNDS ?= 50
 crash-test: setup ## Kill a working gateway at ROUNDS=50 random moments and count what was lost: nothing
 	@$(BIN)/python scripts/docker_engine.py start
