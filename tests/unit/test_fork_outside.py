@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from kernel_image import kernel_process, zygote
+from kernel_image import kernel_process
 from kernel_image.supervisor import Supervisor
 
 FORK_SERVER, FORKED = 8, 9
@@ -81,22 +82,82 @@ async def test_none_is_asked_for_where_none_is_wanted(tmp_path: Path, monkeypatc
     assert supervisor.steps == []
 
 
-def test_of_two_that_wait_the_one_that_is_meant_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+WAITING = """
+import os, sys
+from types import SimpleNamespace
+from kernel_image import zygote
+zygote._wait_for(zygote._connection_file(SimpleNamespace(ipc_dir=sys.argv[1])))
+os._exit(7)
+"""
+
+
+def test_of_two_that_wait_the_one_that_is_meant_goes_on(tmp_path: Path) -> None:
     """Each waits for a file that has its own process id."""
-    monkeypatch.setattr(zygote, "_START_TIMEOUT_S", 60.0)
-    settings = SimpleNamespace(ipc_dir=str(tmp_path))
-    waiting = []
-    for _ in range(2):
-        pid = os.fork()
-        if pid == 0:
-            zygote._wait_for(zygote._connection_file(cast("Any", settings)))
-            os._exit(7)
-        waiting.append(pid)
-    meant, other = waiting
+    meant, other = (subprocess.Popen([sys.executable, "-c", WAITING, str(tmp_path)]) for _ in range(2))
     try:
-        (tmp_path / f"z{meant}.json").write_text(json.dumps({}))
-        assert os.waitstatus_to_exitcode(os.waitpid(meant, 0)[1]) == 7
-        assert os.waitpid(other, os.WNOHANG) == (0, 0)
+        (tmp_path / f"z{meant.pid}.json").write_text(json.dumps({}))
+        assert meant.wait(60) == 7
+        assert other.poll() is None
     finally:
-        os.kill(other, 9)
-        os.waitpid(other, 0)
+        other.kill()
+        other.wait()
+
+
+class Bereaved:
+    """A supervisor whose kernel has ended. `steps` is what it does; `are_killed`, whether no process is left."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, *, are_killed: bool = True) -> None:
+        self.steps: list[str] = []
+        self.directory = directory
+        self._ring_path = directory / "ring"
+        self._fork_server = SimpleNamespace(pid=None)
+        self._stopping = asyncio.Event()
+        self._meter = SimpleNamespace(read=lambda: SimpleNamespace(oom_kills=0))
+        self._channels = self
+        self._client_ids = SimpleNamespace(clear=lambda: None)
+        self._forwarded = SimpleNamespace(kernel_ended=lambda: None)
+        self._requests = SimpleNamespace(running=None, put_lost_output=lambda _: None, fail_all=self._fail_all)
+        self._kill_cause, self._generation, self._oom_kills_before = "restart", 1, 0
+        self._sent_bytes: dict[str, int] = {}
+
+        def kill_all_but(*_: object) -> bool:
+            self.steps.append("kill")
+            return are_killed
+
+        monkeypatch.setattr(kernel_process, "kill_all_but", kill_all_but)
+
+    async def _fail_all(self, cause: str, **_: object) -> None:
+        self.steps.append(f"fail all: {cause}")
+
+    async def _drain(self, _: object) -> None:
+        self.steps.append("drain")
+
+    def _begin_fork(self) -> None:
+        self.steps.append(f"fork beside {sorted(path.name for path in self.directory.iterdir())}")
+
+    def _stop_accepting(self) -> None:
+        """Nothing is sent."""
+
+    _close_channels = _stop_accepting
+
+    async def handle_death(self, *, is_last: bool = False) -> list[str]:
+        end = kernel_process.Exit(None, 9)
+        await Supervisor._handle_death(cast("Any", self), end, is_last=is_last)
+        return self.steps
+
+
+async def test_the_next_is_asked_for_when_nothing_of_the_code_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ring", "z12.json", "z12-1"):
+        (tmp_path / name).touch()
+    steps = await Bereaved(tmp_path, monkeypatch).handle_death()
+    assert steps == ["kill", "fork beside ['ring']", "drain", "fail all: restart"]
+
+
+@pytest.mark.parametrize(("are_killed", "is_last"), [(False, False), (True, True)])
+async def test_none_is_asked_for_where_processes_are_left_or_none_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, are_killed: bool, is_last: bool
+) -> None:
+    steps = await Bereaved(tmp_path, monkeypatch, are_killed=are_killed).handle_death(is_last=is_last)
+    assert steps == ["kill", "drain", "fail all: restart"]
