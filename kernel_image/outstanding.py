@@ -30,6 +30,8 @@ _SAMPLE_S = 0.2
 _MAX_STATUS_BYTES = 64 << 10
 _END_BYTES = 1 << 20
 _MAX_OUTCOMES = 4
+_SHARE_KEPT_FROM_STREAMS = 16
+"""Of a run's messages, one part in so many is for what is not printed: a flood must leave room for the result."""
 _BEGIN_S = 1.0
 """What the kernel has for beginning a request that is to be interrupted; something else may keep it busy."""
 
@@ -278,7 +280,10 @@ class OutstandingRequests:
             if request is not None:
                 request.dropped_bytes += size_bytes - sum(map(len, parts))
             size_bytes = sum(map(len, parts))
-        fits = self._fits(parts, size_bytes, request, extra_bytes=0 if is_output else _END_BYTES)
+        extra_bytes = 0 if is_output else _END_BYTES
+        if is_output and msg_type == "stream":
+            extra_bytes = -settings.relay_bytes // _SHARE_KEPT_FROM_STREAMS
+        fits = self._fits(parts, size_bytes, request, extra_bytes=extra_bytes)
         if not fits and request is not None and is_outcome(channel, msg_type) and request.outcomes < _MAX_OUTCOMES:
             # Whether the code raised must be known, however large its traceback is.
             request.outcomes += 1
