@@ -50,7 +50,8 @@ def warm_up() -> None:
             namespace: dict[str, ModuleType] = {top: sys.modules[top]} if name else {}
             for source in sources:
                 with suppress(Exception):  # of another version of jedi: its first completion takes longer then
-                    Interpreter(source, [namespace]).complete()
+                    for found in Interpreter(source, [namespace]).complete():
+                        _ = found.type  # which IPython asks for, and which may lead to other files
 
 
 def main() -> None:

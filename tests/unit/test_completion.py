@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import jedi
 import parso
@@ -83,6 +83,26 @@ def test_the_warm_up_leaves_what_completions_need_in_memory(monkeypatch: pytest.
     completion.warm_up()
     parsed = {Path(path).name for modules in parso.cache.parser_cache.values() for path in modules if path}
     assert {"builtins.pyi", "os.py"} <= parsed
+
+
+def test_the_warm_up_asks_for_what_ipython_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Found:
+        def __init__(self, source: str) -> None:
+            self.source = source
+
+        @property
+        def type(self) -> str:
+            asked.append(self.source)
+            return "function"
+
+    def interpreter(source: str, _: object) -> SimpleNamespace:
+        return SimpleNamespace(complete=lambda: [Found(source)])
+
+    monkeypatch.setattr(jedi, "Interpreter", interpreter)
+    completion.warm_up()
+    assert asked[: len(completion._COMPLETED[""])] == [*completion._COMPLETED[""]]
 
 
 LEFT = """
