@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from datetime import timedelta
 
 from sessions.concurrency import BackgroundTasks
 from sessions.errors import KernelLost, StoreUnavailable, Unavailable
@@ -30,6 +31,9 @@ from sessions.runs.live_run import LiveRun, Stop
 from sessions.session.observer import Observers
 from sessions.session.session_kernel import SessionKernel
 from sessions.wiring import Wiring
+
+_AT_ONCE = timedelta(seconds=1)
+"""How long before a run is sent it may have been recorded with its kernel."""
 
 _RESTARTED = "The session was restarted while this {}."
 _STILL_AT_WORK = (
@@ -260,10 +264,13 @@ class LiveSession:
     # --- where its runs get their kernels from: `KernelSource` -------------------------------------------------------
 
     async def kernel_for(self, live: LiveRun) -> Kernel:
-        """The session's kernel, once it is recorded as this run's: the next gateway asks it whether it has the run."""
+        """The session's kernel, once it is recorded as this run's: the next gateway asks it whether it has the run.
+
+        So is the time, from which that gateway counts the run's time limit, unless the one on record is about right.
+        """
         kernel = await self._kernel.ensure()
-        if live.run.kernel_id != kernel.kernel_id:
-            started_at = self._clock.now()
+        started_at = self._clock.now()
+        if live.run.kernel_id != kernel.kernel_id or started_at - (live.run.started_at or started_at) > _AT_ONCE:
             await self._store.start_run(live.run_id, kernel.kernel_id, started_at)
             live.run = replace(live.run, kernel_id=kernel.kernel_id, started_at=started_at)
         return kernel

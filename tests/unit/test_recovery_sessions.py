@@ -11,6 +11,7 @@ from workbench import Bench, Benches, S, answers_lost, come_back, crash, ended, 
 from kernel_image import protocol
 from sessions.errors import StoreUnavailable
 from sessions.model import ANONYMOUS, RunStatus, SessionId, SessionNews, SessionState
+from sessions.settings import Timeouts
 
 
 async def test_the_variables_of_a_session_live_on(benches: Benches) -> None:
@@ -82,6 +83,31 @@ async def test_a_run_that_came_while_the_end_of_the_last_one_was_committed_is_se
     result = await ended(bench, second)
     assert (result.output, result.session_created, result.session_lost) == ("2", False, False)
     assert (bench.times_sent("first"), bench.times_sent("second")) == (1, 1)
+
+
+@pytest.mark.timeouts(resumed_min_s=0.05)
+async def test_the_time_limit_after_a_crash_does_not_count_what_the_commit_before_the_run_took(
+    timeouts: Timeouts,
+) -> None:
+    clock = ManualClock()
+    benches = [await Bench(timeouts=timeouts, clock=clock).start()]
+    benches[0].begin("first", session_id=S)
+    kernel = await benches[0].sent("first")
+    with held(benches[0].store, "finish_run") as finishing:
+        kernel.end()
+        await until(lambda: finishing.count == 1)
+        second = await benches[0].record("second", session_id=S, timeout_s=10.0)
+        clock.at_s += 60
+    kernel = await benches[0].sent("second")
+    assert benches[0].stored(second).run.started_at == clock.now()
+    bench = await crash(benches)
+    come_back(bench, kernel)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await until(lambda: bool(kernel.interrupts()))
+    kernel.end("2")
+    assert (await ended(bench, second)).output == "2"
+    await bench.stop()
 
 
 async def test_a_run_of_which_something_was_committed_says_what_it_would_have_said(benches: Benches) -> None:
