@@ -106,7 +106,9 @@ class StatelessRuns:
                 await self._bring_to_end(live)
         finally:
             self._live.discard(live)
-            if not self._is_handed_over and live.kernel is not None:
+            # Two runs have one kernel where a session was deleted while the end of its last run was being committed.
+            is_shared = any(other.kernel is live.kernel for other in self._live)
+            if not self._is_handed_over and live.kernel is not None and not is_shared:
                 # Once the answer is out: to remove a container, and to start the next one, takes much CPU.
                 asyncio.get_running_loop().call_later(self._timeouts.removal_delay_s, self._remove, live.kernel)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from doubles import ManualClock, until
@@ -160,6 +161,26 @@ async def test_what_runs_in_a_session_that_was_deleted_ends_by_itself_and_what_w
     come_back(bench, kernel)
     cancelled = await ended(bench, second)
     assert (cancelled.status, bench.times_sent("second")) == (RunStatus.CANCELLED, 0)
+    kernel.end("1")
+    assert (await ended(bench, first)).output == "1"
+    await until(lambda: kernel.kernel_id not in bench.engine.sandboxes)
+
+
+async def test_a_run_of_a_deleted_session_does_not_take_the_kernel_from_the_one_before(
+    benches: Benches, timeouts: Timeouts
+) -> None:
+    first = await benches[0].record("first", session_id=S)
+    kernel = await benches[0].sent("first")
+    second = await benches[0].record("second", session_id=S)
+    stored = benches[0].stored(second)
+    # As if it had come while the end of the first was committed, of which the supervisor has yet to say all again.
+    stored.run = replace(stored.run, kernel_id=kernel.kernel_id)
+    await benches[0].store.remove_session(benches[0].session())
+    bench = await crash(benches)
+    come_back(bench, kernel)
+    cancelled = await ended(bench, second)
+    assert (cancelled.status, bench.times_sent("second")) == (RunStatus.CANCELLED, 0)
+    await asyncio.sleep(10 * timeouts.removal_delay_s)
     kernel.end("1")
     assert (await ended(bench, first)).output == "1"
     await until(lambda: kernel.kernel_id not in bench.engine.sandboxes)
