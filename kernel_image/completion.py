@@ -1,4 +1,4 @@
-"""What jedi parses for a completion, parsed when the image is built; and a first completion before kernels are forked.
+"""What jedi parses for a completion, parsed when the image is built; and first completions where kernels are forked.
 
 jedi reads the stubs of the standard library as text, and the source of packages; parso keeps the outcome in files. The
 build runs this module by itself, so it imports nothing of ours.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -40,18 +41,24 @@ def adapt(parso_cache: Any) -> None:
     parso_cache._load_from_file_system = load_from_either  # noqa: SLF001 - likewise
 
 
-def warm_up() -> None:
-    """Complete what people complete first, of the modules that are imported; what was parsed for it stays in memory."""
-    from jedi import Interpreter  # noqa: PLC0415 - only wanted where somebody pays for it once
+def warm_up() -> Iterator[None]:
+    """Complete what people complete first, of the modules that are imported; what was parsed for it stays in memory.
 
-    for name, sources in _COMPLETED.items():
-        if not name or name in sys.modules:
-            top = name.partition(".")[0]
-            namespace: dict[str, ModuleType] = {top: sys.modules[top]} if name else {}
-            for source in sources:
-                with suppress(Exception):  # of another version of jedi: its first completion takes longer then
-                    for found in Interpreter(source, [namespace]).complete():
-                        _ = found.type  # which IPython asks for, and which may lead to other files
+    Each step takes some tenths of a second.
+    """
+    with suppress(ImportError):  # an image of the operator's may lack jedi
+        from jedi import Interpreter  # noqa: PLC0415 - only wanted where somebody pays for it once
+
+        yield
+        for name, sources in _COMPLETED.items():
+            if not name or name in sys.modules:
+                top = name.partition(".")[0]
+                namespace: dict[str, ModuleType] = {top: sys.modules[top]} if name else {}
+                for source in sources:
+                    with suppress(Exception):  # of another version of jedi: its first completion takes longer then
+                        for found in Interpreter(source, [namespace]).complete():
+                            _ = found.type  # which IPython asks for, and which may lead to other files
+                    yield
 
 
 def main() -> None:
@@ -61,7 +68,8 @@ def main() -> None:
     _, jedi.settings.cache_directory, *modules = sys.argv
     for module in modules:
         importlib.import_module(module)
-    warm_up()
+    for _ in warm_up():
+        pass
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import uuid
 import warnings
 from typing import Any
 
-from kernel_image import completion, event_loop, import_hooks, kernel_streams, shell_commands
+from kernel_image import event_loop, import_hooks, kernel_streams, shell_commands
 from kernel_image.hardening import OOM_SCORE_ADJUSTMENT
 
 KERNEL_MODULES = (
@@ -55,10 +55,10 @@ SEND_QUEUE_MESSAGES = 8
 """How much the kernel may publish before it waits; some messages have 16 MB. See ZMQ_SNDHWM in zmq_setsockopt(3)."""
 
 
-def import_all(preloads: list[str], *, completes: bool = False) -> dict[str, str]:
+def import_all(preloads: list[str]) -> dict[str, str]:
     """Import what every kernel needs, and `preloads`; returns why those failed that could not be imported.
 
-    All that is there then belongs to no kernel's garbage; if it `completes`, that is what completions need, too.
+    All that is there then belongs to no kernel's garbage.
     """
     warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
     import_hooks.install()
@@ -66,9 +66,6 @@ def import_all(preloads: list[str], *, completes: bool = False) -> dict[str, str
     failed = _preload(preloads)
     if "matplotlib.pyplot" in sys.modules:
         _prepare_matplotlib()
-    if completes:
-        with contextlib.suppress(ImportError):  # an image of the operator's may lack jedi
-            completion.warm_up()
     gc.collect()
     gc.freeze()
     return failed

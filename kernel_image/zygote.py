@@ -10,6 +10,7 @@ One connection is one request: a line of JSON, {"container", "init"}. The answer
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -18,11 +19,12 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from kernel_image import entering, hardening, huge_pages, kernel_process, kernel_program, seccomp
+from kernel_image import completion, entering, hardening, huge_pages, kernel_process, kernel_program, seccomp
 from kernel_image.outside_forks import RING_NAME, prefix_of
 from kernel_image.protocol import SETTINGS_VARIABLE, ZygoteSettings
 from kernel_image.sandbox_log import describe, log_event, never_wait
@@ -34,6 +36,8 @@ _MOST_WAITING = 1024
 _REQUEST_TIMEOUT_S = 5.0
 _LONGEST_S = 20
 _START_TIMEOUT_S = 30.0
+_FIRST_QUIET_S = 2.0
+_QUIET_S = 0.1
 _POLL_S = 0.001
 _CREDENTIALS = struct.Struct("3i")
 """`struct ucred` of unix(7), SO_PEERCRED: process id, user id, group id."""
@@ -49,16 +53,23 @@ class Zygote:
         self._failed: dict[str, str] = {}
 
     def run(self) -> None:
-        """Import everything and complete once, then fork whenever asked; returns when no gateway has asked for long."""
-        self._failed = kernel_program.import_all([*self._settings.preload], completes=True)
-        huge_pages.collapse()
+        """Import everything, then fork whenever asked; returns when no gateway has asked for long."""
+        self._failed = kernel_program.import_all([*self._settings.preload])
         with suppress(FileNotFoundError):
             os.unlink(self._settings.socket)  # noqa: PTH108 - pathlib need not stay imported in kernels
         self._socket.bind(self._settings.socket)
         os.chown(self._settings.socket, self._settings.uid, -1)
         self._socket.listen(_MOST_WAITING)
         log_event("zygote_ready", failed_preloads=self._failed)
-        while select.select([self._socket], [], [], self._settings.orphan_timeout_s)[0]:
+        self._fork_on_request(quiet_s=_FIRST_QUIET_S)
+        for _ in _improve():
+            self._fork_on_request(quiet_s=_QUIET_S)
+        self._fork_on_request(quiet_s=self._settings.orphan_timeout_s)
+        log_event("no_gateway", waited_s=self._settings.orphan_timeout_s)
+
+    def _fork_on_request(self, *, quiet_s: float) -> None:
+        """Handle requests; returns when none has come for so long."""
+        while select.select([self._socket], [], [], quiet_s)[0]:
             self._reap(wait=len(self._forking) >= _MOST_AT_ONCE)
             connection, _ = self._socket.accept()
             with connection:
@@ -68,7 +79,6 @@ class Zygote:
                 if child == 0:
                     self._serve(connection)
                 self._forking.add(child)
-        log_event("no_gateway", waited_s=self._settings.orphan_timeout_s)
 
     def _peer_of(self, connection: socket.socket) -> int:
         raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
@@ -119,6 +129,17 @@ class Zygote:
         os.waitpid(between, 0)
         with open(reader, "rb") as report:  # noqa: PTH123 - a descriptor
             connection.sendall(report.read() or _line(error="the kernel has ended"))
+
+
+def _improve() -> Iterator[None]:
+    """Make later kernels and their first completions cheaper, in short steps, for it takes two seconds in all."""
+    huge_pages.collapse()
+    yield
+    yield from completion.warm_up()
+    gc.collect()
+    yield
+    gc.freeze()
+    huge_pages.collapse()
 
 
 def _become_kernel(container: entering.Container, settings: ZygoteSettings, report: int) -> NoReturn:

@@ -116,7 +116,8 @@ def test_what_people_complete_first_is_parsed_already(docker_client: APIClient, 
     code = """
 import pathlib
 import jedi.settings, parso.cache, kernel_image.completion
-kernel_image.completion.warm_up()
+steps = [*kernel_image.completion.warm_up()]
+assert steps
 parsed = [pathlib.Path(path).name for modules in parso.cache.parser_cache.values() for path in modules if path]
 print("builtins.pyi" in parsed, list(pathlib.Path("/tmp/.cache/jedi").rglob("*.pkl")))
 """

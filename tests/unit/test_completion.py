@@ -13,7 +13,7 @@ import parso
 import parso.cache
 import pytest
 
-from kernel_image import completion, kernel_program
+from kernel_image import completion
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_a_cache_that_cannot_be_read_is_no_error(tmp_path: Path, parso_cache: Mo
 def test_the_warm_up_leaves_what_completions_need_in_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(parso.cache, "parser_cache", {})
     monkeypatch.setattr(jedi.settings, "cache_directory", str(tmp_path))
-    completion.warm_up()
+    assert [*completion.warm_up()]
     parsed = {Path(path).name for modules in parso.cache.parser_cache.values() for path in modules if path}
     assert {"builtins.pyi", "os.py"} <= parsed
 
@@ -101,13 +101,13 @@ def test_the_warm_up_asks_for_what_ipython_asks_for(monkeypatch: pytest.MonkeyPa
         return SimpleNamespace(complete=lambda: [Found(source)])
 
     monkeypatch.setattr(jedi, "Interpreter", interpreter)
-    completion.warm_up()
+    assert [*completion.warm_up()]
     assert asked[: len(completion._COMPLETED[""])] == [*completion._COMPLETED[""]]
 
 
 LEFT = """
 import os, sys
-from kernel_image import completion, kernel_program
+from kernel_image import completion
 def open_now():
     files = [os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd") if int(name) != listing]
     return sorted(files), len(os.listdir("/proc/self/task"))
@@ -115,7 +115,7 @@ import jedi
 listing = os.open("/", os.O_RDONLY)
 os.close(listing)
 before = open_now()
-completion.warm_up()
+assert [*completion.warm_up()]
 assert open_now() == before, (before, open_now())
 try:
     os.waitpid(-1, os.WNOHANG)
@@ -132,23 +132,6 @@ def test_the_warm_up_leaves_no_thread_process_or_file_which_forks_would_inherit(
     assert (done.stdout, done.returncode) == ("nothing is left\n", 0), done.stderr
 
 
-@pytest.mark.parametrize("completes", [True, False])
-def test_the_zygote_completes_before_it_forks_and_fork_servers_do_not(
-    monkeypatch: pytest.MonkeyPatch, *, completes: bool
-) -> None:
-    steps: list[str] = []
-    monkeypatch.setattr(kernel_program.import_hooks, "install", lambda: None)
-    monkeypatch.setattr(kernel_program, "_import_kernel_modules", lambda: steps.append("modules"))
-    monkeypatch.setattr(kernel_program, "_preload", lambda modules: steps.append(*modules) or {})
-    monkeypatch.setattr(completion, "warm_up", lambda: steps.append("completion"))
-    monkeypatch.setattr(kernel_program.gc, "freeze", lambda: steps.append("freeze"))
-    assert kernel_program.import_all(["numpy"], completes=completes) == {}
-    assert steps == ["modules", "numpy", *(["completion"] if completes else []), "freeze"]
-
-
 def test_where_there_is_no_jedi_nothing_is_completed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel_program.import_hooks, "install", lambda: None)
-    monkeypatch.setattr(kernel_program, "_import_kernel_modules", lambda: None)
-    monkeypatch.setattr(kernel_program.gc, "freeze", lambda: None)
     monkeypatch.setitem(sys.modules, "jedi", None)
-    assert kernel_program.import_all([], completes=True) == {}
+    assert [*completion.warm_up()] == []
