@@ -31,6 +31,9 @@ _START_TIMEOUT_S = 30.0
 _FORK_TIMEOUT_S = 10.0
 _KILL_ROUNDS = 50
 _KILL_PAUSE_S = 0.02
+_THREADS = 17
+"""proc(5), /proc/pid/stat: their number is the eighteenth of `accounting.stat_fields`."""
+
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_MAX_THREADS")
 
 
@@ -228,23 +231,39 @@ def interrupt(pid: int) -> None:
 def kill_all_but(*spared: int | None) -> bool:
     """SIGKILL every descendant of this process except the `spared`; returns whether none is left.
 
-    Processes are stopped first, so that a fork bomb cannot outrun the killing.
+    Processes are stopped first, so that a fork bomb cannot outrun the killing. One that forks and ends faster than
+    /proc is read escapes the list. PID 1 reaches it by kill(2) of -1, to which Linux lets no fork slip through.
     """
     own = os.getpid()
-    for _ in range(_KILL_ROUNDS):
-        victims = [pid for pid in accounting.descendants(own) if pid not in spared and not _is_zombie(pid)]
-        if not victims:
-            return True
-        for number in (signal.SIGSTOP, signal.SIGKILL):
-            for pid in victims:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, number)
-        time.sleep(_KILL_PAUSE_S)  # a few rounds at most, while nothing else is left to do in here
-    return False
-
-
-def _is_zombie(pid: int) -> bool:
+    spares = any(pid is not None for pid in spared)
     try:
-        return accounting.stat_fields(pid)[0] in ("Z", "X")
+        for _ in range(_KILL_ROUNDS):
+            if own == 1:
+                _signal_all(signal.SIGSTOP if spares else signal.SIGKILL)
+            victims = [pid for pid in accounting.descendants(own) if pid not in spared and not _has_ended(pid)]
+            if not victims:
+                return True
+            for number in (signal.SIGSTOP, signal.SIGKILL):
+                for pid in victims:
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.kill(pid, number)
+            time.sleep(_KILL_PAUSE_S)  # a few rounds at most, while nothing else is left to do in here
+        return False
+    finally:
+        if own == 1 and spares:
+            _signal_all(signal.SIGCONT)
+
+
+def _signal_all(number: signal.Signals) -> None:
+    """Send a signal to everything that PID 1 may signal in its container, itself excepted."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(-1, number)
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a process is gone or waits to be reaped; not when its main thread alone has ended."""
+    try:
+        fields = accounting.stat_fields(pid)
     except OSError:
         return True
+    return fields[0] in ("Z", "X") and int(fields[_THREADS]) <= 1
