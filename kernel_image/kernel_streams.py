@@ -133,10 +133,10 @@ class KernelStream(OutStream):  # type: ignore[misc]
         """Write, behind what child processes have written; but no line of theirs goes into one of ours."""
         if not isinstance(string, str):
             raise TypeError(f"write() argument must be str, not {type(string).__name__}")
+        if not self._is_master_process():  # not Python alone forks: some children were never told
+            self._write_in_child(string)
+            return len(string)
         if not self._is_mid_line:
-            if not self._is_master_process():
-                self._write_in_child(string)
-                return len(string)
             self._drain_pipe()
         self._write_text(string)
         if string:

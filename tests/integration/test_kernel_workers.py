@@ -110,6 +110,16 @@ async def test_a_forked_child_does_not_repeat_what_its_parent_has_buffered(kerne
     assert (await kernel.run(code)).text() == "once\nchild"
 
 
+async def test_a_child_that_a_library_has_forked_writes_behind_an_unfinished_line(kernel: Supervised) -> None:
+    """Python knows nothing of such a fork."""
+    code = (
+        "import ctypes, os\nprint('once', end='')\npid = ctypes.pythonapi.fork()\n"
+        "if pid == 0:\n    print('child'); os._exit(0)\n"
+        "os.waitpid(pid, 0); print()"
+    )
+    assert (await kernel.run(code)).text() == "once\nchild\n"
+
+
 async def test_a_forked_child_writes_long_lines_and_more_than_the_pipe_holds(kernel: Supervised) -> None:
     code = "import os\nif os.fork() == 0:\n    print('é' * 300_000); print('x' * 10); os._exit(0)\nos.wait();"
     assert (await kernel.run(code)).text() == "é" * 300_000 + "\n" + "x" * 10 + "\n"

@@ -17,7 +17,7 @@ ID = "4f2a" * 16
 OTHER_ID = "77aa" * 16
 ROOT = Path("/run/cgroups")
 
-SUPERVISOR = b"/venv/bin/python\0-I\0-m\0kernel_image.supervisor\0"
+SUPERVISOR = b"/venv/bin/python\0-I\0-m\0kernel_image\0"
 ZYGOTE = b"/venv/bin/python\0-I\0-m\0kernel_image.zygote\0"
 
 LIMITS = """\
