@@ -64,7 +64,7 @@ class OutsideForks:
             raise OSError(f"no kernel was forked: {fields.get('why')}")
         self.failed_preloads = dict(fields.get("failed_preloads") or {})
         differences = parity.differences(pid, self._own, oom_score_adjustment=self._oom_score_adjustment)
-        if differences and _has_ended(pid):
+        if differences and has_ended(pid):
             raise OSError("what was forked has ended")
         if differences:
             self.is_wanted = False
@@ -85,7 +85,7 @@ class OutsideForks:
             log_event("fork_not_wanted", number=fields.get("number"))
 
 
-def _has_ended(pid: int) -> bool:
+def has_ended(pid: int) -> bool:
     """Whether a process is gone or on its way, and looks like no other: it is the first to go when memory runs out."""
     try:
         return bool(int(accounting.stat_fields(pid)[_FLAGS]) & _PF_EXITING)

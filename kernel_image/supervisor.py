@@ -25,7 +25,7 @@ from kernel_image.client_ids import ClientIds
 from kernel_image.files import SessionFiles
 from kernel_image.forwarded import Forwarded
 from kernel_image.kernel_messages import msg_id_of
-from kernel_image.outside_forks import RING_NAME, OutsideForks, prefix_of
+from kernel_image.outside_forks import RING_NAME, OutsideForks, has_ended, prefix_of
 from kernel_image.outstanding import OutstandingRequests
 from kernel_image.relay import Relay
 from kernel_image.sandbox_log import describe, log_event, log_loop_exception, never_wait, write_nothing
@@ -268,6 +268,7 @@ class Supervisor:
     def _begin_fork(self) -> None:
         """Ask for the next kernel, which waits for its connection file, unless that is done. No code may run here."""
         if self._next_fork is None and self._outside_forks.is_wanted:
+            self._reaper.reap()  # what was killed a moment ago; its process ids are free from here on
             self._reaper.forget_recent()
             self._next_fork = asyncio.ensure_future(self._outside_forks.fork(self._started + 1))
 
@@ -282,6 +283,8 @@ class Supervisor:
         forking, self._next_fork = self._next_fork, None
         try:
             pid = await forking
+            if has_ended(pid):  # the clean-up has taken longer than a kernel waits
+                pid = await self._outside_forks.fork(self._started)
         except OSError as error:
             log_event("fork_outside_failed", error)
             # One that has come all the same waits for its connection file, and gets none.

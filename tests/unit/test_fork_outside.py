@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,8 @@ import pytest
 from kernel_image import kernel_process
 from kernel_image.supervisor import Supervisor
 
-FORK_SERVER, FORKED = 8, 9
-ASKED = [("forget recent exits",), ("fork", 1)]
+FORK_SERVER, FORKED = 8, os.getpid()
+ASKED = [("reap",), ("forget recent exits",), ("fork", 1)]
 
 
 class Supervising:
@@ -30,7 +31,10 @@ class Supervising:
         self._fork_server = SimpleNamespace(pid=FORK_SERVER)
         self._started = 0
         self._next_fork: asyncio.Task[int] | None = None
-        self._reaper = SimpleNamespace(forget_recent=lambda: self.steps.append(("forget recent exits",)))
+        self.forked = [FORKED]
+        self._reaper = SimpleNamespace(
+            reap=lambda: self.steps.append(("reap",)), forget_recent=lambda: self.steps.append(("forget recent exits",))
+        )
         self.is_wanted = True
         monkeypatch.setattr(kernel_process, "kill_all_but", lambda *spared: self.steps.append(("kill", *spared)))
 
@@ -38,14 +42,23 @@ class Supervising:
         self.steps.append(("fork", number))
         if not self.is_forked:
             raise OSError("no kernel was forked")
-        return FORKED
+        return self.forked.pop(0)
 
     def _connect(self, prefix: Path) -> None:
         self.steps.append(("connect", prefix.name))
 
     async def fork_outside(self) -> int | None:
         Supervisor._begin_fork(cast("Any", self))
+        self._started += 1
         return await Supervisor._take_fork(cast("Any", self))
+
+
+@pytest.fixture
+def ended() -> int:
+    """The id of a process that has ended."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
 
 
 async def test_another_that_was_forked_for_it_is_killed_before_it_goes_on(
@@ -69,10 +82,18 @@ async def test_one_that_was_asked_for_while_its_predecessor_was_cleaned_up_after
     Supervisor._begin_fork(cast("Any", supervisor))
     await asyncio.sleep(0)
     assert supervisor.steps == ASKED
-    supervisor._started += 1
     assert await supervisor.fork_outside() == FORKED
     assert supervisor.steps[len(ASKED) :] == [("kill", FORKED, FORK_SERVER), ("connect", f"z{FORKED}")]
     assert supervisor._next_fork is None
+
+
+async def test_another_is_asked_for_when_it_has_not_waited_for_the_end_of_a_long_clean_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: int
+) -> None:
+    supervisor = Supervising(tmp_path, monkeypatch, is_forked=True)
+    supervisor.forked.insert(0, ended)
+    assert await supervisor.fork_outside() == FORKED
+    assert supervisor.steps == [*ASKED, ("fork", 1), ("kill", FORKED, FORK_SERVER), ("connect", f"z{FORKED}")]
 
 
 async def test_none_is_asked_for_where_none_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
