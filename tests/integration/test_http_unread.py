@@ -228,7 +228,7 @@ async def test_a_stream_takes_no_room_while_its_run_says_nothing(face: Face, cli
 
 
 @pytest.mark.parametrize("face", [HASTY], indirect=True)
-async def test_websockets_that_nobody_reads_make_room_for_others(face: Face) -> None:
+async def test_websockets_that_nobody_reads_make_room_for_others(face: Face, caplog: pytest.LogCaptureFixture) -> None:
     run = face.service.add_run(RunRequest(ANONYMOUS, "1", "python", {}, 30.0, idempotency_key="k"))
     run.add(EventType.STDOUT, text="x" * LARGE_BYTES)
     run.end(output="x" * LARGE_BYTES)
@@ -243,3 +243,4 @@ async def test_websockets_that_nobody_reads_make_room_for_others(face: Face) -> 
                 pass
     assert len(event["output"]) == LARGE_BYTES
     await until_empty(face)
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []

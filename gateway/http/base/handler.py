@@ -6,6 +6,7 @@ nothing of runs.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import uuid
 from collections.abc import Awaitable, Callable
@@ -270,7 +271,7 @@ class BaseHandler(RequestHandler):
         self.write(data)
         await self._taken(self.flush())
 
-    async def _taken(self, writing: Awaitable[None]) -> None:
+    async def _taken(self, writing: asyncio.Future[None]) -> None:
         await self.patience.wait_for(writing, self._stream)
 
     @property

@@ -11,7 +11,7 @@ import struct
 import sys
 import termios
 from collections import deque
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -157,27 +157,24 @@ class Patience:
         self._stall_s = bounds.stall_s
         self._room = room
 
-    async def wait_for(self, writing: Awaitable[None], stream: IOStream | None) -> None:
+    async def wait_for(self, writing: asyncio.Future[None], stream: IOStream | None) -> None:
         """Return once the client has taken what was written.
 
         Raises TimeoutError when it takes nothing for `stall_s`, or not all of it within `timeout_s`.
         """
-        written = asyncio.ensure_future(writing)
         stall_s, timeout_s = self._stall_s, self.timeout_s
         now_s = asyncio.get_running_loop().time
         begun_s = moved_s = now_s()
         unread_bytes = -1
-        try:
-            while not written.done():
-                await asyncio.wait([written], timeout=min(stall_s, timeout_s) / _LOOKS)
-                if (left_bytes := _unread_bytes(stream)) != unread_bytes:
-                    unread_bytes, moved_s = left_bytes, now_s()
-                is_stalled = now_s() - moved_s >= stall_s and (self._room.is_wanted or not self.may_pause)
-                if not written.done() and (is_stalled or now_s() - begun_s >= timeout_s):
-                    raise TimeoutError
-        finally:
-            written.cancel()
-        written.result()
+        # It is the stream's own, which fails it when it closes, and does not expect others to cancel it.
+        while not writing.done():
+            await asyncio.wait([writing], timeout=min(stall_s, timeout_s) / _LOOKS)
+            if (left_bytes := _unread_bytes(stream)) != unread_bytes:
+                unread_bytes, moved_s = left_bytes, now_s()
+            is_stalled = now_s() - moved_s >= stall_s and (self._room.is_wanted or not self.may_pause)
+            if not writing.done() and (is_stalled or now_s() - begun_s >= timeout_s):
+                raise TimeoutError
+        writing.result()
 
 
 def is_taken(stream: IOStream | None) -> bool:

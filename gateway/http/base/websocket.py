@@ -6,7 +6,7 @@ A subclass implements `on_message`. The content of messages is not known here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -132,7 +132,7 @@ class SocketHandler(BaseHandler, WebSocketHandler):
             place.waits_long = True
             yield place
 
-    async def _taken(self, writing: Awaitable[None]) -> None:
+    async def _taken(self, writing: asyncio.Future[None]) -> None:
         """Return once the client has taken what was written: at once, if the socket has."""
         stream = getattr(self.ws_connection, "stream", None)
         self._in_a_row += 1
