@@ -82,14 +82,18 @@ class OutputRing:
 
     def write(self, data: bytes) -> None:
         """Add to the end; what is older than the ring is long falls out. On the way of every `print`."""
-        position, total = self.written_bytes % RING_BYTES, self.written_bytes + len(data)
+        start = self.written_bytes
+        position, total = start % RING_BYTES, start + len(data)
         if position + len(data) <= RING_BYTES:
             begin = self._ring + position
             self._memory[begin : begin + len(data)] = data
         else:
             self._write_around(data, total)
+        if self.written_bytes != start:  # a signal handler has written meanwhile, to the same place
+            self.write(data)
+            return
+        self.written_bytes = total  # behind the data, for a KeyboardInterrupt may come anywhere; before any other call
         _TOTAL.pack_into(self._memory, self._start, total)
-        self.written_bytes = total  # at the end, for a KeyboardInterrupt may come anywhere
 
     def _write_around(self, data: bytes, total: int) -> None:
         """Write what reaches over the end of the ring, to its end and then from its beginning."""

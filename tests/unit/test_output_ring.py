@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,9 @@ from hypothesis import strategies as st
 
 from kernel_image import output_ring
 from kernel_image.output_ring import RING_BYTES, OutputRing
+
+HANDLED = 300
+PATIENCE_S = 30.0
 
 
 @pytest.fixture
@@ -34,6 +39,28 @@ def test_another_mapping_of_the_file_sees_what_was_written(path: Path, ring: Out
     assert reader.after(0) == (b"hello", 0)
     assert reader.after(3) == (b"lo", 0)
     reader.close()
+
+
+def test_a_signal_handler_that_writes_in_the_middle_of_a_write_loses_nothing(path: Path, ring: OutputRing) -> None:
+    handled = []
+    given_up_s = time.monotonic() + PATIENCE_S
+
+    def write_too(*_: object) -> None:
+        ring.write(b"handler")
+        handled.append(None)
+
+    previous = signal.signal(signal.SIGALRM, write_too)
+    signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
+    count = 0
+    try:
+        while len(handled) < HANDLED and time.monotonic() < given_up_s:
+            ring.write(b"code")
+            count += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    expected = len(b"code") * count + len(b"handler") * len(handled)
+    assert output_ring.written_bytes(path)["stdout"] == ring.written_bytes == expected
 
 
 def test_the_two_streams_do_not_mix(path: Path, ring: OutputRing) -> None:
