@@ -109,6 +109,36 @@ if b"kernel_image.zygote" not in open("/proc/self/cmdline", "rb").read():
 """
 
 
+HIDDEN = """
+import ctypes, os, threading, time
+def lay():
+    while True:
+        time.sleep(0.001)
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            open(f"/run/ipc/z{pid}.json", "w").write("{}")
+if os.fork() == 0:
+    os.setsid()
+    threading.Thread(target=lay).start()
+    libc = ctypes.CDLL(None)
+    libc.syscall.argtypes = (ctypes.c_long, ctypes.c_long)
+    libc.syscall({"x86_64": 60, "aarch64": 93}[os.uname().machine], 0)  # exit(2): this thread's end, not the others'
+time.sleep(0.2)
+"""
+UNLESS_ALONE_END = """
+if [pid for pid in os.listdir("/proc") if pid.isdigit() and int(pid) not in (1, os.getpid())]:
+    os._exit(4)
+"""
+
+
+async def test_a_process_without_a_main_thread_does_not_outlive_its_kernel(kernel: Kernel) -> None:
+    """It would let the next kernel begin before the supervisor has looked at it."""
+    generation = kernel.generation
+    assert isinstance(await run(kernel, HIDDEN), Done)
+    kernel.restart()
+    await kernel.wait_restarted(generation, PATIENCE_S)
+    assert isinstance(await run(kernel, UNLESS_FROM_ZYGOTE_END + UNLESS_ALONE_END), Done)
+
+
 async def test_a_connection_file_that_code_has_laid_there_lets_no_kernel_begin(kernel: Kernel) -> None:
     """It would begin before the supervisor has looked at it, and end."""
     for _ in range(3):
