@@ -19,13 +19,18 @@ from sessions.environment import Environment
 from sessions.errors import EngineUnavailable
 from sessions.kernels.handshake import Handshake
 from sessions.kernels.kernel import Kernel
-from sessions.kernels.throttle import SharedTime, Throttle
+from sessions.kernels.throttle import Account, SharedTime, Throttle
 from sessions.model import KernelId
 from sessions.ports import Fate, LaunchSpec
 
 _REMOVE_RETRIES = 4
 _FORK_PAUSE_S = 0.01
 """Less than what a kernel takes to start and to end again."""
+
+_FORK_S = 0.1
+"""What one fork counts for: ten may follow each other quickly, and one more every tenth of a second."""
+
+_FORK_BURST_S = 1.0
 
 _MOST_LOGGED = 8
 _LONGEST_LOGGED = 200
@@ -73,19 +78,20 @@ class Sandboxes:
             adopted=adopted,
             throttle=Throttle(clock, together=self._shared_time),
         )
-        kernel.on_fork_wanted = lambda number: self._handle_fork_wanted(kernel, number)
+        forks = Account(clock, 1.0, _FORK_BURST_S)
+        kernel.on_fork_wanted = lambda number: self._handle_fork_wanted(kernel, number, forks)
         kernel.on_fork_refused = self._provisioner.stop_forking
         return kernel
 
-    def _handle_fork_wanted(self, kernel: Kernel, number: int) -> None:
+    def _handle_fork_wanted(self, kernel: Kernel, number: int, forks: Account) -> None:
         """One fork at a time for each: a supervisor that asks for another has given the first up, or wants too many."""
         if kernel.kernel_id in self._forking:
             kernel.tell_forked(number, why="Another fork for this sandbox is under way.")
         else:
             self._forking.add(kernel.kernel_id)
-            self._tasks.spawn(self._fork(kernel, number))
+            self._tasks.spawn(self._fork(kernel, number, forks))
 
-    async def _fork(self, kernel: Kernel, number: int) -> None:
+    async def _fork(self, kernel: Kernel, number: int, forks: Account) -> None:
         """Have a kernel process forked for its supervisor, which does it itself where that fails."""
         try:
             try:
@@ -94,7 +100,8 @@ class Sandboxes:
                 kernel.tell_forked(number, why=str(error))
             else:
                 kernel.tell_forked(number, pid=forked.pid, failed_preloads=dict(forked.failed_preloads))
-            await asyncio.sleep(_FORK_PAUSE_S)
+            forks.spend(_FORK_S, self._environment.clock.monotonic())
+            await asyncio.sleep(max(_FORK_PAUSE_S, forks.debt_s()))
         finally:
             self._forking.discard(kernel.kernel_id)
 

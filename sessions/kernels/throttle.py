@@ -23,7 +23,7 @@ _SMALL_DEBT_S = 2.0
 _ROUNDING_S = 1e-9
 
 
-class _Account:
+class Account:
     """Seconds that are earned at a constant rate up to a bound, and spent. The state: what is left, and since when."""
 
     def __init__(self, clock: Clock, share: float, burst_s: float) -> None:
@@ -34,6 +34,7 @@ class _Account:
         self._at_s = clock.monotonic()
 
     def spend(self, spent_s: float, now_s: float) -> None:
+        """Spend them, although that may be more than is left."""
         self._earn(now_s)
         self.left_s -= spent_s
 
@@ -60,7 +61,7 @@ class SharedTime:
     """
 
     def __init__(self, clock: Clock, share: float = _SHARE_TOGETHER, burst_s: float = _BURST_TOGETHER_S) -> None:
-        self._account = _Account(clock, share, burst_s)
+        self._account = Account(clock, share, burst_s)
         self._virtual_s = 0.0
         self._numbers = count()
         self._waiting: list[tuple[float, int, Callable[[], None]]] = []
@@ -147,8 +148,8 @@ class Throttle:
     def __init__(self, clock: Clock, share: float = _SHARE, together: SharedTime | None = None) -> None:
         self._clock = clock
         self._is_bounded = share < 1
-        self._account = _Account(clock, share, _BURST_S)
-        self._small = _Account(clock, _SMALL_SHARE, _SMALL_BURST_S)
+        self._account = Account(clock, share, _BURST_S)
+        self._small = Account(clock, _SMALL_SHARE, _SMALL_BURST_S)
         self._together = together
         self._ended_s = 0.0
 

@@ -79,6 +79,20 @@ async def test_forks_for_one_sandbox_come_one_at_a_time(engine: SlowEngine, sand
     await sandboxes.stop()
 
 
+async def test_one_fork_after_the_other_is_no_way_to_have_many(engine: SlowEngine, sandboxes: Sandboxes) -> None:
+    kernel = sandboxes.make_kernel("python3")
+    await sandboxes.bring_up(kernel)
+    assert kernel.on_fork_wanted is not None
+    engine.goes_on.set()
+    begun_s = asyncio.get_running_loop().time()
+    for number in range(1, 17):
+        kernel.on_fork_wanted(number)
+        await until(lambda: not sandboxes._forking)
+    assert engine.asked == [*range(1, 17)]
+    assert asyncio.get_running_loop().time() - begun_s >= 0.5
+    await sandboxes.stop()
+
+
 async def test_a_fork_ends_with_the_gateway(engine: SlowEngine, sandboxes: Sandboxes) -> None:
     kernel = sandboxes.make_kernel("python3")
     await sandboxes.bring_up(kernel)
