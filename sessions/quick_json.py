@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from sessions.sanitize import well_formed_json
+
 _DECODER = msgspec.json.Decoder()
 _STANDARD = json.JSONDecoder()
 
@@ -24,8 +26,8 @@ def load(text: str, otherwise: json.JSONDecoder = _STANDARD) -> Any:
 
 
 def dump(value: Any) -> bytes:
-    """The value in UTF-8, or where that is impossible in ASCII, as `json.dumps` has it. NaN becomes null."""
+    """The value in UTF-8, or where that is impossible in ASCII. What is not finite becomes null."""
     try:
         return msgspec.json.encode(value)
     except (TypeError, UnicodeEncodeError):
-        return json.dumps(value).encode()
+        return json.dumps(well_formed_json(value, keeps_text=True)).encode()

@@ -35,6 +35,14 @@ def test_a_lone_surrogate_is_written_as_an_escape() -> None:
     assert quick_json.dump({"a": "é"}) == '{"a":"é"}'.encode()
 
 
+@pytest.mark.parametrize("text", ["", "\ud800"])
+def test_what_is_not_finite_is_written_as_null(text: str) -> None:
+    assert json.loads(quick_json.dump({"x": [math.inf, {"y": math.nan}], "text": text})) == {
+        "x": [None, {"y": None}],
+        "text": text,
+    }
+
+
 ODD = [
     '"\\ud800"',
     '"\\ud83d\\ud83d\\ude00"',
