@@ -1,6 +1,6 @@
-"""`python -m kernel_image`: the supervisor, imported without looking for garbage, of which imports leave none.
+"""`python -m kernel_image` runs the supervisor. The garbage collector is off during the imports, which leave it little.
 
-What has been imported is not looked at later either.
+Later collections pass over what has been imported.
 """
 
 import gc

@@ -110,7 +110,7 @@ def _check_alive(pidfd: int, wait_s: float = 0.0) -> None:
 
 
 def _wait_for_program(pidfd: int, proc: Path) -> None:
-    """Wait until the first process runs Python, as this one does: before, it is the engine's, and not yet bound by all.
+    """Wait until the first process runs Python, as this one does. Until then it is the engine's, and not yet confined.
 
     Linux shows no command line from the moment that a program is replaced until the next one's rights are settled.
     """

@@ -1,6 +1,6 @@
-"""Huge pages for a process that is forked often: a fork copies the table of its pages, in which each is one line.
+"""Huge pages for a process that is forked often: a fork copies its page table, in which each is a single entry.
 
-A fork that writes to one of them gets small pages there; what it shares stays shared, and is counted as ever.
+A fork that writes to a huge page gets small pages in its place. What is shared stays shared, and is counted as before.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ SEND_QUEUE_MESSAGES = 8
 def import_all(preloads: list[str]) -> dict[str, str]:
     """Import what every kernel needs, and `preloads`; returns why those failed that could not be imported.
 
-    All that is there then belongs to no kernel's garbage.
+    Kernels do not look for garbage in any of it.
     """
     warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
     import_hooks.install()
@@ -192,7 +192,7 @@ def run_kernel(connection_file: str) -> None:
             super().init_iopub(context)
 
         def parse_command_line(self, argv: Any = None) -> None:
-            """There is none: making a parser of all options takes a tenth of the start."""
+            """Parse nothing: there is no command line, and to make a parser of all options is a tenth of the start."""
 
     app = KernelApp.instance(config=config)
     app.initialize([])

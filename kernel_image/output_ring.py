@@ -66,7 +66,8 @@ def unsent_output(path: Path, sent_bytes: Mapping[str, int]) -> dict[str, tuple[
 class OutputRing:
     """One stream's ring in the mapped file at `path`, for one writer process and one reader.
 
-    The writer is alone in its process too: its threads take turns. Its state: how much has ever been written.
+    The writer's threads must take turns; its signal handlers may write at any time. Its state: how much has ever been
+    written.
     """
 
     def __init__(self, path: Path, stream: str) -> None:

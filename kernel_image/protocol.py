@@ -1,7 +1,7 @@
 """The wire between supervisor and gateway: frame layout, control messages, start-up settings.
 
 Both ends import it, so it needs the standard library alone. It opens no connection and keeps no state. Its records are
-named tuples, as all that PID 1 of each container imports: to define a dataclass takes up to a millisecond.
+named tuples, like all others that PID 1 of a container imports: defining a dataclass takes up to a millisecond.
 docs/protocol.md has the whole conversation.
 """
 

@@ -84,7 +84,7 @@ class DockerZygote:
     async def fork(self, container_id: str, init: int, *, counts: bool = True) -> ForkedKernel:
         """Fork a kernel into a container that runs, and whose first process is `init`. Raises EngineUnavailable.
 
-        A failure `counts` where a supervisor waits: that one lives, so its container is no reason.
+        A failure `counts` when a supervisor waits for the kernel: its container lives, and cannot be the reason.
         """
         if self.why_not or not self.is_up:
             raise EngineUnavailable(self.why_not or "The zygote is being replaced.")
