@@ -204,9 +204,15 @@ class KernelStream(OutStream):  # type: ignore[misc]
         self._is_sending = True
         try:
             self._flush_pending = False
-            for parent, text in self._flush_buffers():
-                if text:
-                    self._send(parent, text)
+            with self._buffer_lock:
+                buffers = self._rotate_buffers()
+                written_bytes = self._ring.written_bytes if self._ring is not None else 0
+            pieces = [(dict(parent), output_ring.encode(buffer.getvalue())) for parent, buffer in buffers.items()]
+            # Not a sum of what was sent: a KeyboardInterrupt in a `print` can leave text in the ring alone.
+            self._sent_bytes = written_bytes - sum(len(data) for _, data in pieces)
+            for parent, data in pieces:
+                if data:
+                    self._send(parent, data)
         finally:
             self._is_sending = False
 
@@ -214,13 +220,13 @@ class KernelStream(OutStream):  # type: ignore[misc]
         """Flush. The stream is the session's, and stays open for the runs to come."""
         self.flush()
 
-    def _send(self, parent: dict[str, Any], text: str) -> None:
+    def _send(self, parent: dict[str, Any], data: bytes) -> None:
         """Queue a message behind all that is queued already; even the IOPub thread sends it later."""
-        self._sent_bytes += len(output_ring.encode(text))
+        self._sent_bytes += len(data)
         self.session.pid = os.getpid()
         message = self.session.msg(
             "stream",
-            {"name": self.name, "text": text.encode("utf-8", "replace").decode()},
+            {"name": self.name, "text": data.decode()},
             parent=parent,
             metadata={output_ring.SENT_METADATA: [self.name, self._sent_bytes]},
         )

@@ -66,6 +66,25 @@ async def test_much_output_right_before_a_crash_is_whole_or_said_to_be_missing(k
     assert len(run.text()) + sum(gaps) == len(expected)
 
 
+INTERRUPTED_PRINTS = """
+import signal
+def interrupt(*_): raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, interrupt)
+for n in range(300):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.001 + n % 17 * 0.00003)
+        while True: print("some line")
+    except KeyboardInterrupt: pass
+signal.setitimer(signal.ITIMER_REAL, 0)
+"""
+
+
+async def test_nothing_comes_twice_after_prints_that_were_interrupted(kernel: Supervised) -> None:
+    assert (await kernel.run(INTERRUPTED_PRINTS)).reply()["status"] == "ok"
+    run = await kernel.run("import os, sys\nprint('once', flush=True)\nprint('more')\nos._exit(1)")
+    assert run.text() == "once\nmore\n"
+
+
 async def test_what_was_never_text_is_not_counted_as_output(kernel: Supervised) -> None:
     code = "import sys, os\ntry: sys.stdout.write(12345)\nexcept TypeError: pass\nprint('x', flush=True)\nos._exit(1)"
     assert (await kernel.run(code)).text() == "x\n"

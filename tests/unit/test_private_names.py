@@ -18,14 +18,7 @@ METHODS: dict[type, tuple[str, ...]] = {
     asyncio.BaseEventLoop: ("_run_once",),
     IPythonKernel: ("_cancel_on_sigint", "_publish_status"),
     ZMQInteractiveShell: ("_format_exception_for_storage", "_showtraceback"),
-    OutStream: (
-        "_flush",
-        "_flush_buffers",
-        "_is_master_process",
-        "_rotate_buffers",
-        "_schedule_flush",
-        "_watch_pipe_fd",
-    ),
+    OutStream: ("_flush", "_is_master_process", "_rotate_buffers", "_schedule_flush", "_watch_pipe_fd"),
     WebSocketProtocol13: ("_abort", "_handle_message", "_read_bytes", "_receive_frame"),
 }
 """Overridden or called by modules of kernel_image, in gateway.http.base.incoming_messages and gateway.supervisors."""
