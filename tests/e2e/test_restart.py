@@ -94,8 +94,8 @@ async def test_sessions_and_runs_go_on_over_a_planned_restart(site: Site, s: str
     first = site.start()
     await first.run("x = 42\nopen('a.txt', 'w').write('kept')", s)
     before = await first.get(f"/sessions/{s}")
-    in_session = await first.begin(LOOP.format(60) + "\ny = x", s)
-    alone = await first.begin(LOOP.format(60), timeout=30)
+    in_session = await first.begin(LOOP.format(120) + "\ny = x", s)
+    alone = await first.begin(LOOP.format(120), timeout=30)
     asked = asyncio.ensure_future(first.post("print(x, y)", s, key="waiting"))
     waiting = (await first.runs_of(s, 3))[0]["run_id"]
     in_use = kernels_of(site.docker, first.gateway)
@@ -118,7 +118,7 @@ async def test_sessions_and_runs_go_on_over_a_planned_restart(site: Site, s: str
     assert after["created_at"] == before["created_at"]
     for run_id in (in_session, alone):
         answer = await second.until(run_id, "ok", "lost", "kernel_died", "timeout")
-        assert (answer["status"], answer["output"]) == ("ok", "".join(f"{n}\n" for n in range(60)))
+        assert (answer["status"], answer["output"]) == ("ok", "".join(f"{n}\n" for n in range(120)))
         check_events(await second.events(run_id))
     assert (await second.until(waiting, "ok", "error"))["output"] == "42 42\n"
     # The same request again is the same run.

@@ -89,9 +89,11 @@ async def test_an_interrupt_over_the_socket_ends_one_run_of_several(client: Clie
     sessions = [f"{s}-{number}" for number in range(3)]
     await asyncio.gather(*(client.session(session_id=name) for name in sessions))
     async with client.socket() as ws:
-        loop = "import time\nfor n in range(30):\n    print(n, flush=True)\n    time.sleep(0.05)"
+        loop = "import time\nfor n in range({}):\n    print(n, flush=True)\n    time.sleep(0.05)"
         for name in sessions:
-            await tell(ws, op="run", id=name, session_id=name, code=loop)
+            # The interrupt has to come before the end.
+            code = loop.format(600 if name == sessions[1] else 30)
+            await tell(ws, op="run", id=name, session_id=name, code=code)
         heard: dict[str, list[Json]] = {name: [] for name in sessions}
         interleaved = []
         while not all(events and events[-1]["type"] == "end" for events in heard.values()):

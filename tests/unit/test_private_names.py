@@ -19,9 +19,9 @@ METHODS: dict[type, tuple[str, ...]] = {
     IPythonKernel: ("_cancel_on_sigint", "_publish_status"),
     ZMQInteractiveShell: ("_format_exception_for_storage", "_showtraceback"),
     OutStream: ("_flush", "_is_master_process", "_rotate_buffers", "_schedule_flush", "_watch_pipe_fd"),
-    WebSocketProtocol13: ("_abort", "_handle_message", "_read_bytes", "_receive_frame"),
+    WebSocketProtocol13: ("_abort", "_handle_message", "_read_bytes", "_receive_frame", "_write_frame"),
 }
-"""Overridden or called by modules of kernel_image, in gateway.http.base.incoming_messages and gateway.supervisors."""
+"""Overridden or called in kernel_image, gateway.web_sockets, gateway.supervisors, gateway.http.base."""
 
 ATTRIBUTES: dict[type, tuple[str, ...]] = {
     asyncio.BaseEventLoop: (
