@@ -44,6 +44,7 @@ KERNEL_MODULES = (
     "resource",
     "sqlite3",
     "tornado.platform.asyncio",
+    "unicodedata",
     "uuid",
 )
 """What every kernel imports anyway. A test says what a new version of IPython imports too."""

@@ -36,8 +36,8 @@ _MOST_WAITING = 1024
 _REQUEST_TIMEOUT_S = 5.0
 _LONGEST_S = 20
 _START_TIMEOUT_S = 30.0
-_FIRST_QUIET_S = 2.0
-_QUIET_S = 0.1
+_FIRST_PAUSE_S = 2.0
+_PAUSE_S = 0.2
 _POLL_S = 0.001
 _CREDENTIALS = struct.Struct("3i")
 """`struct ucred` of unix(7), SO_PEERCRED: process id, user id, group id."""
@@ -61,24 +61,28 @@ class Zygote:
         os.chown(self._settings.socket, self._settings.uid, -1)
         self._socket.listen(_MOST_WAITING)
         log_event("zygote_ready", failed_preloads=self._failed)
-        self._fork_on_request(quiet_s=_FIRST_QUIET_S)
+        self._serve_for(_FIRST_PAUSE_S)
         for _ in _improve():
-            self._fork_on_request(quiet_s=_QUIET_S)
-        self._fork_on_request(quiet_s=self._settings.orphan_timeout_s)
+            self._serve_for(_PAUSE_S)
+        while select.select([self._socket], [], [], self._settings.orphan_timeout_s)[0]:
+            self._take_request()
         log_event("no_gateway", waited_s=self._settings.orphan_timeout_s)
 
-    def _fork_on_request(self, *, quiet_s: float) -> None:
-        """Handle requests; returns when none has come for so long."""
-        while select.select([self._socket], [], [], quiet_s)[0]:
-            self._reap(wait=len(self._forking) >= _MOST_AT_ONCE)
-            connection, _ = self._socket.accept()
-            with connection:
-                if self._peer_of(connection) not in (0, self._settings.uid):
-                    continue
-                child = os.fork()
-                if child == 0:
-                    self._serve(connection)
-                self._forking.add(child)
+    def _serve_for(self, duration_s: float) -> None:
+        end_s = time.monotonic() + duration_s
+        while (left_s := end_s - time.monotonic()) > 0 and select.select([self._socket], [], [], left_s)[0]:
+            self._take_request()
+
+    def _take_request(self) -> None:
+        self._reap(wait=len(self._forking) >= _MOST_AT_ONCE)
+        connection, _ = self._socket.accept()
+        with connection:
+            if self._peer_of(connection) not in (0, self._settings.uid):
+                return
+            child = os.fork()
+            if child == 0:
+                self._serve(connection)
+            self._forking.add(child)
 
     def _peer_of(self, connection: socket.socket) -> int:
         raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
@@ -132,7 +136,7 @@ class Zygote:
 
 
 def _improve() -> Iterator[None]:
-    """Make later kernels and their first completions cheaper, in short steps, for it takes two seconds in all."""
+    """Make later kernels and their first completions cheaper, in short steps: all of it takes seconds."""
     huge_pages.collapse()
     yield
     yield from completion.warm_up()

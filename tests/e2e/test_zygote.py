@@ -355,13 +355,15 @@ async def test_nothing_of_the_zygotes_is_in_the_sandbox(site: Site) -> None:
 
 PARSED = """
 import json, sys
-cached = sys.modules['parso.cache'].parser_cache
+cached = getattr(sys.modules.get('parso.cache'), 'parser_cache', {})
 print(json.dumps([path.name for modules in cached.values() for path in modules if path]))
 """
 
 
-async def test_what_completions_parse_is_there_before_the_first(site: Site) -> None:
-    assert {"builtins.pyi", "os.py"} <= {*said(await site.run(PARSED))}
+async def test_what_completions_parse_is_soon_there_before_the_first(site: Site) -> None:
+    async with asyncio.timeout(2 * PATIENCE_S):
+        while not {"builtins.pyi", "os.py"} <= {*said(await site.run(PARSED))}:
+            await asyncio.sleep(0.5)
 
 
 RANDOM = """

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 PROGRAM = """
-import json, os, sys
+import importlib.util, json, os, sys
 from kernel_image import kernel_program
-failed = kernel_program.import_all(["matplotlib.pyplot"])
+figures = ["matplotlib.pyplot"] if importlib.util.find_spec("matplotlib") else []  # part of the image, not of ours
+failed = kernel_program.import_all(figures)
 before = set(sys.modules)
 from ipykernel.kernelapp import IPKernelApp
 def start(app):

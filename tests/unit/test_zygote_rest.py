@@ -1,4 +1,4 @@
-"""What the zygote does while nobody asks: it makes later kernels cheaper, and looks for requests in between."""
+"""What the zygote does when it is up: it makes later kernels cheaper, and has time for requests in between."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ def test_it_serves_at_once_and_between_the_steps(monkeypatch: pytest.MonkeyPatch
             steps.append(f"completion {number}")
             yield
 
-    def serve(_: zygote.Zygote, *, quiet_s: float) -> None:
+    def serve(_: zygote.Zygote, duration_s: float) -> None:
         assert (short_dir / "s").is_socket()
-        steps.append(quiet_s)
+        steps.append(duration_s)
 
     monkeypatch.setattr(kernel_program, "import_all", lambda _: steps.append("imports"))
     monkeypatch.setattr(completion, "warm_up", warm_up)
     monkeypatch.setattr(huge_pages, "collapse", lambda: steps.append("pages"))
     monkeypatch.setattr(zygote.gc, "collect", lambda: None)
     monkeypatch.setattr(zygote.gc, "freeze", lambda: steps.append("freeze"))
-    monkeypatch.setattr(zygote.Zygote, "_fork_on_request", serve)
-    settings = ZygoteSettings(str(short_dir / "s"), os.getuid(), "/c", "/w", "/i", "/h", orphan_timeout_s=1.0)
+    monkeypatch.setattr(zygote.Zygote, "_serve_for", serve)
+    settings = ZygoteSettings(str(short_dir / "s"), os.getuid(), "/c", "/w", "/i", "/h", orphan_timeout_s=0.01)
     served = zygote.Zygote(settings)
     served.run()
     served._socket.close()
     assert steps == [
-        *("imports", zygote._FIRST_QUIET_S, "pages", zygote._QUIET_S),
-        *("completion 0", zygote._QUIET_S, "completion 1", zygote._QUIET_S),
-        *(zygote._QUIET_S, "freeze", "pages", 1.0),
+        *("imports", zygote._FIRST_PAUSE_S, "pages", zygote._PAUSE_S),
+        *("completion 0", zygote._PAUSE_S, "completion 1", zygote._PAUSE_S),
+        *(zygote._PAUSE_S, "freeze", "pages"),
     ]
