@@ -311,6 +311,8 @@ class RunFold:
         self._exception, self._has_error_event, self._is_exception_from_reply = exception, False, False
         if exception.name != "SystemExit":
             self._add_error_event(exception)
+            if self._exit_status == "ok":  # which has overtaken this message, likewise
+                self._outlive_exception()
 
     def _handle_reply(self, content: Mapping[str, Any]) -> None:
         self._execution_count = contents.execution_count(content) or self._execution_count

@@ -180,6 +180,15 @@ def test_an_error_that_was_survived_stays_one_when_the_reply_overtakes_the_last(
     assert (result.error, result.stderr) == ("Two: y", "One: x\n")
 
 
+def test_an_error_that_was_survived_stays_one_when_the_reply_overtakes_it() -> None:
+    fold = new_fold()
+    take(fold, "error", {"ename": "One", "evalue": "x", "traceback": ["One: x"]})
+    take(fold, "execute_reply", {"status": "ok"})
+    take(fold, "error", {"ename": "Two", "evalue": "y", "traceback": ["Two: y"]})
+    result = fold.finish(fold.ended_status(), None, None)
+    assert (result.status, result.error, result.stderr) == (RunStatus.OK, None, "One: x\nTwo: y\n")
+
+
 def test_every_failure_has_an_explanation() -> None:
     for status in RunStatus:
         if status.is_final():
