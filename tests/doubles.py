@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
+
+import docker.errors
 
 from kernel_image import protocol
 from sessions.errors import EngineUnavailable
@@ -23,6 +26,17 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.002)
+
+
+@contextmanager
+def refusals(sentence: str) -> Iterator[None]:
+    """What `DockerEngine.call` makes of an engine's refusal, if there is a sentence for it."""
+    try:
+        yield
+    except docker.errors.APIError as error:
+        if not sentence:
+            raise
+        raise EngineUnavailable(sentence) from error
 
 
 class ManualClock:

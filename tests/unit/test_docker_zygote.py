@@ -13,7 +13,7 @@ from typing import Any, cast
 import docker.errors
 import pytest
 import requests
-from doubles import until
+from doubles import refusals, until
 
 from kernel_image.protocol import SOCKET_NAME
 from sessions.errors import EngineUnavailable
@@ -58,12 +58,8 @@ class MemoryDocker:
     async def _call(self, function: Callable[[Any], Any], refused: str) -> Any:
         """As in a thread, which goes on when its caller is cancelled."""
         await self.gate.wait()
-        try:
+        with refusals(refused):
             return function(self)
-        except docker.errors.APIError as error:
-            if not refused:
-                raise
-            raise EngineUnavailable(refused) from error
 
     async def listen(self) -> None:
         self._server = await asyncio.start_unix_server(self._serve, self._directory / SOCKET_NAME)

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import docker.errors
 import pytest
-from doubles import until
+from doubles import refusals, until
 
 from kernel_image.protocol import SOCKET_NAME
 from sessions.errors import EngineUnavailable
@@ -67,12 +67,8 @@ class FakeDocker:
     async def call(self, function: Callable[[Any], Any], *, refused: str = "") -> Any:
         if not self.is_reachable:
             raise EngineUnavailable("no answer")
-        try:
+        with refusals(refused):
             return await asyncio.to_thread(function, self)
-        except docker.errors.APIError as error:
-            if not refused:
-                raise
-            raise EngineUnavailable(refused) from error
 
 
 class Rig:
