@@ -83,7 +83,7 @@ class Cgroup:
         return cgroup_cpu_s(self._dir)
 
     def memory_bytes(self) -> int:
-        """Its own memory as `docker stats` counts it: without pages that others use too, or that a file can replace."""
+        """What `docker stats` shows: pages that it was the first to use, but for those that a file can replace."""
         if not (self._dir / "cpuacct.usage").exists():
             return _memory_bytes(self._dir, "memory.current", "inactive_file")
         lines = (PROC / str(self.first_pid) / "cgroup").read_text().splitlines()
