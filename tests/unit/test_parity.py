@@ -156,10 +156,9 @@ def test_an_open_file_more_is_named(start: Start, tmp_path: Path) -> None:
 
 def test_a_thread_more_is_named(start: Start, tmp_path: Path) -> None:
     code = (
-        "import sys, threading, time\n"
+        "import os, sys, threading, time\n"
         "threading.Thread(target=time.sleep, args=[60], daemon=True).start()\n"
-        "with open(sys.argv[1], 'w') as file:\n"
-        "    file.write('\\n')\n"
+        "os.mkdir(sys.argv[1])\n"  # and no file, which would be there before it is closed
         "time.sleep(60)"
     )
     pid = start(None, sys.executable, "-I", "-c", code, str(tmp_path / "ready"))
