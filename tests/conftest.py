@@ -9,8 +9,10 @@ import json
 import os
 import sys
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
+import httpx._transports.default
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -24,6 +26,9 @@ DURATIONS = HERE / "durations.json"
 # kernels that tests start all of Cellblock.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# Each client would read the certificates of all authorities, which takes 30 ms, and needs none of them.
+httpx._transports.default.create_ssl_context = cache(httpx.create_ssl_context)
 
 # How fast examples are made is a matter of the machine, which may stand still for seconds.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
