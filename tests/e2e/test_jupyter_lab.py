@@ -31,6 +31,21 @@ CHROMIUM_OPTIONS = [
     "--disable-sync",
     "--no-first-run",
 ]
+UNUSED = (
+    *("audio", "celltags", "csvviewer", "documentsearch", "extensionmanager", "fileeditor", "help", "htmlviewer"),
+    *("hub", "imageviewer", "launcher", "lsp", "markdownviewer", "mathjax", "mermaid", "pdf", "pluginmanager"),
+    *("settingeditor", "terminal", "theme-dark", "theme-dark-high-contrast", "toc", "vega5", "video", "workspaces"),
+)
+PAGE_CONFIG = {"buildCheck": False, "disabledExtensions": {f"@jupyterlab/{name}-extension": True for name in UNUSED}}
+"""Without a check by Node, and without extensions that have nothing to do with kernels."""
+
+OPEN = "async path => { await jupyterapp.commands.execute('docmanager:open', {path}); }"
+CLOSE = """async () => {
+    for (const widget of [...jupyterapp.shell.widgets("main")]) widget.dispose();
+    await jupyterapp.serviceManager.sessions.shutdownAll();
+}"""
+"""Close all notebooks without a question, and end their kernels."""
+
 PATIENCE_MS = 60_000
 PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 3, 2])\nplt.title('drawn here')\nplt.show()"
 LINES = 100
@@ -71,13 +86,31 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def lab(gateway: Gateway, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """`jupyter lab --gateway-url=…`; its directory is where its notebooks are."""
-    options = ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.news_url="]
+    options = [
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        "--LabApp.news_url=",
+        "--LabApp.expose_app_in_browser=True",
+        f"--ServerApp.tornado_settings={ {'page_config_data': PAGE_CONFIG} }",
+    ]
     with jupyter_server(gateway, tmp_path_factory.mktemp("lab"), "jupyterlab", *options) as lab:
         yield lab
 
 
+@pytest.fixture(scope="module")
+def page(browser: Browser, lab: Gateway) -> Iterator[Page]:
+    """JupyterLab, loaded once for all tests: that takes seconds."""
+    page = browser.new_page(viewport={"width": 1200, "height": 800})
+    page.set_default_timeout(PATIENCE_MS)
+    expect.set_options(timeout=PATIENCE_MS)
+    page.on("dialog", lambda dialog: dialog.accept())  # that there are unsaved changes
+    page.goto(f"{lab.url}/lab?token={ALICE}")
+    page.wait_for_function("() => window.jupyterapp?.restored.then(() => true)")
+    yield page
+    page.close()
+
+
 class Notebook:
-    """One notebook in its own browser tab."""
+    """The only notebook that is open."""
 
     def __init__(self, page: Page, screenshots: Path, name: str) -> None:
         self.page = page
@@ -114,8 +147,11 @@ class Notebook:
 
 
 @pytest.fixture
-def notebook(browser: Browser, lab: Gateway, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Notebook]:
-    """The notebook with the cells that the test's `cells` mark has, opened."""
+def notebook(page: Page, lab: Gateway, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Notebook]:
+    """The notebook with the cells that the test's `cells` mark has, opened. It and its kernel are gone afterwards.
+
+    With `reloads`, the page has a workspace of its own, where nothing else will be restored.
+    """
     marker = request.node.get_closest_marker("cells")
     name = request.node.name.removeprefix("test_")[:40]
     kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -123,17 +159,18 @@ def notebook(browser: Browser, lab: Gateway, tmp_path: Path, request: pytest.Fix
     nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernelspec}), lab.data_dir / f"{name}.ipynb")
     screenshots = tmp_path / "screenshots"
     screenshots.mkdir()
-    page = browser.new_page(viewport={"width": 1200, "height": 800})
-    page.set_default_timeout(PATIENCE_MS)
-    expect.set_options(timeout=PATIENCE_MS)
     notebook = Notebook(page, screenshots, name)
     try:
-        page.goto(f"{lab.url}/lab/workspaces/{name}/tree/{name}.ipynb?token={ALICE}")
+        if marker.kwargs.get("reloads"):
+            page.goto(f"{lab.url}/lab/workspaces/{name}/tree/{name}.ipynb")
+        else:
+            page.evaluate(OPEN, f"{name}.ipynb")
         notebook.connected()
         yield notebook
     finally:
         notebook.seen("end")
-        page.close()
+        page.evaluate(CLOSE)
+    expect(page.locator(".jp-Notebook, .jp-Dialog")).to_have_count(0)
 
 
 def asked(gateway: Gateway, path: str, **query: str) -> Any:
@@ -182,13 +219,12 @@ def test_interrupt_kernel_ends_the_cell(notebook: Notebook) -> None:
     expect(notebook.output(1)).to_have_text(["True\n"])
 
 
-@pytest.mark.cells(NUMBERED.format(count=LINES, pause_s=0.1) + "\ndone = 'kept'", "print(done, n)")
+@pytest.mark.cells(NUMBERED.format(count=LINES, pause_s=0.1) + "\ndone = 'kept'", "print(done, n)", reloads=True)
 def test_a_page_that_is_reloaded_in_mid_run_loses_nothing(notebook: Notebook, gateway: Gateway) -> None:
     notebook.run(0)
     expect(notebook.output(0).first).to_contain_text("5\n")
     notebook.seen("running")
     (kernel_id,) = (kernel["id"] for kernel in asked(gateway, "/api/kernels") if kernel["execution_state"] == "busy")
-    notebook.page.on("dialog", lambda dialog: dialog.accept())  # that there are unsaved changes
     notebook.page.reload()
     expect(notebook.page.locator(".jp-Toolbar-kernelName")).to_have_text("Python 3 (ipykernel)")
     assert asked(gateway, f"/api/kernels/{kernel_id}")["execution_state"] == "busy"
@@ -222,14 +258,13 @@ def test_what_a_slider_prints_follows_when_it_is_moved(notebook: Notebook) -> No
     notebook.seen("set")
 
 
-@pytest.mark.cells(SLIDER)
+@pytest.mark.cells(SLIDER, reloads=True)
 def test_a_slider_moves_after_the_page_is_reloaded(notebook: Notebook) -> None:
     shown = notebook.cell(0).locator(".widget-output").first
     notebook.run(0)
     expect(shown).to_have_text("x is 3\n")
     notebook.page.keyboard.press("Control+s")
     expect(notebook.page.locator(".lm-TabBar-tab.jp-mod-dirty")).to_have_count(0)
-    notebook.page.on("dialog", lambda dialog: dialog.accept())
     notebook.page.reload()
     notebook.connected()
     handle = notebook.cell(0).locator(".noUi-handle")
