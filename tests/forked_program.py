@@ -5,6 +5,7 @@ Imports are half of what the start of a gateway costs. Tests that are about the 
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -73,6 +74,8 @@ def _run(module: str, arguments: tuple[str, ...], env: Mapping[str, str], cwd: s
     for descriptor, file in zip((1, 2), files, strict=True):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     os.chdir(cwd)
+    # A collection would write to all of what was imported, and so copy it into this process.
+    gc.freeze()
     os.environ.clear()
     os.environ.update(env)
     sys.argv = [module, *arguments]
