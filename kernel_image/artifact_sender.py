@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from kernel_image import protocol
@@ -21,6 +22,11 @@ _HEADER = json.dumps({"msg_id": "", "msg_type": "artifact"}).encode()
 _TOO_MANY = {"path": "", "bytes": 0, "why": "entries"}
 
 
+def not_there(paths: Sequence[str]) -> list[dict[str, Any]]:
+    """What is said of files that were asked for by name, and are not there."""
+    return [{"path": path[:_MAX_NAMED_CHARACTERS], "bytes": 0, "why": protocol.MISSING} for path in paths]
+
+
 class ArtifactSender:
     """Reads files of the working directory and puts them into the relay."""
 
@@ -30,14 +36,16 @@ class ArtifactSender:
         self._work = work
 
     async def send(
-        self, request_header: bytes, found: list[Found], stop: asyncio.Event, *, complete: bool
+        self, request_header: bytes, found: list[Found], stop: asyncio.Event, *, missing: Sequence[str], complete: bool
     ) -> list[dict[str, Any]]:
-        """Send the content of files; returns what was skipped, and that there may be more unless `complete`.
+        """Send the content of files; returns what is `missing` and was skipped, and that there may be more.
+
+        The latter is said unless the files are `complete`.
 
         Once `stop` is set, the files that are left are skipped.
         """
         settings = self._settings
-        skipped: list[dict[str, Any]] = []
+        skipped = not_there(missing)
         counts = {True: 0, False: 0}
         left_bytes = settings.files_bytes
         sent: dict[tuple[bool, bytes], str] = {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from kernel_image.safe_directory import Mark, SafeDirectory
@@ -54,6 +55,24 @@ class WorkingDirectory:
         self._seen = seen
         return found, complete
 
+    def with_fetched(self, changed: list[Found], paths: Sequence[str]) -> tuple[list[Found], list[str]]:
+        """`changed`, behind the files of these paths; and the paths that are no regular file's."""
+        sizes = {path: self._size_bytes(path) for path in paths}
+        fetched = [Found(path, size_bytes) for path, size_bytes in sizes.items() if size_bytes is not None]
+        missing = [path for path, size_bytes in sizes.items() if size_bytes is None]
+        return [*fetched, *(file for file in changed if sizes.get(file.path) is None)], missing
+
+    def _size_bytes(self, path: str) -> int | None:
+        try:
+            file = self.directory.open_file(path)
+        except OSError:
+            return None
+        try:
+            status = os.fstat(file)
+            return status.st_size if stat.S_ISREG(status.st_mode) else None
+        finally:
+            os.close(file)
+
     def note(self, path: str, mark: Mark | None) -> None:
         """Note that a client has written a file or, with None, removed it: no run did. Later changes count again."""
         if mark is None:
@@ -62,7 +81,7 @@ class WorkingDirectory:
             self._seen[path] = mark
 
     def read(self, path: str, limit_bytes: int) -> bytes | None:
-        """The content of a file that `changes` named; None when it is gone, not a regular file, or over the limit."""
+        """The content of a file that was found; None when it is gone, not a regular file, or over the limit."""
         try:
             file = self.directory.open_file(path)
         except OSError:

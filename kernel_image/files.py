@@ -14,7 +14,7 @@ from kernel_image import protocol
 from kernel_image.artifacts import WorkingDirectory
 from kernel_image.kernel_messages import JSON_ERRORS
 from kernel_image.open_files import FileReading, FileWriting, Refused, reason_of, remove
-from kernel_image.safe_directory import HIDDEN_PREFIX
+from kernel_image.safe_directory import is_path_of_file
 
 _MAX_OPEN = 16
 _MAX_ID_CHARACTERS = 64
@@ -159,13 +159,6 @@ class SessionFiles:
 
 def _path(fields: dict[str, Any]) -> str:
     """The path in a control message. Raises Refused unless it stays below a directory and can be a file's name."""
-    path = fields.get("path")
-    if not isinstance(path, str) or not 0 < len(path) <= protocol.MAX_PATH_CHARACTERS or "\0" in path:
+    if not is_path_of_file(path := fields.get("path")):
         raise Refused("invalid")
-    if any(part in ("", ".", "..") or part.startswith(HIDDEN_PREFIX) for part in path.split("/")):
-        raise Refused("invalid")
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        raise Refused("invalid") from None
-    return path
+    return str(path)

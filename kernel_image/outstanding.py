@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from kernel_image import protocol
 from kernel_image.accounting import Meter, Meterage, Reading
-from kernel_image.artifact_sender import ArtifactSender
+from kernel_image.artifact_sender import ArtifactSender, not_there
 from kernel_image.artifacts import Found, WorkingDirectory
 from kernel_image.between_runs import BetweenRuns
 from kernel_image.coalescing import Coalescer
@@ -23,6 +23,7 @@ from kernel_image.kernel_messages import JSON_ERRORS, asks_exit, cut_stream, is_
 from kernel_image.missing_replies import MissingReplies, missing_idle, missing_reply
 from kernel_image.output_ring import SENT_METADATA, STREAMS
 from kernel_image.relay import Relay
+from kernel_image.safe_directory import is_path_of_file
 from kernel_image.sandbox_log import log_event
 
 _REMEMBERED = 256
@@ -39,10 +40,11 @@ _BEGIN_S = 1.0
 class _Request:
     """One execute_request that has not finished."""
 
-    def __init__(self, msg_id: str, header: bytes, *, wants_artifacts: bool) -> None:
+    def __init__(self, msg_id: str, header: bytes, *, wants_artifacts: bool, fetch: Sequence[str]) -> None:
         self.msg_id = msg_id
         self.header = header
         self.wants_artifacts = wants_artifacts
+        self.fetch = fetch
         self.meterage: Meterage | None = None
         self.has_begun = False
         self.on_begin: Callable[[], None] | None = None
@@ -109,6 +111,7 @@ class OutstandingRequests:
             msg_id, msg_type = header["msg_id"], header["msg_type"]
             options = json.loads(parts[2]).get("cellblock", {}) if parts[2] != b"{}" else {}
             wants_artifacts = bool(options.get("artifacts", True))
+            fetch = [path for path in options.get("fetch", ()) if is_path_of_file(path)]
             is_accepted = accepting is not None and options.get("generation", accepting) == accepting
         except JSON_ERRORS:
             return False
@@ -119,7 +122,7 @@ class OutstandingRequests:
             return False
         if is_accepted:
             log_event("request_accepted", msg_id=msg_id)
-            self._outstanding[msg_id] = _Request(msg_id, parts[0], wants_artifacts=wants_artifacts)
+            self._outstanding[msg_id] = _Request(msg_id, parts[0], wants_artifacts=wants_artifacts, fetch=fetch)
         else:
             log_event("request_rejected", msg_id=msg_id)
             self._rejected.append(msg_id)
@@ -231,9 +234,8 @@ class OutstandingRequests:
         last = self._meter.read()
         if running is not None:
             usage = _usage(running, last)
-            if running.wants_artifacts:
-                found, complete = self._work.changes()
-                skipped = await self._send_files(running, found, usage, complete=complete)
+            found, missing, complete = self._files_of(running)
+            skipped = await self._send_files(running, found, usage, missing=missing, complete=complete)
             self._put_gap(running)
         never_run = self._behind_unanswered()
         self._missing.forget()
@@ -320,23 +322,33 @@ class OutstandingRequests:
             self._between.begin(last)
         self.measure()
         self._put_gap(request)
-        found, complete = self._work.changes() if request.wants_artifacts else ([], True)
+        found, missing, complete = self._files_of(request)
         if not found and complete:
-            self._put_done(request, usage, [])
+            self._put_done(request, usage, not_there(missing))
             return
-        task = asyncio.ensure_future(self._put_artifacts_and_done(request, usage, found, complete=complete))
+        sending = self._send_files(request, found, usage, missing=missing, complete=complete)
+        task = asyncio.ensure_future(self._put_artifacts_and_done(request, usage, sending))
         self._finishing.add(task)
         task.add_done_callback(self._finishing.discard)
 
+    def _files_of(self, request: _Request) -> tuple[list[Found], list[str], bool]:
+        """The files to send, those that were to be fetched and are not there, and whether all could be looked at."""
+        if not request.wants_artifacts:
+            return [], [], True
+        changed, complete = self._work.changes()
+        if not request.fetch:
+            return changed, [], complete
+        return *self._work.with_fetched(changed, request.fetch), complete
+
     async def _put_artifacts_and_done(
-        self, request: _Request, usage: dict[str, Any], found: list[Found], *, complete: bool
+        self, request: _Request, usage: dict[str, Any], sending: Awaitable[list[dict[str, Any]]]
     ) -> None:
-        self._put_done(request, usage, await self._send_files(request, found, usage, complete=complete))
+        self._put_done(request, usage, await sending)
 
     async def _send_files(
-        self, request: _Request, found: list[Found], usage: dict[str, Any], *, complete: bool
+        self, request: _Request, found: list[Found], usage: dict[str, Any], *, missing: Sequence[str], complete: bool
     ) -> list[dict[str, Any]]:
-        """Send the files, until they are through or `stop_files` is called; returns what was skipped.
+        """Send the files, until they are through or `stop_files` is called; returns what was skipped or is missing.
 
         What the run used is told first: the container may not live until the last file has come.
         """
@@ -344,7 +356,7 @@ class OutstandingRequests:
             self._relay.put_control(protocol.USAGE, msg_id=request.msg_id, usage=usage)
         stop = self._stops[request.msg_id] = asyncio.Event()
         try:
-            return await self._artifacts.send(request.header, found, stop, complete=complete)
+            return await self._artifacts.send(request.header, found, stop, missing=missing, complete=complete)
         finally:
             del self._stops[request.msg_id]
 

@@ -57,6 +57,10 @@ _MAX_OFFSETS = MAX_PARTS + 2
 _MAX_CHANNEL_BYTES = 16
 
 
+MISSING = "missing"
+"""Why a file was skipped that a run was to bring back: there is no regular file of that name."""
+
+
 class FrameError(ValueError):
     """A frame does not have the layout that the protocol gives it."""
 

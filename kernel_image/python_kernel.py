@@ -25,8 +25,9 @@ from IPython.core.error import StdinNotImplementedError as IPythonStdinNotImplem
 from IPython.utils.text import LSString, SList
 from traitlets import Type
 
-from kernel_image import deep_tracebacks, figures, shell_commands
+from kernel_image import deep_tracebacks, figures, run_environment, shell_commands
 from kernel_image.kernel_streams import RING_VARIABLE
+from kernel_image.run_environment import RunEnvironment
 from kernel_image.standard_streams import StandardStreams, open_copy_of_standard
 from kernel_image.unclosed_files import FileId, flush_unclosed_files
 
@@ -206,13 +207,17 @@ class _Readable(Exception):
 
 
 class PythonKernel(IPythonKernel):  # type: ignore[misc]
-    """ipykernel's kernel. Its own state: the process that it runs in, and which file is its output ring."""
+    """ipykernel's kernel.
+
+    Its own state: the process that it runs in, which file is its output ring, and the environment of the run at work.
+    """
 
     shell_class = Type(PythonShell)
 
     def __init__(self, **options: Any) -> None:
         self._pid = os.getpid()
         self._ring = _file_id(os.environ.get(RING_VARIABLE))
+        self._run_environment = RunEnvironment()
         super().__init__(**options)
 
     def set_parent(self, ident: Any, parent: Any, channel: str = "shell") -> None:
@@ -235,10 +240,14 @@ class PythonKernel(IPythonKernel):  # type: ignore[misc]
     async def execute_request(self, stream: Any, ident: Any, parent: Any) -> None:
         """Run a request; it is answered even when an interrupt comes too late for the code, or a task is cancelled."""
         try:
+            self._run_environment.put_back()  # an interrupt may have come just before it
+            self._run_environment.set(run_environment.taken_from(parent))
             await super().execute_request(stream, ident, parent)
         except BaseException as error:  # noqa: BLE001 - a client waits
             self.shell.streams.put_back()
             self.session.send(stream, "execute_reply", self._reply_of(error), parent, ident=ident)
+        finally:
+            self._run_environment.put_back()
 
     async def do_execute(self, *arguments: Any, **options: Any) -> dict[str, Any]:
         """Run code. What it has buffered is written out before its end is told."""

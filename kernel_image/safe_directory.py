@@ -12,6 +12,8 @@ import os
 import stat
 from collections.abc import Iterator
 
+from kernel_image.protocol import MAX_PATH_CHARACTERS
+
 HIDDEN_PREFIX = ".cellblock-"
 """Prefix of files that are being written; no scan and no list shows them."""
 
@@ -28,6 +30,19 @@ Mark = tuple[int, int, int]
 def mark_of(status: os.stat_result) -> Mark:
     """The mark of a file with this status."""
     return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def is_path_of_file(path: object) -> bool:
+    """Whether this can name a file below a directory."""
+    if not isinstance(path, str) or not 0 < len(path) <= MAX_PATH_CHARACTERS or "\0" in path:
+        return False
+    if any(part in ("", ".", "..") or part.startswith(HIDDEN_PREFIX) for part in path.split("/")):
+        return False
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class SafeDirectory:
