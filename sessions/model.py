@@ -15,6 +15,8 @@ from enum import StrEnum
 from typing import Any, NewType
 from uuid import UUID, uuid5
 
+from sessions.inputs import RunInputs
+
 KernelId = NewType("KernelId", str)
 """The UUID, in canonical text form, of a kernel and so of its container."""
 
@@ -185,10 +187,13 @@ class RunRequest:
     allow_stdin: bool = False
     idempotency_key: str | None = None
     jupyter: JupyterRequest | None = None
+    inputs: RunInputs | None = None
 
     def sha256(self) -> bytes:
         """A digest that is the same for two requests under one `Idempotency-Key` if they ask for the same."""
-        asked = [self.code, self.language, self.variables, self.timeout_s, self.session_id]
+        asked: list[Any] = [self.code, self.language, self.variables, self.timeout_s, self.session_id]
+        if self.inputs is not None:  # without them, it is what earlier gateways have stored
+            asked.append(self.inputs.digest())
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).digest()
 
 
@@ -197,7 +202,8 @@ class Run:
     """One execution of one piece of code, as it is recorded before it starts.
 
     `kernel_id` and `started_at` are set when it is about to be sent to that kernel; they change when it was not taken
-    there. `code` and `variables` may hold NUL and lone surrogates. `request_sha256` comes with `idempotency_key`.
+    there. `code` and `variables` may hold NUL and lone surrogates. `request_sha256` comes with `idempotency_key`. A run
+    that is read from the store has no `inputs`, unless it is taken over.
     """
 
     run_id: RunId
@@ -215,8 +221,13 @@ class Run:
     idempotency_key: str | None = None
     request_sha256: bytes | None = None
     jupyter: JupyterRequest | None = None
+    inputs: RunInputs | None = None
 
     def source_bytes(self) -> int:
+        """The approximate size of all that it was asked with."""
+        return self.text_bytes() + (0 if self.inputs is None else self.inputs.size_bytes())
+
+    def text_bytes(self) -> int:
         """The approximate size of its code, its variables and the rest of a Jupyter client's request."""
         jupyter = self.jupyter
         asked = [] if jupyter is None else [jupyter.header, jupyter.metadata, jupyter.content]
@@ -411,7 +422,7 @@ class SessionView:
 class SessionRequest:
     """What a caller asks for, already validated. Without a `session_id` one is made up.
 
-    `jupyter` is the Jupyter session that it has from the beginning.
+    `jupyter` is the Jupyter session that it has from the beginning. `files` are in its working directory then, by path.
     """
 
     tenant: TenantId
@@ -421,6 +432,7 @@ class SessionRequest:
     idle_timeout_s: float
     max_lifetime_s: float
     jupyter: JupyterSession | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,7 +149,9 @@ class Store(Protocol):
     async def finish_run(
         self, result: Result, batch: Batch, finished_at: datetime, session: Session | None = None
     ) -> None:
-        """Add the last events and artifacts and the final answer, in one transaction. Repeating it changes nothing.
+        """Add the last events and artifacts and the final answer, in one transaction, and forget the run's `inputs`.
+
+        Repeating it changes nothing.
 
         The same transaction updates the run's session: the totals of its runs; when it was last used, which never goes
         back; and its kernel, generation and news, these only if its version is above the stored one.
@@ -157,7 +159,7 @@ class Store(Protocol):
         ...
 
     async def get_run(self, run_id: RunId) -> RunRecord | None:
-        """A run, or None; an id that is no UUID is unknown."""
+        """A run without its `inputs`, or None; an id that is no UUID is unknown."""
         ...
 
     async def find_run(self, tenant: TenantId, idempotency_key: str) -> RunRecord | None:
@@ -177,7 +179,7 @@ class Store(Protocol):
         ...
 
     async def unfinished_runs(self, gateway_id: GatewayId) -> list[RunRecord]:
-        """This gateway's runs that have not ended, in the order in which they were added.
+        """This gateway's runs that have not ended, in the order in which they were added, with their `inputs`.
 
         Takes them over: from then on other stores cannot write to them, as if they had ended. Read their events after
         this call: a write that was under way has been committed by then, or never will be.

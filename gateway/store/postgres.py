@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -195,7 +196,15 @@ class PostgresStore:
         taken = await self._run(lambda connection: _take_over(connection, gateway_id))
         for row in taken:
             self._held.taken_over(row.run_id, row.epoch)
-        return [rows.to_record(row) for row in taken]
+        return [await self._whole(row) for row in taken]
+
+    async def _whole(self, row: Row[Any]) -> RunRecord:
+        """The record of a run that was taken over, with its inputs, of which there may be much."""
+        record = rows.to_record(row)
+        if not row.has_inputs:
+            return record
+        given = await self._row(reading.inputs(record.run.run_id), is_bulk=True)
+        return replace(record, run=replace(record.run, inputs=given and rows.to_inputs(given)))
 
     async def get_artifact(self, artifact_id: ArtifactId) -> Artifact | None:
         """Anything that is no UUID is simply unknown."""

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import Row
 
 from gateway.store import answers
+from sessions.inputs import RunInputs
 from sessions.model import (
     Artifact,
     ArtifactKind,
@@ -38,7 +39,9 @@ def _names(record: type[Any], *left_out: str) -> tuple[str, ...]:
 
 # Fields and columns have the same names, so that each is written down in the record and in `tables`, and nowhere else.
 _USAGE_COLUMNS = _names(Usage)
-RUN_COLUMNS = _names(Run)
+_RUN_FIELDS = _names(Run, "inputs")
+INPUT_COLUMNS = ("inputs", "input_data")
+RUN_COLUMNS = (*_RUN_FIELDS, *INPUT_COLUMNS)
 _JUPYTER_FIELDS = _names(JupyterRequest)
 RESULT_COLUMNS = ("status", "output", "stderr", "answer", *_USAGE_COLUMNS)
 _SUMMARY_FIELDS = _names(RunSummary, "usage")
@@ -49,10 +52,30 @@ _SESSION_COLUMNS = _names(Session, "usage")
 def from_run(run: Run) -> dict[str, Any]:
     """The values of `RUN_COLUMNS`."""
     return {
-        **_values(run, RUN_COLUMNS),
+        **_values(run, _RUN_FIELDS),
         "variables": dict(run.variables),
         "jupyter": None if run.jupyter is None else _values(run.jupyter, _JUPYTER_FIELDS),
+        **(dict.fromkeys(INPUT_COLUMNS) if run.inputs is None else _from_inputs(run.inputs)),
     }
+
+
+def _from_inputs(inputs: RunInputs) -> dict[str, Any]:
+    sizes_bytes = [[path, len(data)] for path, data in inputs.files.items()]
+    return {
+        "inputs": {"files": sizes_bytes, "fetch": list(inputs.fetch), "env": dict(inputs.env)},
+        "input_data": b"".join(inputs.files.values()),
+    }
+
+
+def to_inputs(row: Row[Any]) -> RunInputs | None:
+    """From `INPUT_COLUMNS`."""
+    if row.inputs is None:
+        return None
+    data, offset, files = memoryview(row.input_data), 0, {}
+    for path, size_bytes in row.inputs["files"]:
+        files[path] = bytes(data[offset : offset + size_bytes])
+        offset += size_bytes
+    return RunInputs(files, tuple(row.inputs["fetch"]), row.inputs["env"])
 
 
 def from_result(result: Result) -> dict[str, Any]:
@@ -74,14 +97,14 @@ def from_session(session: Session) -> dict[str, Any]:
 
 
 def to_record(row: Row[Any]) -> RunRecord:
-    """From all columns of `runs`. A tombstone's code is empty, and it has no variables."""
+    """From all columns of `runs` but those of inputs. A tombstone's code is empty, and it has no variables."""
     changed = {
         "code": row.code or "",
         "variables": row.variables or {},
         "jupyter": None if row.jupyter is None else JupyterRequest(**row.jupyter),
     }
     return RunRecord(
-        run=Run(**{**_values(row, RUN_COLUMNS), **changed}),
+        run=Run(**{**_values(row, _RUN_FIELDS), **changed}),
         number=row.number,
         status=RunStatus(row.status),
         finished_at=_in_utc(row.finished_at),

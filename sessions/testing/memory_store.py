@@ -61,12 +61,12 @@ class StoredRun:
     def size_bytes(self) -> int:
         """As `Store.run_bytes` has it, roughly."""
         made = (self.result.output, self.result.stderr, *self.result.results) if self.result is not None else ()
-        return self.run.source_bytes() + sum(len(str(part)) for part in made)
+        return self.run.text_bytes() + sum(len(str(part)) for part in made)
 
     def record(self) -> RunRecord:
         """As `Store` answers."""
         return RunRecord(
-            run=self.run,
+            run=replace(self.run, inputs=None),
             number=self.number,
             status=self.status,
             finished_at=self.finished_at,
@@ -92,7 +92,7 @@ class StoredRun:
         """Remove all but a tombstone."""
         if self.finished_at is None:
             self.status, self.finished_at = RunStatus.LOST, at
-        self.run, self.expired_at = replace(self.run, code="", variables={}, jupyter=None), at
+        self.run, self.expired_at = replace(self.run, code="", variables={}, jupyter=None, inputs=None), at
         self.result = self.progress = None
         self.events.clear()
         self.artifacts.clear()
@@ -154,6 +154,7 @@ class MemoryStore:
         if stored.finished_at is not None:
             return
         stored.add(batch)
+        stored.run = replace(stored.run, inputs=None)
         stored.status, stored.result, stored.finished_at = result.status, result, finished_at
         stored.progress = None
         if session is not None and (kept := self._same(session)):
@@ -194,7 +195,7 @@ class MemoryStore:
         """Takes nothing over: this is one store, whoever uses it, and no other could write to its runs."""
         self._check()
         return [
-            stored.record()
+            replace(stored.record(), run=stored.run)
             for stored in self.runs.values()
             if stored.run.gateway_id == gateway_id and stored.finished_at is None
         ]

@@ -16,6 +16,7 @@ from store_fixtures import execute, using_store
 from gateway.store.postgres import PostgresStore
 from gateway.store.statements import Prepared
 from sessions.errors import StoreUnavailable
+from sessions.inputs import RunInputs
 from sessions.model import (
     ANONYMOUS,
     ArtifactKind,
@@ -70,6 +71,36 @@ async def test_one_row_has_the_whole_answer(postgres_store: PostgresStore, conne
         "truncated": True,
     }
     assert tuple(row) == ("error", "1\n", "careful", answer, 1.5, 0.5, 1 << 40)
+
+
+@pytest.mark.parametrize("large", [False, True])
+async def test_what_a_run_was_given_is_in_its_row_until_it_ends(
+    postgres_store: PostgresStore,
+    connection: Connection,
+    large: bool,  # noqa: FBT001
+) -> None:
+    files = {"a": b"\0\xff", "b": b"x" * (1 << 20 if large else 1)}
+    run = new_run(inputs=RunInputs(files, ("a",), {"KEY": "s3cret"}))
+    await postgres_store.add_run(run)
+    reading = text("SELECT inputs, input_data FROM runs")
+    sizes = [["a", 2], ["b", len(files["b"])]]
+    inputs, data = connection.execute(reading).one()
+    assert (inputs, bytes(data)) == (
+        {"files": sizes, "fetch": ["a"], "env": {"KEY": "s3cret"}},
+        b"".join(files.values()),
+    )
+    await postgres_store.finish_run(ok(run), Batch(), NOW)
+    assert tuple(connection.execute(reading).one()) == (None, None)
+
+
+async def test_a_run_that_a_crash_of_the_database_lost_is_added_again_with_what_it_was_given(
+    postgres_store: PostgresStore, database_url: str
+) -> None:
+    run = new_run(inputs=RunInputs({"a": b"b"}))
+    await postgres_store.add_run(run)
+    execute(database_url, "DELETE FROM runs")
+    await postgres_store.start_run(run.run_id, new_kernel_id(), NOW)
+    assert [record.run.inputs for record in await postgres_store.unfinished_runs(run.gateway_id)] == [run.inputs]
 
 
 def reference(ref: ArtifactRef) -> dict[str, Any]:

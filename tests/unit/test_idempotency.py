@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -10,6 +11,7 @@ from doubles import until
 from workbench import Bench, S, held
 
 from sessions.errors import Conflict, EngineUnavailable, Gone, SandboxLost, StoreUnavailable
+from sessions.inputs import RunInputs
 from sessions.model import RunRecord, RunStatus, SessionId, TenantId
 
 KEY = "key"
@@ -137,3 +139,20 @@ async def test_a_key_is_known_to_the_next_gateway() -> None:
     assert (await again).output == "1"
     assert bench.times_sent("x") == 1
     await successor.stop()
+
+
+def test_the_digest_of_a_request_is_what_earlier_gateways_have_stored(bench: Bench) -> None:
+    plain = bench.request("x", variables={"a": 1}, session_id=S)
+    known = "74738eb01be5ccdb55bfe7207b1a94e70c8c5e90d7c6a8ab39c2cebbe9a065e9"
+    assert plain.sha256().hex() == known
+    given = [
+        RunInputs({"a": b"1"}),
+        RunInputs({"a": b"2"}),
+        RunInputs({"b": b"1"}),
+        RunInputs(fetch=("a",)),
+        RunInputs(env={"A": "1"}),
+        RunInputs(env={"A": "2"}),
+    ]
+    digests = {replace(plain, inputs=inputs).sha256().hex() for inputs in given}
+    assert len({known, *digests}) == 1 + len(given)
+    assert replace(plain, inputs=RunInputs({"a": b"1"})).sha256().hex() in digests

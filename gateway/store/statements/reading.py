@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, ScalarSelect, Select, Text, and_, case, cast, func, literal, not_, or_, select
 
-from gateway.store.rows import SUMMARY_COLUMNS
+from gateway.store.rows import INPUT_COLUMNS, SUMMARY_COLUMNS
 from gateway.store.tables import artifacts, events, runs
 from sessions.model import ArtifactId, GatewayId, Run, RunId, RunQuery, TenantId
 
@@ -19,18 +19,26 @@ _IS_COPY = and_(artifacts.c.size_bytes > 0, func.octet_length(artifacts.c.data) 
 _Any = Select[tuple[object, ...]]
 RunSelect = _Any
 
+RECORD_COLUMNS = tuple(column for column in runs.columns if column.name not in INPUT_COLUMNS)
+"""What a record of a run is made of. Inputs are large, and nobody is shown them."""
+
 _PAGE_BYTES = 256 << 10
 """A page of events ends with the event that exceeds this, as the database counts them."""
 
 
 def run(run_id: RunId) -> _Any:
     """The row of one run."""
-    return select(runs).where(runs.c.run_id == run_id)
+    return select(*RECORD_COLUMNS).where(runs.c.run_id == run_id)
 
 
 def run_of_key(tenant: TenantId, idempotency_key: str) -> _Any:
     """The row that has this key."""
-    return select(runs).where(_has_key(tenant, idempotency_key))
+    return select(*RECORD_COLUMNS).where(_has_key(tenant, idempotency_key))
+
+
+def inputs(run_id: RunId) -> _Any:
+    """What one run was given, as long as it has not ended."""
+    return select(*(runs.c[name] for name in INPUT_COLUMNS)).where(runs.c.run_id == run_id)
 
 
 def if_small(statement: RunSelect, most_bytes: int) -> RunSelect:
@@ -61,8 +69,8 @@ def runs_in_the_way(of: Run) -> _Any:
     """The rows for whose sake this run could not be added: one of its id, or one of its key."""
     same_run = runs.c.run_id == of.run_id
     if of.idempotency_key is None:
-        return select(runs).where(same_run)
-    return select(runs).where(or_(same_run, _has_key(of.tenant, of.idempotency_key)))
+        return select(*RECORD_COLUMNS).where(same_run)
+    return select(*RECORD_COLUMNS).where(or_(same_run, _has_key(of.tenant, of.idempotency_key)))
 
 
 def listed_runs(query: RunQuery) -> _Any:

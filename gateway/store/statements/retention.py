@@ -29,7 +29,7 @@ EXPIRE = text(
         DELETE FROM artifacts USING due WHERE artifacts.run_id = due.run_id
     ), expired AS (
         UPDATE runs SET expired_at = now(), code = NULL, variables = NULL, jupyter = NULL, output = NULL, stderr = NULL,
-                        answer = NULL, taken_seq = NULL, progress = NULL,
+                        answer = NULL, taken_seq = NULL, progress = NULL, inputs = NULL, input_data = NULL,
                         status = CASE WHEN finished_at IS NULL THEN :lost ELSE status END,
                         finished_at = coalesce(finished_at, now())
         FROM due WHERE runs.run_id = due.run_id

@@ -7,13 +7,14 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Row, TextClause, text
+from sqlalchemy import Boolean, Row, TextClause, column, text
 
 from gateway.store import tables
 from gateway.store.column_types import dump_json
 from gateway.store.rows import RESULT_COLUMNS, RUN_COLUMNS, from_result, from_run
 from gateway.store.statements import Prepared, insert, sessions, typed
 from gateway.store.statements.batches import with_batch
+from gateway.store.statements.reading import RECORD_COLUMNS
 from gateway.store.tables import runs
 from sessions.model import GatewayId, KernelId, Progress, Result, Run, RunId, RunStatus
 
@@ -64,10 +65,10 @@ TAKE_OVER = typed(
     FROM unnest(CAST(:run_ids AS uuid[]), CAST(:epochs AS int[])) AS seen (run_id, epoch)
     WHERE runs.run_id = seen.run_id AND runs.epoch = seen.epoch
           AND runs.gateway_id = :gateway_id AND runs.finished_at IS NULL
-    RETURNING {", ".join(f"runs.{column.name}" for column in runs.columns)}
+    RETURNING {", ".join(f"runs.{column.name}" for column in RECORD_COLUMNS)}, runs.inputs IS NOT NULL AS has_inputs
     """,  # noqa: S608 - the table's own names
     runs,
-).columns(*runs.columns)
+).columns(*RECORD_COLUMNS, column("has_inputs", Boolean))
 
 # Locked, since its events are written only after it has been looked at: a take-over must not come in between.
 _LIVING = f"SELECT run_id FROM runs WHERE {_HELD} FOR NO KEY UPDATE"  # noqa: S608 - a constant
@@ -80,7 +81,7 @@ _PROGRESSED = f"""
 """  # noqa: S608 - a constant
 _FINISHED = f"""
     UPDATE runs SET finished_at = :finished_at, {", ".join(f"{name} = :{name}" for name in RESULT_COLUMNS)},
-                    taken_seq = NULL, progress = NULL
+                    taken_seq = NULL, progress = NULL, inputs = NULL, input_data = NULL
     WHERE {_HELD}
     RETURNING run_id
 """  # noqa: S608 - a constant
