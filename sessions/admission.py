@@ -18,13 +18,13 @@ from sessions.errors import Conflict, Gone, InvalidRequest, StoreUnavailable, To
 from sessions.kernels.kernel import Kernel
 from sessions.model import Run, RunId, RunRecord, RunRequest, SessionId, TenantId
 from sessions.runs.live_run import LiveRun
-from sessions.runs.variables import can_set
+from sessions.runs.variables import can_set, can_set_env
 from sessions.session.registry import Registry
 from sessions.stages import RunTrace, Stage
 from sessions.wiring import Wiring
 
 _MAX_SOURCE_BYTES = 64 << 20
-"""A tenant whose runs hold more code and variables than this may not begin another."""
+"""A tenant whose runs hold more code, variables and files than this may not begin another."""
 
 _MOST_CELLS = 1000
 """How many cells may wait in one session: a notebook requests all its cells at once."""
@@ -49,13 +49,15 @@ class Admission:
     def __repr__(self) -> str:
         return f"<Admission {len(self._recording)} being recorded, {len(self._withdrawing)} being withdrawn>"
 
-    def check(self, language: str, variables: Mapping[str, Any]) -> None:
+    def check(self, language: str, variables: Mapping[str, Any], env: Mapping[str, str]) -> None:
         """Raise UnsupportedLanguage, InvalidRequest."""
         if language not in self._wiring.kernel_names:
             known = ", ".join(sorted(self._wiring.kernel_names))
             raise UnsupportedLanguage(f"The language {language!r} is not configured here; there is: {known}.")
         if variables and not can_set(self._wiring.kernel_names[language]):
             raise InvalidRequest(f"`variables` cannot be set in the language {language!r}: write them as code.")
+        if env and not can_set_env(self._wiring.kernel_names[language]):
+            raise InvalidRequest(f"`env` cannot be set in the language {language!r}: leave it out.")
 
     async def begin(self, request: RunRequest) -> RunId:
         """Admit a run, and return its id; or that of the run that has the same `idempotency_key` already.
@@ -179,6 +181,7 @@ class Admission:
             idempotency_key=request.idempotency_key,
             request_sha256=request.sha256() if request.idempotency_key is not None else None,
             jupyter=request.jupyter,
+            inputs=request.inputs,
         )
 
 

@@ -126,6 +126,10 @@ class SandboxLost(Unavailable):
     """The sandbox ended before the code was sent to it; nothing was run."""
 
 
+class FileNotTaken(Unavailable):
+    """The sandbox could not read or write this file; try again."""
+
+
 class Draining(Unavailable):
     """This gateway is shutting down; nothing was run."""
 

@@ -162,7 +162,7 @@ class Service:
         Raises InvalidRequest, UnsupportedLanguage, Conflict, TooManyRequests, and the kinds of Unavailable: nothing was
         run then. The run goes on if the caller is cancelled.
         """
-        await self._check(request.language, request.variables)
+        await self._check(request.language, request.variables, {} if request.inputs is None else request.inputs.env)
         return await self._tasks.shielded(self._admission.begin(request))
 
     async def result(self, run_id: RunId) -> Result:
@@ -198,7 +198,7 @@ class Service:
     async def run_bytes(self, run_id: RunId) -> int:
         """About how many bytes of text this run has, of those that a live one has so far. Raises StoreUnavailable."""
         if (live := self._runs.get(run_id)) is not None:
-            return live.source_bytes + live.fold.size_bytes
+            return live.text_bytes + live.fold.size_bytes
         return await self._store.run_bytes(run_id)
 
     async def stored_bytes(self, run_id: RunId) -> int:
@@ -262,7 +262,10 @@ class Service:
     # --- sessions -----------------------------------------------------------------------------------------------------
 
     async def create_session(self, asked: SessionRequest) -> SessionView:
-        """Make a session. Raises Conflict when there is one with its id, TooManyRequests, Unavailable."""
+        """Make a session. Raises Conflict when there is one with its id, TooManyRequests, Unavailable.
+
+        And what keeps one of its files from being written: InvalidRequest, TooLarge.
+        """
         await self._check(asked.language, asked.variables)
         session = await self._tasks.shielded(self._sessions.create(asked))
         return self._jupyter_clients.view(session)
@@ -349,9 +352,9 @@ class Service:
         """The files below its working directory. Raises Unavailable when its sandbox is out of reach."""
         return await self._sessions.get(tenant, session_id).files()
 
-    async def _check(self, language: str, variables: Mapping[str, Any]) -> None:
+    async def _check(self, language: str, variables: Mapping[str, Any], env: Mapping[str, str] | None = None) -> None:
         if self._draining:
             raise Draining
-        self._admission.check(language, variables)
+        self._admission.check(language, variables, env or {})
         if self._store_watch.failure is not None:
             await self._store.ping()  # raises before a kernel is claimed in vain

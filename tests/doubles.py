@@ -104,7 +104,8 @@ class MemorySupervisor:
     """A sandbox's supervisor, seen from the gateway; the test decides what it says.
 
     The mutable state: the frames that are not acknowledged; the requests received, each once however often it was sent;
-    those that have not ended; and the number of the kernel process.
+    those that have not ended; and the number of the kernel process. `files` are those that were written; the faults are
+    `refused`, why the protocol refuses a file by its path, and `answers_files`.
     """
 
     def __init__(self, spec: LaunchSpec) -> None:
@@ -120,6 +121,13 @@ class MemorySupervisor:
         self.question: str | None = None
         self.last_seq = 0
         self.frames: dict[int, str | bytes] = {}
+        self.metadata: dict[str, Any] = {}
+        self.files: dict[str, bytes] = {}
+        self.refused: dict[str, str] = {}
+        self.answers_files = True
+        self.files_asked = 0
+        self.answer: Callable[[str], object] = lambda _text: None
+        self._writing: dict[str, tuple[str, bytearray]] = {}
         self._spec = spec
 
     def hello(self, **fields: Any) -> str:
@@ -133,13 +141,39 @@ class MemorySupervisor:
     def take(self, frame: bytes) -> None:
         _, parts = protocol.decode_message(frame)
         header = json.loads(parts[0])
-        if header["msg_type"] != "execute_request":
+        if header["msg_type"] == "file":
+            self.take_file("write", json.loads(parts[3]), parts[-1])
+        elif header["msg_type"] != "execute_request":
             self.forwarded = header["msg_id"]
             self.question = None if header["msg_type"] == "input_reply" else self.question
         elif header["msg_id"] not in self.taken:
             self.taken.append(header["msg_id"])
             self.codes[header["msg_id"]] = json.loads(parts[3])["code"]
+            self.metadata[header["msg_id"]] = json.loads(parts[2])
             self.outstanding.append(header["msg_id"])
+
+    def take_file(self, op: str, fields: Mapping[str, Any], data: bytes = b"") -> None:
+        """A request about a file that is written."""
+        file_id = fields["id"]
+        self.files_asked += 1
+        if not self.answers_files or op == protocol.FILE_CLOSE:
+            return
+        answers: dict[str, Any] = {"id": file_id, "mtime_ns": 0, "bytes": 0}
+        if op == protocol.FILE_CREATE:
+            if why := self.refused.get(fields["path"]):
+                self.answer(protocol.encode_control(protocol.FILE_FAILED, id=file_id, why=why))
+                return
+            self._writing[file_id] = (fields["path"], bytearray())
+            answered = protocol.FILE_OPENED
+        elif op == "write":
+            self._writing[file_id][1].extend(data)
+            answered, answers["offset"] = protocol.FILE_WRITTEN, len(self._writing[file_id][1])
+        else:
+            path, written = self._writing.pop(file_id)
+            answered = protocol.FILE_COMMITTED
+            answers |= {"bytes": len(written), "created": path not in self.files}
+            self.files[path] = bytes(written)
+        self.answer(protocol.encode_control(answered, **answers))
 
     def start_anew(self) -> None:
         """Its container is started again: it has forgotten everything, and its kernel is a new one."""
@@ -182,6 +216,8 @@ class _SupervisedLink(RecordingLink):
         fields = json.loads(text)
         if self.closed is None and fields["op"] in (protocol.ACK, protocol.WELCOME):
             self._supervisor.acknowledged(fields.get("seq", fields.get("acknowledged")))
+        elif self.closed is None and fields["op"].startswith("file_"):
+            self._supervisor.take_file(fields["op"], fields)
 
 
 class MemoryEngine:
@@ -290,6 +326,7 @@ class MemoryEngine:
         link = _SupervisedLink(supervisor)
         listener = self.ports[kernel_id](link)
         self.dialled[kernel_id] = (listener, link)
+        supervisor.answer = lambda text: asyncio.get_running_loop().call_soon(listener.on_text, text)
         listener.on_text(supervisor.hello(**fields))
         for _, frame in sorted(supervisor.frames.items()):
             self._send(kernel_id, frame)

@@ -7,7 +7,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from kernel_image import protocol
-from sessions.errors import CellblockError, Conflict, InvalidRequest, NotFound, TooLarge, TooManyRequests, Unavailable
+from sessions.errors import (
+    CellblockError,
+    Conflict,
+    FileNotTaken,
+    InvalidRequest,
+    NotFound,
+    TooLarge,
+    TooManyRequests,
+    Unavailable,
+)
 from sessions.model import FileEntry
 from sessions.sanitize import relative_path
 
@@ -29,7 +38,7 @@ FAILURES: Mapping[str, tuple[type[CellblockError], str]] = {
     "no_space": (TooLarge, "The sandbox's disk has no room for this file: remove what is no longer needed."),
     "too_many": (TooManyRequests, "Too many files of this session are under way: try again in a moment."),
     "changed": (Conflict, "Code in the session has changed this file meanwhile: try again."),
-    "io": (Unavailable, "The sandbox could not read or write this file; try again."),
+    "io": (FileNotTaken, "The sandbox could not read or write this file; try again."),
 }
 
 

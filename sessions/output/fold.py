@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, assert_never
 
+from kernel_image.protocol import MISSING
+from sessions.inputs import MAX_FETCHED
 from sessions.kernels.messages import Message
 from sessions.model import (
     ArtifactKind,
@@ -29,7 +31,7 @@ from sessions.output.displays import Displays
 from sessions.output.event_log import EventLog
 from sessions.output.streams import OutputStreams
 from sessions.output.tracebacks import Tracebacks, failing_line
-from sessions.sanitize import cut_utf8, well_formed
+from sessions.sanitize import cut_utf8, relative_path, well_formed
 from sessions.settings import Limits
 
 _MAX_NOTICES = 20
@@ -109,7 +111,11 @@ class RunFold:
 
     def add_skipped(self, skipped: Sequence[Mapping[str, Any]]) -> None:
         """Files that the supervisor did not send; each has `path`, `bytes` and `why`."""
-        self._displays.skip(skipped)
+        missing = [item for item in skipped if item.get("why") == MISSING]
+        for item in missing[:MAX_FETCHED]:
+            path = relative_path(item.get("path")) or "a file"
+            self._notices.append(f"[cellblock] {path} was not fetched: there is no file of this name\n")
+        self._displays.skip([item for item in skipped if item.get("why") != MISSING])
 
     def notice(self, text: str) -> None:
         """Add a line of our own to the end of stderr."""

@@ -72,7 +72,7 @@ class ActiveRuns:
             self._unstored[live.run_id] = str(error)
 
     def source_bytes(self, tenant: TenantId) -> int:
-        """About how much memory the code and variables of this tenant's live runs take, in bytes."""
+        """About how much memory the code, variables and files of this tenant's live runs take, in bytes."""
         return sum(live.source_bytes for live in self._live.values() if live.run.tenant == tenant)
 
     def get(self, run_id: RunId) -> LiveRun | None:

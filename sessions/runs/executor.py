@@ -29,13 +29,15 @@ from sessions.kernels.pending_requests import make_msg_id
 from sessions.model import Result, RunStatus
 from sessions.ports import Fate
 from sessions.runs.conclusion import conclude, conclude_death, conclude_lost
-from sessions.runs.live_run import LiveRun, Stop
+from sessions.runs.input_files import NotWritten, write_files
+from sessions.runs.live_run import LiveRun, Stop, retrieve
 from sessions.runs.variables import send_variables
 from sessions.stages import Stage
 
 _MAX_REFUSALS = 3
 _INTERNAL_ERROR = "An error inside the gateway lost this run's answer; the code may have run. The gateway's log has it."
 _NOT_SENT = "The sandbox ended before the code was sent to it."
+_CODE_NOT_RUN = "The code was not run."
 NOT_RUN = "No kernel took this code, and it was not run: {}"
 
 log = structlog.get_logger()
@@ -131,11 +133,11 @@ class RunExecutor:
             raise NotTaken(None)
         source.set_session_flags(live, kernel.generation)
         live.kernel, live.msg_id = kernel, make_msg_id(live.run_id, kernel.generation)
-        live.begun_s = began_s = asyncio.get_running_loop().time()
+        live.begun_s = asyncio.get_running_loop().time()
         live.recorder.on_commit(kernel.acknowledge, kernel.acknowledge_soon)
-        # When this kernel process dies, the session's variables die with it: its successor must not run the code.
-        metadata = {"cellblock": {"generation": kernel.generation}}
         try:
+            if live.run.inputs is not None and (result := await self._write_files(live, kernel)) is not None:
+                return result
             if live.run.variables and (result := await self._set_variables(live, kernel)) is not None:
                 return result
             if live.stop is not None:
@@ -145,20 +147,53 @@ class RunExecutor:
                 live.run.code,
                 live.recorder,
                 allow_stdin=live.run.allow_stdin,
-                metadata=metadata,
+                metadata=_metadata(live, kernel),
                 jupyter=live.run.jupyter,
             )
             live.trace.end(Stage.FRAME_OUT)
         except KernelLost as error:
             raise NotTaken(kernel) from error
-        # What the variables took is part of the run's time.
-        left_s = live.run.timeout_s - (asyncio.get_running_loop().time() - began_s)
-        return await self._wait_for_end(live, kernel, max(0.0, left_s))
+        return await self._wait_for_end(live, kernel, self._left_s(live))
+
+    @staticmethod
+    def _left_s(live: LiveRun) -> float:
+        """What is left of the run's time; what files and variables take is part of it."""
+        now_s = asyncio.get_running_loop().time()
+        return max(0.0, live.run.timeout_s - (now_s - (live.begun_s or now_s)))
+
+    async def _write_files(self, live: LiveRun, kernel: Kernel) -> Result | None:
+        """Write the run's files. Returns the result of a run that cannot have them, or is stopped meanwhile.
+
+        Raises NotTaken when they may be written the next time: nothing has run.
+        """
+        files = {} if live.run.inputs is None else live.run.inputs.files
+        if not files:
+            return None
+        writing = asyncio.ensure_future(write_files(kernel.files, files))
+        writing.add_done_callback(retrieve)
+        live.is_preparing = True
+        try:
+            either: set[asyncio.Future[Any]] = {writing, live.stopping}
+            await asyncio.wait(either, timeout=self._left_s(live), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            live.is_preparing = False
+            writing.cancel()
+        await asyncio.wait([writing])
+        if writing.cancelled():
+            stop = live.stop or _past_limit(live)
+            return live.fold.finish(stop.status, stop.reason, live.usage(None))
+        try:
+            writing.result()
+        except NotWritten as error:
+            return live.fold.finish(RunStatus.ERROR, f"{error} {_CODE_NOT_RUN}", live.usage(None))
+        except Unavailable as error:
+            raise NotTaken(kernel) from error
+        return None
 
     async def _set_variables(self, live: LiveRun, kernel: Kernel) -> Result | None:
         """Set the run's variables. Returns the result of a run that is stopped meanwhile. Raises KernelLost."""
         msg_id, ended = send_variables(kernel, live.run.variables)
-        stop = await self._bring_to_end(live, kernel, msg_id, ended, live.run.timeout_s)
+        stop = await self._bring_to_end(live, kernel, msg_id, ended, self._left_s(live))
         end = ended.result()
         if stop is None and isinstance(end, Died):
             raise KernelLost(_NOT_SENT)
@@ -257,8 +292,7 @@ class RunExecutor:
         done, _ = await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if ended.done():
             return None
-        limit = f"The run passed its time limit of {live.run.timeout_s:g} s and was stopped."
-        stop = live.stop if done else Stop(RunStatus.TIMEOUT, limit)
+        stop = live.stop if done else _past_limit(live)
         grace_s = self._timeouts.interrupt_grace_s
         kernel.interrupt(msg_id, grace_s)
         while not ended.done():
@@ -270,3 +304,16 @@ class RunExecutor:
                 # Not even the supervisor answers: the container goes, with everything in it.
                 kernel.abandon("the run did not end in time")
         return stop
+
+
+def _past_limit(live: LiveRun) -> Stop:
+    return Stop(RunStatus.TIMEOUT, f"The run passed its time limit of {live.run.timeout_s:g} s and was stopped.")
+
+
+def _metadata(live: LiveRun, kernel: Kernel) -> dict[str, Any]:
+    # When this kernel process dies, the session's variables die with it: its successor must not run the code.
+    options: dict[str, Any] = {"generation": kernel.generation}
+    if (inputs := live.run.inputs) is not None:
+        options |= {"fetch": inputs.fetch} if inputs.fetch else {}
+        options |= {"env": dict(inputs.env)} if inputs.env else {}
+    return {"cellblock": options}

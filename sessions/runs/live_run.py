@@ -24,6 +24,8 @@ from sessions.stages import RunTrace, Stage
 
 _NOT_ENDED = "An error inside the gateway lost the end of the run {}. Do not run it again: the code may have run."
 
+_INTERRUPTED = "KeyboardInterrupt: the run was interrupted while its files were written, and its code was not run."
+
 log = structlog.get_logger()
 
 
@@ -39,9 +41,9 @@ class LiveRun:
     """One run, from the moment it is recorded.
 
     The mutable state: `run` (its kernel may change until one has taken it); `kernel` and `msg_id` once it is sent, and
-    when that was by the loop's clock, `begun_s`; `stop` once it is told to end; `concluded` once it has ended; and
-    `answer`, done when the end is committed. `is_resumed`: an earlier gateway may have sent it. `lost_kernel`: its
-    kernel process died with it.
+    when that was by the loop's clock, `begun_s`; `is_preparing` while its files are written before; `stop` once it is
+    told to end; `concluded` once it has ended; and `answer`, done when the end is committed. `is_resumed`: an earlier
+    gateway may have sent it. `lost_kernel`: its kernel process died with it.
     """
 
     def __init__(self, run: Run, environment: Environment, trace: RunTrace | None = None) -> None:
@@ -49,6 +51,7 @@ class LiveRun:
         self.run = run
         self.trace = trace or RunTrace(environment.stages)
         self.source_bytes = run.source_bytes()
+        self.text_bytes = self.source_bytes - (0 if run.inputs is None else run.inputs.size_bytes())
         self.fold = RunFold(run.run_id, environment.limits, run.session_id)
         self.recorder = Recorder(
             run.run_id, self.fold, environment.store, environment.clock, timeouts, trace=self.trace
@@ -57,6 +60,7 @@ class LiveRun:
         self.kernel: Kernel | None = None
         self.msg_id = ""
         self.begun_s: float | None = None
+        self.is_preparing = False
         self.is_resumed = False
         self.lost_kernel = False
         self.stop: Stop | None = None
@@ -102,7 +106,9 @@ class LiveRun:
 
     def interrupt(self) -> None:
         """Interrupt it, as Ctrl-C would; a kernel that ignores that is killed."""
-        if self.kernel is not None:
+        if self.is_preparing:
+            self.request_stop(Stop(RunStatus.ERROR, _INTERRUPTED))
+        elif self.kernel is not None:
             self.kernel.interrupt(self.msg_id, self._timeouts.interrupt_grace_s)
 
     def request_stop(self, stop: Stop) -> None:

@@ -13,15 +13,22 @@ from sessions.kernels.outcomes import Died, Done
 
 _NOT_SET = "The variables could not be set: the kernel ended, or did not answer."
 
+PYTHON_KERNEL = "python3"
+
 # By kernelspec.
 _CODE = {
-    "python3": 'get_ipython().push(get_ipython().kernel.get_parent("shell")["metadata"]["cellblock"]["variables"])'
+    PYTHON_KERNEL: 'get_ipython().push(get_ipython().kernel.get_parent("shell")["metadata"]["cellblock"]["variables"])'
 }
 
 
 def can_set(kernel_name: str) -> bool:
     """Whether variables can be set in kernels of this kernelspec."""
     return kernel_name in _CODE
+
+
+def can_set_env(kernel_name: str) -> bool:
+    """Whether kernels of this kernelspec set environment variables for one request: kernel_image/python_kernel.py."""
+    return kernel_name == PYTHON_KERNEL
 
 
 def send_variables(kernel: Kernel, variables: Mapping[str, Any]) -> tuple[str, asyncio.Future[Done | Died]]:

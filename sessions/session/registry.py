@@ -14,9 +14,10 @@ from uuid import uuid4
 import structlog
 
 from sessions.concurrency import BackgroundTasks, KeyedLock
-from sessions.errors import CellblockError, Conflict, NotFound, TooManyRequests
+from sessions.errors import CellblockError, Conflict, NotFound, TooManyRequests, Unavailable
 from sessions.kernels.kernel import Kernel
 from sessions.model import KernelId, Session, SessionId, SessionNews, SessionRequest, TenantId
+from sessions.runs.input_files import NotWritten, write_files
 from sessions.runs.variables import set_variables
 from sessions.session.live_session import LiveSession
 from sessions.session.observer import SessionObserver
@@ -103,9 +104,10 @@ class Registry:
         return session
 
     async def create(self, asked: SessionRequest) -> LiveSession:
-        """Make a session, with a kernel that has the variables.
+        """Make a session, with a kernel that has the variables and the files.
 
-        Raises Conflict when there is one with its id, TooManyRequests, Unavailable.
+        Raises Conflict when there is one with its id, TooManyRequests, Unavailable; InvalidRequest and TooLarge when a
+        file cannot be written.
         """
         session_id = asked.session_id or SessionId(uuid4().hex)
         async with self.lock(asked.tenant, session_id):
@@ -113,13 +115,25 @@ class Registry:
                 raise Conflict("There is a session with this id already: use it, delete it, or choose another id.")
             session = await self._make(asked, SessionNews.NONE, session_id)
             try:
-                if asked.variables:
-                    timeout_s = self._wiring.environment.timeouts.variables_timeout_s
-                    await set_variables(await session.ensure_kernel(), asked.variables, timeout_s)
+                if asked.files or asked.variables:
+                    await self._prepare(await session.ensure_kernel(), asked)
             except CellblockError:
-                await self._end(session, "Its variables could not be set.")
+                await self._end(session, "Its files could not be written, or its variables not be set.")
                 raise
             return session
+
+    async def _prepare(self, kernel: Kernel, asked: SessionRequest) -> None:
+        timeout_s = self._wiring.environment.timeouts.variables_timeout_s
+        if asked.files:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await write_files(kernel.files, asked.files)
+            except NotWritten as error:
+                raise error.as_error() from error
+            except TimeoutError:
+                raise Unavailable("The session's files could not be written in time; try again.") from None
+        if asked.variables:
+            await set_variables(kernel, asked.variables, timeout_s)
 
     async def delete(self, tenant: TenantId, session_id: SessionId, reason: str) -> None:
         """End a session; returns when its last run has ended, or after a while. Raises NotFound, StoreUnavailable."""
