@@ -29,7 +29,9 @@ VARIABLE_PREFIX = "CELLBLOCK_"
 FILE_VARIABLE = "CELLBLOCK_CONFIG"
 ENGINES = ("auto", "docker", "process")
 ZYGOTES = ("auto", "off")
+ENV_ALLOWED = "env_allowed"
 _RESERVED_VARIABLES = {FILE_VARIABLE}
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 
 
 def load(path: Path | None, environ: Mapping[str, str]) -> Config:
@@ -77,7 +79,8 @@ def _apply_variable(raw: dict[str, Any], variable: str, value: str) -> None:
     title, _, key = variable.removeprefix(VARIABLE_PREFIX).lower().partition("_")
     if title == "languages":
         if key:
-            raw["languages"] = {**(raw.get("languages") or {}), key: value}
+            given = _parse_value(tuple[str, ...], variable, value) if key == ENV_ALLOWED else value
+            raw["languages"] = {**(raw.get("languages") or {}), key: given}
         else:
             raw["languages"] = _parse_yaml(variable, value)
         return
@@ -127,7 +130,8 @@ def _variables() -> list[str]:
         for title, section in SECTIONS.items()
         for key in section.__struct_encode_fields__
     ]
-    return [*names, *_RESERVED_VARIABLES, f"{VARIABLE_PREFIX}LANGUAGES"]
+    languages = f"{VARIABLE_PREFIX}LANGUAGES"
+    return [*names, *_RESERVED_VARIABLES, languages, f"{languages}_{ENV_ALLOWED}".upper()]
 
 
 def _convert(raw: Mapping[str, Any]) -> Config:
@@ -137,7 +141,7 @@ def _convert(raw: Mapping[str, Any]) -> Config:
     for title, value in raw.items():
         section = SECTIONS.get(title)
         if title == "languages":
-            sections[title] = _convert_languages(value)
+            sections |= _convert_languages(value)
         elif section is None:
             raise Misconfigured(f'The configuration has no section "{shown(title)}"{near(title, titles)}')
         elif not isinstance(value, dict):
@@ -158,7 +162,26 @@ def _convert_section(title: str, section: type[Section], value: Mapping[Any, Any
         raise Misconfigured(f"The configuration is not valid: {message}") from error
 
 
-def _convert_languages(value: Any) -> dict[str, str]:
+def _convert_languages(value: Any) -> dict[str, Any]:
+    """`languages`, and `env_allowed`, which is a key among them and no language. Either may be left out."""
+    if not isinstance(value, dict) or ENV_ALLOWED not in value:
+        return {"languages": _convert_names(value)}
+    names = {key: item for key, item in value.items() if key != ENV_ALLOWED}
+    allowed = value[ENV_ALLOWED]
+    if allowed is None:
+        allowed = []
+    if not isinstance(allowed, list) or not all(isinstance(name, str) for name in allowed):
+        raise Misconfigured(f'"languages.{ENV_ALLOWED}" must be a list of names, as in [API_KEY, LANG].')
+    for name in allowed:
+        if _ENV_NAME.fullmatch(name) is None:
+            raise Misconfigured(
+                f'"languages.{ENV_ALLOWED}" holds "{shown(name)}": give letters, digits and underscores (ASCII), no '
+                "digit first."
+            )
+    return {ENV_ALLOWED: tuple(dict.fromkeys(allowed)), **({"languages": _convert_names(names)} if names else {})}
+
+
+def _convert_names(value: Any) -> dict[str, str]:
     try:
         languages = msgspec.convert(value, dict[str, str])
     except msgspec.ValidationError as error:

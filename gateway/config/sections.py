@@ -65,13 +65,17 @@ class RetentionSection(Section, frozen=True):
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole configuration, checked. `languages` maps what clients ask for to a Jupyter kernelspec name."""
+    """The whole configuration, checked. `languages` maps what clients ask for to a Jupyter kernelspec name.
+
+    `env_allowed` stands among the languages in the file: the environment variables that a run may be given.
+    """
 
     server: ServerSection = ServerSection()
     auth: AuthSection = AuthSection()
     database: DatabaseSection = DatabaseSection()
     engine: EngineSettings = EngineSettings()
     languages: dict[str, str] = field(default_factory=lambda: {"python": "python3"})
+    env_allowed: tuple[str, ...] = ()
     build: BuildSettings = BuildSettings()
     pool: PoolSettings = PoolSettings()
     sessions: SessionLimits = SessionLimits()
@@ -97,5 +101,5 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 SECTIONS: Mapping[str, type[Section]] = {
-    section.name: section.type for section in fields(Config) if section.name != "languages"
+    section.name: section.type for section in fields(Config) if section.name not in ("languages", "env_allowed")
 }

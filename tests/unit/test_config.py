@@ -114,6 +114,22 @@ def test_languages_can_be_set_one_by_one_or_whole(file: Path) -> None:
     assert load(file, {"CELLBLOCK_LANGUAGES": "{R: ir}"}).languages == {"r": "ir"}
 
 
+def test_the_environment_that_a_run_may_have_stands_among_the_languages(file: Path) -> None:
+    file.write_text("languages: {R: ir, env_allowed: [A, b_1, A]}")
+    config = load(file, {})
+    assert (config.languages, config.env_allowed) == ({"r": "ir"}, ("A", "b_1"))
+    assert load(file, {"CELLBLOCK_LANGUAGES": "{R: ir}"}).env_allowed == ()
+    file.write_text("languages: {env_allowed: }")
+    assert load(file, {}) == Config()
+    for text in ("A, B", "[A, B]"):
+        config = load(file, {"CELLBLOCK_LANGUAGES_ENV_ALLOWED": text})
+        assert (config.languages, config.env_allowed) == ({"python": "python3"}, ("A", "B"))
+    file.write_text("")
+    assert load(file, {"CELLBLOCK_LANGUAGES_ENV_ALLOWED": "A"}).env_allowed == ("A",)
+    both = {"CELLBLOCK_LANGUAGES": "{R: ir}", "CELLBLOCK_LANGUAGES_ENV_ALLOWED": "A"}
+    assert (load(file, both).languages, load(file, both).env_allowed) == ({"r": "ir"}, ("A",))
+
+
 def test_tokens_are_hashes_with_or_without_a_tenant(file: Path) -> None:
     file.write_text(f"auth: {{tokens: [{HASH}, {{tenant: alice, sha256: {HASH.upper()}}}]}}")
     auth = load(file, {}).auth
@@ -148,6 +164,10 @@ def test_tokens_are_hashes_with_or_without_a_tenant(file: Path) -> None:
         ("pool: {size: 9, max: 3}", {}, ["pool.size", "pool.max"]),
         ("languages: {}", {}, ["languages"]),
         ("languages: [python]", {}, ["languages"]),
+        ("languages: {env_allowed: API_KEY}", {}, ["languages.env_allowed", "a list"]),
+        ("languages: {env_allowed: [1]}", {}, ["languages.env_allowed", "a list"]),
+        ("languages: {env_allowed: [A=B]}", {}, ["languages.env_allowed", "A=B"]),
+        ("env_allowed: [A]", {}, ['"env_allowed"']),
         ("server: [1]", {}, ['"server"']),
         ("[1]", {}, ["sections"]),
         ("server: {", {}, ["not valid YAML"]),
