@@ -58,6 +58,7 @@ async def serving(
     allowed_origins: tuple[str, ...] = (),
     limits: Limits | None = None,
     languages: Mapping[str, str] = MappingProxyType({"python": "python3"}),
+    env_allowed: tuple[str, ...] = (),
     service: Any = None,
     bounds: HttpBounds | None = None,
 ) -> AsyncIterator[Face]:
@@ -67,6 +68,7 @@ async def serving(
         limits=limits or Limits(request_bytes=10_000),
         sessions=SessionLimits(idle_timeout_s=600, max_lifetime_s=3600),
         languages=dict(languages),
+        env_allowed=env_allowed,
     )
     service = service or MemoryService(session_limits=config.sessions, kernel_names=config.languages)
     context = Context(service, config, bounds)

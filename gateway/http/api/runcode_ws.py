@@ -76,6 +76,7 @@ class RunCodeSocket(SocketHandler):
             limits=self.context.config.limits,
             allow_stdin=True,
             idempotency_key=message.idempotency_key,
+            env_allowed=self.context.config.env_allowed,
         )
 
     # --- runs ---------------------------------------------------------------------------------------------------------

@@ -87,7 +87,8 @@ def parse_json(body: bytes) -> Any:
     Raises InvalidJSON.
     """
     try:
-        return _parse_json(body.decode("utf-8-sig"))
+        text = body.decode("utf-8-sig")
+        return _parse_json(text, has_files='"files"' in text)
     except UnicodeDecodeError as error:
         raise InvalidJSON("The body is not UTF-8: send one JSON object, encoded as UTF-8.") from error
     except _JSONMistake as error:
@@ -96,29 +97,57 @@ def parse_json(body: bytes) -> Any:
 
 def form_variables(text: str) -> Mapping[str, Any] | list[Any] | None:
     """The `variables` field of a form or query: a JSON string. Raises InvalidRequest."""
-    if not text.strip():
-        return None
-    try:
-        value = _parse_json(text)
-    except _JSONMistake as error:
-        raise InvalidRequest(f'"variables" {error}: send a JSON object, as in {{"x": 1}}.') from error
+    value = form_json("variables", text, 'a JSON object, as in {"x": 1}')
     if value is not None and not isinstance(value, dict | list):
         raise InvalidRequest('"variables" must be a JSON object, as in {"x": 1}.')
     return value
+
+
+def form_json(name: str, text: str, wanted: str) -> Any:
+    """A field of a form or query that is a JSON string; an empty one is null. Raises InvalidRequest."""
+    if not text.strip():
+        return None
+    try:
+        return _parse_json(text, has_files=name == "files")
+    except _JSONMistake as error:
+        raise InvalidRequest(f'"{name}" {error}: send {wanted}.') from error
 
 
 class _JSONMistake(Exception):
     """What is wrong with a JSON text, as the end of a sentence."""
 
 
-def _parse_json(text: str) -> Any:
-    """Decode JSON of bounded cost. Raises _JSONMistake."""
+class Repetitive(dict[str, Any]):
+    """An object in which a name is `repeated`. The last of the values is here."""
+
+    repeated: str
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) == len(pairs):
+        return members
+    repetitive = Repetitive(members)
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            repetitive.repeated = name
+            break
+        seen.add(name)
+    return repetitive
+
+
+def _parse_json(text: str, *, has_files: bool = False) -> Any:
+    """Decode JSON of bounded cost. Raises _JSONMistake.
+
+    Where it `has_files`, an object whose names are not all different is a `Repetitive`.
+    """
     if has_too_many_values(text, max_values=MAX_JSON_VALUES, max_containers=MAX_JSON_CONTAINERS):
         raise _JSONMistake(
             f"holds more than {MAX_JSON_VALUES} values, or more than {MAX_JSON_CONTAINERS} lists and objects"
         )
     try:
-        value = quick_json.load(text, _STRICT)
+        value = _NOTING.decode(text) if has_files else quick_json.load(text, _STRICT)
     except json.JSONDecodeError as error:
         raise _JSONMistake(f"is not valid JSON at line {error.lineno}, column {error.colno}") from error
     except RecursionError as error:
@@ -135,6 +164,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 _STRICT = json.JSONDecoder(parse_constant=_refuse_constant)
+_NOTING = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_object_of)
 
 
 def parse_query(query: str) -> dict[str, str]:

@@ -6,14 +6,15 @@ import keyword
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
 
 from gateway.field_errors import shown
-from gateway.http.parse.body import check_names, form_variables
+from gateway.http.parse.body import check_names, form_json, form_variables
 from gateway.http.parse.code_text import plain_code, unescape_query_code
+from gateway.http.parse.run_inputs import ENV_EXAMPLE, FETCH_EXAMPLE, FILES_EXAMPLE, run_inputs
 from sessions.errors import InvalidRequest, UnsupportedLanguage
 from sessions.model import RunRequest, SessionId, TenantId
 from sessions.settings import Limits
@@ -24,6 +25,12 @@ _SANE_SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _SANE_KEY = re.compile(r"[\x20-\x7e]{1,255}")
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off"})
+_JSON_FIELDS = {
+    "files": f"a JSON object, as in {FILES_EXAMPLE}",
+    "fetch": f"a JSON list, as in {FETCH_EXAMPLE}",
+    "env": f"a JSON object, as in {ENV_EXAMPLE}",
+}
+"""Fields that are JSON strings in forms and queries, beside `variables`."""
 
 
 class RunFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,6 +43,9 @@ class RunFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     session_id: str | None = None
     timeout: float | None = None
     stream: bool | None = None
+    files: Any = None
+    fetch: Any = None
+    env: Any = None
 
 
 def from_text(fields: Mapping[str, str]) -> RunFields:
@@ -51,6 +61,7 @@ def from_text(fields: Mapping[str, str]) -> RunFields:
         session_id=fields.get("session_id") or None,
         timeout=_number(fields.get("timeout", "")),
         stream=_boolean(fields.get("stream", "")),
+        **{name: form_json(name, fields.get(name, ""), wanted) for name, wanted in _JSON_FIELDS.items()},
     )
 
 
@@ -63,6 +74,7 @@ def run_request(
     from_query: bool = False,
     allow_stdin: bool = False,
     idempotency_key: str | None = None,
+    env_allowed: Collection[str] = (),
 ) -> RunRequest:
     """Check what the types cannot say. Raises InvalidRequest and UnsupportedLanguage."""
     language = _language(fields, languages)
@@ -78,6 +90,7 @@ def run_request(
         session_id=None if fields.session_id is None else sane_session_id(fields.session_id),
         allow_stdin=allow_stdin,
         idempotency_key=None if idempotency_key is None else _sane_key(idempotency_key),
+        inputs=run_inputs(fields.files, fields.fetch, fields.env, env_allowed),
     )
 
 

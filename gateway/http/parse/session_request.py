@@ -10,6 +10,7 @@ import msgspec
 from tornado.httputil import HTTPHeaders
 
 from gateway.http.parse.body import check_media_type, fields_of, is_form, parse_json_object
+from gateway.http.parse.run_inputs import input_files
 from gateway.http.parse.run_request import configured_language, named_variables, sane_session_id
 from sessions.errors import InvalidRequest, UnsupportedMediaType
 from sessions.model import SessionRequest, TenantId
@@ -29,6 +30,8 @@ class CreateSessionFields(RenewFields, frozen=True, kw_only=True, forbid_unknown
     session_id: str | None = None
     language: str | None = None
     variables: dict[str, Any] | list[Any] | None = None
+    files: Any = None
+    env: Any = None
 
 
 def session_request(
@@ -36,6 +39,8 @@ def session_request(
 ) -> SessionRequest:
     """Check a body. Raises InvalidRequest and UnsupportedLanguage."""
     fields = fields_of(CreateSessionFields, value)
+    if fields.env is not None:
+        raise InvalidRequest('"env" is for one run, and not for a session: send it with each run that needs it.')
     idle_timeout_s, max_lifetime_s = _time_outs(fields, limits)
     return SessionRequest(
         tenant=tenant,
@@ -44,6 +49,7 @@ def session_request(
         variables=named_variables(fields.variables),
         idle_timeout_s=limits.idle_timeout_s if idle_timeout_s is None else idle_timeout_s,
         max_lifetime_s=limits.max_lifetime_s if max_lifetime_s is None else max_lifetime_s,
+        files=input_files(fields.files),
     )
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from urllib.parse import quote, unquote_to_bytes
 
+from gateway.http.parse.file_paths import why_no_file
 from gateway.http.parse.run_request import sane_session_id
 from sessions.errors import InvalidRequest, NotFound
 from sessions.model import RunId, SessionId
 from sessions.sanitize import canonical_uuid
-
-_MAX_PATH_CHARACTERS = 1024
 
 
 def run_id_of(text: str) -> RunId:
@@ -39,10 +38,8 @@ def file_in(path: str) -> str:
         name = unquote_to_bytes(raw).decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidRequest("The file's path is not percent-encoded UTF-8.") from error
-    if not name or len(name) > _MAX_PATH_CHARACTERS or "\0" in name:
-        raise InvalidRequest(f"A file's path has 1 to {_MAX_PATH_CHARACTERS} characters, and no NUL.")
-    if any(part in ("", ".", "..") for part in name.split("/")):
-        raise InvalidRequest('A file\'s path is relative, as in data/table.csv: without ".", ".." and empty parts.')
+    if (why := why_no_file(name)) is not None:
+        raise InvalidRequest(why)
     return name
 
 
