@@ -23,7 +23,7 @@ NUMBERS = itertools.count(1)
 
 # What a run in the session does: it counts in a variable, and in a file outside of the gateway's reach.
 LOOP = f"""
-import time
+import os, time
 from IPython.display import display
 count = globals().get('count', 0) + 1
 open({{ledger!r}}, 'a').write('{{key}}\\n')
@@ -32,9 +32,18 @@ for line in range({LINES}):
     time.sleep(0.005)
 display({{{{'text/plain': 'shown'}}}}, raw=True)
 open('made.txt', 'w').write('{{key}}')
+assert os.environ.get('CB_GIVEN') == {{given!r}}
+assert {{given!r}} is None or open('given.txt').read() == {{given!r}}
 count
 """
 OUTPUT = "".join(f"{line}\n" for line in range(LINES))
+
+
+def given(key: str) -> dict[str, Any]:
+    """What a run is given beside its code: nothing while it is the first of the session."""
+    if key.endswith("running"):
+        return {}
+    return {"files": {"given.txt": {"text": key}}, "fetch": ["given.txt"], "env": {"CB_GIVEN": key}}
 
 
 ABOUT_SESSIONS = {"store.add_session", "store.renew_session", "store.remove_session"}
@@ -58,7 +67,7 @@ class Crash:
         asked = asyncio.gather(
             self.client.run_streaming(keys[0], self.code(keys[0]), session_id="s"),
             self._later(keys[1], session_id="s"),
-            self.client.run(keys[2], self.code(keys[2])),
+            self.client.run(keys[2], self.code(keys[2]), **given(keys[2])),
             *self._other_things(number, failpoint.rpartition(".")[0]),
         )
         await self._bring_back(failpoint, asked)
@@ -71,7 +80,7 @@ class Crash:
         for key, answer in zip(keys, (running, waiting, single), strict=True):
             assert (answer["status"], answer["output"]) == ("ok", OUTPUT), answer
             assert answer["results"][0] == {"text/plain": "shown"}
-            assert list(answer["files"]) == ["made.txt"]
+            assert list(answer["files"]) == [*given(key).get("fetch", ()), "made.txt"]
             url = answer["files"]["made.txt"]
             assert (await self.client.ask("GET", url)).text == key
             assert self.ledger.read_text().splitlines().count(key) == 1
@@ -79,16 +88,17 @@ class Crash:
             stored = await self.client.events(answer["run_id"])
             check_events(stored, answer)
             assert stored[: len(events)] == events or key != keys[0]
-            again = await self.client.run(key, self.code(key), **({"session_id": "s"} if "single" not in key else {}))
+            in_session = {"session_id": "s"} if "single" not in key else {}
+            again = await self.client.run(key, self.code(key), **given(key), **in_session)
             assert again == {name: value for name, value in answer.items() if name not in ("seq", "type")}
 
     def code(self, key: str) -> str:
-        return LOOP.format(ledger=str(self.ledger), key=key)
+        return LOOP.format(ledger=str(self.ledger), key=key, given=key if given(key) else None)
 
     async def _later(self, key: str, **fields: Any) -> dict[str, Any]:
         """The second run in the session comes second."""
         await asyncio.sleep(0.15)
-        return await self.client.run(key, self.code(key), **fields)
+        return await self.client.run(key, self.code(key), **given(key), **fields)
 
     def _other_things(self, number: int, failpoint: str) -> list[Awaitable[None]]:
         """What runs do not pass, in a session that is made, renewed and ended."""
@@ -131,7 +141,8 @@ class Crash:
 async def crash(request: pytest.FixtureRequest) -> AsyncIterator[Crash]:
     """Of a module. Its `WARM` is how many kernels wait in the pool, and are replaced at each start of the gateway."""
     directory = Path(tempfile.mkdtemp(prefix="cb-"))
-    gateway = CrashableGateway(directory, "process", CELLBLOCK_POOL_SIZE=str(request.module.WARM))
+    settings = {"CELLBLOCK_POOL_SIZE": str(request.module.WARM), "CELLBLOCK_LANGUAGES_ENV_ALLOWED": "CB_GIVEN"}
+    gateway = CrashableGateway(directory, "process", **settings)
     copy_template_data_dir(gateway.data_dir)
     await gateway.start()
     client = Client(gateway.url)

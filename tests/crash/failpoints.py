@@ -31,8 +31,9 @@ STORE = (
     "renew_session",
     "remove_session",
 )
-SENT = ("welcome", "ack", "execute_request", "interrupt", "restart", "shutdown", "input_reply")
+SENT = ("welcome", "ack", "file", "execute_request", "interrupt", "restart", "shutdown", "input_reply")
 TAKEN = (
+    "file_committed",
     "hello",
     "state",
     "execute_input",
