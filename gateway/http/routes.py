@@ -8,6 +8,7 @@ from __future__ import annotations
 from tornado.web import Application
 
 from gateway.http.api.artifacts import FileHandler, ImageHandler
+from gateway.http.api.batch import BatchHandler
 from gateway.http.api.ops import HealthHandler, ReadyHandler, RootHandler, UnknownRouteHandler
 from gateway.http.api.runcode import RunCodeHandler
 from gateway.http.api.runcode_ws import RunCodeSocket
@@ -48,6 +49,7 @@ def _missing(path: str, handler: type) -> Route:
 ROUTES = (
     # --- Cellblock
     Route("/runcode", RunCodeHandler, ("GET", "POST")),
+    Route("/runcode/batch", BatchHandler, _POST),
     Route("/runcode/ws", RunCodeSocket, ("GET",)),
     Route("/runs", RunsHandler, _GET),
     Route("/runs/{id}", RunHandler, _GET),

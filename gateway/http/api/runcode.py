@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from gateway.http.api.streaming import SSE, StreamingHandler, accepts
 from gateway.http.base.outgoing import bytes_of
 from gateway.http.parse import body, run_request
-from gateway.http.render.answer import run_answer
+from gateway.http.render.answer import final_answer
 from sessions.errors import EndNotStored, InvalidRequest, Unavailable
-from sessions.model import Result, RunId, RunRequest, RunStatus
+from sessions.model import Result, RunId, RunRequest
 from sessions.stages import Stage
 
 _NOT_SENT = (
@@ -49,24 +51,18 @@ class RunCodeHandler(StreamingHandler):
 
     async def _known(self, run_id: RunId) -> Result:
         """The result of a run that may be stored already: there is room for it before it is read."""
-        await self._make_room(run_id, await self.context.service.stored_bytes(run_id))
+        size_bytes = await self.context.service.stored_bytes(run_id)
+        with room_for(run_id):
+            await self.place.make(size_bytes)
         return await self.context.service.result(run_id)
 
     async def _answer(self, result: Result) -> tuple[dict[str, Any], int]:
         """The answer and its status, once there is room for it. Raises EndNotStored when there is none in time."""
-        answer, status = run_answer(result, self.base_url), 200
-        if result.status is RunStatus.TIMEOUT:
-            self.error_code, status = "timeout", 504
-            answer |= {"code": "timeout", "request_id": self.request_id}
-        await self._make_room(result.run_id, bytes_of(answer))
+        answer, status = final_answer(result, self.base_url, self.request_id)
+        self.error_code = answer.get("code")
+        with room_for(result.run_id):
+            await self.place.make(bytes_of(answer))
         return answer, status
-
-    async def _make_room(self, run_id: RunId, size_bytes: int) -> None:
-        """Raises EndNotStored."""
-        try:
-            await self.place.make(size_bytes)
-        except Unavailable as error:
-            raise EndNotStored(_NOT_SENT.format(run_id)) from error
 
     def _fields(self) -> run_request.RunFields:
         headers = self.request.headers
@@ -93,3 +89,12 @@ class RunCodeHandler(StreamingHandler):
     @property
     def _is_query(self) -> bool:
         return self.request.method == "GET"
+
+
+@contextmanager
+def room_for(run_id: RunId) -> Iterator[None]:
+    """Where room is taken for the answer of a run that has ended. Raises EndNotStored when there is none in time."""
+    try:
+        yield
+    except Unavailable as error:
+        raise EndNotStored(_NOT_SENT.format(run_id)) from error

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import structlog
 from tornado.httputil import HTTPHeaders
@@ -44,7 +44,7 @@ NDJSON = EventFormat("application/x-ndjson; charset=utf-8", events.ndjson_line, 
 
 
 class StreamingHandler(BaseHandler):
-    """A request that may be answered with events.
+    """A request that may be answered with events, or piece by piece with something else.
 
     Its state: `_streaming`, the task that sends them, and whether the stream was ended from outside.
     """
@@ -56,10 +56,14 @@ class StreamingHandler(BaseHandler):
 
     async def stream_events(self, run_id: RunId, after: int, form: EventFormat) -> None:
         """Answer with the events of a run, up to its end. Enter `context.http.streams.holding` before."""
-        self.set_header("Content-Type", form.content_type)
+        await self.stream(form.content_type, self._send_events(run_id, after, form), run_id=run_id)
+
+    async def stream(self, content_type: str, sending: Coroutine[Any, Any, None], **logged: Any) -> None:
+        """Answer with what `sending` sends, piece by piece. Enter `context.http.streams.holding` before."""
+        self.set_header("Content-Type", content_type)
         self.set_header("X-Accel-Buffering", "no")  # nginx would collect events until it has a few KiB
         self.place.waits_long = self.patience.may_pause = True
-        self._streaming = asyncio.ensure_future(self._send_events(run_id, after, form))
+        self._streaming = asyncio.ensure_future(sending)
         self._release()  # shutdown waits for answers, and this one may take as long as its run
         try:
             if not self._is_ended:
@@ -67,7 +71,7 @@ class StreamingHandler(BaseHandler):
         finally:
             self._streaming.cancel()
         if self._streaming.done() and not self._streaming.cancelled():
-            self._judge(run_id, self._streaming.exception())
+            self._judge(self._streaming.exception(), logged)
         if self.request.version == "HTTP/1.0":
             self.disconnect()  # nothing else tells such a client where the answer ends
 
@@ -109,12 +113,12 @@ class StreamingHandler(BaseHandler):
             await self.send_piece(bytes(piece))
         self.place.leave()  # the next batch may be long in coming
 
-    def _judge(self, run_id: RunId, error: BaseException | None) -> None:
+    def _judge(self, error: BaseException | None, logged: Mapping[str, Any]) -> None:
         """What a stream that ended by itself did not bring, the client must not take for the end."""
         if error is None or isinstance(error, StreamClosedError):
             return
         if not isinstance(error, TimeoutError):
-            _log.warning("stream broken off", request_id=self.request_id, run_id=run_id, exc_info=error)
+            _log.warning("stream broken off", request_id=self.request_id, **logged, exc_info=error)
         self.disconnect()
 
 

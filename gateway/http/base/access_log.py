@@ -29,5 +29,6 @@ def log_access(handler: RequestHandler) -> None:
         route=handler.route.path,
         status=handler.get_status(),
         ms=round((time.time() - handler.request._start_time) * 1000, 1),  # noqa: SLF001 - tornado's own clock for this
+        **handler.logged,
         **refusal,
     )

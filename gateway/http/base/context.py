@@ -6,9 +6,11 @@ from datetime import UTC, datetime
 
 from gateway.auth import Authenticator, SiteRules
 from gateway.config.sections import Config
+from gateway.host.clock import SystemClock
 from gateway.http.base.limits import HttpBounds, HttpLimits
 from gateway.http.base.outgoing import AnswerRoom
 from sessions.notebook_sessions import NotebookSessions
+from sessions.runs.batch import Batches
 from sessions.service import Service
 
 
@@ -30,4 +32,5 @@ class Context:
         self.public_url = server.public_url.rstrip("/")
         self.http = HttpLimits(config.limits.request_bytes, bounds or HttpBounds())
         self.answers = AnswerRoom(self.http.bounds)
+        self.batches = Batches(config.pool.max, self.http.bounds.batch_patience_s, SystemClock().monotonic)
         self.started_at = datetime.now(UTC)

@@ -37,12 +37,22 @@ SHAPE_OF_STATUS = {
 """Code and sentence of an answer that tornado itself decided on."""
 
 
-def error_message(error: Exception, identifier: MessageId | None) -> dict[str, Any]:
-    """The error shape of HTTP as a message, with the `id` of the client's message that caused it."""
-    message: dict[str, Any] = {"type": "error", "error": INTERNAL_SENTENCE, "code": "internal", "id": identifier}
+def status_of(error: Exception) -> int:
+    """The HTTP status of an error."""
+    return STATUS_OF_CODE.get(error.code, 500) if isinstance(error, CellblockError) else 500
+
+
+def error_fields(error: Exception) -> dict[str, Any]:
+    """`error`, `code` and, where HTTP has the header, `retry_after`."""
+    fields: dict[str, Any] = {"error": INTERNAL_SENTENCE, "code": "internal"}
     if isinstance(error, CellblockError):
         if error.code in STATUS_OF_CODE:
-            message |= {"error": well_formed(str(error)), "code": error.code}
+            fields = {"error": well_formed(str(error)), "code": error.code}
         if error.retry_after_s is not None:
-            message["retry_after"] = error.retry_after_s
-    return message
+            fields["retry_after"] = error.retry_after_s
+    return fields
+
+
+def error_message(error: Exception, identifier: MessageId | None) -> dict[str, Any]:
+    """The error shape of HTTP as a message, with the `id` of the client's message that caused it."""
+    return {"type": "error", **error_fields(error), "id": identifier}

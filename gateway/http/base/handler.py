@@ -42,7 +42,8 @@ class BaseHandler(RequestHandler):
     """One request.
 
     The mutable state is `_refusal` (why it will not be served), `_body`, `tenant`, and how far the answer is:
-    `_is_in_flight`, `_is_answering`, `_is_sending`, its `place` among all answers, and its `patience`.
+    `_is_in_flight`, `_is_answering`, `_is_sending`, its `place` among all answers, and its `patience`. What the access
+    log is to say besides is in `logged`.
     """
 
     is_probe: ClassVar[bool] = False
@@ -51,6 +52,7 @@ class BaseHandler(RequestHandler):
     def __init__(self, application: Application, request: HTTPServerRequest, **kwargs: Any) -> None:
         self.request_id = _request_id(request)
         self.error_code: str | None = None
+        self.logged: dict[str, Any] = {}
         self.tenant: TenantId = ANONYMOUS
         self._refusal: CellblockError | HTTPError | None = None
         self._is_in_flight = False

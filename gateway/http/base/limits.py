@@ -79,6 +79,9 @@ class HttpBounds:
     runs_per_socket: int = 32
     """Runs in flight per connection of `/runcode/ws`."""
 
+    batch_patience_s: float = 90.0
+    """An item of a batch that is refused because of the load is tried again for this long: three waits for a kernel."""
+
     notebooks: int = 2
     """Notebooks that are made at once, over all tenants. One may take half a gigabyte."""
 

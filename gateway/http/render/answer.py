@@ -41,6 +41,14 @@ def run_answer(result: Result, base_url: str) -> dict[str, Any]:
     return answer | _circumstances(result)
 
 
+def final_answer(result: Result, base_url: str, request_id: str) -> tuple[dict[str, Any], int]:
+    """The answer to who has asked for the run, and its HTTP status: 200, or 504 with what errors have besides."""
+    answer = run_answer(result, base_url)
+    if result.status is not RunStatus.TIMEOUT:
+        return answer, 200
+    return answer | {"code": "timeout", "request_id": request_id}, 504
+
+
 def _circumstances(result: Result) -> dict[str, Any]:
     """What is known of the run beside what it made."""
     said: dict[str, Any] = {}
