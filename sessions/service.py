@@ -107,10 +107,19 @@ class Service:
         """Admit no more runs, and wait for those under way, for `timeout_s` at most."""
         self._draining = True
         self._kernel_pool.stop_refilling()
-        unfinished: set[asyncio.Future[Any]] = {*(live.answer for live in self._runs), *self._tasks}
+        until_s = asyncio.get_running_loop().time() + timeout_s
+        unfinished = self._unfinished()
         if unfinished:
             log.info("draining", runs=len(unfinished))
-            await asyncio.wait(unfinished, timeout=timeout_s)
+        # Again, for what was being admitted in the moment of the signal has become a run.
+        while unfinished and (left_s := until_s - asyncio.get_running_loop().time()) > 0:
+            await asyncio.wait(unfinished, timeout=left_s)
+            unfinished = self._unfinished()
+
+    def _unfinished(self) -> set[asyncio.Future[Any]]:
+        """What callers wait for: runs, and what is being admitted."""
+        either = {*(live.answer for live in self._runs), *self._tasks}
+        return {waited_for for waited_for in either if not waited_for.done()}
 
     async def close(self) -> None:
         """Hand over sessions, and runs that have not ended, to the next gateway; remove all other containers.

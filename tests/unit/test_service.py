@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from doubles import until
-from workbench import HURRIED, Bench
+from workbench import HURRIED, Bench, held
 
 from kernel_image import protocol
 from sessions.errors import Draining, EndNotStored, InvalidRequest, SandboxLost, StoreUnavailable, UnsupportedLanguage
@@ -417,6 +417,20 @@ async def test_draining_waits_for_what_runs_and_takes_no_more(bench: Bench) -> N
     with pytest.raises(Draining):
         await bench.begin()
     assert not bench.service.readiness().ready
+    assert not draining.done()
+    kernel.end()
+    await draining
+    assert (await running).status is RunStatus.OK
+
+
+async def test_draining_waits_for_the_run_that_was_being_admitted(bench: Bench) -> None:
+    with held(bench.store, "add_run") as adding:
+        running = bench.begin()
+        await until(lambda: adding.count == 1)
+        draining = asyncio.ensure_future(bench.service.drain(30.0))
+        await asyncio.sleep(0)
+    kernel = await bench.sent()
+    await asyncio.sleep(0.05)
     assert not draining.done()
     kernel.end()
     await draining
