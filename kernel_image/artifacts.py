@@ -55,12 +55,15 @@ class WorkingDirectory:
         self._seen = seen
         return found, complete
 
-    def with_fetched(self, changed: list[Found], paths: Sequence[str]) -> tuple[list[Found], list[str]]:
-        """`changed`, behind the files of these paths; and the paths that are no regular file's."""
-        sizes = {path: self._size_bytes(path) for path in paths}
+    def files_of_run(self, fetch: Sequence[str]) -> tuple[list[Found], list[str], bool]:
+        """The files of these paths, then the `changes`; the paths that are no regular file's; and as `changes` says."""
+        changed, complete = self.changes()
+        if not fetch:
+            return changed, [], complete
+        sizes = {path: self._size_bytes(path) for path in fetch}
         fetched = [Found(path, size_bytes) for path, size_bytes in sizes.items() if size_bytes is not None]
         missing = [path for path, size_bytes in sizes.items() if size_bytes is None]
-        return [*fetched, *(file for file in changed if sizes.get(file.path) is None)], missing
+        return [*fetched, *(file for file in changed if sizes.get(file.path) is None)], missing, complete
 
     def _size_bytes(self, path: str) -> int | None:
         try:

@@ -8,11 +8,21 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 
+from kernel_image.output_ring import SENT_METADATA, STREAMS
+
 JSON_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
 """Everything that decoding a message of hostile code can raise."""
 
 _OUTCOME_CHARACTERS = 4096
 _OUTCOME_LINES = 20
+
+
+def note_sent(metadata: bytes, sent_bytes_by_stream: dict[str, int]) -> None:
+    """Note what the metadata of a `stream` says of how much has been sent."""
+    with suppress(*JSON_ERRORS):
+        stream, sent_bytes = json.loads(metadata)[SENT_METADATA]
+        if stream in STREAMS:
+            sent_bytes_by_stream[stream] = max(0, int(sent_bytes))
 
 
 def is_idle(content: bytes) -> bool:

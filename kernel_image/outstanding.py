@@ -10,7 +10,6 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 from kernel_image import protocol
@@ -19,9 +18,16 @@ from kernel_image.artifact_sender import ArtifactSender, not_there
 from kernel_image.artifacts import Found, WorkingDirectory
 from kernel_image.between_runs import BetweenRuns
 from kernel_image.coalescing import Coalescer
-from kernel_image.kernel_messages import JSON_ERRORS, asks_exit, cut_stream, is_idle, is_outcome, shorten_outcome
+from kernel_image.kernel_messages import (
+    JSON_ERRORS,
+    asks_exit,
+    cut_stream,
+    is_idle,
+    is_outcome,
+    note_sent,
+    shorten_outcome,
+)
 from kernel_image.missing_replies import MissingReplies, missing_idle, missing_reply
-from kernel_image.output_ring import SENT_METADATA, STREAMS
 from kernel_image.relay import Relay
 from kernel_image.safe_directory import is_path_of_file
 from kernel_image.sandbox_log import log_event
@@ -178,7 +184,7 @@ class OutstandingRequests:
             return False
         request = self._outstanding.get(parent)
         if msg_type == "stream" and parts[2] != b"{}":
-            _note_sent(parts[2], sent_bytes_by_stream)
+            note_sent(parts[2], sent_bytes_by_stream)
         self._put(channel, parts, msg_type, request)
         if request is None:
             return False
@@ -335,10 +341,7 @@ class OutstandingRequests:
         """The files to send, those that were to be fetched and are not there, and whether all could be looked at."""
         if not request.wants_artifacts:
             return [], [], True
-        changed, complete = self._work.changes()
-        if not request.fetch:
-            return changed, [], complete
-        return *self._work.with_fetched(changed, request.fetch), complete
+        return self._work.files_of_run(request.fetch)
 
     async def _put_artifacts_and_done(
         self, request: _Request, usage: dict[str, Any], sending: Awaitable[list[dict[str, Any]]]
@@ -394,10 +397,3 @@ class OutstandingRequests:
 
 def _usage(request: _Request, last: Reading) -> dict[str, Any]:
     return (request.meterage or Meterage(last)).finish(last)
-
-
-def _note_sent(metadata: bytes, sent_bytes_by_stream: dict[str, int]) -> None:
-    with suppress(*JSON_ERRORS):
-        stream, sent_bytes = json.loads(metadata)[SENT_METADATA]
-        if stream in STREAMS:
-            sent_bytes_by_stream[stream] = max(0, int(sent_bytes))
