@@ -32,24 +32,23 @@ class RunEnvironment:
         """Set them, until `put_back`."""
         for name, value in variables.items():
             self._displaced.setdefault(name, _ENVIRONMENT.get(name))
-            for environment in _environments():
-                environment[name] = value
+            _ENVIRONMENT[name] = value
+            if os.environ is not _ENVIRONMENT:
+                with suppress(Exception):  # it may be anything of the code's
+                    os.environ[name] = value
 
     def put_back(self) -> None:
         """Have all as it was before, whatever the code has done to these names. An interrupt does not end this."""
         while self._displaced:
             with suppress(KeyboardInterrupt):
                 name, value = next(iter(self._displaced.items()))
-                for environment in _environments():
-                    with suppress(Exception):  # it may be anything of the code's
-                        _put_back(environment, name, value)
+                _put_back(_ENVIRONMENT, name, value)
                 if value is None:
                     unsetenv(name)  # the code may have called `putenv`, which `os.environ` does not know of
+                if os.environ is not _ENVIRONMENT:
+                    with suppress(Exception):
+                        _put_back(os.environ, name, value)
                 del self._displaced[name]
-
-
-def _environments() -> list[MutableMapping[str, str]]:
-    return [_ENVIRONMENT] if os.environ is _ENVIRONMENT else [_ENVIRONMENT, os.environ]
 
 
 def _put_back(environment: MutableMapping[str, str], name: str, value: str | None) -> None:

@@ -77,6 +77,15 @@ async def test_an_environment_is_there_for_one_run_however_that_ends(kernel: Sup
     assert [after, await shown(kernel)] == ["None \n"] * 2
 
 
+async def test_an_environment_is_set_where_the_code_has_put_something_else_in_its_place(kernel: Supervised) -> None:
+    await kernel.run("import os; true_environ = os.environ; os.environ = dict(os.environ)")
+    show = SHOW
+    run = await kernel.run(show, cellblock={"env": {NAME: "s3cret"}})
+    after = await kernel.run(show)
+    await kernel.run("os.environ = true_environ")
+    assert (run.text(), after.text()) == ("s3cret s3cret\n", "None \n")
+
+
 async def test_what_was_there_before_is_back_after_an_interrupt(kernel: Supervised) -> None:
     await kernel.run(f"import os; os.environ['{NAME}'] = 'before'")
     code = "import time\nprint('begun', flush=True)\ntime.sleep(60)"

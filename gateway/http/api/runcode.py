@@ -33,9 +33,12 @@ class RunCodeHandler(StreamingHandler):
         given = self._fields()
         request = self._run_request(given)
         self.context.service.stages.observe(Stage.HANDLER, self.request.request_time())
-        if given.stream or accepts(self.request.headers, "text/event-stream"):
+        is_streamed = given.stream or accepts(self.request.headers, "text/event-stream")
+        del given
+        if is_streamed:
             with self.context.http.streams.holding(self):
                 run_id = await self.context.service.begin(request)
+                del request
                 await self.stream_events(run_id, 0, SSE)
             return
         self.place.waits_long = True
@@ -43,7 +46,7 @@ class RunCodeHandler(StreamingHandler):
             running = self.context.service.run(request)
         else:
             running = self._known(await self.context.service.begin(request))
-        del given, request
+        del request
         answering = self._answer(await running)
         ended_s = time.perf_counter()
         await self.send_json(*await answering)
