@@ -10,7 +10,8 @@ import asyncio
 import heapq
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakValueDictionary
 
@@ -81,19 +82,29 @@ class Batches:
         async with places:
             yield
 
-    async def begin(self, tenant: TenantId, item: BatchItem) -> RunId:
-        """Begin an item's run; wait for those that claim a kernel already if it has to claim one, too."""
-        async with self._claims.hold(tenant) if item.claims_kernel() else nullcontext():
-            return await item.begin()
+    def claiming(self, tenant: TenantId) -> AbstractAsyncContextManager[None]:
+        """Wait until a run of this tenant's batches may claim a kernel, which it does within the block."""
+        return self._claims.hold(tenant)
+
+
+Refusal = TooManyRequests | Unavailable
+
+
+@dataclass(slots=True)
+class _Refused:
+    """Since when all that a batch has tried was refused, by the monotonic clock, and how the last of it was."""
+
+    since_s: float
+    last: Refusal
 
 
 class Batch:
-    """One batch. Its state: since when all that it has tried was refused, by the monotonic clock."""
+    """One batch. Its state: what was refused of it since the last item began, with those that claim a kernel apart."""
 
     def __init__(self, batches: Batches, tenant: TenantId) -> None:
         self._batches = batches
         self._tenant = tenant
-        self._refused_since_s: float | None = None
+        self._refused: dict[bool, _Refused] = {}
 
     async def perform(self, items: Sequence[BatchItem]) -> None:
         """Run all items and have each answered; an item that fails, fails alone.
@@ -124,17 +135,16 @@ class Batch:
         """The run's result, or why there is none. What the load refuses is tried again for a while."""
         run_id: RunId | None = None
         first_s: float | None = None
+        refusal: Refusal
         for pause_s in growing_pauses(_FIRST_PAUSE_S, _LONGEST_PAUSE_S):
             try:
                 async with self._batches.turn(self._tenant):
-                    if run_id is None:
-                        run_id = await self._batches.begin(self._tenant, item)
-                        self._refused_since_s = None
+                    run_id = run_id or await self._begin(item)
                     return await item.result(run_id)
             except Draining as error:
                 return error
             except (TooManyRequests, Unavailable) as error:
-                refusal: TooManyRequests | Unavailable = error
+                refusal = error
                 if not isinstance(error, StoreUnavailable):
                     run_id = None  # nothing was run
             except NotFound as error:
@@ -143,18 +153,31 @@ class Batch:
                 run_id = None  # it was withdrawn since it was asked for
             except Exception as error:  # noqa: BLE001 - whatever it is, the other items go on
                 return error
-            first_s = self._batches.monotonic() if first_s is None else first_s
-            if self._has_waited_long(first_s):
+            now_s = self._batches.monotonic()
+            first_s = now_s if first_s is None else first_s
+            refused = self._refused.setdefault(item.claims_kernel(), _Refused(now_s, refusal))
+            refused.last = refusal
+            if now_s - min(first_s, refused.since_s) >= self._batches.patience_s:
                 return refusal if run_id is None else EndNotStored(_NOT_READ.format(run_id, run_id))
             await self._batches.sleep(max(pause_s, refusal.retry_after_s or 0))
         raise AssertionError  # the pauses never end
 
-    def _has_waited_long(self, first_s: float) -> bool:
-        """Whether an item that was refused at `first_s` is given up; or the whole batch, of which nothing begins."""
-        now_s = self._batches.monotonic()
-        if self._refused_since_s is None:
-            self._refused_since_s = now_s
-        return now_s - min(first_s, self._refused_since_s) >= self._batches.patience_s
+    async def _begin(self, item: BatchItem) -> RunId:
+        """Begin an item's run, or raise what has kept the others from it for long: each might wait in vain for itself.
+
+        Raises as `BatchItem.begin` does.
+        """
+        claims = item.claims_kernel()
+        async with self._batches.claiming(self._tenant) if claims else nullcontext():
+            refused = self._refused.get(claims)
+            if refused is not None and isinstance(refused.last, Unavailable) and self._is_over(refused):
+                raise refused.last
+            run_id = await item.begin()
+        self._refused.pop(claims, None)
+        return run_id
+
+    def _is_over(self, refused: _Refused) -> bool:
+        return self._batches.monotonic() - refused.since_s >= self._batches.patience_s
 
 
 class ItemOrder:

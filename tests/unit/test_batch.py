@@ -79,6 +79,7 @@ class MemoryItem:
         self.may_be_taken.set()
         self.is_taken: Callable[[], None] = lambda: None
         self.begins = 0
+        self.refuses_after_s = 0.0
         self._house = house
 
     def claims_kernel(self) -> bool:
@@ -94,6 +95,7 @@ class MemoryItem:
         finally:
             self._house.beginning.discard(self.name)
         if self.refusals:
+            self._house.clock.at_s += self.refuses_after_s
             raise self.refusals.pop(0)
         self._house.begun.append(self.name)
         return RunId(f"{self.name}-{self.begins}")
@@ -310,7 +312,32 @@ async def test_when_nothing_at_all_begins_not_each_item_is_waited_for() -> None:
     assert all(isinstance(outcome, EngineUnavailable) for outcome in house.answered.values())
     assert len(house.answered) == 500
     assert PATIENCE_S <= house.clock.at_s - began_s <= PATIENCE_S + 20
-    assert items[-1].begins == 1
+    assert items[-1].begins == 0
+
+
+async def test_a_full_queue_is_asked_once_for_each_item_that_is_left() -> None:
+    house = House(pool_max=8)
+    items = house.items(*(str(place) for place in range(100)))
+    for item in items[:-1]:
+        item.refusals += [TooManyRequests() for _ in range(1000)]
+    await house.perform(items)
+    assert house.begun == ["99"]
+    assert items[50].begins == 1
+
+
+async def test_where_no_sandbox_becomes_free_not_each_item_waits_for_one() -> None:
+    house = House(pool_max=24)
+    alone, in_session = [str(place) for place in range(500)], [f"s:{place}" for place in range(500)]
+    items = house.items(*(name for pair in zip(alone, in_session, strict=True) for name in pair))
+    for item in items:
+        if item.session_id is None:
+            item.refusals += [NoKernelInTime() for _ in range(1000)]
+            item.refuses_after_s = 30.0
+    began_s = house.clock.at_s
+    await house.perform(items)
+    assert house.begun == in_session
+    assert all(isinstance(house.answered[name], NoKernelInTime) for name in alone)
+    assert PATIENCE_S <= house.clock.at_s - began_s <= 3 * PATIENCE_S
 
 
 async def test_a_batch_that_goes_on_has_its_patience_anew() -> None:
