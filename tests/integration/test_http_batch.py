@@ -330,15 +330,13 @@ async def test_a_client_that_does_not_read_is_hung_up_on(face: Face) -> None:
 async def test_an_answer_that_finds_no_room_is_told_of_and_the_others_go_on(
     face: Face, client: httpx.AsyncClient
 ) -> None:
-    place = face.answers.place()
-    await place.take(40 << 20)
-    face.service.next_result = {"output": "x" * (100 << 10)}
-    assert (await batch(client, {"code": "large"}))[0]["status_code"] == 200
-    await place.take(44 << 20)
-    line = (await batch(client, {"code": "large"}))[0]
-    assert (line["status_code"], line["code"]) == (500, "end_not_stored")
-    assert face.service.runs[1].run_id in line["error"]
-    place.leave()
+    large = "x" * (100 << 10)
+    with face.answers.place() as place:
+        await place.take(44 << 20)
+        heard = await batch(client, {"code": f"len('{large}')"}, {"code": "small"})
+    assert (heard[0]["status_code"], heard[0]["code"]) == (500, "end_not_stored")
+    assert next(run.run_id for run in face.service.runs if run.request.code != "small") in heard[0]["error"]
+    assert (heard[1]["status_code"], heard[1]["output"]) == (200, "small")
 
 
 @pytest.mark.parametrize("face", [HttpBounds(streams_per_tenant=1)], indirect=True)

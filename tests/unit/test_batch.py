@@ -291,7 +291,7 @@ async def test_what_the_load_refuses_is_tried_again_after_a_pause(error: TooMany
 async def test_an_item_is_given_up_after_a_while() -> None:
     house = House(pool_max=8)
     items = house.items("a", *(f"b{place}" for place in range(200)))
-    items[0].refusals += [TooManyRequests(f"no {count}") for count in range(1000)]
+    items[0].refusals += [TooManyRequests(f"no {count}") for count in range(100)]
     for item in items[1:]:
         item.is_taken = lambda: setattr(house.clock, "at_s", house.clock.at_s + 1)
     began_s = house.clock.at_s
@@ -306,7 +306,7 @@ async def test_when_nothing_at_all_begins_not_each_item_is_waited_for() -> None:
     house = House(pool_max=8)
     items = house.items(*(str(place) for place in range(500)))
     for item in items:
-        item.refusals += [EngineUnavailable("gone") for _ in range(1000)]
+        item.refusals += [EngineUnavailable("gone") for _ in range(100)]
     began_s = house.clock.at_s
     await house.perform(items)
     assert all(isinstance(outcome, EngineUnavailable) for outcome in house.answered.values())
@@ -319,7 +319,7 @@ async def test_a_full_queue_is_asked_once_for_each_item_that_is_left() -> None:
     house = House(pool_max=8)
     items = house.items(*(str(place) for place in range(100)))
     for item in items[:-1]:
-        item.refusals += [TooManyRequests() for _ in range(1000)]
+        item.refusals += [TooManyRequests() for _ in range(100)]
     await house.perform(items)
     assert house.begun == ["99"]
     assert items[50].begins == 1
@@ -331,7 +331,7 @@ async def test_where_no_sandbox_becomes_free_not_each_item_waits_for_one() -> No
     items = house.items(*(name for pair in zip(alone, in_session, strict=True) for name in pair))
     for item in items:
         if item.session_id is None:
-            item.refusals += [NoKernelInTime() for _ in range(1000)]
+            item.refusals += [NoKernelInTime() for _ in range(100)]
             item.refuses_after_s = 30.0
     began_s = house.clock.at_s
     await house.perform(items)
@@ -371,7 +371,7 @@ async def test_a_run_is_not_begun_again_because_the_database_did_not_say_how_it_
 async def test_a_run_whose_end_stays_unknown_is_not_said_to_have_been_refused() -> None:
     house = House()
     items = house.items("a")
-    items[0].results += [StoreUnavailable() for _ in range(1000)]
+    items[0].results += [StoreUnavailable() for _ in range(100)]
     await house.perform(items)
     assert house.begun == ["a"]
     assert isinstance(house.answered["a"], EndNotStored)
