@@ -33,7 +33,7 @@ class Site:
 
     def __init__(self, directory: Path) -> None:
         # A quarter of the sandboxes is for batches: three runs at once.
-        self.gateway = CrashableGateway(directory, "process", CELLBLOCK_POOL_SIZE="1", CELLBLOCK_POOL_MAX="12")
+        self.gateway = CrashableGateway(directory, "process", CELLBLOCK_POOL_SIZE="0", CELLBLOCK_POOL_MAX="12")
         self.gate = directory / "gate"
         self._ledger = directory / "ledger"
 
