@@ -5,12 +5,9 @@ It prints to standard output; a test compares the committed file with it.
 
 from __future__ import annotations
 
-import ast
-import inspect
 import json
 import sys
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Annotated, Any, get_origin
 
 import msgspec
@@ -18,6 +15,7 @@ from msgspec import Meta
 
 from gateway.config.loader import VARIABLE_PREFIX, is_size
 from gateway.config.sections import SECTIONS
+from gateway.field_meanings import meanings
 from sessions.settings import Seconds, Section
 
 _HEADER = """\
@@ -47,23 +45,13 @@ def render() -> str:
 
 
 def _section(title: str, section: type[Section]) -> str:
-    meanings = _meanings(section)
+    found = meanings(section)
     lines = [f"\n## {title}\n", "| Key | Type | Default | Bounds | Variable | Meaning |", "|---|---|---|---|---|---|"]
     lines += [
-        "| " + " | ".join([*_cells(title, field), meanings[field.name]]) + " |"
+        "| " + " | ".join([*_cells(title, field), found[field.name]]) + " |"
         for field in msgspec.structs.fields(section)
     ]
     return "\n".join(lines) + "\n"
-
-
-def _meanings(section: type[Section]) -> dict[str, str]:
-    """The string below each key, by the name of its field."""
-    definition = ast.parse(inspect.getsource(section)).body[0]
-    return {
-        ast.unparse(key.target): ast.literal_eval(text.value)
-        for key, text in pairwise(ast.iter_child_nodes(definition))
-        if isinstance(key, ast.AnnAssign) and isinstance(text, ast.Expr)
-    }
 
 
 def _cells(title: str, field: msgspec.structs.FieldInfo) -> Iterator[str]:
