@@ -1,6 +1,6 @@
-"""Every route, written once: the application, the `Allow` headers and the list at `GET /` come from this table.
+"""Every route, written once: the application, `Allow` headers, `GET /` and `GET /openapi.json` come from this table.
 
-What a route does is its handler's.
+What a route does is its handler's; what is said of it, description/'s.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from gateway.http.jupyter.kernels import KernelHandler, KernelInterruptHandler, 
 from gateway.http.jupyter.kernelspecs import KernelSpecFileHandler, KernelSpecHandler, KernelSpecsHandler
 from gateway.http.jupyter.server_info import IdentityHandler, StatusHandler, VersionHandler
 from gateway.http.jupyter.sessions import JupyterSessionHandler, JupyterSessionsHandler
+from gateway.http.reference.handlers import DocsHandler, OpenApiHandler, Reference
 
 _GET = ("GET", "HEAD")
 _POST = ("POST",)
@@ -83,6 +84,8 @@ ROUTES = (
     # --- operation
     _open("/healthz", HealthHandler),
     _open("/readyz", ReadyHandler),
+    _open("/openapi.json", OpenApiHandler),
+    _open("/docs", DocsHandler),
     _open("/", RootHandler),
 )
 _UNKNOWN = _missing("unknown", UnknownRouteHandler)
@@ -103,4 +106,5 @@ def make_application(context: Context) -> Application:
         default_handler_args={"context": context, "route": _UNKNOWN},
         log_function=log_access,
         listed_routes=listed_routes(),
+        reference=Reference(ROUTES, context),
     )

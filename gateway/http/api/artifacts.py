@@ -38,7 +38,7 @@ class ArtifactHandler(BaseHandler):
         self.set_header("Cache-Control", "private, max-age=31536000, immutable")
         self.set_header("Content-Security-Policy", "sandbox; default-src 'none'")
         self.set_header("Cross-Origin-Resource-Policy", "cross-origin")
-        if _matches(self.request.headers.get("If-None-Match", ""), etag):
+        if has_version(self.request.headers.get("If-None-Match", ""), etag):
             self.set_status(304)
             return
         service = self.context.service
@@ -103,6 +103,7 @@ def _declared_type(ref: ArtifactRef) -> str:
     return declared if _MEDIA_TYPE.fullmatch(declared) else "application/octet-stream"
 
 
-def _matches(if_none_match: str, etag: str) -> bool:
+def has_version(if_none_match: str, etag: str) -> bool:
+    """Whether an `If-None-Match` header names this ETag."""
     tags = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
     return etag in tags or "*" in tags

@@ -20,33 +20,46 @@ class KernelFields(msgspec.Struct, frozen=True, kw_only=True):
     """The fields of `POST /api/kernels`. `path` and `env` are for a server's own directories and processes."""
 
     name: str | None = None
+    """A kernelspec's name, or a language's; Python unless given."""
     path: str | None = None
+    """Not used: each kernel is in a directory of its own."""
     kernel_id: str | None = None
+    """An id of your choice: five words of letters, digits and `_`, with hyphens between them, like a UUID."""
     env: dict[str, str] | None = None
+    """Not used: kernels are started before anybody asks for them."""
 
 
 class KernelFieldsOfSession(msgspec.Struct, frozen=True, kw_only=True):
     """The field `kernel` of a session."""
 
     id: str | None = None
+    """A kernel that is there."""
     name: str | None = None
+    """The kernelspec of a new one."""
 
 
 class NotebookFields(msgspec.Struct, frozen=True, kw_only=True):
     """The field `notebook` of a session, as old clients have it."""
 
     path: str | UnsetType = UNSET
+    """The path of the session."""
     name: str | UnsetType = UNSET
+    """The path as well; it counts before `path` when a session is opened."""
 
 
 class JupyterSessionFields(msgspec.Struct, frozen=True, kw_only=True):
     """The fields of `POST /api/sessions` and `PATCH /api/sessions/{id}`."""
 
     path: str | UnsetType = UNSET
+    """Where the notebook is, for the client. Needed to open a session."""
     name: str | UnsetType | None = UNSET
+    """What the client calls it."""
     type: str | UnsetType = UNSET
+    """`notebook`, `console` or another. Needed to open a session."""
     kernel: KernelFieldsOfSession | None = None
+    """Its kernel; a new one for Python unless given."""
     notebook: NotebookFields | None = None
+    """Path and type `notebook` at once, as old clients send them."""
 
 
 def kernel_choice(model: Mapping[str, Any] | None, languages: Mapping[str, str]) -> tuple[KernelChoice, str]:

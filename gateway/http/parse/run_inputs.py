@@ -8,7 +8,9 @@ from __future__ import annotations
 import binascii
 from collections.abc import Collection, Iterable, Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from gateway.field_errors import near, shown
 from gateway.http.parse.body import Repetitive
@@ -22,6 +24,31 @@ FETCH_EXAMPLE = '["data.csv"]'
 ENV_EXAMPLE = '{"LANG": "C.UTF-8"}'
 
 _MAX_FILES = 1000
+_CONTENT = {"type": "string"}
+_FILE = {
+    "oneOf": [
+        {"type": "object", "properties": {kind: _CONTENT}, "required": [kind], "additionalProperties": False}
+        for kind in ("text", "base64")
+    ]
+}
+# Read by hand, so that refusals can say more than their types would.
+Files = Annotated[
+    Any,
+    Meta(
+        extra_json_schema={"type": ["object", "null"], "additionalProperties": _FILE, "maxProperties": _MAX_FILES},
+        examples=[{"data.csv": {"text": "a,b\n1,2\n"}}],
+    ),
+]
+Fetch = Annotated[
+    Any,
+    Meta(
+        extra_json_schema={"type": ["array", "null"], "items": {"type": "string"}, "maxItems": MAX_FETCHED},
+        examples=[["data.csv"]],
+    ),
+]
+Env = Annotated[
+    Any, Meta(extra_json_schema={"type": ["object", "null"], "additionalProperties": {"type": "string"}}, examples=[{}])
+]
 _MAX_NAME_BYTES = 255  # what file systems take between two slashes
 _MAX_VALUE_BYTES = 32 << 10  # execve(2) refuses to start a process with one of 128 KiB
 _MOST_SHOWN = 5

@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
 
 from gateway.field_errors import near, shown
 from gateway.http.parse.body import check_names, parse_query
@@ -20,12 +24,32 @@ _LARGEST_SEQ = (1 << 31) - 1
 _COUNT = re.compile(r"[0-9]{1,18}")
 
 
+class RunsQueryFields(msgspec.Struct, frozen=True, kw_only=True):
+    """The query of `GET /runs`."""
+
+    session_id: str | None = None
+    """Only runs of this session."""
+    status: RunStatus | None = None
+    """Only runs of this status."""
+    limit: Annotated[int, Meta(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT
+    """How many at most."""
+    before: str | None = None
+    """Only runs older than the run of this id, or than this time: the last `run_id` of a page begins the next one."""
+
+
+class EventsQueryFields(msgspec.Struct, frozen=True, kw_only=True):
+    """The query of `GET /runs/{id}/events`."""
+
+    after: Annotated[int, Meta(ge=0)] = 0
+    """Leave out the events up to this `seq`. `Last-Event-ID` does the same; the larger of both counts."""
+
+
 def runs_asked(query: str, tenant: TenantId) -> tuple[RunQuery, RunId | None]:
     """The runs asked for, and the run before which they were made, if one is named. Raises InvalidRequest.
 
     Empty fields count as not given.
     """
-    fields = _fields(query, ("session_id", "status", "limit", "before"))
+    fields = _fields(query, RunsQueryFields.__struct_fields__)
     limit = _count(fields, "limit", DEFAULT_LIMIT)
     if not 1 <= limit <= MAX_LIMIT:
         raise InvalidRequest(f'"limit" must be a whole number from 1 to {MAX_LIMIT}.')
@@ -44,7 +68,7 @@ def events_after(query: str, last_event_id: str | None) -> int:
 
     A browser's EventSource that reconnects sends its first URL again, and its position in the header.
     """
-    after = _count(_fields(query, ("after",)), "after", 0)
+    after = _count(_fields(query, EventsQueryFields.__struct_fields__), "after", 0)
     last = _count({"Last-Event-ID": last_event_id or ""}, "Last-Event-ID", 0)
     return min(max(after, last), _LARGEST_SEQ)
 

@@ -14,15 +14,17 @@ import msgspec
 from gateway.field_errors import shown
 from gateway.http.parse.body import check_names, form_json, form_variables
 from gateway.http.parse.code_text import plain_code, unescape_query_code
-from gateway.http.parse.run_inputs import ENV_EXAMPLE, FETCH_EXAMPLE, FILES_EXAMPLE, run_inputs
+from gateway.http.parse.run_inputs import ENV_EXAMPLE, FETCH_EXAMPLE, FILES_EXAMPLE, Env, Fetch, Files, run_inputs
 from sessions.errors import InvalidRequest, UnsupportedLanguage
 from sessions.model import RunRequest, SessionId, TenantId
 from sessions.settings import Limits
 
 DEFAULT_LANGUAGE = "python"
 _MAX_NAME_CHARACTERS = 255  # normalizing takes quadratic time where a name is nothing but combining marks
-_SANE_SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_SANE_KEY = re.compile(r"[\x20-\x7e]{1,255}")
+SESSION_ID = r"[A-Za-z0-9._:-]{1,128}"
+IDEMPOTENCY_KEY = r"[\x20-\x7e]{1,255}"
+_SANE_SESSION_ID = re.compile(SESSION_ID)
+_SANE_KEY = re.compile(IDEMPOTENCY_KEY)
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off"})
 _JSON_FIELDS = {
@@ -37,15 +39,25 @@ class RunFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """The fields of `POST /runcode`, by type alone."""
 
     code: str
+    """What a notebook cell takes: magics, `!commands` and top-level `await` too."""
     languageType: str | None = None  # noqa: N815 - the name is the original API's
+    """A configured language; `python` unless given."""
     language: str | None = None
+    """Another name for `languageType`."""
     variables: dict[str, Any] | list[Any] | None = None
+    """Set before the code runs, by name, as the language's own values. Of lists, only the empty one is taken."""
     session_id: str | None = None
+    """The session to run in; it is made when there is none of that name."""
     timeout: float | None = None
+    """Seconds, up to `limits.max_timeout`; `limits.timeout` unless given."""
     stream: bool | None = None
-    files: Any = None
-    fetch: Any = None
-    env: Any = None
+    """Answer with events as they come. `Accept: text/event-stream` asks for the same."""
+    files: Files = None
+    """Written below the working directory before the code runs, by path."""
+    fetch: Fetch = None
+    """Paths of files to bring back although the run did not change them."""
+    env: Env = None
+    """Environment variables for this run alone, of those that `languages.env_allowed` lists."""
 
 
 def from_text(fields: Mapping[str, str]) -> RunFields:

@@ -10,7 +10,7 @@ import msgspec
 from tornado.httputil import HTTPHeaders
 
 from gateway.http.parse.body import check_media_type, fields_of, is_form, parse_json_object
-from gateway.http.parse.run_inputs import input_files
+from gateway.http.parse.run_inputs import Files, input_files
 from gateway.http.parse.run_request import configured_language, named_variables, sane_session_id
 from sessions.errors import InvalidRequest, UnsupportedMediaType
 from sessions.model import SessionRequest, TenantId
@@ -21,17 +21,24 @@ class RenewFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The fields of `PATCH /sessions/{id}`, by type alone. Seconds."""
 
     idle_timeout: float | None = None
+    """The session ends so many seconds after its last use; up to `sessions.max_lifetime`."""
     max_lifetime: float | None = None
+    """The session ends so many seconds after it was made; up to `sessions.max_lifetime`."""
 
 
 class CreateSessionFields(RenewFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The fields of `POST /sessions`, by type alone."""
 
     session_id: str | None = None
+    """An id of your choice; one is made up unless given."""
     language: str | None = None
+    """A configured language; `python` unless given."""
     variables: dict[str, Any] | list[Any] | None = None
-    files: Any = None
+    """Set at once, as those of `POST /runcode` are."""
+    files: Files = None
+    """Written below the working directory at once, by path."""
     env: Any = None
+    """Refused: it is for one run, in `POST /runcode`."""
 
 
 def session_request(

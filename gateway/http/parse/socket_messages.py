@@ -15,7 +15,6 @@ from sessions.errors import InvalidJSON, InvalidRequest
 MessageId = str | int | float
 """What a client calls a message; its answers carry it unchanged."""
 
-_OPS = ("run", "input", "interrupt")
 _MAX_ID_CHARACTERS = 128
 
 
@@ -23,19 +22,28 @@ class RunMessage(RunFields, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """`{"op": "run"}`: the fields of `POST /runcode`, and one that is a header there."""
 
     idempotency_key: str | None = None
+    """What the header `Idempotency-Key` is for `POST /runcode`."""
 
 
 class InputMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`{"op": "input"}`: the line that `input()` returns."""
 
     run_id: str
+    """The run that asks."""
     value: str
+    """The line, without its end."""
 
 
 class InterruptMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`{"op": "interrupt"}`."""
+    """`{"op": "interrupt"}`: what Ctrl-C does."""
 
     run_id: str
+    """Any run of yours that is running."""
+
+
+Message = RunMessage | InputMessage | InterruptMessage
+MESSAGES: dict[str, type[Message]] = {"run": RunMessage, "input": InputMessage, "interrupt": InterruptMessage}
+"""What each `op` takes."""
 
 
 def parse_message(message: str | bytes) -> dict[str, Any]:
@@ -61,18 +69,11 @@ def message_id(value: dict[str, Any]) -> MessageId | None:
     raise InvalidRequest(f'"id" must be a string or a number of up to {_MAX_ID_CHARACTERS} characters.')
 
 
-def typed(value: dict[str, Any]) -> RunMessage | InputMessage | InterruptMessage:
+def typed(value: dict[str, Any]) -> Message:
     """The rest of a message, by its `op`. Raises InvalidRequest."""
-    match value.pop("op", None):
-        case "run":
-            return fields_of(RunMessage, value)
-        case "input":
-            return fields_of(InputMessage, value)
-        case "interrupt":
-            return fields_of(InterruptMessage, value)
-        case str() as unknown:
-            raise InvalidRequest(
-                f'There is no op "{shown(unknown)}"{near(unknown, _OPS) or ": use run, input or interrupt."}'
-            )
-        case _:
-            raise InvalidRequest('The field "op" is required: "run", "input" or "interrupt".')
+    op = value.pop("op", None)
+    if not isinstance(op, str):
+        raise InvalidRequest('The field "op" is required: "run", "input" or "interrupt".')
+    if op not in MESSAGES:
+        raise InvalidRequest(f'There is no op "{shown(op)}"{near(op, MESSAGES) or ": use run, input or interrupt."}')
+    return fields_of(MESSAGES[op], value)

@@ -1,0 +1,1 @@
+"""What every route takes and answers, and the OpenAPI document that follows from it."""
