@@ -19,13 +19,14 @@ from rich.console import Console
 
 from gateway import doctor
 from gateway.config.loader import Config
-from gateway.console import greet, is_installed, showing_progress, warn_of_missing_packages
+from gateway.console import greet, showing_progress, warn_of_missing_packages
 from gateway.doctor import Finding, Level
 from gateway.host.bound_sockets import BoundSockets
 from gateway.host.clock import SystemClock
 from gateway.host.data_dir import DataDir, environments_in
 from gateway.host.descriptors import MOST_CONNECTIONS, connections_within, descriptor_limit, raise_descriptor_limit
 from gateway.host.memory import return_free_memory, return_large_blocks
+from gateway.host.packages import is_installed
 from gateway.host.stop_signals import StopSignals
 from gateway.http.base.context import Context
 from gateway.http.base.limits import HttpBounds

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,6 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from gateway.doctor import Finding, Level
+from gateway.host.packages import own_version
 
 _NO_ISOLATION = (
     "This is the [bold]process[/bold] engine: it isolates nothing. Whatever runs here can read and change every file "
@@ -22,23 +22,6 @@ _NO_ISOLATION = (
 )
 
 _MARKS = {Level.OK: "[green]ok[/green]", Level.WARN: "[yellow]warn[/yellow]", Level.FAIL: "[bold red]FAIL[/bold red]"}
-
-
-def own_version() -> str:
-    """The installed version; a checkout that was never installed has none."""
-    try:
-        return version("cellblock")
-    except PackageNotFoundError:
-        return "(not installed)"
-
-
-def is_installed(package: str) -> bool:
-    """Whether the gateway's own interpreter has this package."""
-    try:
-        version(package)
-    except PackageNotFoundError:
-        return False
-    return True
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from sessions.model import GatewayId, KernelId
 from sessions.ports import Clock, Provisioner, Store, Switchboard
 from sessions.settings import Limits, Timeouts
 from sessions.stages import Stages
+from sessions.tally import Tally
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,3 +26,4 @@ class Environment:
     preload: tuple[str, ...]
     credential_of: Callable[[KernelId], str]
     stages: Stages = field(default_factory=Stages)
+    tally: Tally = field(default_factory=Tally)

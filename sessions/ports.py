@@ -29,6 +29,7 @@ from sessions.model import (
     TenantId,
 )
 from sessions.settings import Limits
+from sessions.written import WrittenBytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,25 @@ class Fate:
 
     exit_code: int | None
     oom: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ZygoteFigures:
+    """A process that forks kernels into sandboxes: whether it is up, and how many forks went well, and did not."""
+
+    is_up: bool
+    forks: int
+    failed_forks: int
+
+
+@dataclass(frozen=True, slots=True)
+class LaneFigures:
+    """Connections to the database that serve one kind of call: how many there are, are in use, and may be."""
+
+    name: str
+    open: int
+    in_use: int
+    most: int
 
 
 class Provisioner(Protocol):
@@ -108,6 +128,10 @@ class Provisioner(Protocol):
         """What is not as it should be, although launches work, in sentences."""
         ...
 
+    def zygote(self) -> ZygoteFigures | None:
+        """The process that forks kernels from outside; None where there is to be none."""
+        ...
+
     async def check(self) -> None:
         """Raise `EngineUnavailable`, saying what to do, unless a launch could work now."""
         ...
@@ -124,8 +148,11 @@ class Provisioner(Protocol):
 class Store(Protocol):
     """Where runs, events and artifacts are kept. Returning means committed.
 
-    Every method raises `StoreUnavailable` when the database is out of reach, in bounded time.
+    Every awaited method raises `StoreUnavailable` when the database is out of reach, in bounded time. `written` is
+    how much content this store has committed.
     """
+
+    written: WrittenBytes
 
     async def add_run(self, run: Run) -> RunRecord | None:
         """Record a run as `queued` (or `running` when it has a `kernel_id`). Repeating it is harmless.
@@ -230,6 +257,14 @@ class Store(Protocol):
 
     async def ping(self) -> None:
         """Raise `StoreUnavailable` unless the database answers."""
+        ...
+
+    async def size_bytes(self) -> int:
+        """The size of all there is in the database."""
+        ...
+
+    def lanes(self) -> tuple[LaneFigures, ...]:
+        """Its connections now."""
         ...
 
     async def close(self) -> None:

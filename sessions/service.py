@@ -17,6 +17,7 @@ import structlog
 from sessions.admission import Admission
 from sessions.concurrency import BackgroundTasks
 from sessions.errors import Conflict, Draining, Gone, NotFound
+from sessions.figures import Figures
 from sessions.jupyter.client import ClientConnection, JupyterClients
 from sessions.kernels.files import SupervisorFiles
 from sessions.kernels.health import HealthCheck
@@ -87,6 +88,7 @@ class Service:
         self._has_recovered = False
         self._store_watch = HealthCheck("database", self._store.ping)
         self._health: asyncio.Task[None] | None = None
+        self.figures = Figures(wiring, self._sessions, self._store_watch)
 
     @property
     def stages(self) -> Stages:
@@ -130,6 +132,7 @@ class Service:
         if self._health is not None:
             self._health.cancel()
         self._kernel_pool.stop_refilling()
+        await self.figures.close()
         grace_s = self._environment.timeouts.stop_grace_s
         await self._tasks.wait(grace_s)  # most requests end by themselves, or soon fail
         await self._tasks.cancel(grace_s)  # to undo what they have done may take the database a while

@@ -17,7 +17,7 @@ import docker.errors
 from kernel_image import protocol
 from sessions.errors import EngineUnavailable
 from sessions.model import KernelId
-from sessions.ports import Fate, ForkedKernel, LaunchSpec, Link, LinkListener
+from sessions.ports import Fate, ForkedKernel, LaunchSpec, Link, LinkListener, ZygoteFigures
 from sessions.settings import Limits
 
 
@@ -281,6 +281,9 @@ class MemoryEngine:
 
     def warnings(self) -> tuple[str, ...]:
         return ()
+
+    def zygote(self) -> ZygoteFigures | None:
+        return None
 
     def missing_limits(self, seen: Mapping[str, Any], limits: Limits) -> tuple[str, ...]:
         return tuple(seen.get("missing", ())) if limits else ()

@@ -20,9 +20,10 @@ from rich.console import Console
 from gateway.cli.kernelspec import kernelspec
 from gateway.config import loader as configuration
 from gateway.config.loader import Config
-from gateway.console import own_version, show_findings
+from gateway.console import show_findings
 from gateway.doctor import Level
 from gateway.host.logs import configure_logs
+from gateway.host.packages import own_version
 from sessions.errors import CellblockError, Misconfigured
 
 BAD_USAGE = 2

@@ -9,6 +9,7 @@ from tornado.web import Application
 
 from gateway.http.api.artifacts import FileHandler, ImageHandler
 from gateway.http.api.batch import BatchHandler
+from gateway.http.api.metrics import MetricsHandler
 from gateway.http.api.ops import HealthHandler, ReadyHandler, RootHandler, UnknownRouteHandler
 from gateway.http.api.runcode import RunCodeHandler
 from gateway.http.api.runcode_ws import RunCodeSocket
@@ -86,6 +87,7 @@ ROUTES = (
     _open("/readyz", ReadyHandler),
     _open("/openapi.json", OpenApiHandler),
     _open("/docs", DocsHandler),
+    Route("/metrics", MetricsHandler, _GET),
     _open("/", RootHandler),
 )
 _UNKNOWN = _missing("unknown", UnknownRouteHandler)

@@ -17,12 +17,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
-from sqlalchemy import Connection, Dialect, Engine, event, exc
+from sqlalchemy import Connection, Dialect, Engine, QueuePool, event, exc
 
 from gateway.store.engine import is_outage, outages_as_unavailable, unavailable
 from sessions.errors import StoreBusy, StoreUnavailable
+from sessions.ports import LaneFigures
 
 T = TypeVar("T")
 
@@ -139,6 +140,12 @@ class DbThreads:
         self._given_up_at_s = float("-inf")
         self._is_closed = False
         event.listen(engine, "do_connect", self._connect)
+
+    def figures(self, lane: str) -> LaneFigures:
+        """The connections of its engine now."""
+        pool = cast("QueuePool", self._engine.pool)
+        in_use = pool.checkedout()
+        return LaneFigures(lane, pool.checkedin() + in_use, in_use, pool.size())
 
     async def run(self, work: Work[T], *, timeout_s: float) -> T:
         """Do `work` in a thread. Raises StoreUnavailable when the database is out of reach, `timeout_s` after it began.

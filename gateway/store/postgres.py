@@ -38,7 +38,9 @@ from sessions.model import (
     Session,
     TenantId,
 )
+from sessions.ports import LaneFigures
 from sessions.sanitize import canonical_uuid
+from sessions.written import WrittenBytes, bytes_of, text_bytes
 
 T = TypeVar("T")
 
@@ -61,6 +63,8 @@ _BULK_BYTES = 256 << 10
 
 _CLOSING_BYTES = 4 << 20
 """Behind what is larger its connection is closed: libpq's buffers only grow."""
+
+_SIZE = text("SELECT pg_database_size(current_database())")
 
 _log = structlog.get_logger(__name__)
 
@@ -89,6 +93,7 @@ class PostgresStore:
         self._held = HeldRuns()
         self._is_reachable = True
         self._lack = ""
+        self.written = WrittenBytes()
 
     def __repr__(self) -> str:
         return f"<PostgresStore {'reachable' if self._is_reachable else 'out of reach'}, {len(self._held)} living runs>"
@@ -150,7 +155,7 @@ class PostgresStore:
             run_id,
             lambda connection: writing.append(connection, run_id, epoch, batch),
             lambda: writing.quick_append(run_id, epoch, batch),
-            batch,
+            bytes_of(batch),
         )
 
     async def finish_run(
@@ -165,8 +170,7 @@ class PostgresStore:
         def quick() -> writing.QuickWrite | None:
             return writing.quick_finish(result, epoch, batch, finished_at, session=session)
 
-        answer_bytes = len(result.output) + len(result.stderr) + sum(map(_rough_size, result.results))
-        await self._persist(result.run_id, work, quick, batch, other_bytes=answer_bytes)
+        await self._persist(result.run_id, work, quick, bytes_of(batch, result))
         self._held.ended(result.run_id)
 
     async def get_run(self, run_id: RunId) -> RunRecord | None:
@@ -267,6 +271,13 @@ class PostgresStore:
     async def ping(self) -> None:
         await self._run(lambda connection: connection.execute(text("SELECT 1")))
 
+    async def size_bytes(self) -> int:
+        """Of the whole database, of all who use it."""
+        return int(await self._run(lambda connection: connection.execute(_SIZE).scalar_one()))
+
+    def lanes(self) -> tuple[LaneFigures, ...]:
+        return (self._quick.figures(), self._calls.figures("small"), self._bulk_calls.figures("bulk"))
+
     async def close(self) -> None:
         """Calls under way may finish."""
         await asyncio.gather(self._quick.close(), self._calls.close(), self._bulk_calls.close())
@@ -287,7 +298,7 @@ class PostgresStore:
         def work(connection: Connection) -> Row[Any] | None:
             row = connection.execute(statement).one_or_none()
             if is_bulk and row is not None:
-                _close_behind(connection, _rough_size(row._asdict()))
+                _close_behind(connection, text_bytes(row._asdict()))
             return row
 
         return await self._run(work, is_bulk=is_bulk)
@@ -339,44 +350,30 @@ class PostgresStore:
             self._is_reachable = False
 
     async def _persist(
-        self,
-        run_id: RunId,
-        work: Work[bool],
-        quick: Callable[[], writing.QuickWrite | None],
-        batch: Batch,
-        *,
-        other_bytes: int = 0,
+        self, run_id: RunId, work: Work[bool], quick: Callable[[], writing.QuickWrite | None], written: WrittenBytes
     ) -> None:
         """Write what exists nowhere else, with a time-out that grows with its size. The caller retries."""
-        size_bytes = sum(len(artifact.data) for artifact in batch.artifacts)
-        size_bytes += other_bytes + sum(_rough_size(event.fields) for event in batch.events)
+        size_bytes = written.total
 
         def write(connection: Connection) -> None:
             self._held.write(connection, run_id, work)
             _close_behind(connection, size_bytes)
 
         timeout_s = self._timeout_s + size_bytes / _BULK_BYTES_PER_S
+        is_written = False
         if size_bytes <= _BULK_BYTES and self._quick.is_free() and (quick_write := quick()) is not None:
             row = await self._run_quickly(*quick_write, timeout_s)
-            if row is not None and row[0]:
-                self._lack = ""
-                return
-        await self._run(write, timeout_s=timeout_s, is_bulk=size_bytes > _BULK_BYTES)
+            is_written = row is not None and bool(row[0])
+        if not is_written:
+            await self._run(write, timeout_s=timeout_s, is_bulk=size_bytes > _BULK_BYTES)
         self._lack = ""
+        self.written += written
 
 
 def _close_behind(connection: Connection, size_bytes: int) -> None:
     """Have the connection closed, rather than used again, when this much has gone through it."""
     if size_bytes > _CLOSING_BYTES:
         connection.detach()
-
-
-def _rough_size(fields: Mapping[str, Any]) -> int:
-    """Bytes of the texts in a row or an event, or in what it has of MIME types."""
-    return sum(
-        len(value) if isinstance(value, str | bytes) else _rough_size(value) if isinstance(value, Mapping) else 0
-        for value in fields.values()
-    )
 
 
 def _add_run(connection: Connection, run: Run, epoch: int) -> RunRecord | None:

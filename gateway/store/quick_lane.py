@@ -20,6 +20,7 @@ from psycopg2 import extensions
 from gateway.store.engine import connect_arguments
 from gateway.store.statements import Prepared
 from sessions.errors import StoreUnavailable
+from sessions.ports import LaneFigures
 
 _FIRST_REST_S = 0.5
 _LONGEST_REST_S = 60.0
@@ -136,6 +137,10 @@ class QuickLane:
         if self._is_closed or time.monotonic() < self._rests_until_s:
             return False
         return bool(self._idle) or len(self._at_work) + len(self._being_made) < self._most
+
+    def figures(self) -> LaneFigures:
+        """Its connections now."""
+        return LaneFigures("quick", len(self._idle) + len(self._at_work), len(self._at_work), self._most)
 
     async def run(self, statement: Prepared, parameters: Mapping[str, Any], *, timeout_s: float) -> _Row | None:
         """The first row that the statement returns; None when there is none, or it was not done.

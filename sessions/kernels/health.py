@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -13,11 +14,15 @@ log = structlog.get_logger()
 
 
 class HealthCheck:
-    """The mutable state: `failure`, a sentence that says why the last check failed, or None."""
+    """The mutable state: `failure`, a sentence that says why the last check failed, or None; and how long it took.
+
+    `round_trip_s` is None before the first check, and after one that failed.
+    """
 
     def __init__(self, what: str, ask: Callable[[], Awaitable[None]]) -> None:
         """`ask` raises Unavailable when `what` does not answer."""
         self.failure: str | None = None
+        self.round_trip_s: float | None = None
         self._what = what
         self._ask = ask
 
@@ -27,6 +32,7 @@ class HealthCheck:
     async def poll(self, pause_s: float) -> None:
         """Keep `failure` true until cancelled, whatever `ask` raises."""
         while True:
+            begun_s, round_trip_s = time.perf_counter(), None
             try:
                 await self._ask()
             except Unavailable as error:
@@ -35,5 +41,6 @@ class HealthCheck:
                 log.exception("watch_failed", what=self._what)
                 self.failure = f"An unexpected error with the {self._what}; the gateway's log has it."
             else:
-                self.failure = None
+                self.failure, round_trip_s = None, time.perf_counter() - begun_s
+            self.round_trip_s = round_trip_s
             await asyncio.sleep(pause_s)

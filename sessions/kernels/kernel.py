@@ -97,6 +97,7 @@ class Kernel:
         self.on_usage_between_runs: Callable[[Usage], None] | None = None
         self.on_fork_wanted: Callable[[int], object] | None = None
         self.on_fork_refused: Callable[[str], None] | None = None
+        self.on_death: Callable[[Died], None] | None = None
         self._only_tapped = only_tapped
         self._timeouts = timeouts
         self._adopted = adopted
@@ -519,6 +520,8 @@ class Kernel:
         """Only the named requests have died: later ones belong to the next kernel process."""
         self.state = KernelState.STARTING
         died = self.last_death = died_of(fields)
+        if self.on_death is not None:
+            self.on_death(died)
         self._requests.end(str(fields.get("msg_id")), died)
         self._requests.refuse(_ids(fields.get("never_run")), died.cause)
         self._notify_change()

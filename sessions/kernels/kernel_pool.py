@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import structlog
 
@@ -16,20 +17,35 @@ from sessions.environment import Environment
 from sessions.errors import CellblockError, Draining, EngineUnavailable, NoKernelInTime, TooManyRequests
 from sessions.kernels.health import HealthCheck
 from sessions.kernels.kernel import Kernel, KernelState
+from sessions.kernels.outcomes import Cause
 from sessions.kernels.pool_policy import WarmPool
 from sessions.kernels.sandboxes import Sandboxes
 from sessions.model import KernelId
 from sessions.ports import Fate
 from sessions.settings import PoolSettings
+from sessions.tally import Launch
 
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class PoolFigures:
+    """How many kernels of one kernelspec there are now, by state, and how many claims wait, the oldest for how long."""
+
+    kernel_name: str
+    warm: int
+    starting: int
+    working: int
+    removing: int
+    waiting: int
+    oldest_wait_s: float
 
 
 class KernelPool:
     """Gives out kernels that are ready, each once, and launches others in their place.
 
-    The mutable state: the warm pools, the live kernels, the waiting claims, the tasks, and the kernels without a link
-    about whose sandboxes the engine is polled.
+    The mutable state: the warm pools, the live kernels, the waiting claims and since when they wait, the tasks, and the
+    kernels without a link about whose sandboxes the engine is polled.
     """
 
     def __init__(self, environment: Environment, pool: PoolSettings, kernel_names: Mapping[str, int]) -> None:
@@ -38,11 +54,13 @@ class KernelPool:
         self._queue = environment.limits.queue
         self._clock = environment.clock
         self._timeouts = environment.timeouts
-        self._max = pool.max
+        self._tally = environment.tally
+        self.most = pool.max
         self._pools = {
             name: WarmPool(PoolSettings(size, pool.max), environment.timeouts) for name, size in kernel_names.items()
         }
         self._waiters: dict[str, deque[asyncio.Future[Kernel]]] = {name: deque() for name in kernel_names}
+        self._waits_since_s: dict[asyncio.Future[Kernel], float] = {}
         self._kernels: dict[KernelId, Kernel] = {}
         self._tasks = BackgroundTasks("kernel_pool")
         self._polled: set[KernelId] = set()
@@ -61,6 +79,24 @@ class KernelPool:
     def working(self) -> int:
         """How many kernels are claimed."""
         return sum(len(pool.working) for pool in self._pools.values())
+
+    def figures(self) -> list[PoolFigures]:
+        """What there is now, by kernelspec."""
+        now_s = self._clock.monotonic()
+        return [
+            PoolFigures(
+                kernel_name=name,
+                warm=len(pool.warm),
+                starting=len(pool.launching),
+                working=len(pool.working),
+                removing=len(pool.removing),
+                waiting=sum(not waiter.done() for waiter in self._waiters[name]),
+                oldest_wait_s=max(
+                    (now_s - self._waits_since_s[one] for one in self._waiters[name] if not one.done()), default=0.0
+                ),
+            )
+            for name, pool in self._pools.items()
+        ]
 
     def reasons_not_ready(self) -> list[str]:
         """Why code could not run now, in sentences; empty when it could."""
@@ -100,6 +136,7 @@ class KernelPool:
             raise EngineUnavailable(f"No sandbox can be started, and nothing was run: {self.last_failure}")
         waiter: asyncio.Future[Kernel] = asyncio.get_running_loop().create_future()
         waiters.append(waiter)
+        self._waits_since_s[waiter] = self._clock.monotonic()
         pool.waiting = len(waiters)
         self._refill()
         try:
@@ -114,6 +151,7 @@ class KernelPool:
                 self.release(waiter.result())  # it came in the very moment the caller left
             raise
         finally:
+            del self._waits_since_s[waiter]
             if waiter in waiters:
                 waiters.remove(waiter)
             pool.waiting = len(waiters)
@@ -131,6 +169,8 @@ class KernelPool:
         pool = self._pools[kernel.kernel_name]
         if self._kernels.pop(kernel.kernel_id, None) is None:
             return
+        if kernel.state is KernelState.GONE and kernel.kernel_id not in pool.launching:
+            self._tally.deaths[Cause.GONE] += 1
         pool.remove(kernel.kernel_id)
         kernel.clear_watchers()
         self._sandboxes.discard(kernel)
@@ -228,7 +268,7 @@ class KernelPool:
 
     def _room(self) -> int:
         """How many more sandboxes there may be, over all languages."""
-        return max(0, self._max - sum(pool.live() for pool in self._pools.values()))
+        return max(0, self.most - sum(pool.live() for pool in self._pools.values()))
 
     def _make_room(self, pool: WarmPool, wanted: int) -> None:
         """Discard the oldest warm kernels of other languages when they leave no room for a claim that waits."""
@@ -254,6 +294,7 @@ class KernelPool:
         if kernel.kernel_id not in self._kernels:
             return  # retired while it came up
         pool.became_warm(kernel.kernel_id)
+        self._tally.launches[kernel.kernel_name, Launch.OK] += 1
         self.last_failure = None
         self._serve(kernel.kernel_name)
         self._refill()
@@ -264,6 +305,7 @@ class KernelPool:
         expected = isinstance(error, CellblockError)
         self.last_failure = str(error) if expected else "An unexpected error; the gateway's log has it."
         log.error("launch_failed", kernel_id=kernel.kernel_id, reason=str(error), exc_info=not expected)
+        self._tally.launches[kernel.kernel_name, Launch.FAILED] += 1
         pool.failed(kernel.kernel_id, self._clock.monotonic())
         self.discard(kernel)
         if pool.is_failing(self._clock.monotonic()):

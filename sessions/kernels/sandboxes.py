@@ -19,6 +19,7 @@ from sessions.environment import Environment
 from sessions.errors import EngineUnavailable
 from sessions.kernels.handshake import Handshake
 from sessions.kernels.kernel import Kernel
+from sessions.kernels.outcomes import Died
 from sessions.kernels.throttle import Account, SharedTime, Throttle
 from sessions.model import KernelId
 from sessions.ports import Fate, LaunchSpec
@@ -81,7 +82,11 @@ class Sandboxes:
         forks = Account(clock, 1.0, _FORK_BURST_S)
         kernel.on_fork_wanted = lambda number: self._handle_fork_wanted(kernel, number, forks)
         kernel.on_fork_refused = self._provisioner.stop_forking
+        kernel.on_death = self._count_death
         return kernel
+
+    def _count_death(self, died: Died) -> None:
+        self._environment.tally.deaths[died.cause] += 1
 
     def _handle_fork_wanted(self, kernel: Kernel, number: int, forks: Account) -> None:
         """One fork at a time for each: a supervisor that asks for another has given the first up, or wants too many."""

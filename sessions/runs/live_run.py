@@ -57,6 +57,7 @@ class LiveRun:
             run.run_id, self.fold, environment.store, environment.clock, timeouts, trace=self.trace
         )
         self._timeouts = timeouts
+        self._tally = environment.tally
         self.kernel: Kernel | None = None
         self.msg_id = ""
         self.begun_s: float | None = None
@@ -131,6 +132,7 @@ class LiveRun:
             )
         else:
             self.trace.end(Stage.COMMIT)
+            self._tally.runs[self.run.language, stored.status.value] += 1
             if not self.answer.done():
                 self.answer.set_result(stored)
 

@@ -79,6 +79,10 @@ class Registry:
         sessions = [session for (owner, _), session in self._sessions.items() if owner == tenant]
         return sorted((session for session in sessions if not session.is_over), key=lambda one: one.record.created_at)
 
+    def living(self) -> list[LiveSession]:
+        """The sessions of all tenants."""
+        return [session for session in self._sessions.values() if not session.is_over]
+
     # --- life of a session --------------------------------------------------------------------------------------------
 
     async def get_or_create(self, tenant: TenantId, session_id: SessionId, language: str) -> LiveSession:

@@ -33,6 +33,8 @@ from sessions.model import (
     TenantId,
     Usage,
 )
+from sessions.ports import LaneFigures
+from sessions.written import WrittenBytes, bytes_of
 
 
 @dataclass(slots=True)
@@ -108,6 +110,7 @@ class MemoryStore:
         self.runs: dict[RunId, StoredRun] = {}
         self.sessions: dict[tuple[TenantId, SessionId], Session] = {}
         self.is_reachable = True
+        self.written = WrittenBytes()
         self._last_number = 0
         self._now = now
 
@@ -145,6 +148,7 @@ class MemoryStore:
         stored = self._find(run_id)
         if stored.finished_at is None:
             stored.add(batch)
+        self.written += bytes_of(batch)
 
     async def finish_run(
         self, result: Result, batch: Batch, finished_at: datetime, session: Session | None = None
@@ -155,6 +159,7 @@ class MemoryStore:
             return
         stored.add(batch)
         stored.run = replace(stored.run, inputs=None)
+        self.written += bytes_of(batch, result)
         stored.status, stored.result, stored.finished_at = result.status, result, finished_at
         stored.progress = None
         if session is not None and (kept := self._same(session)):
@@ -279,6 +284,14 @@ class MemoryStore:
 
     async def ping(self) -> None:
         self._check()
+
+    async def size_bytes(self) -> int:
+        self._check()
+        return sum(stored.size_bytes() for stored in self.runs.values())
+
+    def lanes(self) -> tuple[LaneFigures, ...]:
+        """None: there are no connections."""
+        return ()
 
     async def close(self) -> None:
         """What was stored can still be looked at."""

@@ -35,6 +35,7 @@ from sessions.model import (
     Usage,
 )
 from sessions.ports import Store
+from sessions.written import WrittenBytes
 
 HERE = GatewayId("gateway-a")
 ELSEWHERE = GatewayId("gateway-b")
@@ -477,3 +478,25 @@ async def test_the_size_of_a_run_is_told_without_it(store: Store) -> None:
     await store.finish_run(ok(run, output="z" * 100_000, results=({"text/html": "z" * 100_000},)), Batch(), NOW)
     assert 400_000 <= await store.run_bytes(run.run_id) < 420_000
     assert await store.run_bytes(RunId("no uuid")) == 0
+
+
+async def test_what_was_committed_is_counted_by_kind(store: Store) -> None:
+    run, artifact = new_run(), new_artifact(bytes(1000))
+    await store.add_run(run)
+    await store.append(run.run_id, Batch((output_event(1, "12345"),), (artifact,), progress(1)))
+    first = store.written
+    assert (first.answers, first.artifacts) == (0, 1000)
+    assert 5 <= first.events < 50
+    await store.finish_run(ok(run, output="123", stderr="45", results=({"text/plain": "67"},)), Batch(), NOW)
+    assert store.written == first + WrittenBytes(answers=7)
+    with pytest.raises(NotFound):
+        await store.append(new_run().run_id, Batch((output_event(1),)))
+    assert store.written == first + WrittenBytes(answers=7)
+
+
+async def test_the_size_of_the_database_grows_with_what_is_in_it(store: Store) -> None:
+    before_bytes = await store.size_bytes()
+    run = await add_ended(store, code="x" * 1000)
+    await store.add_run(other := new_run(code=run.code))
+    await store.append(other.run_id, Batch(artifacts=(new_artifact(bytes(1_000_000)),)))
+    assert await store.size_bytes() > before_bytes

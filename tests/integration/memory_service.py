@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from memory_figures import MemoryFigures
 from memory_files import MemoryFiles
 
 from sessions.errors import Conflict, Gone, NotFound, TooManyRequests
@@ -115,9 +116,13 @@ class MemoryService:
     state: MemoryReadiness = field(default_factory=MemoryReadiness)
     hold: asyncio.Event | None = None
     finished: int = 0
-    stages: Stages = field(default_factory=Stages)
+    figures: MemoryFigures = field(default_factory=MemoryFigures)
     was_asked: asyncio.Event = field(default_factory=asyncio.Event)
     has_finished: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def stages(self) -> Stages:
+        return self.figures.stages
 
     # --- runs
 

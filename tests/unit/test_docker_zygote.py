@@ -18,7 +18,7 @@ from doubles import refusals, until
 from kernel_image.protocol import SOCKET_NAME
 from sessions.errors import EngineUnavailable
 from sessions.model import GatewayId, KernelId
-from sessions.ports import ForkedKernel, LaunchSpec
+from sessions.ports import ForkedKernel, LaunchSpec, ZygoteFigures
 from sessions.provisioners.docker import zygote as docker_zygote
 from sessions.provisioners.docker.engine import DockerEngine, EngineFacts, facts_from
 from sessions.provisioners.docker.provisioner import DockerProvisioner
@@ -169,6 +169,7 @@ async def test_where_there_can_be_none_none_is_started_and_nobody_is_warned(
     zygote = make_zygote(engine, short_dir, settings)
     assert not await zygote.ready(SPEC, facts)
     assert (zygote.why_not, zygote.trouble(), engine.configs) == (why, "", [])
+    assert zygote.figures() is None
     with pytest.raises(EngineUnavailable, match=re.escape(why)):
         await zygote.fork("sandbox", INIT)
     await zygote.close()
@@ -222,6 +223,17 @@ async def test_a_fork_that_fails_is_told_to_the_supervisor_and_not_the_end(
     with pytest.raises(EngineUnavailable, match="The zygote"):
         await zygote.fork("sandbox", INIT)
     assert (await zygote.fork("sandbox", INIT)).pid == 12
+    figures = zygote.figures()
+    assert figures is not None
+    assert (figures.forks, figures.failed_forks) == (1, 1)
+
+
+async def test_its_figures_say_whether_it_is_up(zygote: DockerZygote) -> None:
+    assert zygote.figures() == ZygoteFigures(is_up=False, forks=0, failed_forks=0)
+    await zygote.ready(SPEC, FACTS)
+    assert zygote.figures() == ZygoteFigures(is_up=True, forks=0, failed_forks=0)
+    zygote.give_up("what it forked was not like its sandbox")
+    assert zygote.figures() == ZygoteFigures(is_up=False, forks=0, failed_forks=0)
 
 
 async def test_one_that_cannot_say_what_it_imported_has_failed(zygote: DockerZygote, engine: MemoryDocker) -> None:

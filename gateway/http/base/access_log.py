@@ -1,4 +1,4 @@
-"""The access log: one line per request, without anything that the client wrote but its request id."""
+"""The access log: one line per request, without anything that the client wrote but its request id. It counts, too."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ def log_access(handler: RequestHandler) -> None:
     """One line per request. The route, never the URL: GET /runcode has code in it."""
     if not isinstance(handler, BaseHandler):
         return
+    duration_s = time.time() - handler.request._start_time  # noqa: SLF001 - tornado's own clock for this
+    status = handler.get_status()
+    handler.context.http.requests.note(handler.route.path, handler.request.method, status, duration_s)
     refusal = {"error_code": handler.error_code} if handler.error_code else {}
-    level = logging.DEBUG if handler.is_probe and handler.get_status() == HTTPStatus.OK else logging.INFO
+    level = logging.DEBUG if handler.is_probe and status == HTTPStatus.OK else logging.INFO
     _log.log(
         level,
         "request",
@@ -27,8 +30,8 @@ def log_access(handler: RequestHandler) -> None:
         tenant=handler.tenant,
         method=handler.request.method,
         route=handler.route.path,
-        status=handler.get_status(),
-        ms=round((time.time() - handler.request._start_time) * 1000, 1),  # noqa: SLF001 - tornado's own clock for this
+        status=status,
+        ms=round(duration_s * 1000, 1),
         **handler.logged,
         **refusal,
     )

@@ -131,6 +131,9 @@ class Places:
     def __repr__(self) -> str:
         return f"<Places {len(self._taken)} of {self.limit}, {len(self._doorstep)} on the doorstep>"
 
+    def __len__(self) -> int:
+        return len(self._taken) + len(self._doorstep)
+
     def take(self, client: str, close: Callable[[], None], stalled_s: Callable[[], float]) -> Place | None:
         """A place for a newcomer, maybe on the doorstep; None when that is full, too."""
         place = Place(client, close, stalled_s, self)

@@ -17,6 +17,7 @@ from tornado.httputil import HTTPHeaders
 from gateway.host.clock import SystemClock
 from gateway.host.descriptors import MOST_CONNECTIONS
 from gateway.http.base.connections import KEPT_FOR_OTHERS, Monotonic, Pace, Places
+from gateway.http.base.request_tally import RequestTally
 from sessions.concurrency import KeyedLock
 from sessions.errors import Draining, TooManyRequests, Unavailable
 from sessions.kernels.throttle import SharedTime
@@ -116,6 +117,7 @@ class HttpLimits:
         self.bodies = BufferedBodies(request_bytes, bounds)
         self.streams = Streams(bounds)
         self.in_flight = InFlight()
+        self.requests = RequestTally()
         self.places = Places(bounds.connections, SystemClock().monotonic)
         self.client_time = SharedTime(SystemClock())
         self._tenants: KeyedLock[TenantId] = KeyedLock()
@@ -155,15 +157,15 @@ class BufferedBodies:
     def __init__(self, request_bytes: int, bounds: HttpBounds, monotonic: Monotonic | None = None) -> None:
         self.drained_bytes = bounds.drain_factor * request_bytes
         self._small_bytes = request_bytes // _SMALL_PART
-        self._limit_bytes = bounds.buffered_bodies * request_bytes
-        self._largest_bytes = self._limit_bytes - self._limit_bytes // KEPT_FOR_OTHERS
+        self.limit_bytes = bounds.buffered_bodies * request_bytes
+        self._largest_bytes = self.limit_bytes - self.limit_bytes // KEPT_FOR_OTHERS
         self._monotonic = monotonic or SystemClock().monotonic
-        self._bytes = 0
+        self.size_bytes = 0
         self._of_client: Counter[str] = Counter()
         self._arrivals: dict[Arrival, None] = {}
 
     def __repr__(self) -> str:
-        return f"<BufferedBodies {self._bytes}>"
+        return f"<BufferedBodies {self.size_bytes}>"
 
     def reserve(self, size_bytes: int, client: str, arrival: Arrival | None = None) -> bool:
         """Count these bytes too; False, and nothing is counted, when there is no room for them."""
@@ -171,7 +173,7 @@ class BufferedBodies:
         while not is_small and self._of_client[client] + size_bytes > self._largest_bytes:
             if not self._drop_one(arrival, client):
                 return False
-        while self._bytes + size_bytes > self._limit_bytes:
+        while self.size_bytes + size_bytes > self.limit_bytes:
             if not self._drop_one(arrival):
                 return False
         self._count(size_bytes, client, arrival)
@@ -194,7 +196,7 @@ class BufferedBodies:
             self._arrivals.pop(arrival, None)
 
     def _count(self, size_bytes: int, client: str, arrival: Arrival | None) -> None:
-        self._bytes += size_bytes
+        self.size_bytes += size_bytes
         self._of_client[client] += size_bytes
         if arrival is not None:
             arrival.held_bytes += size_bytes
@@ -277,20 +279,20 @@ class InFlight:
     """Counts what has not ended: requests without an answer, or streams."""
 
     def __init__(self) -> None:
-        self._count = 0
+        self.count = 0
         self._none = asyncio.Event()
         self._none.set()
 
     def __repr__(self) -> str:
-        return f"<InFlight {self._count}>"
+        return f"<InFlight {self.count}>"
 
     def add(self) -> None:
-        self._count += 1
+        self.count += 1
         self._none.clear()
 
     def remove(self) -> None:
-        self._count -= 1
-        if self._count == 0:
+        self.count -= 1
+        if self.count == 0:
             self._none.set()
 
     async def wait_for_none(self, timeout_s: float | None = None) -> None:
@@ -326,6 +328,9 @@ class Streams:
 
     def __repr__(self) -> str:
         return f"<Streams {len(self._open)}{' closed' if self._is_closed else ''}>"
+
+    def __iter__(self) -> Iterator[Stream]:
+        return iter(list(self._open))
 
     @contextmanager
     def holding(self, stream: Stream) -> Iterator[None]:

@@ -38,11 +38,11 @@ class AnswerRoom:
 
     def __init__(self, bounds: HttpBounds) -> None:
         self._bounds = bounds
-        self._bytes = 0
+        self.size_bytes = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     def __repr__(self) -> str:
-        return f"<AnswerRoom {self._bytes}{f', {len(self._waiting)} wait' if self._waiting else ''}>"
+        return f"<AnswerRoom {self.size_bytes}{f', {len(self._waiting)} wait' if self._waiting else ''}>"
 
     @property
     def is_wanted(self) -> bool:
@@ -56,7 +56,7 @@ class AnswerRoom:
     async def reserve(self, size_bytes: int, wait_s: float) -> None:
         """Count these bytes once there is room for them. Raises Unavailable when there is none in time."""
         if not self._waiting and self._fits(size_bytes):
-            self._bytes += size_bytes
+            self.size_bytes += size_bytes
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((size_bytes, turn))
@@ -65,7 +65,7 @@ class AnswerRoom:
                 await turn
         except BaseException as error:
             if turn.done() and not turn.cancelled():
-                self._bytes -= size_bytes  # it came in the same moment
+                self.size_bytes -= size_bytes  # it came in the same moment
             with suppress(ValueError):
                 self._waiting.remove((size_bytes, turn))
             self._admit()
@@ -77,18 +77,18 @@ class AnswerRoom:
 
     def change(self, by_bytes: int) -> None:
         """Count that an answer has turned out larger or smaller, or is gone."""
-        self._bytes += by_bytes
+        self.size_bytes += by_bytes
         self._admit()
 
     def _admit(self) -> None:
         while self._waiting and self._fits(self._waiting[0][0]):
             size_bytes, turn = self._waiting.popleft()
             if not turn.done():
-                self._bytes += size_bytes
+                self.size_bytes += size_bytes
                 turn.set_result(None)
 
     def _fits(self, size_bytes: int) -> bool:
-        return self._bytes == 0 or self._bytes + size_bytes <= self._bounds.answers_bytes
+        return self.size_bytes == 0 or self.size_bytes + size_bytes <= self._bounds.answers_bytes
 
 
 class Place:

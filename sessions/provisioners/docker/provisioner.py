@@ -19,7 +19,7 @@ from docker.api.client import APIClient
 from kernel_image.kernel_process import FORKED_KERNEL
 from sessions.errors import EngineUnavailable
 from sessions.model import GatewayId, KernelId
-from sessions.ports import Fate, ForkedKernel, LaunchSpec
+from sessions.ports import Fate, ForkedKernel, LaunchSpec, ZygoteFigures
 from sessions.provisioners.docker.container import GATEWAY_LABEL, KERNEL_LABEL, container_config, container_name
 from sessions.provisioners.docker.engine import DockerEngine, EngineFacts, image_exists
 from sessions.provisioners.docker.events import ContainerEvents
@@ -173,6 +173,10 @@ class DockerProvisioner:
         """Why there is no zygote, unless it is the operator's will or this engine's nature."""
         why = self._zygote.trouble() if self._zygote is not None else ""
         return (f"Sandboxes start more slowly than they could, since there is no zygote: {why}.",) if why else ()
+
+    def zygote(self) -> ZygoteFigures | None:
+        """None where the operator or the engine wants none."""
+        return self._zygote.figures() if self._zygote is not None else None
 
     async def check(self) -> None:
         """One round trip: the engine answers and has the kernel image."""

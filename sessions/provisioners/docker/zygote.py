@@ -21,7 +21,7 @@ from docker.api.client import APIClient
 
 from kernel_image.protocol import SOCKET_NAME, UNIX_PATH_MAX_BYTES
 from sessions.errors import EngineUnavailable
-from sessions.ports import ForkedKernel, LaunchSpec
+from sessions.ports import ForkedKernel, LaunchSpec, ZygoteFigures
 from sessions.provisioners.docker.engine import DockerEngine, EngineFacts
 from sessions.provisioners.docker.zygote_container import ZYGOTE_LABEL, zygote_config
 from sessions.settings import EngineSettings
@@ -44,7 +44,8 @@ class DockerZygote:
     """One gateway's zygote.
 
     The state: the launch or the watch that is under way, how many starts have failed in succession and why, how many
-    forks as long as none has worked, and `why_not`, a sentence: set for as long as there will be none.
+    forks as long as none has worked, and `why_not`, a sentence: set for as long as there will be none. Also how many
+    forks there were, and how many failed.
     """
 
     def __init__(self, engine: DockerEngine, settings: EngineSettings, directory: Path) -> None:
@@ -58,6 +59,8 @@ class DockerZygote:
         self._why_failed = ""
         self._failed_forks: int | None = 0
         self._is_trouble = False
+        self._forks_counted = 0
+        self._failures_counted = 0
         self._gateway_id = ""
         self._failed_preloads: Mapping[str, str] = {}
         self._suspected = asyncio.Event()
@@ -92,14 +95,17 @@ class DockerZygote:
             answer = await self._ask({"container": container_id, "init": init})
         except (OSError, ValueError) as error:
             self._suspected.set()
+            self._failures_counted += 1
             log.warning("fork_failed", container_id=container_id, reason=repr(error))
             raise EngineUnavailable("The zygote does not answer.") from error
         if "pid" not in answer:
+            self._failures_counted += 1
             log.warning("fork_failed", container_id=container_id, reason=answer.get("error"))
             if counts:
                 self._note_failed_fork(str(answer.get("error")))
             raise EngineUnavailable(f"The zygote could not fork: {answer.get('error')}")
         self._failed_forks = None
+        self._forks_counted += 1
         return ForkedKernel(int(answer["pid"]), self._failed_preloads)
 
     def _note_failed_fork(self, why: str) -> None:
@@ -108,6 +114,12 @@ class DockerZygote:
             self._failed_forks += 1
             if self._failed_forks >= _MOST_FAILURES:
                 self.give_up(f"it cannot fork into sandboxes: {why}")
+
+    def figures(self) -> ZygoteFigures | None:
+        """How it is, and what it has done; None where it is unwanted, or this engine cannot have one."""
+        if self.why_not and not self._is_trouble:
+            return None
+        return ZygoteFigures(self.is_up, self._forks_counted, self._failures_counted)
 
     def trouble(self) -> str:
         """Why there is none although there should be one; empty if all is well."""

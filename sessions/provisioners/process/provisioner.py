@@ -126,6 +126,9 @@ class ProcessProvisioner:
     def stop_forking(self, why: str) -> None:
         """There is nothing to stop."""
 
+    def zygote(self) -> None:
+        """There is none."""
+
     def warnings(self) -> tuple[str, ...]:
         """None."""
         return ()

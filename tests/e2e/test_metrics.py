@@ -1,0 +1,124 @@
+"""`GET /metrics` of a real gateway with embedded PostgreSQL and the process engine: what has happened is counted."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from serve_rig import PATIENCE_S, Gateway, fork
+from store_fixtures import copy_template_data_dir
+
+RUNS = "cellblock_runs_total"
+STAGES = "cellblock_run_stage_duration_seconds_count"
+
+Samples = dict[str, dict[tuple[str, ...], float]]
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    parent = Path(tempfile.mkdtemp(prefix="cb-"))
+    copy_template_data_dir(parent / "data")
+    yield parent / "data"
+    shutil.rmtree(parent, ignore_errors=True)
+
+
+def scrape(gateway: Gateway) -> Samples:
+    """The values of each metric, by the values of its labels in the order of their names."""
+    samples: Samples = {}
+    for family in text_string_to_metric_families(httpx.get(f"{gateway.url}/metrics", timeout=30).text):
+        for sample in family.samples:
+            samples.setdefault(sample.name, {})[tuple(sample.labels.values())] = sample.value
+    return samples
+
+
+def until(gateway: Gateway, condition: Callable[[Samples], bool]) -> Samples:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not condition(samples := scrape(gateway)):
+        assert time.monotonic() < deadline_s, samples
+        time.sleep(0.05)
+    return samples
+
+
+def run(gateway: Gateway, code: str, **fields: Any) -> dict[str, Any]:
+    answer: dict[str, Any] = httpx.post(f"{gateway.url}/runcode", json={"code": code, **fields}, timeout=60).json()
+    return answer
+
+
+def counted(samples: Samples) -> dict[str, float]:
+    """How many runs of each status there were, of those that there were."""
+    return {status: count for (_, status), count in samples[RUNS].items() if count}
+
+
+def run_some_of_each_kind(gateway: Gateway) -> None:
+    assert run(gateway, "print('a' * 1000); open('a.bin', 'wb').write(bytes(5000))")["status"] == "ok"
+    assert run(gateway, "1", session_id="s")["status"] == "ok"
+    assert run(gateway, "1/0")["status"] == "error"
+    assert run(gateway, "while True: pass", timeout=0.5)["status"] == "timeout"
+    assert run(gateway, "import os; os._exit(3)")["status"] == "kernel_died"
+    with ThreadPoolExecutor() as threads:
+        sleeping = threads.submit(run, gateway, "import time; time.sleep(60)", session_id="t")
+        until(gateway, lambda samples: samples["cellblock_sessions"]["busy",] == 1)
+        run_id = httpx.get(f"{gateway.url}/runs?session_id=t").json()["runs"][0]["run_id"]
+        assert httpx.post(f"{gateway.url}/runs/{run_id}/cancel").status_code == 202
+        assert sleeping.result()["status"] == "cancelled"
+    assert httpx.get(f"{gateway.url}/runs/{run_id}").status_code == 200
+
+
+def assert_all_counted(samples: Samples) -> None:
+    expected = {"ok": 2, "error": 1, "timeout": 1, "kernel_died": 1, "cancelled": 1}
+    assert counted(samples) == expected
+    assert set(samples[RUNS]) == {("python", status) for status in (*expected, "oom", "lost")}
+    assert samples[STAGES]["commit",] == samples[STAGES]["claim",] == samples[STAGES]["handler",] == 6
+    assert samples["cellblock_kernel_deaths_total"]["exited",] == 1
+    assert samples["cellblock_kernels"]["python3", "working"] >= 2
+    assert samples["cellblock_sandbox_launches_total"]["python3", "ok"] >= 6
+    assert samples["cellblock_database_up"] == {(): 1}
+    assert samples["cellblock_database_size_bytes"][()] > 1_000_000
+    assert samples["cellblock_written_bytes_total"]["artifacts",] >= 5000
+    assert samples["cellblock_written_bytes_total"]["answers",] >= 1000
+    assert sum(samples["cellblock_database_connections_max"].values()) == 9
+    assert samples["cellblock_http_requests_total"]["POST", "/runcode", "200"] == 5
+    assert samples["cellblock_http_requests_total"]["POST", "/runcode", "504"] == 1
+    assert samples["cellblock_http_requests_total"]["GET", "/runs/{id}", "200"] == 1
+    assert "cellblock_zygote_up" not in samples
+
+
+def test_runs_are_counted_by_status_and_anew_after_a_crash(data_dir: Path) -> None:
+    first = fork(data_dir)
+    try:
+        run_some_of_each_kind(first)
+        assert_all_counted(until(first, lambda samples: samples["cellblock_sessions"]["idle",] == 2))
+        with ThreadPoolExecutor() as threads:
+            cut = threads.submit(run, first, "import time; time.sleep(3); print(1)", session_id="s")
+            until(first, lambda samples: samples["cellblock_runs_in_progress"]["running",] == 1)
+            first.process.kill()
+            first.process.wait(PATIENCE_S)
+            with pytest.raises(httpx.TransportError):
+                cut.result()
+    finally:
+        first.process.kill()
+        first.process.wait(PATIENCE_S)
+
+    second = fork(data_dir)
+    try:
+        # What it has taken over it counts when that ends; of what was before it knows nothing.
+        samples = until(second, lambda samples: bool(counted(samples)))
+        assert counted(samples) == {"ok": 1}
+        assert samples["cellblock_sessions"]["idle",] == 2
+        assert samples[STAGES]["handler",] == 0
+        assert set(samples["cellblock_kernel_deaths_total"].values()) == {0}
+        assert ("POST", "/runcode", "200") not in samples["cellblock_http_requests_total"]
+        for session_id in ("s", "t"):
+            assert httpx.delete(f"{second.url}/sessions/{session_id}", timeout=30).status_code == 204
+        assert scrape(second)["cellblock_sessions"]["idle",] == 0
+    finally:
+        second.stop(signal.SIGTERM)
