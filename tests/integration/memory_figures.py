@@ -28,7 +28,7 @@ class MemoryFigures:
         default_factory=lambda: DatabaseFigures(
             is_up=True,
             round_trip_s=0.002,
-            lanes=(LaneFigures("quick", 3, 1, 4),),
+            lanes=(LaneFigures("quick", 3, 1, 4), LaneFigures("small", 2, 0, 2), LaneFigures("bulk", 0, 0, 3)),
             written=WrittenBytes(artifacts=2000, events=100),
         )
     )
