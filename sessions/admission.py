@@ -182,6 +182,7 @@ class Admission:
             request_sha256=request.sha256() if request.idempotency_key is not None else None,
             jupyter=request.jupyter,
             inputs=request.inputs,
+            traceparent=request.traceparent,
         )
 
 

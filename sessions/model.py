@@ -171,11 +171,17 @@ class JupyterRequest:
         return self.content.get("stop_on_error") is not False
 
 
+def trace_fields(traceparent: str | None) -> dict[str, str]:
+    """The trace as the log has it; nothing where there is none."""
+    return {} if traceparent is None else {"trace_id": traceparent[3:35]}
+
+
 @dataclass(frozen=True, slots=True)
 class RunRequest:
     """What a caller asks for, already validated: a configured language, identifier names, a finite timeout.
 
     `allow_stdin` means that somebody can answer `input()`. `jupyter` is set when a Jupyter client asks, in a session.
+    `traceparent` is the caller's own, of W3C Trace Context, version 00.
     """
 
     tenant: TenantId
@@ -188,6 +194,7 @@ class RunRequest:
     idempotency_key: str | None = None
     jupyter: JupyterRequest | None = None
     inputs: RunInputs | None = None
+    traceparent: str | None = None
 
     def sha256(self) -> bytes:
         """A digest that is the same for two requests under one `Idempotency-Key` if they ask for the same."""
@@ -222,6 +229,11 @@ class Run:
     request_sha256: bytes | None = None
     jupyter: JupyterRequest | None = None
     inputs: RunInputs | None = None
+    traceparent: str | None = None
+
+    def log_fields(self) -> dict[str, str]:
+        """What every line of the log about it has."""
+        return {"run_id": self.run_id, **trace_fields(self.traceparent)}
 
     def source_bytes(self) -> int:
         """The approximate size of all that it was asked with."""

@@ -67,6 +67,6 @@ class HeldRuns:
             return False
         if (run := self._runs.get(run_id)) is None:
             raise NotFound(f"There is no run {run_id}.")
-        _log.warning("run_row_restored", run_id=run_id)
+        _log.warning("run_row_restored", **run.log_fields())
         connection.execute(runs.ADD_RUN, runs.add_parameters(run, self.epoch(run_id)))
         return True

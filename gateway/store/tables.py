@@ -35,7 +35,8 @@ _TIME = DateTime(timezone=True)
 # been removed" is told apart from "there never was such a run"; it keeps who ran when, and what it cost.
 # `jupyter` is how a Jupyter client asked for it, null for all others (header, metadata, content but for
 # the code, client). `inputs` (files as pairs of path and size, fetch, env) and `input_data`, the content of those files
-# one after the other, are null where the run was given none of it, and once it has ended.
+# one after the other, are null where the run was given none of it, and once it has ended. `traceparent` is its
+# client's, of W3C Trace Context; it goes with the content.
 # `answer` is the rest of the final answer: error, exception, results, images and files (artifacts, by the names under
 # which the answer has them), execution_count, truncated, session_created, session_lost. `taken_seq` and `progress`
 # (file_seq, state) say how far the events of a living run go; they change often, so no index may be on them. `epoch`
@@ -64,6 +65,7 @@ runs = Table(
     Column("jupyter", LosslessJSON),
     Column("inputs", LosslessJSON),
     Column("input_data", LargeBinary),
+    Column("traceparent", Text),
     Column("output", LosslessText),
     Column("stderr", LosslessText),
     Column("answer", LosslessJSON),

@@ -114,7 +114,7 @@ class RunExecutor:
                 await asyncio.sleep(self._timeouts.attempt_pause_s)
             except Exception:
                 # A bug of ours, but the run has one final status all the same.
-                log.exception("run_failed", run_id=live.run_id)
+                log.exception("run_failed", **live.run.log_fields())
                 return live.fold.finish_internal_error(_INTERNAL_ERROR)
 
     def _is_worth_waiting(self, error: CellblockError, source: KernelSource, until_s: float) -> bool:
@@ -277,7 +277,7 @@ class RunExecutor:
             if is_stopped or not kernel.is_linked():
                 kernel.abandon("the run did not end in time")
             else:
-                log.warning("files_cut", run_id=live.run_id, after_s=self._files_timeout_s)
+                log.warning("files_cut", **live.run.log_fields(), after_s=self._files_timeout_s)
                 kernel.stop_files(live.msg_id)
                 is_stopped = True
 

@@ -54,7 +54,13 @@ class LiveRun:
         self.text_bytes = self.source_bytes - (0 if run.inputs is None else run.inputs.size_bytes())
         self.fold = RunFold(run.run_id, environment.limits, run.session_id)
         self.recorder = Recorder(
-            run.run_id, self.fold, environment.store, environment.clock, timeouts, trace=self.trace
+            run.run_id,
+            self.fold,
+            environment.store,
+            environment.clock,
+            timeouts,
+            trace=self.trace,
+            log_fields=run.log_fields,
         )
         self._timeouts = timeouts
         self._tally = environment.tally
@@ -126,7 +132,7 @@ class LiveRun:
             stored = await self.recorder.finish(result, session)
         except Exception:
             # A bug of ours, or a database that refuses even the least; but the code was run.
-            log.exception("run_not_ended", run_id=self.run_id)
+            log.exception("run_not_ended", **self.run.log_fields())
             self.fail(
                 EndNotStored(f"The run {self.run_id} has ended, but that could not be stored. Do not run it again.")
             )
@@ -142,7 +148,7 @@ class LiveRun:
         try:
             yield
         except Exception:
-            log.exception("run_not_ended", run_id=self.run_id)
+            log.exception("run_not_ended", **self.run.log_fields())
             self.fail(EndNotStored(_NOT_ENDED.format(self.run_id)))
 
     def fail(self, error: CellblockError) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
@@ -54,9 +54,12 @@ class Recorder:
         timeouts: Timeouts,
         *,
         trace: RunTrace | None = None,
+        log_fields: Callable[[], Mapping[str, str]] | None = None,
     ) -> None:
+        """`log_fields` says what every line of the log about the run has, if that is more than its id."""
         loop = asyncio.get_running_loop()
         self.run_id = run_id
+        self._log_fields = log_fields or (lambda: {"run_id": run_id})
         self.fold = fold
         self.feed = Feed()
         self.code_ended: asyncio.Future[None] = loop.create_future()
@@ -180,7 +183,7 @@ class Recorder:
             except Exception:
                 if refusals == _MOST_REFUSALS:
                     raise
-                log.exception("batch_refused", run_id=self.run_id, events=len(batch.events))
+                log.exception("batch_refused", **self._log_fields(), events=len(batch.events))
                 refusals += 1
                 result = replace(result, truncated=True)
                 batch = self._least_batch(batch) if refusals < _MOST_REFUSALS else Batch()
@@ -276,7 +279,7 @@ class Recorder:
             try:
                 await self._persist(lambda batch=batch: self._store.append(self.run_id, batch))  # type: ignore[misc]
             except Exception:
-                log.exception("batch_refused", run_id=self.run_id, events=len(batch.events))
+                log.exception("batch_refused", **self._log_fields(), events=len(batch.events))
                 return  # `finish` tries once more, with everything
             finally:
                 self._is_writing = False
@@ -333,4 +336,4 @@ class Recorder:
         if now_s >= self._warned_at_s + _WARNING_PAUSE_S:
             self._warned_at_s = now_s
             cause = str(error.__cause__ or "no answer in time").strip()
-            log.warning("run_not_written", run_id=self.run_id, cause=cause)
+            log.warning("run_not_written", **self._log_fields(), cause=cause)

@@ -94,7 +94,8 @@ class StoredRun:
         """Remove all but a tombstone."""
         if self.finished_at is None:
             self.status, self.finished_at = RunStatus.LOST, at
-        self.run, self.expired_at = replace(self.run, code="", variables={}, jupyter=None, inputs=None), at
+        self.run = replace(self.run, code="", variables={}, jupyter=None, inputs=None, traceparent=None)
+        self.expired_at = at
         self.result = self.progress = None
         self.events.clear()
         self.artifacts.clear()

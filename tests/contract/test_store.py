@@ -40,6 +40,7 @@ from sessions.written import WrittenBytes
 HERE = GatewayId("gateway-a")
 ELSEWHERE = GatewayId("gateway-b")
 SOMEBODY = TenantId("somebody")
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 AWKWARD = "NUL \x00, lone surrogates \ud800 \udfff, substitute \x1a0000, \U0001f600 and \u4e2d\u6587"
 NO_IDS = ["0b9a4c1e-0000-4000-8000-000000000000", "", "x", "\x00", "\ud800", "'; DROP TABLE runs"]
 
@@ -72,6 +73,7 @@ async def test_a_new_run_is_queued_and_one_with_a_kernel_is_running(store: Store
         idempotency_key="key",
         request_sha256=bytes(range(32)),
         jupyter=JupyterRequest({"msg_id": AWKWARD, "odd": [None, 1]}, {"cellId": "1"}, {"silent": False}, AWKWARD),
+        traceparent=TRACEPARENT,
     )
     running = new_run(kernel_id=new_kernel_id(), started_at=NOW)
     assert await store.add_run(queued) is None
@@ -389,7 +391,8 @@ async def test_unfinished_are_the_living_runs_of_that_gateway_in_order(store: St
 
 async def test_retention_takes_the_content_of_old_runs_and_leaves_young_ones_alone(store: Store) -> None:
     asked = JupyterRequest({"msg_id": "secret"}, {}, {}, "client")
-    old, young = new_run(idempotency_key="key", jupyter=asked), new_run(created_at=NOW + timedelta(days=1))
+    old = new_run(idempotency_key="key", jupyter=asked, traceparent=TRACEPARENT)
+    young = new_run(created_at=NOW + timedelta(days=1))
     artifacts = {run.run_id: new_artifact() for run in (old, young)}
     for run in (old, young):
         await store.add_run(run)
@@ -398,7 +401,7 @@ async def test_retention_takes_the_content_of_old_runs_and_leaves_young_ones_alo
     assert await store.remove_expired(NOW + HOUR) == 1
     assert await store.remove_expired(NOW + HOUR) == 0
     tombstone = await find(store, old)
-    bare = replace(old, code="", variables={}, jupyter=None)
+    bare = replace(old, code="", variables={}, jupyter=None, traceparent=None)
     assert tombstone == RunRecord(bare, tombstone.number, RunStatus.OK, NOW, expired_at=tombstone.expired_at)
     assert tombstone.expired_at is not None
     assert await store.find_run(old.tenant, "key") == tombstone

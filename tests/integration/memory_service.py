@@ -362,6 +362,7 @@ class MemoryService:
             timeout_s=request.timeout_s,
             created_at=NEW_YEAR + timedelta(minutes=number),
             session_id=request.session_id,
+            traceparent=request.traceparent,
         )
         memory = MemoryRun(request, RunRecord(run, number, RunStatus.RUNNING))
         memory.add(EventType.STARTED, session_id=request.session_id, session_created=None, execution_count=number)

@@ -81,12 +81,14 @@ class BatchHandler(StreamingHandler):
             languages=self.context.config.languages,
             limits=self.context.config.limits,
             idempotency_key=fields.idempotency_key,
+            env_allowed=self.context.config.env_allowed,
+            traceparent=self.traceparent,
         )
 
     def refusal(self, error: Exception) -> tuple[dict[str, Any], int]:
         """The answer that says why there is no other, and its status. An unexpected error is logged."""
         if not isinstance(error, CellblockError):
-            _log.error("unexpected error", route=self.route.path, request_id=self.request_id, exc_info=error)
+            _log.error("unexpected error", route=self.route.path, **self.log_fields, exc_info=error)
         return {**error_fields(error), "request_id": self.request_id}, status_of(error)
 
     async def send_line(self, line: bytes) -> None:

@@ -87,6 +87,7 @@ class RunCodeHandler(StreamingHandler):
             from_query=self._is_query,
             idempotency_key=self.request.headers.get("Idempotency-Key"),
             env_allowed=self.context.config.env_allowed,
+            traceparent=self.traceparent,
         )
 
     @property

@@ -77,6 +77,7 @@ class RunCodeSocket(SocketHandler):
             allow_stdin=True,
             idempotency_key=message.idempotency_key,
             env_allowed=self.context.config.env_allowed,
+            traceparent=self.traceparent,
         )
 
     # --- runs ---------------------------------------------------------------------------------------------------------
@@ -123,7 +124,7 @@ class RunCodeSocket(SocketHandler):
             return
         message = error_message(error, identifier)
         if not isinstance(error, CellblockError):
-            _log.error("unexpected error", route=self.route.path, request_id=self.request_id, exc_info=error)
+            _log.error("unexpected error", route=self.route.path, **self.log_fields, exc_info=error)
         try:
             with self.placing() as place:
                 await self.send_message(message, place)

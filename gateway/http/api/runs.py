@@ -81,6 +81,7 @@ def run_record(record: RunRecord, base_url: str) -> dict[str, Any]:
         "language": run.language,
         "created_at": iso(run.created_at),
         "finished_at": iso(record.finished_at),
+        **({} if run.traceparent is None else {"traceparent": run.traceparent}),
     }
 
 

@@ -118,7 +118,7 @@ class StreamingHandler(BaseHandler):
         if error is None or isinstance(error, StreamClosedError):
             return
         if not isinstance(error, TimeoutError):
-            _log.warning("stream broken off", request_id=self.request_id, **logged, exc_info=error)
+            _log.warning("stream broken off", **self.log_fields, **logged, exc_info=error)
         self.disconnect()
 
 

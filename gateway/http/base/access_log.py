@@ -26,7 +26,7 @@ def log_access(handler: RequestHandler) -> None:
     _log.log(
         level,
         "request",
-        request_id=handler.request_id,
+        **handler.log_fields,
         tenant=handler.tenant,
         method=handler.request.method,
         route=handler.route.path,

@@ -24,9 +24,10 @@ from gateway.http.base.errors import INTERNAL_SENTENCE, SHAPE_OF_STATUS, STATUS_
 from gateway.http.base.limits import IncomingBody, declared_bytes, no_room
 from gateway.http.base.outgoing import Patience, bytes_of, is_taken
 from gateway.http.base.route import Exposure, Route
+from gateway.http.parse.traceparent import traceparent_of
 from gateway.http.render.answer import strict_json
 from sessions.errors import CellblockError, Conflict, TooLarge, Unavailable
-from sessions.model import ANONYMOUS, TenantId
+from sessions.model import ANONYMOUS, TenantId, trace_fields
 from sessions.sanitize import well_formed
 
 MAX_HEADER_BYTES = 64 << 10
@@ -51,6 +52,7 @@ class BaseHandler(RequestHandler):
 
     def __init__(self, application: Application, request: HTTPServerRequest, **kwargs: Any) -> None:
         self.request_id = _request_id(request)
+        self.traceparent = traceparent_of(request.headers.get("traceparent"))
         self.error_code: str | None = None
         self.logged: dict[str, Any] = {}
         self.tenant: TenantId = ANONYMOUS
@@ -66,6 +68,11 @@ class BaseHandler(RequestHandler):
         self._body = IncomingBody(context.http.bodies, self._drop_slow_body)
         self.place = context.answers.place()
         self.patience = Patience(context.http.bounds, context.answers)
+
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """What every line of the log about this request has."""
+        return {"request_id": self.request_id, **trace_fields(self.traceparent)}
 
     async def handle_request(self) -> None:
         """Serve the request, whose whole body is in `body`. May raise any CellblockError."""
@@ -229,7 +236,7 @@ class BaseHandler(RequestHandler):
             self.set_header("Access-Control-Allow-Methods", self.route.allow)
             self.set_header(
                 "Access-Control-Allow-Headers",
-                "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Request-Id",
+                "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, Traceparent, X-Request-Id",
             )
             self.set_header("Access-Control-Max-Age", "600")
             if self.request.headers.get("Access-Control-Request-Private-Network") == "true":
@@ -331,7 +338,7 @@ class BaseHandler(RequestHandler):
         """Log unexpected errors, without the request's URL; refusals are in the access log."""
         if isinstance(value, HTTPError) or (isinstance(value, CellblockError) and value.code in STATUS_OF_CODE):
             return
-        _log.error("unexpected error", route=self.route.path, request_id=self.request_id, exc_info=(typ, value, tb))
+        _log.error("unexpected error", route=self.route.path, **self.log_fields, exc_info=(typ, value, tb))
 
 
 def _header_bytes(request: HTTPServerRequest) -> int:

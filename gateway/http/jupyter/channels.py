@@ -144,9 +144,9 @@ class JupyterChannels(JupyterHandler, SocketHandler):
         except InvalidRequest as error:
             self._refuse(error)
         except CellblockError as error:
-            _log.warning("jupyter_message_dropped", request_id=self.request_id, reason=str(error))
+            _log.warning("jupyter_message_dropped", **self.log_fields, reason=str(error))
         except Exception:  # noqa: BLE001 - a bug of ours; the connection goes on
-            _log.exception("jupyter_message_failed", request_id=self.request_id)
+            _log.exception("jupyter_message_failed", **self.log_fields)
         else:
             if pause_s > 0:
                 await asyncio.sleep(pause_s)
@@ -155,7 +155,7 @@ class JupyterChannels(JupyterHandler, SocketHandler):
         """An invalid message gets no answer, since it names no request; the connection goes on."""
         self._garbage += 1
         if self._garbage == 1:
-            _log.warning("jupyter_message_refused", request_id=self.request_id, reason=str(error))
+            _log.warning("jupyter_message_refused", **self.log_fields, reason=str(error))
         if self._garbage > MAX_GARBAGE:
             self.close(_PROTOCOL_ERROR, "too many messages that are no Jupyter messages")
 
@@ -175,10 +175,10 @@ class JupyterChannels(JupyterHandler, SocketHandler):
         except WebSocketClosedError:
             pass  # the client is gone
         except Unavailable as error:  # there was no room in memory; the client reconnects, and gets it then
-            _log.warning("jupyter_client_not_told", request_id=self.request_id, reason=str(error))
+            _log.warning("jupyter_client_not_told", **self.log_fields, reason=str(error))
             self.disconnect()
         except Exception:  # noqa: BLE001 - a bug of ours; likewise
-            _log.exception("jupyter_client_not_told", request_id=self.request_id)
+            _log.exception("jupyter_client_not_told", **self.log_fields)
             self.disconnect()
 
     async def _replay(self, connection: ClientConnection, replay: Replay, receipts: Receipts) -> None:

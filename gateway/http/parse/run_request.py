@@ -87,6 +87,7 @@ def run_request(
     allow_stdin: bool = False,
     idempotency_key: str | None = None,
     env_allowed: Collection[str] = (),
+    traceparent: str | None = None,
 ) -> RunRequest:
     """Check what the types cannot say. Raises InvalidRequest and UnsupportedLanguage."""
     language = _language(fields, languages)
@@ -103,6 +104,7 @@ def run_request(
         allow_stdin=allow_stdin,
         idempotency_key=None if idempotency_key is None else _sane_key(idempotency_key),
         inputs=run_inputs(fields.files, fields.fetch, fields.env, env_allowed),
+        traceparent=traceparent,
     )
 
 

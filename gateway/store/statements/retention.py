@@ -28,8 +28,9 @@ EXPIRE = text(
     ), without_artifacts AS (
         DELETE FROM artifacts USING due WHERE artifacts.run_id = due.run_id
     ), expired AS (
-        UPDATE runs SET expired_at = now(), code = NULL, variables = NULL, jupyter = NULL, output = NULL, stderr = NULL,
-                        answer = NULL, taken_seq = NULL, progress = NULL, inputs = NULL, input_data = NULL,
+        UPDATE runs SET expired_at = now(), code = NULL, variables = NULL, jupyter = NULL, inputs = NULL,
+                        input_data = NULL, traceparent = NULL, output = NULL, stderr = NULL, answer = NULL,
+                        taken_seq = NULL, progress = NULL,
                         status = CASE WHEN finished_at IS NULL THEN :lost ELSE status END,
                         finished_at = coalesce(finished_at, now())
         FROM due WHERE runs.run_id = due.run_id
