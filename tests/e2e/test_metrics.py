@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import tempfile
@@ -18,6 +19,13 @@ from serve_rig import PATIENCE_S, Gateway, fork
 from store_fixtures import copy_template_data_dir
 
 RUNS = "cellblock_runs_total"
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+TRACEPARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
+WAITING = """
+import os, time
+while not os.path.exists({!r}):
+    time.sleep(0.01)
+"""
 STAGES = "cellblock_run_stage_duration_seconds_count"
 
 Samples = dict[str, dict[tuple[str, ...], float]]
@@ -49,8 +57,11 @@ def until(gateway: Gateway, condition: Callable[[Samples], bool]) -> Samples:
 
 
 def run(gateway: Gateway, code: str, **fields: Any) -> dict[str, Any]:
-    answer: dict[str, Any] = httpx.post(f"{gateway.url}/runcode", json={"code": code, **fields}, timeout=60).json()
-    return answer
+    answer = httpx.post(
+        f"{gateway.url}/runcode", json={"code": code, **fields}, headers={"traceparent": TRACEPARENT}, timeout=60
+    )
+    shape: dict[str, Any] = answer.json()
+    return shape
 
 
 def counted(samples: Samples) -> dict[str, float]:
@@ -93,28 +104,34 @@ def assert_all_counted(samples: Samples) -> None:
 
 
 def test_runs_are_counted_by_status_and_anew_after_a_crash(data_dir: Path) -> None:
+    gate = data_dir.parent / "gate"
     first = fork(data_dir)
     try:
         run_some_of_each_kind(first)
         assert_all_counted(until(first, lambda samples: samples["cellblock_sessions"]["idle",] == 2))
         with ThreadPoolExecutor() as threads:
-            cut = threads.submit(run, first, "import time; time.sleep(3); print(1)", session_id="s")
+            cut = threads.submit(run, first, WAITING.format(str(gate)), session_id="s")
             until(first, lambda samples: samples["cellblock_runs_in_progress"]["running",] == 1)
             first.process.kill()
             first.process.wait(PATIENCE_S)
             with pytest.raises(httpx.TransportError):
                 cut.result()
+        lines = [json.loads(line) for line in first.log.read_text().splitlines()]
+        assert {line.get("trace_id") for line in lines if line.get("route") == "/runcode"} == {TRACE}
     finally:
         first.process.kill()
         first.process.wait(PATIENCE_S)
 
     second = fork(data_dir)
     try:
+        assert counted(scrape(second)) == {}
+        gate.touch()
         # What it has taken over it counts when that ends; of what was before it knows nothing.
         samples = until(second, lambda samples: bool(counted(samples)))
         assert counted(samples) == {"ok": 1}
-        assert samples["cellblock_sessions"]["idle",] == 2
         assert samples[STAGES]["handler",] == 0
+        newest = httpx.get(f"{second.url}/runs").json()["runs"][0]["run_id"]
+        assert httpx.get(f"{second.url}/runs/{newest}").json()["traceparent"] == TRACEPARENT
         assert set(samples["cellblock_kernel_deaths_total"].values()) == {0}
         assert ("POST", "/runcode", "200") not in samples["cellblock_http_requests_total"]
         for session_id in ("s", "t"):
