@@ -138,6 +138,18 @@ async def test_requests_are_counted_by_route_and_never_by_what_a_client_wrote(cl
     assert {dict(labels)["route"] for of, labels in samples if of == name} <= known
 
 
+async def test_a_route_that_was_used_shows_that_none_of_its_requests_failed(
+    face: Face, client: httpx.AsyncClient
+) -> None:
+    failed = {"route": "/runcode", "method": "POST", "status": "500"}
+    name = "cellblock_http_requests_total"
+    await client.post("/runcode", json={"code": "1"})
+    assert value(await scrape(client), name, **failed) == 0
+    face.service.next_error = RuntimeError("a bug")
+    await client.post("/runcode", json={"code": "1"})
+    assert value(await scrape(client), name, **failed) == 1
+
+
 async def test_streams_and_sockets_are_counted_while_they_are_open(face: Face, client: httpx.AsyncClient) -> None:
     name = "cellblock_http_streams"
     async with connect(face.ws_url), asyncio.TaskGroup() as group:

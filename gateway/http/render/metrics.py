@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from itertools import accumulate
 from typing import Any
 
@@ -151,11 +152,14 @@ def database_metrics(figures: Figures, size_bytes: int | None) -> Iterator[Metri
 
 def http_metrics(http: HttpFigures) -> Iterator[Metric]:
     """Requests, streams, connections, memory."""
+    # Prometheus sees no increase where a series begins, and the first 500 is the one that counts.
+    none_failed = {(*of, str(HTTPStatus.INTERNAL_SERVER_ERROR.value)): 0 for of in http.durations}
+    answered = {(route, method, str(status)): count for (route, method, status), count in http.requests.items()}
     yield _counter(
         "cellblock_http_requests",
         "Requests that were answered.",
         ("route", "method", "status"),
-        {(route, method, str(status)): count for (route, method, status), count in http.requests.items()},
+        {**none_failed, **answered},
     )
     yield _histogram(
         "cellblock_http_request_duration_seconds",
