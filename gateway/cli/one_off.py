@@ -1,0 +1,150 @@
+"""A gateway of a command's own, where none is running: a child process on a free port of loopback.
+
+It lives as long as the block that asked for it, and not longer than this process, however that ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import socket
+import sys
+import tempfile
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+
+import httpx
+
+from gateway.client import AsyncClient, ClientError
+from gateway.client.calls import TOKEN_VARIABLE, URL_VARIABLE
+from gateway.config import loader as configuration
+from gateway.host.data_dir import DataDir
+from gateway.host.stop_signals import ending_on_sigterm
+from sessions.errors import SetUpFailed
+
+_POLL_S = 0.05
+_END_S = 40.0
+_PATIENCE_AT_END_S = 5.0
+_DIRECTORY_NAME = "one-off"
+_PR_SET_PDEATHSIG = 1
+_SENTENCE_PREFIX = "cellblock: "
+
+
+@asynccontextmanager
+async def one_off(config: Path | None = None, environ: Mapping[str, str] = os.environ) -> AsyncIterator[str]:
+    """Start a gateway, wait until it listens, and yield its address; it takes requests without a token.
+
+    It has the engine, packages and limits of the configuration, but neither its address nor its database. Its data is
+    in the directory `one-off` of the configured data directory, or where another one-off gateway uses that, in a
+    temporary one. SIGTERM ends the block first, and then
+    the program, as Ctrl-C does.
+
+    Raises SetUpFailed and Misconfigured with the gateway's own sentence.
+    """
+    environ = {name: value for name, value in environ.items() if name not in (URL_VARIABLE, TOKEN_VARIABLE, "PORT")}
+    async with AsyncExitStack() as stack:
+        stack.enter_context(ending_on_sigterm())
+        data_dir = _free_directory(configuration.load(config, environ).data_dir(environ) / _DIRECTORY_NAME)
+        if data_dir is None:
+            data_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cb-"))) / "d"
+            data_dir.mkdir(mode=0o700)
+        port = _free_port()
+        log = data_dir / "log"
+        process = await _start(config, log, {**environ, **_settings(data_dir, port)})
+        stack.push_async_callback(_end, process)
+        url = f"http://127.0.0.1:{port}"
+        await _wait_until_it_listens(process, url, log)
+        stack.push_async_callback(_end_sessions, url)
+        await _end_sessions(url)  # of a predecessor that was killed
+        yield url
+
+
+def _settings(data_dir: Path, port: int) -> dict[str, str]:
+    return {
+        "CELLBLOCK_SERVER_HOST": "127.0.0.1",
+        "CELLBLOCK_SERVER_PORT": str(port),
+        "CELLBLOCK_SERVER_PUBLIC_URL": "",
+        "CELLBLOCK_SERVER_DATA_DIR": str(data_dir),
+        "CELLBLOCK_DATABASE_URL": "",
+        "CELLBLOCK_AUTH_REQUIRED": "false",
+        "CELLBLOCK_AUTH_TOKENS": "[]",
+        "CELLBLOCK_POOL_SIZE": "1",
+    }
+
+
+def _free_directory(path: Path) -> Path | None:
+    """The directory, unless another gateway has it or it cannot be written."""
+    try:
+        DataDir.open(path).release()
+    except SetUpFailed:
+        return None
+    return path
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+async def _start(config: Path | None, log: Path, environ: Mapping[str, str]) -> Process:
+    arguments = ["--config", str(config)] if config else []
+    with log.open("wb") as stderr:
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "gateway",
+            "serve",
+            *arguments,
+            env=environ,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=stderr,
+            start_new_session=True,  # Ctrl-C in the terminal is for us: we end it once its sessions are
+            preexec_fn=_end_with_parent,
+        )
+
+
+def _end_with_parent() -> None:
+    """Have the kernel send SIGTERM when the parent is gone, even if it was killed."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+async def _wait_until_it_listens(process: Process, url: str, log: Path) -> None:
+    async with httpx.AsyncClient() as http:
+        while process.returncode is None:
+            with suppress(httpx.TransportError):
+                if (await http.get(f"{url}/healthz")).status_code == httpx.codes.OK:
+                    return
+            await asyncio.sleep(_POLL_S)
+    why = _last_sentence(log) or f"it ended with status {process.returncode}, and {log} has its last words."
+    raise SetUpFailed(f"No gateway could be started: {why}")
+
+
+def _last_sentence(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line for line in reversed(lines) if line.startswith(_SENTENCE_PREFIX)), "").removeprefix(
+        _SENTENCE_PREFIX
+    )
+
+
+async def _end_sessions(url: str) -> None:
+    """End what would otherwise wait for the next gateway."""
+    async with AsyncClient(url, "", patience_s=_PATIENCE_AT_END_S) as client:
+        with suppress(ClientError):
+            for info in await client.sessions():
+                with suppress(ClientError):
+                    await (await client.session(info.session_id)).end()
+
+
+async def _end(process: Process) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            process.send_signal(number)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), _END_S)
+            return
