@@ -1,4 +1,4 @@
-"""The command line: `cellblock serve | build | doctor | migrate | kernelspec`.
+"""The command line: `cellblock serve | build | doctor | migrate | kernelspec | mcp`.
 
 It reads the configuration and hands over to `gateway.app`; what goes wrong comes out as one plain sentence.
 """
@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from gateway.cli.kernelspec import kernelspec
+from gateway.cli.mcp import mcp
 from gateway.config import loader as configuration
 from gateway.config.loader import Config
 from gateway.console import show_findings
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 
 app.add_typer(kernelspec, name="kernelspec")
+app.command()(mcp)
 
 ConfigOption = Annotated[
     Path | None,

@@ -9,6 +9,7 @@ import pytest
 from ipykernel.iostream import OutStream
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.zmqshell import ZMQInteractiveShell
+from mcp.server.session import ServerSession
 from tornado import http1connection
 from tornado.httpserver import HTTPServer
 from tornado.web import RequestHandler
@@ -35,6 +36,7 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
     WebSocketProtocol13: ("_fragmented_message_buffer", "_wire_bytes_in"),
     HTTPServer: ("_connections",),
     RequestHandler: ("_finished", "_headers"),
+    ServerSession: ("_connection",),
 }
 """Set somewhere in the class, which a look at its source shows."""
 
