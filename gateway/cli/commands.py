@@ -40,7 +40,6 @@ app = typer.Typer(
 )
 
 app.add_typer(kernelspec, name="kernelspec")
-app.command()(mcp)
 
 ConfigOption = Annotated[
     Path | None,
@@ -147,6 +146,9 @@ def doctor(
         show_findings(Console(), findings)
     if any(finding.level is Level.FAIL for finding in findings):
         raise typer.Exit(FAILED)
+
+
+app.command()(mcp)
 
 
 def _load(path: Path | None) -> Config:

@@ -24,6 +24,9 @@ from gateway.mcp.conversation import Conversation, Made, Ran
 MOST_CHARACTERS = 20_000
 """Of text in a tool's answer. The whole is a resource."""
 
+MOST_FILE_BYTES = 8 << 20
+"""Of a file that `read_file` reads."""
+
 MOST_IMAGES = 5
 MOST_IMAGE_BYTES = 1 << 20
 """Of all images in one answer. Hosts bound answers too, and those that are too large are lost as a whole."""
@@ -59,7 +62,7 @@ def text_of(result: RunResult[Any]) -> str:
     if result.truncated:
         parts.append("[The gateway's limits have cut something off.]")
     if result.session_lost:
-        parts.append("[The session's variables are lost. The next run gets a fresh kernel.]")
+        parts.append("[The session's variables are lost.]")
     return "\n".join(part.removesuffix("\n") for part in parts if part) or "(no output)"
 
 
@@ -78,6 +81,8 @@ async def run_content(conversation: Conversation, ran: Ran) -> list[ContentBlock
     uri = output_uri(result.run_id)
     text = text_of(result)
     blocks: list[ContentBlock] = [TextContent(text=bounded(text, uri))]
+    if ran.found_nothing and not result.session_lost:
+        blocks.append(TextContent(text="[The session is new. Variables and files of earlier runs are not there.]"))
     links: list[ResourceLink] = []
     if len(text) > MOST_CHARACTERS:
         links.append(ResourceLink(name="output", uri=uri, mime_type="text/plain", size=len(text.encode())))
@@ -101,6 +106,15 @@ async def run_content(conversation: Conversation, ran: Ran) -> list[ContentBlock
 def image_content(content: bytes, content_type: str) -> ImageContent:
     """An image that the model sees."""
     return ImageContent(data=base64.b64encode(content).decode(), mime_type=content_type)
+
+
+def too_large_content(session_id: str, path: str, size_bytes: int) -> list[ContentBlock]:
+    """The answer to `read_file` for what is not read at all."""
+    uri = session_file_uri(session_id, path)
+    return [
+        TextContent(text=f"{path} has {size_bytes} bytes: read it with code, in parts."),
+        ResourceLink(name=path, uri=uri, mime_type=_type_of(path), size=size_bytes),
+    ]
 
 
 def file_content(session_id: str, path: str, content: bytes) -> list[ContentBlock]:

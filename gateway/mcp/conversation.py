@@ -37,14 +37,20 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """A run that has ended. `made` says more of what is in the result's `images` and `files`."""
+    """A run that has ended. `made` says more of what is in the result's `images` and `files`.
+
+    `found_nothing` says that the session had none of the variables that the client may believe in.
+    """
 
     result: RunResult[Awaitable[bytes]]
     made: dict[str, Made]
+    found_nothing: bool
 
 
 class Conversation:
     """The mutable state is the sessions, by language, the one that was used last, and what the runs have made.
+
+    So are those that are known to be `_fresh`, because they were made or reset and nothing has run there since.
 
     All methods raise ClientError, and CellblockError where a gateway had to be started and could not be.
     """
@@ -56,7 +62,9 @@ class Conversation:
         self.links: deque[Resource] = deque(maxlen=_LINKS_KEPT)
         self._sessions: dict[str | None, AsyncSession] = {}
         self._latest: str | None = None
+        self._fresh: set[str] = set()
         self._one_at_a_time = asyncio.Lock()
+        self._opening = asyncio.Lock()
 
     async def run(
         self, code: str, on_output: OnOutput, *, session_id: str | None, language: str | None, timeout_s: float | None
@@ -82,12 +90,18 @@ class Conversation:
                         elif event.type in ("image", "file"):
                             made[fields["name"]] = Made(fields["content_type"], fields["bytes"])
                         elif event.type == "end":
-                            return Ran(client.result_of(event), made)
+                            return self._ran(client.result_of(event), made)
             except asyncio.CancelledError:
                 with anyio.move_on_after(_STOP_S, shield=True), suppress(ClientError):
                     await self._stop(client, session, run_id)
                 raise
             raise AssertionError("Streams end with an `end`, or raise.")
+
+    def _ran(self, result: RunResult[Awaitable[bytes]], made: dict[str, Made]) -> Ran:
+        session_id = result.session_id or ""
+        found_nothing = result.session_created and session_id not in self._fresh
+        self._fresh.discard(session_id)
+        return Ran(result, made, found_nothing)
 
     async def _stop(self, client: AsyncClient, session: AsyncSession, run_id: str | None) -> None:
         if run_id is None and self.is_lasting:  # nobody else runs anything in this session
@@ -102,20 +116,26 @@ class Conversation:
         if session_id is not None:
             return await client.session(session_id, language=language)
         if not self.is_lasting:
-            return await client.session(language=language)
+            return await self._new(client, language)
         self._latest = language
-        if language not in self._sessions:
-            self._sessions[language] = await client.session(language=language)
+        async with self._opening:
+            if language not in self._sessions:
+                self._sessions[language] = await self._new(client, language)
         return self._sessions[language]
+
+    async def _new(self, client: AsyncClient, language: str | None) -> AsyncSession:
+        session = await client.session(language=language)
+        self._fresh.add(session.session_id)
+        return session
 
     async def files_session(self, session_id: str | None) -> AsyncSession:
         """The session whose files are meant: the one in which code ran last. One that has expired is replaced."""
         session = await self.session(session_id, self._latest)
-        if session_id is None:
+        if session_id is None and self.is_lasting:
             try:
                 await session.refresh()
             except NotFound:
-                del self._sessions[self._latest]
+                self._sessions.pop(self._latest, None)
                 return await self.session(None, self._latest)
         return session
 
@@ -128,6 +148,7 @@ class Conversation:
         for session in sessions:
             with suppress(NotFound):  # it has expired, and the next run makes a new one
                 await session.restart()
+                self._fresh.add(session.session_id)
                 count += 1
         return count
 

@@ -105,6 +105,8 @@ class _Clients:
 
     async def check(self, token: str) -> None:
         """Raise Unauthorized where the gateway does not take this token. A gateway that is away is asked later."""
+        if not token.isascii():  # no header can carry it on
+            raise Unauthorized("This token is not known here: check it, or ask for a new one.")
         digest, now_s = digest_of(token), time.monotonic()
         if self._known_until_s.get(digest, 0.0) > now_s:
             return

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -41,6 +42,7 @@ from sessions.errors import CellblockError
 Context = ServerRequestContext[Any, Any]
 ConversationOf = Callable[[Context], Conversation]
 
+_PROGRESS_EVERY_S = 0.2
 _INSTRUCTIONS = (
     "Runs code in an isolated sandbox. `run_code` works like the cells of a notebook: variables, imports and files "
     "stay from one call to the next, until `reset`. Figures that are shown come back as images; files that the code "
@@ -108,8 +110,13 @@ def make_server(version: str, conversation_of: ConversationOf) -> Server[Any]:
 
 
 async def _run_code(context: Context, conversation: Conversation, asked: tools.RunCode) -> CallToolResult:
+    reported_s = float("-inf")
+
     async def on_output(count: int, line: str) -> None:
-        await context.session.report_progress(count, message=line)
+        nonlocal reported_s
+        if (now_s := time.monotonic()) >= reported_s + _PROGRESS_EVERY_S:
+            reported_s = now_s
+            await context.session.report_progress(count, message=line)
 
     ran = await conversation.run(
         asked.code, on_output, session_id=asked.session_id, language=asked.language, timeout_s=asked.timeout
@@ -131,9 +138,11 @@ async def _list_files(_: Context, conversation: Conversation, asked: tools.NoArg
 
 async def _read_file(_: Context, conversation: Conversation, asked: tools.ReadFile) -> CallToolResult:
     session = await conversation.files_session(asked.session_id)
-    return CallToolResult(
-        content=content.file_content(session.session_id, asked.path, await session.files.read(asked.path))
-    )
+    sizes = {file.path: file.size_bytes for file in await session.files.list()}
+    if (size_bytes := sizes.get(asked.path, 0)) > content.MOST_FILE_BYTES:
+        return CallToolResult(content=content.too_large_content(session.session_id, asked.path, size_bytes))
+    data = await session.files.read(asked.path)
+    return CallToolResult(content=content.file_content(session.session_id, asked.path, data))
 
 
 async def _write_file(_: Context, conversation: Conversation, asked: tools.WriteFile) -> CallToolResult:

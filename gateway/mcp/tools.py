@@ -95,7 +95,7 @@ def tools(*, with_session_id: bool) -> list[Tool]:
         known = found.pop("properties")
         found.pop("title", None)
         found.pop("description", None)
-        shown = {key: value for key, value in known.items() if with_session_id or key != _SESSION_ID}
+        shown = {key: _plain(value) for key, value in known.items() if with_session_id or key != _SESSION_ID}
         return {**found, "properties": shown}
 
     return [
@@ -143,3 +143,11 @@ def tools(*, with_session_id: bool) -> list[Tool]:
             ),
         ),
     ]
+
+
+def _plain(schema: dict[str, Any]) -> dict[str, Any]:
+    """What may be left out may also be null, which hosts need not know, and some do not understand."""
+    kinds = [kind for kind in schema.get("anyOf", []) if kind != {"type": "null"}]
+    if len(kinds) != 1:
+        return schema
+    return {**kinds[0], "description": schema["description"]}

@@ -82,7 +82,7 @@ async def test_tools_say_what_they_take(host: Host) -> None:
     for tool in tools.values():
         properties = tool.input_schema["properties"]
         assert ("session_id" in properties) is not host.has_conversation
-        assert all(shown["description"] for shown in properties.values())
+        assert all(shown["description"] and isinstance(shown["type"], str) for shown in properties.values())
         assert tool.annotations is not None
         assert tool.annotations.open_world_hint is False
     assert tools["run_code"].input_schema["required"] == ["code"]
@@ -138,6 +138,10 @@ async def test_files_are_written_listed_and_read(host: Host) -> None:
     listed = await host.call("list_files")
     sizes = {file["path"]: file["bytes"] for file in listed.structured_content["files"]}
     assert (sizes["in/a.txt"], sizes["dot.png"]) == (7, 70)
+    await host.run("open('large.txt', 'w').write('x' * (9 << 20))")
+    large = await host.call("read_file", path="large.txt")
+    assert f"{9 << 20} bytes" in texts(large)[0]
+    assert links(large)["large.txt"].size == 9 << 20
     assert json.loads(texts(listed)[0]) == listed.structured_content
     assert texts(await host.call("read_file", path="in/a.txt")) == ["Grüße"]
     assert images(await host.call("read_file", path="dot.png"))[0].data == PNG
@@ -152,7 +156,27 @@ async def test_files_are_written_listed_and_read(host: Host) -> None:
 async def test_reset_forgets_variables_and_keeps_files(host: Host) -> None:
     await host.run("y = 1; open('kept.txt', 'w').write('kept')")
     assert not (await host.call("reset")).is_error
-    assert await host.text("'y' in globals(), open('kept.txt').read()") == "(False, 'kept')"
+    result = await host.run("'y' in globals(), open('kept.txt').read()")
+    assert texts(result)[0] == "(False, 'kept')"
+    assert "new" not in "".join(texts(result)) or not host.has_conversation
+
+
+async def test_a_session_that_is_gone_is_made_anew_and_that_is_said(
+    hosts: dict[str, Host], gateway: CrashableGateway
+) -> None:
+    host = hosts["stdio"]
+    await host.run("x = 1")
+    async with AsyncClient(gateway.url, "") as client:
+        for info in await client.sessions():
+            await (await client.session(info.session_id)).end()
+    assert not (await host.call("write_file", path="a.txt", text="a")).is_error
+    assert texts(await host.run("open('a.txt').read()")) == ["'a'"]
+    async with AsyncClient(gateway.url, "") as client:
+        for info in await client.sessions():
+            await (await client.session(info.session_id)).end()
+    answer = texts(await host.run("'x' in globals()"))
+    assert answer[0] == "False"
+    assert "The session is new" in answer[1]
 
 
 async def test_progress_is_the_last_line_and_cancelling_interrupts(host: Host) -> None:
@@ -213,8 +237,9 @@ async def test_a_conversation_is_no_other_tenants(http_url: str) -> None:
         taken = await client.post(http_url, json=ping, headers={**own, "Authorization": "Bearer bob"})
         kept = await client.post(http_url, json=ping, headers={**own, "Authorization": "Bearer alice"})
         assert (taken.status_code, kept.status_code) == (404, 200)
-        unknown = await client.post(http_url, json=hello, headers={"Authorization": "Bearer eve"})
-        assert (unknown.status_code, unknown.headers["WWW-Authenticate"]) == (401, "Bearer")
+        for token in (b"eve", "Äve".encode()):
+            unknown = await client.post(http_url, json=hello, headers={b"Authorization": b"Bearer " + token})
+            assert (unknown.status_code, unknown.headers["WWW-Authenticate"]) == (401, "Bearer")
         await client.delete(http_url, headers={**own, "Authorization": "Bearer alice"})
 
 
