@@ -1,4 +1,4 @@
-"""The command line: `cellblock serve | build | doctor | migrate | kernelspec | mcp`.
+"""The command line: `cellblock serve | build | run | shell | sessions | runs | doctor | migrate | kernelspec | mcp`.
 
 It reads the configuration and hands over to `gateway.app`; what goes wrong comes out as one plain sentence.
 """
@@ -19,6 +19,10 @@ from rich.console import Console
 
 from gateway.cli.kernelspec import kernelspec
 from gateway.cli.mcp import mcp
+from gateway.cli.run import run
+from gateway.cli.runs import runs
+from gateway.cli.sessions import sessions
+from gateway.cli.shell import shell
 from gateway.config import loader as configuration
 from gateway.config.loader import Config
 from gateway.console import show_findings
@@ -34,11 +38,14 @@ app = typer.Typer(
     name="cellblock",
     help="A self-hosted code interpreter: every run in a container of its own, at notebook speed, and never lost.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 
+app.command()(run)
+app.command()(shell)
+app.add_typer(sessions, name="sessions")
+app.add_typer(runs, name="runs")
 app.add_typer(kernelspec, name="kernelspec")
 
 ConfigOption = Annotated[

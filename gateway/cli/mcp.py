@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from gateway.config import loader as configuration
-from gateway.console import own_version
+from gateway.host.packages import own_version
 from gateway.host.stop_signals import ending_on_sigterm
 from sessions.errors import CellblockError, Misconfigured, SetUpFailed
 
@@ -52,13 +52,14 @@ def mcp(
 
     Standard input and output carry the protocol; the log goes to standard error.
     """
-    from gateway.client import calls
+    from gateway.addresses import URL_VARIABLE
+    from gateway.client.calls import Origin
 
     if http is not None and token:
         raise Misconfigured("With --http each client brings its own token: leave --token out.")
-    named = url or os.environ.get(calls.URL_VARIABLE, "")
+    named = url or os.environ.get(URL_VARIABLE, "")
     try:
-        calls.Origin(named or None, token)
+        Origin(named or None, token)
     except ValueError as error:
         raise Misconfigured(str(error)) from error
     try:
@@ -124,7 +125,7 @@ async def _keep_gateway(
 
     try:
         if named or await _answers(token):
-            from gateway.client.calls import DEFAULT_URL
+            from gateway.addresses import DEFAULT_URL
 
             finding.set_result(named or DEFAULT_URL)
             return

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import httpx
 
+from gateway.addresses import TOKEN_VARIABLE, URL_VARIABLE
 from gateway.client import AsyncClient, ClientError
-from gateway.client.calls import TOKEN_VARIABLE, URL_VARIABLE
 from gateway.config import loader as configuration
 from gateway.host.data_dir import DataDir
 from gateway.host.stop_signals import ending_on_sigterm

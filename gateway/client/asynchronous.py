@@ -31,7 +31,7 @@ Result = RunResult[Awaitable[bytes]]
 
 
 class AsyncClient:
-    """A gateway, to run code on. It may be used by several threads at once.
+    """A gateway, to run code on. It may be used by several tasks at once.
 
     Every call is repeated while the gateway is away or busy, for `patience_s` seconds without any success; code runs
     once all the same. All raise ClientError in its kinds. Without arguments the address and the token are those of the
@@ -51,6 +51,16 @@ class AsyncClient:
         Raises ValueError for what is no URL.
         """
         self._transport = AsyncTransport(calls.Origin(base_url, token), patience_s, http or httpx.AsyncClient())
+
+    @property
+    def url(self) -> str:
+        """The gateway's address."""
+        return self._transport.origin.url
+
+    @property
+    def token(self) -> str:
+        """What it is sent; empty where there is none."""
+        return self._transport.origin.token
 
     def __repr__(self) -> str:
         return f"<AsyncClient {self._transport.origin.url}>"
@@ -141,6 +151,14 @@ class AsyncClient:
             return AsyncSession(self, self._transport, session_info(answer), ends_with_block=created and not keep)
 
         return OpeningSession(opened)
+
+    async def get_session(self, session_id: str) -> SessionInfo:
+        """A session as it is now."""
+        return session_info((await self._transport.ask(Ask("GET", f"/sessions/{calls.segment(session_id)}"))).json())
+
+    async def attach(self, session_id: str) -> AsyncSession:
+        """A session that is there, to work with; no block ends it."""
+        return AsyncSession(self, self._transport, await self.get_session(session_id), ends_with_block=False)
 
     async def sessions(self) -> list[SessionInfo]:
         """The sessions that there are, oldest first."""

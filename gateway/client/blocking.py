@@ -51,6 +51,16 @@ class Client:
         """
         self._transport = Transport(calls.Origin(base_url, token), patience_s, http or httpx.Client())
 
+    @property
+    def url(self) -> str:
+        """The gateway's address."""
+        return self._transport.origin.url
+
+    @property
+    def token(self) -> str:
+        """What it is sent; empty where there is none."""
+        return self._transport.origin.token
+
     def __repr__(self) -> str:
         return f"<Client {self._transport.origin.url}>"
 
@@ -131,6 +141,14 @@ class Client:
         call = calls.open_session(session_id, arguments, self._transport.patience())
         created, answer = self._transport.do(call)
         return Session(self, self._transport, session_info(answer), ends_with_block=created and not keep)
+
+    def get_session(self, session_id: str) -> SessionInfo:
+        """A session as it is now."""
+        return session_info(self._transport.ask(Ask("GET", f"/sessions/{calls.segment(session_id)}")).json())
+
+    def attach(self, session_id: str) -> Session:
+        """A session that is there, to work with; no block ends it."""
+        return Session(self, self._transport, self.get_session(session_id), ends_with_block=False)
 
     def sessions(self) -> list[SessionInfo]:
         """The sessions that there are, oldest first."""

@@ -19,6 +19,7 @@ from uuid import uuid4
 
 import httpx
 
+from gateway.addresses import DEFAULT_URL, TOKEN_VARIABLE, URL_VARIABLE
 from gateway.client.errors import (
     ClientError,
     Conflict,
@@ -29,10 +30,6 @@ from gateway.client.errors import (
     Unavailable,
     error_of,
 )
-
-DEFAULT_URL = "http://127.0.0.1:8000"
-URL_VARIABLE = "CELLBLOCK_URL"
-TOKEN_VARIABLE = "CELLBLOCK_TOKEN"  # noqa: S105 - the variable's name
 
 PATIENCE_S = 60.0
 READ_TIMEOUT_S = 60.0
@@ -199,8 +196,8 @@ class Origin:
         self.url = (url or os.environ.get(URL_VARIABLE) or DEFAULT_URL).rstrip("/")
         if httpx.URL(self.url).scheme not in ("http", "https"):
             raise ValueError(f"A gateway's address begins with http:// or https://, as {DEFAULT_URL} does.")
-        token = os.environ.get(TOKEN_VARIABLE, "") if token is None else token
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.token = os.environ.get(TOKEN_VARIABLE, "") if token is None else token
+        self._headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
 
     def arguments(self, ask: Ask) -> dict[str, Any]:
         """A request as httpx takes it. Raises ValueError for what JSON does not have, such as NaN."""

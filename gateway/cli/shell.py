@@ -1,0 +1,161 @@
+"""`cellblock shell`: a session as a prompt, with a history, completion from the kernel, and answers to `input()`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gateway.cli.connection import Address, OneOffOption, TokenOption, UrlOption, connected_or_started, talk
+from gateway.cli.terminal import Screen, plain
+from gateway.config import loader as configuration
+
+if TYPE_CHECKING:
+    from gateway.client import AsyncClient, AsyncSession
+
+_LEAVE = ("exit", "quit", "exit()", "quit()")
+
+
+def shell(
+    session: Annotated[
+        str | None,
+        typer.Argument(metavar="[SESSION]", help="The session; without one, a new one that ends with the shell."),
+    ] = None,
+    *,
+    language: Annotated[str | None, typer.Option(help="Of a new session: one of the gateway's languages.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave a new session to go on.")] = False,
+    url: UrlOption = None,
+    token: TokenOption = None,
+    starts: OneOffOption = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            envvar=configuration.FILE_VARIABLE,
+            help="The configuration of a gateway that is started for this shell alone.",
+            dir_okay=False,
+        ),
+    ] = None,
+) -> None:
+    """Work in a session, line by line.
+
+    Tab completes, Ctrl-C interrupts what runs, Ctrl-D leaves. Alt-Enter begins a new line. Without a terminal, each
+    line of standard input is run.
+    """
+
+    async def conversation() -> None:
+        async with connected_or_started(url, token, config, starts=starts) as (client, _):
+            address = Address(client.url, client.token)
+            async with client.session(session, keep=keep, language=language) as opened:
+                await Shell(client, address, opened).run()
+
+    talk(conversation())
+
+
+class Shell:
+    """One sitting. The mutable state: the number of the next cell."""
+
+    def __init__(self, client: AsyncClient, address: Address, session: AsyncSession) -> None:
+        from gateway.cli.kernel_questions import KernelQuestions
+
+        self._client = client
+        self._address = address
+        self._session = session
+        self._questions = KernelQuestions(address, session.info.kernel_id)
+        self._screen = Screen()
+        self._next = session.info.runs + 1
+
+    async def run(self) -> None:
+        """Read and run cells until the end of the input."""
+        if sys.stdin.isatty():
+            sys.stderr.write(f"Session {self._session.session_id}. Ctrl-D leaves.\n")
+        cells = self._typed() if sys.stdin.isatty() else _lines()
+        try:
+            async for code in cells:
+                if code.strip() in _LEAVE:
+                    return
+                if code.strip():
+                    await self._run_cell(code)
+        finally:
+            self._questions.close()
+
+    async def _typed(self) -> AsyncIterator[str]:
+        from gateway.cli.prompt import make_prompt
+
+        prompt = make_prompt(self._questions, self._session.info.language)
+        while True:
+            try:
+                yield await prompt.prompt_async(f"In [{self._next}]: ")
+            except KeyboardInterrupt:
+                continue
+            except EOFError:
+                return
+
+    async def _run_cell(self, code: str) -> None:
+        """Run one cell to its end; Ctrl-C interrupts it, and the session goes on."""
+        running = asyncio.ensure_future(self._show(code))
+        with _interrupting(self._session):
+            await running
+
+    async def _show(self, code: str) -> None:
+        from gateway.cli.live import LiveRun
+        from gateway.cli.run import show_made
+
+        live = LiveRun(self._client, self._address, self._session.session_id, self._ask)
+        async for event in live.events(code):
+            self._screen.show(event.type, event.fields)
+            if event.type == "end":
+                self._next = (event.fields.get("execution_count") or self._next) + 1
+                if event.fields["status"] not in ("ok", "error"):
+                    self._screen.show("stderr", {"text": f"{event.fields.get('error', '')}\n"})
+                if event.fields.get("session_lost"):
+                    self._screen.show("stderr", {"text": "The variables are gone.\n"})
+                await show_made(self._client.result_of(event), {})
+
+    async def _ask(self, prompt: str, hidden: bool) -> str | None:  # noqa: FBT001 - live.Ask
+        if not sys.stdin.isatty():
+            line = await asyncio.to_thread(sys.stdin.readline)
+            return line.rstrip("\n") if line else None
+        from prompt_toolkit import PromptSession
+
+        try:
+            return await PromptSession[str]().prompt_async(plain(prompt), is_password=hidden)
+        except (EOFError, KeyboardInterrupt):
+            pass
+        await self._session.interrupt()
+        return None
+
+
+@contextmanager
+def _interrupting(session: AsyncSession) -> Iterator[None]:
+    """While code runs, Ctrl-C is for the code."""
+    from gateway.client import ClientError
+
+    loop = asyncio.get_running_loop()
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def interrupt() -> None:
+        with suppress(ClientError):
+            await session.interrupt()
+
+    def on_signal() -> None:
+        task = loop.create_task(interrupt())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    loop.add_signal_handler(signal.SIGINT, on_signal)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+
+
+async def _lines() -> AsyncIterator[str]:
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        yield line

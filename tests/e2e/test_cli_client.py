@@ -1,0 +1,206 @@
+"""The commands that talk to a gateway: run, shell, sessions, runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pytest
+import serve_rig
+from store_fixtures import copy_template_data_dir
+from typer.testing import CliRunner, Result
+
+from gateway.cli.commands import app
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[serve_rig.Gateway]:
+    directory = Path(tempfile.mkdtemp(prefix="cb-"))
+    copy_template_data_dir(directory / "d")
+    gateway = serve_rig.fork(directory / "d")
+    yield gateway
+    gateway.process.terminate()
+    gateway.process.wait(60)
+    shutil.rmtree(directory)
+
+
+def cellblock(gateway: serve_rig.Gateway, *arguments: str, text: str = "") -> Result:
+    return CliRunner().invoke(app, [*arguments, "--url", gateway.url], input=text)
+
+
+def run_code(gateway: serve_rig.Gateway, code: str, *arguments: str) -> Result:
+    return cellblock(gateway, "run", "-", *arguments, text=code)
+
+
+def as_json(result: Result) -> Any:
+    assert result.exit_code in (0, 1), result.output
+    return json.loads(result.stdout)
+
+
+def test_code_runs_and_is_shown(gateway: serve_rig.Gateway, tmp_path: Path) -> None:
+    file, data = tmp_path / "a.py", tmp_path / "data.txt"
+    file.write_text("import sys\nprint(x, y, open('in.txt').read())\nprint('e', file=sys.stderr)\nx * 2")
+    data.write_text("data")
+    done = cellblock(gateway, "run", str(file), "--var", "x=21", "--var", "y=text", "--file", f"{data}=in.txt")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "21 text data\n42\n", "e\n")
+
+
+def test_code_that_fails_is_exit_status_1(gateway: serve_rig.Gateway) -> None:
+    done = run_code(gateway, "print('before')\n1/0")
+    assert (done.exit_code, done.stdout) == (1, "before\n")
+    assert "ZeroDivisionError" in done.stderr
+    done = run_code(gateway, "import time; time.sleep(30)", "--timeout", "0.3")
+    assert done.exit_code == 1
+    assert "time limit of 0.3 s" in done.stderr
+
+
+def test_an_answer_as_json(gateway: serve_rig.Gateway) -> None:
+    answer = as_json(run_code(gateway, "print('\\ud800')\n6 * 7", "--json"))
+    assert (answer["status"], answer["results"]) == ("ok", [{"text/plain": "42"}])
+    assert as_json(run_code(gateway, "1/0", "--json"))["exception"]["name"] == "ZeroDivisionError"
+
+
+def test_what_the_code_made_is_saved_or_linked(gateway: serve_rig.Gateway, tmp_path: Path) -> None:
+    code = "import os; os.mkdir('sub'); open('sub/a.txt', 'w').write('content')"
+    done = run_code(gateway, code)
+    assert f"[sub/a.txt] {gateway.url}/file/" in done.stderr
+    done = run_code(gateway, code, "--out", str(tmp_path / "out"))
+    assert (tmp_path / "out" / "sub" / "a.txt").read_text() == "content"
+    assert f"[sub/a.txt] {tmp_path / 'out' / 'sub' / 'a.txt'}" in done.stderr
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "sub").symlink_to(tmp_path / "out")
+    done = run_code(gateway, code, "--out", str(tmp_path / "linked"))
+    assert done.exit_code == 1
+    assert "outside" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run"],
+        ["run", "/no/such/file"],
+        ["run", "-", "--var", "x"],
+        ["run", "-", "--timeout", "0"],
+        ["run", "-", "--url", "localhost:8000"],
+        ["runs", "list", "--limit", "0"],
+        ["sessions", "show"],
+        ["sessions", "nonsense"],
+    ],
+)
+def test_bad_usage_is_exit_status_2(arguments: list[str]) -> None:
+    assert CliRunner().invoke(app, arguments).exit_code == 2
+
+
+@pytest.mark.parametrize("command", [["run", "-"], ["sessions"], ["runs"], ["shell"]])
+def test_no_gateway_is_one_sentence_at_once(command: list[str]) -> None:
+    with serve_rig.socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        done = CliRunner().invoke(app, [*command, "--url", f"http://127.0.0.1:{unused.getsockname()[1]}"])
+    assert done.exit_code == 1
+    assert done.stderr.startswith("cellblock: No gateway answers at ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_sessions_and_runs_are_listed_and_shown(gateway: serve_rig.Gateway, tmp_path: Path) -> None:
+    made = as_json(run_code(gateway, "x = 5\nprint('out')\nx", "--session", "listed", "--json"))
+    assert as_json(run_code(gateway, "x", "--session", "listed", "--json"))["results"] == [{"text/plain": "5"}]
+    assert [session["session_id"] for session in as_json(cellblock(gateway, "sessions", "--json"))] == ["listed"]
+    listed = cellblock(gateway, "sessions", "list").stdout.splitlines()
+    assert listed[0].split() == ["SESSION", "STATE", "LANGUAGE", "RUNS", "LAST", "USED", "ENDS", "TIME", "USED"]
+    assert listed[1].split()[:4] == ["listed", "idle", "python", "2"]
+    assert as_json(cellblock(gateway, "sessions", "show", "listed"))["runs"] == 2
+    assert len(as_json(cellblock(gateway, "runs", "list", "--session", "listed", "--json"))) == 2
+    assert made["run_id"] in cellblock(gateway, "runs", "list", "--session", "listed").stdout
+    shown = cellblock(gateway, "runs", "show", made["run_id"])
+    assert shown.stdout == "out\n5\n"
+    assert f"{made['run_id']} ok\n  x = 5\n" in shown.stderr
+    followed = cellblock(gateway, "runs", "follow", made["run_id"])
+    assert (followed.exit_code, followed.stdout) == (0, "out\n5\n")
+    notebook = tmp_path / "s.ipynb"
+    assert cellblock(gateway, "sessions", "notebook", "listed", str(notebook)).exit_code == 0
+    assert json.loads(notebook.read_text())["nbformat"] == 4
+    assert cellblock(gateway, "sessions", "restart", "listed").exit_code == 0
+    assert cellblock(gateway, "sessions", "end", "listed").exit_code == 0
+    again = cellblock(gateway, "sessions", "end", "listed")
+    assert (again.exit_code, again.stderr) == (1, "cellblock: There is no session by that id.\n")
+    assert cellblock(gateway, "sessions").stderr == "There are no sessions.\n"
+
+
+def test_the_shell_keeps_a_session_and_completes(gateway: serve_rig.Gateway, tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "XDG_STATE_HOME": str(tmp_path),
+        "TERM": "xterm",
+        "PYTHONPATH": str(serve_rig.REPOSITORY),
+    }
+    arguments = ["-m", "gateway", "shell", "--url", gateway.url]
+    shell = pexpect.spawn(
+        sys.executable, arguments, env=environment, encoding="utf-8", timeout=60, dimensions=(30, 100)
+    )
+    shell.expect(r"In \[1\]")
+    shell.send("for i in range(2):\r")
+    shell.expect(r"\.\.\.:")
+    shell.send("print('n', i + 20)\r\r")
+    shell.expect(r"n 20\r\nn 21")
+    shell.expect(r"In \[2\]")
+    shell.send('name = input("who? ")\r')
+    shell.expect(r"who\? ")
+    shell.send("Ada\r")
+    shell.expect(r"In \[3\]")
+    shell.send("name\r")
+    shell.expect("'Ada'")
+    shell.expect(r"In \[4\]")
+    shell.send("name.capitali\t")
+    shell.expect("capitalize")
+    shell.send("()\r")
+    shell.expect(r"In \[5\]")
+    shell.send("print('asleep'); import time; time.sleep(100)\r")
+    shell.expect("asleep\r\n")
+    shell.sendintr()
+    shell.expect("KeyboardInterrupt")
+    shell.expect(r"In \[6\]")
+    shell.sendeof()
+    shell.expect(pexpect.EOF)
+    shell.close()
+    assert shell.exitstatus == 0
+    assert not as_json(cellblock(gateway, "sessions", "--json")), "its session has ended with it"
+    history = tmp_path / "cellblock" / "history"
+    assert "for i in range(2):" in history.read_text()
+    assert history.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_shell_without_a_terminal_runs_lines(gateway: serve_rig.Gateway) -> None:
+    done = cellblock(gateway, "shell", "kept", "--keep", text="x = input()\nAda\nx\n1/0\nexit\nprint('not run')\n")
+    assert done.stdout == "'Ada'\n"
+    assert "ZeroDivisionError" in done.stderr
+    assert as_json(run_code(gateway, "x", "--session", "kept", "--json"))["results"] == [{"text/plain": "'Ada'"}]
+    cellblock(gateway, "sessions", "end", "kept")
+
+
+def test_without_a_gateway_one_is_started_and_ended(tmp_path: Path) -> None:
+    directory = Path(tempfile.mkdtemp(prefix="cb-"))
+    copy_template_data_dir(directory / "d")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "gateway", "run", "-", "--one-off"],
+            env=serve_rig.environment(directory / "d"),
+            cwd=tmp_path,
+            input="open('made.txt', 'w').write('content')\nprint('alone')",
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    finally:
+        shutil.rmtree(directory)
+    assert (done.returncode, done.stdout) == (0, "alone\n"), done.stderr
+    (made,) = tmp_path.glob("cellblock-*/made.txt")
+    assert made.read_text() == "content"
