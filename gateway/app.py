@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from collections.abc import Mapping
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from gateway.store.engine import parse_url
 from gateway.store.migrate import migrate
 from gateway.store.postgres import PostgresStore
 from gateway.store.retention import remove_expired_runs
+from gateway.store.tokens import TokenStore
 from gateway.supervisors import SupervisorSwitchboard
 from sessions.concurrency import BackgroundTasks
 from sessions.environment import Environment
@@ -109,6 +110,8 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
             config.sessions,
         )
         context = Context(service, config, _http_bounds(config))
+        tokens = TokenStore(store)
+        context.authenticator.set_stored(await tokens.stored())
         server = make_server(context)
         # On shutdown: no new connections, then the service ends what still runs, then the last answers go out.
         stack.push_async_callback(_close_connections, server, context)
@@ -119,6 +122,7 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
         jobs = BackgroundTasks("the gateway")
         stack.push_async_callback(jobs.cancel)
         jobs.spawn(return_free_memory())
+        jobs.spawn(tokens.follow(context.authenticator.set_stored))
         if config.retention.days:
             jobs.spawn(remove_expired_runs(store, clock, days=config.retention.days))
         raise_descriptor_limit()
@@ -132,7 +136,7 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
             kernel_image=chosen.kernel_image,
             database=database_name,
             url=_own_url(config, sockets.port),
-            token_required=config.auth.is_required,
+            token_required=context.authenticator.is_required,
         )
         signals.serving.set()
         await signals.stop.wait()
@@ -140,6 +144,17 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
         await _drain(service, context, signals)
         _log.debug("run_stages", **service.stages.as_json())
     _log.info("stopped")
+
+
+@asynccontextmanager
+async def stored_tokens(config: Config, environ: Mapping[str, str]) -> AsyncIterator[TokenStore]:
+    """The tokens in the database, which is made where there is none. Raises SetUpFailed, StoreUnavailable."""
+    async with AsyncExitStack() as stack:
+        url = await _shared_database_url(config, config.data_dir(environ), stack)
+        await _migrate(url)
+        store = PostgresStore(url)
+        stack.push_async_callback(store.close)
+        yield TokenStore(store)
 
 
 async def migrate_database(config: Config, environ: Mapping[str, str]) -> bool:

@@ -6,10 +6,11 @@ It decides on header values alone; handlers read the headers and answer. No toke
 from __future__ import annotations
 
 import hashlib
-import hmac
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from types import MappingProxyType
+from typing import Annotated, NamedTuple
 from urllib.parse import urlsplit
 
 from msgspec import Meta, Struct
@@ -18,6 +19,7 @@ from sessions.errors import Forbidden, Unauthorized
 from sessions.model import ANONYMOUS, TenantId
 
 MAX_TOKEN_CHARACTERS = 1024
+TENANT = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _SCHEMES = ("bearer", "token")
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
@@ -26,26 +28,51 @@ class Token(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A bearer token, known by its SHA-256 alone. `name` is for the operator's own eyes."""
 
     sha256: Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{64}$")]
-    tenant: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:-]{1,128}$")] = "default"
+    tenant: Annotated[str, Meta(pattern=f"^{TENANT.pattern}$")] = "default"
     name: str = ""
 
 
-class Authenticator:
-    """Finds the tenant of a token. Of tokens it knows the SHA-256 alone."""
+class StoredTokens(NamedTuple):
+    """Tokens in the database: the tenants of those that are valid, by SHA-256, and whether there has ever been one."""
 
-    def __init__(self, tokens: Iterable[Token], *, required: bool) -> None:
-        self._known = [(bytes.fromhex(token.sha256), TenantId(token.tenant)) for token in tokens]
+    valid: Mapping[bytes, TenantId] = MappingProxyType({})
+    ever: bool = False
+
+
+class Authenticator:
+    """Finds the tenant of a token. Of tokens it knows the SHA-256 alone.
+
+    The mutable state is the tokens that are made and revoked while the gateway runs.
+    """
+
+    def __init__(self, tokens: Iterable[Token], *, required: bool | None) -> None:
+        """`required` is None where a token is needed exactly when there are any."""
+        self._configured = {bytes.fromhex(token.sha256): TenantId(token.tenant) for token in tokens}
+        self._stored = StoredTokens()
         self._required = required
+
+    @property
+    def is_required(self) -> bool:
+        """Whether a request without a token is refused."""
+        return self._has_tokens if self._required is None else self._required
+
+    @property
+    def _has_tokens(self) -> bool:
+        return bool(self._configured) or self._stored.ever
+
+    def set_stored(self, stored: StoredTokens) -> None:
+        """The stored tokens as they are now. When the last one is revoked, nobody is let in without one."""
+        self._stored = stored
 
     def tenant(self, authorization: str | None) -> TenantId:
         """The tenant of an `Authorization` header (None: there was none). Raises Unauthorized.
 
         Where no token exists, whatever is sent is ignored: clients that insist on sending some key still work.
         """
-        if not self._known and not self._required:
+        if not self._has_tokens and not self.is_required:
             return ANONYMOUS
         if authorization is None:
-            if self._required:
+            if self.is_required:
                 raise Unauthorized
             return ANONYMOUS
         scheme, _, token = authorization.strip().partition(" ")
@@ -55,13 +82,10 @@ class Authenticator:
         return self._lookup(token)
 
     def _lookup(self, token: str) -> TenantId:
-        """Compare with every token, even after a match, so that the time reveals nothing."""
+        """What the time of a look-up tells of a digest is of no use to somebody who has not got the token."""
         # Header bytes arrive decoded as Latin-1; what is hashed is what was sent.
         digest = hashlib.sha256(token.encode("latin-1", "replace")).digest()
-        found: TenantId | None = None
-        for known, tenant in self._known:
-            if hmac.compare_digest(known, digest):
-                found = tenant
+        found = self._configured.get(digest) or self._stored.valid.get(digest)
         if found is None:
             raise Unauthorized("This token is not known here: check it, or ask for a new one.")
         return found

@@ -1,4 +1,4 @@
-"""The command line: `cellblock serve | build | run | shell | sessions | runs | doctor | migrate | kernelspec | mcp`.
+"""The command line: `cellblock serve | run | shell | sessions | runs | mcp`, and `build`, `token`, `doctor` and others.
 
 It reads the configuration and hands over to `gateway.app`; what goes wrong comes out as one plain sentence.
 """
@@ -23,6 +23,7 @@ from gateway.cli.run import run
 from gateway.cli.runs import runs
 from gateway.cli.sessions import sessions
 from gateway.cli.shell import shell
+from gateway.cli.token import token
 from gateway.config import loader as configuration
 from gateway.config.loader import Config
 from gateway.console import show_findings
@@ -46,6 +47,7 @@ app.command()(run)
 app.command()(shell)
 app.add_typer(sessions, name="sessions")
 app.add_typer(runs, name="runs")
+app.add_typer(token, name="token")
 app.add_typer(kernelspec, name="kernelspec")
 
 ConfigOption = Annotated[

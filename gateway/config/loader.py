@@ -227,14 +227,10 @@ def _check(config: Config) -> None:
     """What no single key can tell. Raises Misconfigured."""
     server, auth, engine = config.server, config.auth, config.engine
     _check_engine(engine)
-    if auth.required and not auth.tokens:
-        raise Misconfigured(
-            "`auth.required` is set but `auth.tokens` is empty, so that nobody could get in: add a token."
-        )
     if not config.is_loopback and not auth.is_required:
         raise Misconfigured(
             f"`server.host` is {server.host}, which other machines can reach, and no token is required: set "
-            "`auth.tokens`, or listen on 127.0.0.1."
+            "`auth.required: true` and make one with `cellblock token create`, or listen on 127.0.0.1."
         )
     if not config.is_loopback and engine.name == "process":
         raise Misconfigured(

@@ -23,7 +23,7 @@ class ServerSection(Section, frozen=True):
     """Where the gateway listens and what it calls itself."""
 
     host: str = "127.0.0.1"
-    """The address to listen on; anything beyond loopback needs `auth.tokens` and the docker engine."""
+    """The address to listen on; anything beyond loopback needs tokens and the docker engine."""
     port: Annotated[int, Meta(ge=0, le=65_535)] = 8000
     """The port to listen on; the variable `PORT` sets it too."""
     public_url: str = ""
@@ -40,7 +40,7 @@ class AuthSection(Section, frozen=True):
     """Who may use this gateway."""
 
     required: bool | None = None
-    """Whether requests need a token; null: exactly when there are tokens."""
+    """Whether requests need a token; null: exactly when there are any, here or made by `cellblock token create`."""
     tokens: tuple[Token, ...] = ()
     """Tokens by their SHA-256, each with a tenant and a name; see the comments in `config.yaml`."""
 

@@ -306,6 +306,10 @@ class PostgresStore:
     async def _rows(self, statement: Executable) -> list[Row[Any]]:
         return await self._run(lambda connection: list(connection.execute(statement).all()))
 
+    async def run(self, work: Work[T]) -> T:
+        """What another part of the store has to do on one of its connections. Raises StoreUnavailable."""
+        return await self._run(work)
+
     async def _run(self, work: Work[T], *, timeout_s: float | None = None, is_bulk: bool = False) -> T:
         calls = self._bulk_calls if is_bulk else self._calls
         if timeout_s is None:

@@ -151,7 +151,7 @@ sessions = Table(
     Index("sessions_of_gateway", "gateway_id"),
 )
 
-# Reserved for tokens that are made and revoked at run time; nothing reads it yet. It has only the SHA-256 of a token.
+# Tokens that are made and revoked while gateways run: tokens.py.
 tokens = Table(
     "tokens",
     metadata,

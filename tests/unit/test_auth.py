@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.auth import MAX_TOKEN_CHARACTERS, Authenticator, SiteRules, Token
+from gateway.auth import MAX_TOKEN_CHARACTERS, Authenticator, SiteRules, StoredTokens, Token
 from sessions.errors import Forbidden, Unauthorized
-from sessions.model import ANONYMOUS
+from sessions.model import ANONYMOUS, TenantId
 
 
 def token(secret: str, tenant: str) -> Token:
@@ -140,3 +140,44 @@ def test_a_request_that_another_site_caused_is_forbidden_unless_its_origin_is_al
         with pytest.raises(Forbidden):
             RULES.check_fetch_site(foreign, None)
         RULES.check_fetch_site(foreign, "https://chat.example.org")
+
+
+BETA = StoredTokens({hashlib.sha256(b"beta").digest(): TenantId("bob")}, ever=True)
+REVOKED = StoredTokens(ever=True)
+
+
+def test_a_stored_token_counts_from_when_it_is_known_until_it_is_revoked() -> None:
+    authenticator = Authenticator([token("alpha", "alice")], required=None)
+    with pytest.raises(Unauthorized):
+        authenticator.tenant("Bearer beta")
+    authenticator.set_stored(BETA)
+    assert authenticator.tenant("Bearer beta") == "bob"
+    assert authenticator.tenant("Bearer alpha") == "alice"
+    authenticator.set_stored(REVOKED)
+    with pytest.raises(Unauthorized):
+        authenticator.tenant("Bearer beta")
+
+
+def test_the_first_stored_token_closes_the_door_and_the_last_one_does_not_open_it() -> None:
+    authenticator = Authenticator([], required=None)
+    assert authenticator.tenant(None) == ANONYMOUS
+    authenticator.set_stored(BETA)
+    with pytest.raises(Unauthorized):
+        authenticator.tenant(None)
+    authenticator.set_stored(REVOKED)
+    with pytest.raises(Unauthorized):
+        authenticator.tenant(None)
+
+
+def test_where_none_is_required_a_stored_one_names_its_tenant() -> None:
+    authenticator = Authenticator([], required=False)
+    authenticator.set_stored(BETA)
+    assert authenticator.tenant(None) == ANONYMOUS
+    assert authenticator.tenant("Bearer beta") == "bob"
+    with pytest.raises(Unauthorized):
+        authenticator.tenant("Bearer gamma")
+
+
+def test_required_without_any_token_lets_nobody_in() -> None:
+    with pytest.raises(Unauthorized):
+        Authenticator([], required=True).tenant("Bearer whatever")

@@ -156,7 +156,6 @@ def test_tokens_are_hashes_with_or_without_a_tenant(file: Path) -> None:
         ("limits: {memory: [1]}", {}, ["limits.memory"]),
         ("auth: {tokens: [{sha256: secret}]}", {}, ["auth.tokens[0].sha256"]),
         ("auth: {tokens: [{tenat: a}]}", {}, ["tenat", '"tenant"']),
-        ("auth: {required: true}", {}, ["auth.tokens"]),
         ("engine: {name: dokcer}", {}, ["engine.name", "docker"]),
         ("server: {public_url: cells.example.org}", {}, ["server.public_url"]),
         ("server: {allowed_origins: ['*']}", {}, ["server.allowed_origins"]),
@@ -172,8 +171,8 @@ def test_tokens_are_hashes_with_or_without_a_tenant(file: Path) -> None:
         ("[1]", {}, ["sections"]),
         ("server: {", {}, ["not valid YAML"]),
         ("a: " + "[" * 3000, {}, ["not valid YAML"]),
-        ("server: {host: 0.0.0.0}", {}, ["server.host", "auth.tokens"]),
-        (f"{{server: {{host: 0.0.0.0}}, auth: {{required: false, tokens: [{HASH}]}}}}", {}, ["auth.tokens"]),
+        ("server: {host: 0.0.0.0}", {}, ["server.host", "auth.required"]),
+        (f"{{server: {{host: 0.0.0.0}}, auth: {{required: false, tokens: [{HASH}]}}}}", {}, ["auth.required"]),
         (f"{{server: {{host: '::'}}, auth: {{tokens: [{HASH}]}}, engine: {{name: process}}}}", {}, ["process engine"]),
     ],
 )
@@ -195,8 +194,9 @@ def test_a_missing_or_binary_file_is_said_by_its_path(file: Path) -> None:
         load(file, {})
 
 
-def test_listening_beyond_loopback_with_tokens_and_docker_is_fine(file: Path) -> None:
-    file.write_text(f"{{server: {{host: 0.0.0.0}}, auth: {{tokens: [{HASH}]}}, engine: {{name: docker}}}}")
+@pytest.mark.parametrize("auth", [f"tokens: [{HASH}]", "required: true"])
+def test_listening_beyond_loopback_with_tokens_and_docker_is_fine(file: Path, auth: str) -> None:
+    file.write_text(f"{{server: {{host: 0.0.0.0}}, auth: {{{auth}}}, engine: {{name: docker}}}}")
     assert load(file, {}).is_loopback is False
 
 

@@ -22,7 +22,7 @@ class Context:
         self.service = service
         self.notebooks = NotebookSessions(service, config.sessions)
         self.config = config
-        self.authenticator = Authenticator(config.auth.tokens, required=config.auth.is_required)
+        self.authenticator = Authenticator(config.auth.tokens, required=config.auth.required)
         self.site = SiteRules.of(
             loopback=config.is_loopback,
             public_url=server.public_url,
