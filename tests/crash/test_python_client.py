@@ -15,7 +15,7 @@ import pytest_asyncio
 from crash_rig import CrashableGateway
 from store_fixtures import copy_template_data_dir
 
-from gateway.client import AsyncClient, Client, NotFound, RunFailed
+from gateway.client import AsyncClient, Client, InvalidRequest, NotFound, RunFailed
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -144,6 +144,23 @@ async def test_a_run_can_be_interrupted_and_cancelled(client: Any) -> None:
     ends = [client.result_of(event) async for event in events if event.type == "end"]
     assert [(await end if inspect.isawaitable(end) else end).status for end in ends] == ["cancelled"]
     await session.end()
+
+
+async def test_a_batch_answers_each_item_and_gives_files(client: Any) -> None:
+    runs = [
+        "print('one')",
+        {"code": "open('in.txt').read()", "files": {"in.txt": "text"}, "fetch": ["in.txt"]},
+        {"code": "1/0"},
+        {"code": "1", "language": "cobol"},
+    ]
+    answers = {answer.place: answer async for answer in client.batch(runs)}
+    assert sorted(answers) == [0, 1, 2, 3]
+    assert answers[0].result.output == "one\n"
+    assert answers[1].result.text == "'text'"
+    assert await content(answers[1].result.files["in.txt"]) == b"text"
+    assert answers[2].result.status == "error"
+    assert isinstance(answers[3].error, InvalidRequest)
+    assert "cobol" in str(answers[3].error)
 
 
 async def test_blocks_end_what_they_began(gateway: CrashableGateway) -> None:

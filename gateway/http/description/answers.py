@@ -112,6 +112,8 @@ class RunRecord(RunAnswer, kw_only=True):
     """When it was asked for."""
     finished_at: Time | None
     """When it ended; `null` while it lives."""
+    traceparent: str | UnsetType = UNSET
+    """That of the request that asked for it, where it had one."""
 
 
 class RunSummary(Struct):

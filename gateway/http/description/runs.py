@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gateway.http.description.answers import CancelAnswer, RunAnswer, RunList, RunRecord, TimedOutAnswer
+from gateway.http.description.batch import BatchBody, BatchLine
 from gateway.http.description.events import Event, SocketError
 from gateway.http.description.operation import (
     ANY,
@@ -85,6 +86,18 @@ OPERATIONS: Operations = {
         headers=("Idempotency-Key",),
         errors=_RUN_ERRORS,
         example={"code": "print(x + 1)", "variables": {"x": 1}},
+    ),
+    "POST /runcode/batch": Operation(
+        "Run many pieces of code",
+        {200: Answer("A line for each item, as its run ends.", {NDJSON: Stream(BatchLine)})},
+        details="A bad item fails alone. Under its `idempotency_key` an item is run once, however often the batch is "
+        "sent. Items of one session run one after the other; few of the others run at once, so that everybody else's "
+        "runs have their turn.",
+        body=Body(
+            BatchBody,
+            examples={"two": {"runs": [{"code": "1 + 1", "idempotency_key": "a"}, {"id": "b", "code": "2 + 2"}]}},
+        ),
+        errors=(TooManyRequests, UnsupportedMediaType),
     ),
     "GET /runcode/ws": Operation(
         "Run code over a WebSocket",

@@ -19,6 +19,9 @@ _OURS: Operations = {
         },
     ),
     "GET /": Operation("List the routes", {200: json_answer(Root, "Method and path of each.")}),
+    "GET /metrics": Operation(
+        "Get the metrics", {200: Answer("In the text format of Prometheus.", {"text/plain": str})}
+    ),
     "GET /openapi.json": Operation(
         "Get this description",
         {200: Answer("An OpenAPI document.", {JSON: dict[str, Any]}, ("ETag",))} | _REVALIDATED,

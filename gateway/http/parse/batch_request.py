@@ -29,6 +29,7 @@ class ItemFields(RunFields, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """An item but for its `id`: the fields of `POST /runcode`, and one that is a header there."""
 
     idempotency_key: str | None = None
+    """As the header `Idempotency-Key` of `POST /runcode`."""
 
 
 @dataclass(frozen=True, slots=True)
