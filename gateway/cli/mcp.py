@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from gateway.addresses import DEFAULT_URL, URL_VARIABLE
 from gateway.config import loader as configuration
 from gateway.host.packages import own_version
 from gateway.host.stop_signals import ending_on_sigterm
@@ -52,7 +53,6 @@ def mcp(
 
     Standard input and output carry the protocol; the log goes to standard error.
     """
-    from gateway.addresses import URL_VARIABLE
     from gateway.client.calls import Origin
 
     if http is not None and token:
@@ -125,8 +125,6 @@ async def _keep_gateway(
 
     try:
         if named or await _answers(token):
-            from gateway.addresses import DEFAULT_URL
-
             finding.set_result(named or DEFAULT_URL)
             return
         async with one_off(config) as url:
@@ -141,14 +139,14 @@ async def _keep_gateway(
 
 
 async def _answers(token: str | None) -> bool:
-    """Whether a gateway is where they are by default; one that wants another token is one."""
-    from gateway.client import AsyncClient, ClientError, ConnectionFailed, ServerError
+    """Whether a gateway is where they are by default, rather than something else; it may want another token."""
+    from gateway.client import AsyncClient, ClientError, TooManyRequests, Unauthorized, Unavailable
 
-    async with AsyncClient(token=token, patience_s=0.0) as client:
+    async with AsyncClient(DEFAULT_URL, token, patience_s=0.0) as client:
         try:
             await client.sessions()
-        except (ConnectionFailed, ServerError):
-            return False
-        except ClientError:
+        except (Unauthorized, TooManyRequests, Unavailable):
             return True
+        except (ClientError, LookupError, TypeError, ValueError):
+            return False
     return True

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -17,6 +19,13 @@ class SessionStub:
         self.language = language
         self.is_there = True
         self.restarts = 0
+        self.is_streaming = False
+
+    async def stream(self, _: str, **__: Any) -> AsyncIterator[Any]:
+        """A run that never begins."""
+        self.is_streaming = True
+        await asyncio.Event().wait()
+        yield
 
     async def refresh(self) -> None:
         if not self.is_there:
@@ -35,11 +44,23 @@ class SessionStub:
 class GatewayStub:
     def __init__(self) -> None:
         self.made: list[SessionStub] = []
+        self.cancelled: list[str] = []
+
+    async def runs(self, *, session_id: str, limit: int) -> list[SimpleNamespace]:
+        assert (session_id, limit) == (self.made[0].session_id, 1)
+        return [SimpleNamespace(run_id="latest", finished_at=None)]
+
+    async def cancel(self, run_id: str) -> None:
+        self.cancelled.append(run_id)
 
     async def session(self, session_id: str | None = None, *, language: str | None = None) -> SessionStub:
         await asyncio.sleep(0)
         self.made.append(SessionStub(session_id or f"s{len(self.made)}", language))
         return self.made[-1]
+
+
+async def nothing(_: int, __: str) -> None:
+    """Whom the output does not matter to."""
 
 
 @pytest.fixture
@@ -88,3 +109,14 @@ async def test_without_a_conversation_nothing_is_kept(gateway: GatewayStub) -> N
     assert named.session_id == "mine"
     await asked.end()
     assert all(session.is_there for session in gateway.made)
+
+
+async def test_a_run_that_is_cancelled_before_it_has_begun_is_cancelled_there(gateway: GatewayStub) -> None:
+    asked = conversation(gateway)
+    running = asyncio.ensure_future(asked.run("1", nothing, session_id=None, language=None, timeout_s=None))
+    async with asyncio.timeout(30):
+        while not gateway.made or not gateway.made[0].is_streaming:
+            await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.wait([running])
+    assert gateway.cancelled == ["latest"]
