@@ -25,6 +25,7 @@ from mcp_rig import Host, command, http_server, images, in_a_task, links, over_h
 from store_fixtures import copy_template_data_dir
 
 from gateway.client import AsyncClient
+from gateway.client.calls import TOKEN_VARIABLE
 from gateway.mcp.content import MOST_CHARACTERS
 from gateway.mcp.conversation import Conversation
 from gateway.mcp.server import make_server
@@ -214,6 +215,15 @@ async def test_conversations_and_tenants_are_apart(
             return await client.sessions() == []
 
         await until(is_over)
+
+
+async def test_the_servers_own_token_is_lent_to_nobody(
+    hosts: dict[str, Host], gateway: CrashableGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, "alice")
+    assert await hosts["http"].text("'mine'") == "'mine'"
+    async with AsyncClient(gateway.url) as client:
+        assert hosts["http"].session_id not in [run.session_id for run in await client.runs()]
 
 
 async def test_a_conversation_is_no_other_tenants(http_url: str) -> None:
