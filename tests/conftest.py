@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx._transports.default
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["engine_fixtures", "jupyter_rig", "store_fixtures"]
@@ -29,6 +30,10 @@ sys.dont_write_bytecode = False
 
 # Each client would read the certificates of all authorities, which takes 30 ms, and needs none of them.
 httpx._transports.default.create_ssl_context = cache(httpx.create_ssl_context)
+
+# By default rich draws each traceback, with all local variables and in colour, which takes half a second.
+_PLAIN = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+structlog.configure(processors=[*structlog.get_config()["processors"][:-1], _PLAIN])
 
 # How fast examples are made is a matter of the machine, which may stand still for seconds.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -267,11 +267,12 @@ def written() -> Iterator[io.StringIO]:
     """All that a gateway logs, in earnest."""
     root = logging.getLogger()
     before, stream = (root.handlers, root.level), io.StringIO()
+    structlog_before = structlog.get_config()
     configure_logs(stream, level=logging.DEBUG)
     yield stream
     root.handlers, level = before
     root.setLevel(level)
-    structlog.reset_defaults()
+    structlog.configure(**structlog_before)
 
 
 async def test_a_token_is_not_written_down(written: io.StringIO) -> None:
