@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 import pytest
@@ -105,8 +106,13 @@ def following(draw: st.DrawFn, call: Call) -> Sent:
                 parts[one["name"]] = draw(values(one).filter(lambda part: part.strip(".")))
         elif one["required"] or draw(st.booleans()):
             (params if one["in"] == "query" else headers)[one["name"]] = draw(values(one))
-    headers = {name: value for name, value in headers.items() if value.isascii() and value.isprintable()}
-    return Sent(call.url(**parts), params, headers | draw(accepting(call)), *draw(bodies(call)))
+    headers = {name: value for name, value in headers.items() if _fits_a_header(value)}
+    content_type, content = draw(bodies(call))
+    return Sent(call.url(**parts), params, headers | draw(accepting(call)) | content_type, content)
+
+
+def _fits_a_header(value: str) -> bool:
+    return value.isascii() and value.isprintable() and value == value.strip()
 
 
 def accepting(call: Call) -> st.SearchStrategy[dict[str, str]]:
@@ -116,15 +122,23 @@ def accepting(call: Call) -> st.SearchStrategy[dict[str, str]]:
 
 
 @st.composite
-def bodies(draw: st.DrawFn, call: Call) -> tuple[bytes, ...]:
-    """A body of JSON that is as described, or bytes where it may be anything."""
+def bodies(draw: st.DrawFn, call: Call) -> tuple[dict[str, str], bytes | None]:
+    """A body that is as described, in one of its media types, with the header for it."""
     body = call.said.get("requestBody")
     if body is None or (not body["required"] and draw(st.booleans())):
-        return ()
-    if "application/json" not in body["content"]:
-        return (draw(st.binary(max_size=200)),)
-    schema = body["content"]["application/json"]["schema"]
-    return (json.dumps(draw(valid(schema))).encode(),)
+        return {}, None
+    media_type = draw(st.sampled_from(list(body["content"])))
+    if media_type == "*/*":
+        return {}, draw(st.binary(max_size=200))
+    value = draw(valid(body["content"][media_type]["schema"]))
+    if media_type == "application/json":
+        return {"Content-Type": media_type}, json.dumps(value).encode()
+    texts = {name: field if isinstance(field, str) else json.dumps(field) for name, field in value.items()}
+    if media_type == "multipart/form-data":
+        files = {name: (None, text) for name, text in texts.items()}
+        form = httpx.Request("POST", "http://form", files=files)
+        return {"Content-Type": form.headers["Content-Type"]}, form.read()
+    return {"Content-Type": media_type}, urlencode(texts).encode()
 
 
 @st.composite
@@ -135,7 +149,7 @@ def spoilt(draw: st.DrawFn, call: Call) -> Sent:
     params, headers, content = dict(sent.params), dict(sent.headers), sent.content
     known = [one["name"] for one in call.parameters if one["in"] == "query"]
     url = sent.url
-    match draw(st.sampled_from(["path", "query", "header", "field", "body", "type", "several"])):
+    match draw(st.sampled_from(["path", "query", "header", "field", "body", "type", "escape", "several"])):
         case "path":
             url = call.url(
                 **{one["name"]: draw(st.sampled_from(ODD_PARTS)) for one in call.parameters if one["in"] == "path"}
@@ -149,6 +163,11 @@ def spoilt(draw: st.DrawFn, call: Call) -> Sent:
             content = draw(spoilt_fields(content))
         case "body":
             content = draw(st.binary(max_size=50) | st.sampled_from([b"[]", b"null", b'{"a":', b"{" * 200, b"\xff"]))
+        case "escape":
+            url += draw(
+                st.sampled_from(["?%ff", "?=", "?a;b", "?token=%ff", "?permissions=%ff", "?code=%00", "?" + "a&" * 200])
+            )
+            params = {}
         case "type":
             headers["Content-Type"] = draw(st.sampled_from(ODD_TYPES))
         case _:
@@ -198,7 +217,7 @@ async def test_whatever_is_sent_is_answered_as_described(call: Call) -> None:
             answer = await client.request(
                 call.method,
                 sent.url,
-                params=sent.params,
+                params=sent.params or None,  # an empty one would remove the query of the URL
                 headers=[(name, value.encode("latin-1")) for name, value in (sent.headers | bearer(ALICE)).items()],
                 content=sent.content,
             )
