@@ -74,16 +74,12 @@ OPERATIONS: Operations = {
         errors=(Conflict, TooManyRequests),
     ),
     "GET /api/kernels/{id}": Operation("Get a kernel", {200: json_answer(Kernel, "The kernel.")}),
-    "DELETE /api/kernels/{id}": Operation(
-        "End a kernel", {204: Answer("It has ended, with its variables and files.")}, errors=(Conflict,)
-    ),
+    "DELETE /api/kernels/{id}": Operation("End a kernel", {204: Answer("It has ended, with its variables and files.")}),
     "POST /api/kernels/{id}/interrupt": Operation(
-        "Interrupt a kernel", {204: Answer("Ctrl-C was sent to what it runs.")}, errors=(Conflict,)
+        "Interrupt a kernel", {204: Answer("Ctrl-C was sent to what it runs.")}
     ),
     "POST /api/kernels/{id}/restart": Operation(
-        "Restart a kernel",
-        {200: json_answer(Kernel, "The kernel has a fresh process.")},
-        errors=(Conflict, TooManyRequests),
+        "Restart a kernel", {200: json_answer(Kernel, "The kernel has a fresh process.")}, errors=(TooManyRequests,)
     ),
     "GET /api/kernels/{id}/channels": Operation(
         "Talk with a kernel over a WebSocket",
@@ -95,7 +91,7 @@ OPERATIONS: Operations = {
         },
         query=ChannelsQuery,
         headers=("Sec-WebSocket-Protocol",),
-        errors=(Conflict, TooManyRequests),
+        errors=(TooManyRequests,),
     ),
     "GET /api/sessions": Operation(
         "List Jupyter sessions", {200: json_answer(list[JupyterSession], "Which notebook has which kernel.")}
@@ -121,8 +117,6 @@ OPERATIONS: Operations = {
         errors=(Conflict, TooManyRequests),
     ),
     "DELETE /api/sessions/{id}": Operation(
-        "End a Jupyter session",
-        {204: Answer("It has ended, and its kernel, unless other Jupyter sessions have that.")},
-        errors=(Conflict,),
+        "End a Jupyter session", {204: Answer("It has ended, and its kernel, unless other Jupyter sessions have that.")}
     ),
 }

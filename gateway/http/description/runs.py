@@ -22,7 +22,15 @@ from gateway.http.description.parameters import RUN_ID
 from gateway.http.parse.run_query import EventsQueryFields, RunsQueryFields
 from gateway.http.parse.run_request import RunFields
 from gateway.http.parse.socket_messages import MESSAGES
-from sessions.errors import Conflict, EndNotStored, Gone, TooManyRequests, UnsupportedLanguage, UnsupportedMediaType
+from sessions.errors import (
+    Conflict,
+    EndNotStored,
+    Gone,
+    NotFound,
+    TooManyRequests,
+    UnsupportedLanguage,
+    UnsupportedMediaType,
+)
 
 _USAGE = {"wall_ms": 22.374, "cpu_ms": 12.5, "memory_peak_bytes": 61640704}
 _ANSWER = {
@@ -45,7 +53,7 @@ _RUN_ANSWERS = {
         example=_ANSWER | {"status": "timeout", "error": "…", "code": "timeout", "request_id": "dda7f19c"},
     ),
 }
-_RUN_ERRORS = (UnsupportedLanguage, Conflict, Gone, TooManyRequests, EndNotStored)
+_RUN_ERRORS = (UnsupportedLanguage, NotFound, Conflict, Gone, TooManyRequests, EndNotStored)
 _EVENTS = {SSE: Stream(Event), NDJSON: Stream(Event)}
 _FOUND = ("ETag", "Content-Disposition", "Content-Security-Policy")
 

@@ -50,24 +50,20 @@ OPERATIONS: Operations = {
         {200: json_answer(SessionAnswer, "The session as it is now.")},
         details="`{}` renews it, as using it does.",
         body=Body(RenewFields, is_required=False, examples={"longer": {"idle_timeout": 900}}),
-        errors=(UnsupportedMediaType, Conflict),
+        errors=(UnsupportedMediaType,),
     ),
     "DELETE /sessions/{id}": Operation(
-        "End a session",
-        {204: Answer("It has ended, with its variables and files. What ran in it is cancelled.")},
-        errors=(Conflict,),
+        "End a session", {204: Answer("It has ended, with its variables and files. What ran in it is cancelled.")}
     ),
     "POST /sessions/{id}/interrupt": Operation(
-        "Interrupt a session",
-        {202: json_answer(InterruptAnswer, "Ctrl-C was sent to what runs in it.")},
-        errors=(Conflict,),
+        "Interrupt a session", {202: json_answer(InterruptAnswer, "Ctrl-C was sent to what runs in it.")}
     ),
     "POST /sessions/{id}/restart": Operation(
         "Restart a session's kernel",
         {200: json_answer(RestartedSession, "The kernel is fresh: variables are gone, files stay.")},
         details="What runs is cancelled. When it does not restart within 30 s, the answer is 503: the sandbox is given "
         "up then, and the next run has a fresh one.",
-        errors=(Conflict, TooManyRequests),
+        errors=(TooManyRequests,),
     ),
     "GET /sessions/{id}/notebook": Operation(
         "Get a session as a notebook",
@@ -78,7 +74,6 @@ OPERATIONS: Operations = {
                 ("Content-Disposition", "Content-Security-Policy"),
             )
         },
-        errors=(Conflict,),
     ),
     "GET /sessions/{id}/files": Operation(
         "List the files of a session",
