@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from gateway.cli import mcp, one_off
-from gateway.client import calls
 from sessions.errors import SetUpFailed
 
 Found = Callable[..., Awaitable[str]]
@@ -41,7 +40,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> Found:
             await writing.wait_closed()
 
         server = await asyncio.start_server(answer, "127.0.0.1", 0)
-        monkeypatch.setattr(calls, "DEFAULT_URL", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        monkeypatch.setattr(mcp, "DEFAULT_URL", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         monkeypatch.setattr(one_off, "one_off", starting)
         async with server:
             finding: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -72,7 +71,7 @@ async def test_the_one_that_is_named_is_asked_nothing(found: Found) -> None:
     [http("200 OK", '{"sessions": []}'), http("401 Unauthorized", '{"error": "No.", "code": "unauthorized"}')],
 )
 async def test_one_that_runs_on_this_machine_is_used(found: Found, content: bytes) -> None:
-    assert await found("", content=content) == calls.DEFAULT_URL
+    assert await found("", content=content) == mcp.DEFAULT_URL
 
 
 @pytest.mark.parametrize(
