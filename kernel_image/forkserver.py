@@ -10,10 +10,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import site
 import socket
 import sys
+import sysconfig
 import time
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn, TextIO
 
 from kernel_image import hardening, kernel_program
 
@@ -73,17 +76,46 @@ def _fork_again(request: dict[str, Any], supervisor: int, writer: int) -> NoRetu
         os._exit(status)
 
 
-def main() -> None:
-    """Serve until the supervisor closes the socket."""
+def serve_when_asked(channel: socket.socket, supervisor: int) -> None:
+    """Be the fork server in a fork of a process that has made the imports, until the supervisor closes the socket.
+
+    Its first line is the request for it: {"environment", "preload"}.
+    """
+    os.setsid()
+    os.dup2(channel.fileno(), 0)
+    channel.close()
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+    os.chdir("/")
     hardening.forbid_tracing()
-    supervisor = os.getppid()
+    lines = socket.socket(fileno=0).makefile("rw", encoding="utf-8", newline="\n")
+    if line := lines.readline():
+        request = json.loads(line)
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        _forget_home()
+        _serve(lines, supervisor, request["preload"])
+
+
+def _forget_home() -> None:
+    """Have libraries look for the user's directory again: it was another one when they were imported."""
+    site.USER_BASE = site.USER_SITE = None
+    sysconfig.get_config_vars()["userbase"] = site.getuserbase()
+
+
+def _serve(lines: TextIO, supervisor: int, preload: Sequence[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    channel = socket.socket(fileno=0)
-    lines = channel.makefile("rw", encoding="utf-8", newline="\n")
-    failed = kernel_program.import_all(sys.argv[1:])
+    failed = kernel_program.import_all([*preload])
     print(json.dumps({"ready": True, "failed": failed}), file=lines, flush=True)
     for line in lines:
         print(json.dumps({"pid": _fork_kernel(json.loads(line), supervisor)}), file=lines, flush=True)
+
+
+def main() -> None:
+    """Serve until the supervisor closes the socket."""
+    hardening.forbid_tracing()
+    _serve(socket.socket(fileno=0).makefile("rw", encoding="utf-8", newline="\n"), os.getppid(), sys.argv[1:])
 
 
 if __name__ == "__main__":

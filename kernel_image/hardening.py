@@ -52,6 +52,19 @@ def die_with_parent() -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def write_over(variable: str, value: str) -> None:
+    """Change what /proc/<pid>/environ shows of a variable of this program's start. `os.environ` is not told.
+
+    Raises ValueError when it was started with a shorter value, for there is no more room.
+    """
+    raw, room = os.fsencode(value), len(os.fsencode(os.environ[variable]))
+    if len(raw) > room:
+        raise ValueError(f"{variable} has room for {room} bytes")
+    libc = ctypes.CDLL(None)
+    libc.getenv.restype = ctypes.c_void_p
+    ctypes.memmove(libc.getenv(variable.encode()), raw.ljust(room, b"\0"), room)
+
+
 def pop_secret(variable: str) -> str:
     """Remove a variable from the environment, and overwrite the memory where exec(2) had put it.
 

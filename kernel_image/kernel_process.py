@@ -89,17 +89,27 @@ class Reaper:
                     del self._recent[next(iter(self._recent))]
 
 
+class ForkedServer(NamedTuple):
+    """A fork server that was forked together with this supervisor, and waits to be asked."""
+
+    pid: int
+    channel: socket.socket
+
+
 class ForkServer:
     """The fork server's process and the socket to it. It is restarted when it has ended or does not answer.
 
-    Its uid is the code's, which may well stop it.
+    Its uid is the code's, which may well stop it. The first may be there already, `forked` of a template.
     """
 
-    def __init__(self, preload: Sequence[str], environment: dict[str, str], work_dir: str) -> None:
+    def __init__(
+        self, preload: Sequence[str], environment: dict[str, str], work_dir: str, forked: ForkedServer | None = None
+    ) -> None:
         self._preload = tuple(preload)
         self._environment = environment
         self._work_dir = work_dir
-        self._process: subprocess.Popen[bytes] | None = None
+        self._pid: int | None = forked.pid if forked else None
+        self._forked = forked
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
         self.failed_preloads: dict[str, str] = {}
@@ -107,15 +117,27 @@ class ForkServer:
     @property
     def pid(self) -> int | None:
         """Its process id while it runs."""
-        return self._process.pid if self._process else None
+        return self._pid
 
     async def start(self) -> None:
         """Start it and wait until everything is imported. Raises OSError when it ends first, or takes too long."""
-        self.stop()
+        if self._forked is not None:
+            ours, self._forked = self._forked.channel, None
+            self._reader, self._writer = await asyncio.open_connection(sock=ours)
+            self._writer.write(
+                json.dumps({"environment": self._environment, "preload": self._preload}).encode() + b"\n"
+            )
+        else:
+            self.stop()
+            self._reader, self._writer = await asyncio.open_connection(sock=self._spawn())
+        self.failed_preloads = (await self._answer(_START_TIMEOUT_S))["failed"]
+
+    def _spawn(self) -> socket.socket:
+        """Start the process; returns the socket to it."""
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-I", "-m", "kernel_image.forkserver", *self._preload]
         with theirs:
-            self._process = subprocess.Popen(  # noqa: ASYNC220, S603 - a fork and an exec; its output is awaited below
+            process = subprocess.Popen(  # noqa: S603 - a fork and an exec
                 command,
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
@@ -123,8 +145,9 @@ class ForkServer:
                 cwd="/",
                 start_new_session=True,
             )
-        self._reader, self._writer = await asyncio.open_connection(sock=ours)
-        self.failed_preloads = (await self._answer(_START_TIMEOUT_S))["failed"]
+        process.returncode = 0  # the reaper collects it
+        self._pid = process.pid
+        return ours
 
     async def fork(self, connection_file: Path, ring: Path) -> int:
         """Fork a kernel; returns its process id. Restarts a fork server that fails, once.
@@ -158,11 +181,13 @@ class ForkServer:
         if self._writer is not None:
             self._writer.close()
             self._writer = self._reader = None
-        if self._process is not None:
+        if self._forked is not None:
+            self._forked.channel.close()
+            self._forked = None
+        if self._pid is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._process.pid, signal.SIGKILL)
-            self._process.returncode = -signal.SIGKILL
-            self._process = None
+                os.kill(self._pid, signal.SIGKILL)
+            self._pid = None
 
     async def _answer(self, timeout_s: float) -> Any:
         assert self._reader is not None  # noqa: S101 - only called between start and stop

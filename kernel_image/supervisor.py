@@ -1,7 +1,7 @@
 """PID 1 of a kernel's container: starts the kernel, relays its messages, tells each run's end, survives its crashes.
 
 This module holds the kernel's life cycle and ties the parts together; outstanding.py knows what is running. It is
-started as `python -I -m kernel_image` with its settings in the environment.
+started as `python -I -m kernel_image` with its settings in the environment, or forked of a template (template.py).
 """
 
 from __future__ import annotations
@@ -47,8 +47,13 @@ class Supervisor:
     it is known that it will end), and why it is being killed.
     """
 
-    def __init__(self, settings: protocol.SupervisorSettings, likeness: parity.Likeness) -> None:
-        """`likeness` is this process's own, as it was before any hardening."""
+    def __init__(
+        self,
+        settings: protocol.SupervisorSettings,
+        likeness: parity.Likeness,
+        fork_server: kernel_process.ForkedServer | None = None,
+    ) -> None:
+        """`likeness` is this process's own, as it was before any hardening. It may have a `fork_server` already."""
         self._settings = settings
         self._meter = accounting.find_meter(own_container=os.getpid() == 1)
         self._relay = Relay(settings, self)
@@ -59,7 +64,9 @@ class Supervisor:
         self._files = SessionFiles(work, self._relay.send_unnumbered)
         self._reaper = kernel_process.Reaper()
         self._environment = kernel_process.environment_of(settings.home_dir, settings.threads)
-        self._fork_server = kernel_process.ForkServer(settings.preload, self._environment, settings.work_dir)
+        self._fork_server = kernel_process.ForkServer(
+            settings.preload, self._environment, settings.work_dir, fork_server
+        )
         self._outside_forks = OutsideForks(
             self._relay.put_control,
             likeness,
@@ -436,9 +443,8 @@ class Supervisor:
             self._stopping.set()
 
 
-def main() -> None:
-    """Read the settings, harden this process, and supervise."""
-    settings = protocol.SupervisorSettings.from_json(hardening.pop_secret(protocol.SETTINGS_VARIABLE))
+def supervise(settings: protocol.SupervisorSettings, fork_server: kernel_process.ForkedServer | None = None) -> None:
+    """Harden this process, and supervise until told to end."""
     likeness = parity.likeness("self", environment=dict(os.environ))
     hardening.forbid_tracing()
     hardening.adopt_orphans()
@@ -447,4 +453,9 @@ def main() -> None:
     if not settings.log:
         write_nothing()
     log_event("supervisor_started", kernel_id=settings.kernel_id, kernel_name=settings.kernel_name)
-    asyncio.run(Supervisor(settings, likeness).run())
+    asyncio.run(Supervisor(settings, likeness, fork_server).run())
+
+
+def main() -> None:
+    """Read the settings, and supervise."""
+    supervise(protocol.SupervisorSettings.from_json(hardening.pop_secret(protocol.SETTINGS_VARIABLE)))

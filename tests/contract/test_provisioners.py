@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import secrets
+import signal
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -358,6 +359,40 @@ async def test_processes_weigh_less_than_the_gateway(
     assert {process.nice() for process in processes} == {min(19, own + 5)}
     assert autogroup_niceness(supervisor.pid) in (None, min(19, own + 5))
     await process_provisioner.kill(kernel_id)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_template_that_does_not_answer_is_replaced_and_what_it_has_forked_goes_on(
+    process_provisioner: ProcessProvisioner,
+    switchboard: SupervisorSwitchboard,
+    short_dir: Path,
+    gateway_id: GatewayId,
+    *,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+) -> None:
+    monkeypatch.setattr("sessions.provisioners.process.template._TIMEOUT_S", 2.0)
+
+    async def launch() -> tuple[KernelId, psutil.Process]:
+        caller, kernel_id = Caller(), KernelId(str(uuid.uuid4()))
+        spec = LaunchSpec(kernel_id, gateway_id, "secret", switchboard.open(kernel_id, caller.accept), Limits())
+        await process_provisioner.launch(spec)
+        await asyncio.wait_for(caller.hello, DEADLINE_S)
+        record = (short_dir / "p" / kernel_id.replace("-", "")[:12] / "record.json").read_text()
+        return kernel_id, psutil.Process(json.loads(record)["pid"])
+
+    first, first_process = await launch()
+    template = first_process.parent()
+    assert template is not None
+    template.send_signal(number)
+    second, second_process = await launch()
+    assert second_process.parent() not in (template, first_process.parent())
+    assert not template.is_running()
+    assert await process_provisioner.fate(first) is None
+    first_process.kill()
+    second_process.kill()
+    assert await until_fate(process_provisioner, first) == Fate(exit_code=None, oom=False)
+    assert await until_fate(process_provisioner, second) == Fate(exit_code=137, oom=False)
 
 
 async def test_a_reused_process_id_is_left_alone(

@@ -26,6 +26,7 @@ from sessions.ports import LaunchSpec
 from sessions.provisioners.process import environment
 from sessions.provisioners.process.environment import ensure_environment, find_environment, remove_unused
 from sessions.provisioners.process.provisioner import ProcessProvisioner
+from sessions.provisioners.process.template import Template
 from sessions.settings import BuildSettings, Limits
 
 SETTINGS = BuildSettings(dependencies=("tabulate",), preload=())
@@ -150,7 +151,7 @@ async def test_kernels_find_their_own_environment_first(
 ) -> None:
     python = await ensure_environment(SETTINGS, tmp_path, print)
     started: list[Mapping[str, str]] = []
-    monkeypatch.setattr(os, "posix_spawn", lambda _path, _argv, env, **_options: started.append(env) or 0)
+    monkeypatch.setattr(Template, "launch", lambda _template, environment, *_: started.append(environment) or 0)
     gateway_id = GatewayId("g")
     provisioner = ProcessProvisioner(gateway_id, short_dir / "p", python)
     kernel_id = KernelId(str(uuid.uuid4()))

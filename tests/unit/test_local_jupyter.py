@@ -206,7 +206,7 @@ async def test_the_process_engines_environment_is_made_by_install_and_used_by_ev
     config = load_config(config_file, {})
     own = Workspace(temporary, -1)
     without = await choose_engine(config, own)
-    assert without._python == Path(sys.executable)  # type: ignore[attr-defined]
+    assert without._template._python == Path(sys.executable)  # type: ignore[attr-defined]
     made: list[Path] = []
 
     async def make(directory: Path, *_: object) -> None:
@@ -217,6 +217,6 @@ async def test_the_process_engines_environment_is_made_by_install_and_used_by_ev
     for _ in range(2):
         await asyncio.to_thread(kernelspec_command.install, prefix=tmp_path, config=config_file)
     found = await choose_engine(config, own)
-    assert [found._python] == made  # type: ignore[attr-defined]
+    assert [found._template._python] == made  # type: ignore[attr-defined]
     await without.close()
     await found.close()

@@ -20,12 +20,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kernel_image.protocol import SETTINGS_VARIABLE, SOCKET_NAME, UNIX_PATH_MAX_BYTES
+from kernel_image.protocol import SOCKET_NAME, UNIX_PATH_MAX_BYTES
 from sessions.errors import EngineUnavailable, Misconfigured
 from sessions.model import GatewayId, KernelId
 from sessions.ports import Fate, ForkedKernel, LaunchSpec
 from sessions.provisioners.process.environment import matplotlib_variables
 from sessions.provisioners.process.process_tree import end_all, end_tree, process_identity, processes_at_home
+from sessions.provisioners.process.template import Template
 from sessions.provisioners.supervisor_settings import USER_NAME, supervisor_settings
 from sessions.settings import Limits
 
@@ -39,8 +40,6 @@ _SHORT_ID_LENGTH = 12
 _LONGEST_SOCKET = "ipc/k99999-9"
 _REAP_TIMEOUT_S = 5.0
 _REAP_PAUSE_S = 0.01
-_NICER_BY = 5
-_NICEST = 19
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 
 
@@ -57,16 +56,17 @@ class ProcessRecord:
 class ProcessProvisioner:
     """Launches, lists and kills supervisors below `root`, one directory each: `<root>/<short id>/{work,ipc,home}`.
 
-    The records are in those directories; in memory are only the children of this very process (`_children`) and how
-    the latest of them ended (`_fates`). Raises Misconfigured when `root` is too long a path for sockets.
+    The records are in those directories; in memory are only the supervisors that this very process has had started
+    (`_started`) and how the latest of them ended (`_fates`). Raises Misconfigured when `root` is too long a path for
+    sockets.
     """
 
     name = "process"
 
     def __init__(self, gateway_id: GatewayId, root: Path, python: Path = Path(sys.executable)) -> None:
         """`python` is the interpreter of supervisors and kernels; `kernel_image` and ipykernel are importable there."""
-        longest = root / ("0" * _SHORT_ID_LENGTH) / _LONGEST_SOCKET
-        excess = len(os.fsencode(longest)) - UNIX_PATH_MAX_BYTES
+        some_directory = root / ("0" * _SHORT_ID_LENGTH)
+        excess = len(os.fsencode(some_directory / _LONGEST_SOCKET)) - UNIX_PATH_MAX_BYTES
         if excess > 0:
             raise Misconfigured(
                 f"The path of `server.data_dir` is {excess} bytes too long for the unix sockets below it: "
@@ -74,10 +74,12 @@ class ProcessProvisioner:
             )
         self._gateway_id = gateway_id
         self._root = root
-        self._python = python
+        self._environment = _environment(python)
+        self._template = Template(python, self._environment, len(os.fsencode(some_directory / "home")))
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="process-engine")
         self._removing = threading.Lock()
-        self._children: dict[KernelId, int] = {}
+        self._reaping = threading.Lock()
+        self._started: dict[KernelId, int] = {}
         self._fates: OrderedDict[KernelId, Fate] = OrderedDict()
 
     async def launch(self, spec: LaunchSpec) -> None:
@@ -139,8 +141,9 @@ class ProcessProvisioner:
         return ()
 
     async def close(self) -> None:
-        """End the threads. Supervisors go on: a later gateway finds their records."""
+        """End the threads and the template. Supervisors go on: a later gateway finds their records."""
         await asyncio.to_thread(self._executor.shutdown)
+        await asyncio.to_thread(self._template.close)
 
     async def _call(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function)
@@ -157,8 +160,16 @@ class ProcessProvisioner:
             (directory / name).mkdir(mode=0o700)
         record = ProcessRecord(spec.kernel_id, spec.gateway_id)
         _write_record(directory, record)
-        pid = _start(self._python, spec, directory)
-        self._children[spec.kernel_id] = pid
+        settings = supervisor_settings(
+            spec,
+            gateway=f"unix:{spec.socket_dir / SOCKET_NAME}",
+            work_dir=str(directory / "work"),
+            ipc_dir=str(directory / "ipc"),
+            home_dir=str(directory / "home"),
+        )
+        environment = {**self._environment, "HOME": str(directory / "home")}
+        pid = self._template.launch(environment, settings.to_json(), directory / "log")
+        self._started[spec.kernel_id] = pid
         _write_record(directory, replace(record, pid=pid, identity=process_identity(pid) or ""))
 
     def _list(self) -> KernelIds:
@@ -175,7 +186,7 @@ class ProcessProvisioner:
         # A supervisor that died before this left its orphans to init; they are known by their HOME.
         end_all(processes_at_home(directory / "home"))
         deadline = time.monotonic() + _REAP_TIMEOUT_S
-        while self._reap(kernel_id) is None and kernel_id in self._children and time.monotonic() < deadline:
+        while self._reap(kernel_id) is None and kernel_id in self._started and time.monotonic() < deadline:
             time.sleep(_REAP_PAUSE_S)
         with self._removing:
             if directory.exists():
@@ -185,44 +196,41 @@ class ProcessProvisioner:
         if (known := self._reap(kernel_id)) is not None:
             return known
         record = _read_record(self._directory(kernel_id))
-        if kernel_id in self._children or record is None or _is_alive(record):
+        if kernel_id in self._started or record is None or _is_alive(record):
             return None
         return Fate(exit_code=None, oom=False)
 
     def _reap(self, kernel_id: KernelId) -> Fate | None:
-        """Ask waitpid for a child of ours; its fate when it has ended, now or before."""
-        pid = self._children.get(kernel_id)
-        if pid is None:
-            return self._fates.get(kernel_id)
-        try:
-            ended, status = os.waitpid(pid, os.WNOHANG)
-        except ChildProcessError:  # another thread was first
-            return self._fates.get(kernel_id)
-        if ended == 0:
-            return None
-        code = os.waitstatus_to_exitcode(status)
-        # 128 + signal, as Docker and shells have it.
-        fate = Fate(exit_code=code if code >= 0 else 128 - code, oom=False)
-        self._fates[kernel_id] = fate
-        self._children.pop(kernel_id, None)
-        while len(self._fates) > _REMEMBERED:
-            self._fates.popitem(last=False)
-        return fate
+        """Ask for the end of a supervisor that this gateway has started; its fate when that is known, now or before."""
+        with self._reaping:
+            pid = self._started.get(kernel_id)
+            if pid is None:
+                return self._fates.get(kernel_id)
+            try:
+                status = self._template.wait(pid)
+            except ChildProcessError:  # another template than today's has forked it
+                del self._started[kernel_id]
+                return None
+            if status is None:
+                return None
+            code = os.waitstatus_to_exitcode(status)
+            # 128 + signal, as Docker and shells have it.
+            fate = Fate(exit_code=code if code >= 0 else 128 - code, oom=False)
+            self._fates[kernel_id] = fate
+            del self._started[kernel_id]
+            while len(self._fates) > _REMEMBERED:
+                self._fates.popitem(last=False)
+            return fate
 
     def _directory(self, kernel_id: KernelId) -> Path:
         return self._root / kernel_id.replace("-", "")[:_SHORT_ID_LENGTH]
 
 
-def _start(python: Path, spec: LaunchSpec, directory: Path) -> int:
-    """Start the supervisor; returns its process id. Descriptors of this process are not inherited (PEP 446)."""
-    settings = supervisor_settings(
-        spec,
-        gateway=f"unix:{spec.socket_dir / SOCKET_NAME}",
-        work_dir=str(directory / "work"),
-        ipc_dir=str(directory / "ipc"),
-        home_dir=str(directory / "home"),
-    )
-    # Nothing else of the gateway's environment passes: it may hold tokens and the database's password.
+def _environment(python: Path) -> dict[str, str]:
+    """What is the same for all supervisors.
+
+    Nothing else of the gateway's environment passes: it may hold tokens and the database's password.
+    """
     environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     if python != Path(sys.executable):
         environment |= {
@@ -230,36 +238,7 @@ def _start(python: Path, spec: LaunchSpec, directory: Path) -> int:
             "VIRTUAL_ENV": str(python.parent.parent),
             **matplotlib_variables(python),
         }
-    environment |= {
-        "HOME": str(directory / "home"),
-        "USER": USER_NAME,
-        "LOGNAME": USER_NAME,
-        "PYTHONDONTWRITEBYTECODE": "1",
-        SETTINGS_VARIABLE: settings.to_json(),
-    }
-    pid = os.posix_spawn(
-        python,
-        [str(python), "-I", "-m", "kernel_image"],
-        environment,
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, str(directory / "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
-            (os.POSIX_SPAWN_DUP2, 1, 2),
-        ],
-        setsid=True,
-    )
-    _weigh_less(pid)
-    return pid
-
-
-def _weigh_less(pid: int) -> None:
-    """Let the gateway and its database go first. What the process starts from now on inherits it."""
-    niceness = os.getpriority(os.PRIO_PROCESS, 0) + _NICER_BY
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, pid, niceness)
-    # Where the system groups processes by session, niceness counts within a session alone: sched(7), "autogroup".
-    with suppress(OSError):
-        Path(f"/proc/{pid}/autogroup").write_text(str(min(niceness, _NICEST)))
+    return environment | {"USER": USER_NAME, "LOGNAME": USER_NAME, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def _is_alive(record: ProcessRecord) -> bool:
