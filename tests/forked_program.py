@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from multiprocessing import connection
 from pathlib import Path
 
+import shared_template
+
 _FORKING = multiprocessing.get_context("forkserver")
 _FORKING.set_forkserver_preload(
     [
@@ -39,7 +41,8 @@ class ForkedProgram:
         self, module: str, *arguments: str, env: Mapping[str, str], cwd: Path, stdout: Path, stderr: Path
     ) -> None:
         files = (str(stdout), str(stderr))
-        self._process = _FORKING.Process(target=_run, args=(module, arguments, dict(env), str(cwd), files))
+        env = {**env, shared_template.VARIABLE: shared_template.address()}
+        self._process = _FORKING.Process(target=_run, args=(module, arguments, env, str(cwd), files))
         with _LOCK:
             self._process.start()
 
@@ -78,5 +81,6 @@ def _run(module: str, arguments: tuple[str, ...], env: Mapping[str, str], cwd: s
     gc.freeze()
     os.environ.clear()
     os.environ.update(env)
+    shared_template.use(os.environ.pop(shared_template.VARIABLE))
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from shared_template import ForkedSupervisor
+
 from gateway.supervisors import SupervisorSwitchboard
 from kernel_image import protocol
 from sessions.kernels.files import SupervisorFiles
@@ -88,11 +90,14 @@ class Run:
 class Supervised:
     """The supervisor, its directories, and what the gateway's end has received: `frames`, each number once.
 
+    It is forked of a template, as in the process engine, or else started as in a container, where `is_forked` is false.
     `acknowledges` is whether everything is acknowledged as it comes; `resent` counts frames that came again. What is
     not numbered goes to `files`.
     """
 
-    def __init__(self, root: Path, switchboard: SupervisorSwitchboard, **settings: Any) -> None:
+    def __init__(
+        self, root: Path, switchboard: SupervisorSwitchboard, *, is_forked: bool = True, **settings: Any
+    ) -> None:
         self.kernel_id = KernelId(str(uuid4()))
         self.frames: list[Frame] = []
         self.hellos: list[Mapping[str, Any]] = []
@@ -101,8 +106,8 @@ class Supervised:
         self.resent = 0
         self.link: Link | None = None
         self.welcomes = True
-        self.work_dir, self.ipc_dir, home_dir = root / "w", root / "i", root / "h"
-        for directory in (self.work_dir, self.ipc_dir, home_dir):
+        self.work_dir, self.ipc_dir, self.home_dir = root / "w", root / "i", root / "h"
+        for directory in (self.work_dir, self.ipc_dir, self.home_dir):
             directory.mkdir()
         self._switchboard = switchboard
         self._changed = asyncio.Event()
@@ -116,14 +121,20 @@ class Supervised:
             gateway=f"unix:{directory / protocol.SOCKET_NAME}",
             work_dir=str(self.work_dir),
             ipc_dir=str(self.ipc_dir),
-            home_dir=str(home_dir),
+            home_dir=str(self.home_dir),
             **settings,
         )
-        self.process: subprocess.Popen[bytes] = self._start()
+        self.process = self._fork() if is_forked else self._spawn()
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _environment(self) -> dict[str, str]:
         environment = {name: value for name, value in os.environ.items() if name not in _LEFT_OUT}
-        environment[protocol.SETTINGS_VARIABLE] = self._settings.to_json()
+        return environment | {"HOME": str(self.home_dir)}
+
+    def _fork(self) -> ForkedSupervisor:
+        return ForkedSupervisor(self._environment(), self._settings.to_json(), self._log)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        environment = self._environment() | {protocol.SETTINGS_VARIABLE: self._settings.to_json()}
         with self._log.open("wb") as log:
             return subprocess.Popen(
                 [sys.executable, "-I", "-m", "kernel_image"], env=environment, stdout=log, stderr=log

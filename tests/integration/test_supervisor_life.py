@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import psutil
@@ -17,6 +18,7 @@ import pytest
 from supervised import Supervised, new_request, supervised
 
 from gateway.supervisors import SupervisorSwitchboard
+from sessions.provisioners.process.process_tree import end_all, processes_at_home
 
 Launch = Callable[..., AbstractAsyncContextManager[Supervised]]
 
@@ -310,15 +312,16 @@ subprocess.Popen([sys.executable, "-c", burn], start_new_session=True)
     assert told_ms() < before + 1200
 
 
-async def test_a_killed_fork_server_is_replaced_when_it_is_needed(kernel: Supervised) -> None:
-    servers = [p for p in psutil.Process(kernel.process.pid).children() if "kernel_image.forkserver" in p.cmdline()]
-    servers = [process for process in servers if process.pid != kernel.states("idle")[-1].content["pid"]]
-    assert len(servers) == 1
-    servers[0].kill()
-    assert (await kernel.run("1 + 1")).value() == "2"
-    kernel.control("restart")
-    await kernel.ready(generation=2)
-    assert (await kernel.run("1 + 1")).value() == "2"
+@pytest.mark.parametrize("is_forked", [False, True])
+async def test_a_killed_fork_server_is_replaced_when_it_is_needed(launch: Launch, *, is_forked: bool) -> None:
+    async with launch(is_forked=is_forked) as kernel:
+        children = {process.pid for process in psutil.Process(kernel.process.pid).children()}
+        (server,) = children - {kernel.states("idle")[-1].content["pid"]}
+        os.kill(server, signal.SIGKILL)
+        assert (await kernel.run("1 + 1")).value() == "2"
+        kernel.control("restart")
+        await kernel.ready(generation=2)
+        assert (await kernel.run("1 + 1")).value() == "2"
 
 
 @pytest.mark.parametrize(
@@ -410,12 +413,53 @@ async def test_killed_itself_it_takes_the_kernel_along(kernel: Supervised) -> No
     await gone(pid)
 
 
-async def test_its_credential_is_not_in_its_environment_or_the_kernels(kernel: Supervised) -> None:
-    with open(f"/proc/{kernel.process.pid}/environ", "rb") as file:  # noqa: ASYNC230, PTH123 - /proc never blocks
-        environ = file.read()
-    assert b"the credential" not in environ
-    assert b"CELLBLOCK_SUPERVISOR=xxxx" in environ
-    assert (await kernel.run("import os; 'CELLBLOCK_SUPERVISOR' in os.environ")).value() == "False"
+async def test_processes_that_outlive_it_are_known_by_their_home(kernel: Supervised) -> None:
+    code = "import os, time\npid = os.fork()\nif not pid:\n    os.setsid()\n    time.sleep(600)\npid"
+    orphan = int((await kernel.run(code)).value())
+    kernel.process.kill()
+    await kernel.ended()
+    assert [process.pid for process in processes_at_home(kernel.home_dir)] == [orphan]
+    end_all([psutil.Process(orphan)])
+
+
+async def test_a_kernel_has_nothing_of_the_home_where_its_modules_were_imported(kernel: Supervised) -> None:
+    code = """
+        import os, site, sys, sysconfig
+        values = [(name, value) for name, module in [*sys.modules.items()] for value in vars(module).values()]
+        values += [(name, item) for name, value in values if type(value) is dict for item in [*value.values()]]
+        print([name for name, value in values if isinstance(value, str) and "/000" in value and name != "__main__"])
+        print(site.getusersitepackages(), sysconfig.get_path("scripts", "posix_user"), os.path.expanduser("~"))
+    """
+    found, *paths = (await kernel.run(dedent(code))).text().split()
+    assert found == "[]"
+    assert all(path.startswith(str(kernel.home_dir)) for path in paths), paths
+
+
+# The pattern is no text that it finds.
+SEARCH = """
+import re
+found = 0
+with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb", 0) as memory:
+    for line in maps:
+        place, rights, *_ = line.split()
+        if rights.startswith("rw") and "[v" not in line:
+            start, end = (int(number, 16) for number in place.split("-"))
+            memory.seek(start)
+            found += len(re.findall(b"(?:the|my) credentia[l](?!s)", memory.read(end - start)))
+found
+"""
+
+
+@pytest.mark.parametrize("is_forked", [False, True])
+async def test_its_credential_is_not_in_its_environment_or_the_kernels(launch: Launch, *, is_forked: bool) -> None:
+    async with launch(is_forked=is_forked) as kernel:
+        with open(f"/proc/{kernel.process.pid}/environ", "rb") as file:  # noqa: ASYNC230, PTH123 - /proc never blocks
+            environ = file.read()
+        assert b"the credential" not in environ
+        assert (b"CELLBLOCK_SUPERVISOR=xxxx" in environ) != is_forked
+        assert (await kernel.run("import os; 'CELLBLOCK_SUPERVISOR' in os.environ")).value() == "False"
+        assert (await kernel.run(SEARCH)).value() == "0"
+        assert (await kernel.run("known = b' credential'.join([b'my', b''])\n" + SEARCH)).value() != "0"
 
 
 async def test_a_kernel_that_never_comes_up_is_given_up_and_said_so(launch: Launch) -> None:
