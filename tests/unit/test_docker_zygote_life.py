@@ -78,13 +78,15 @@ class Rig:
         self.docker = FakeDocker()
         self.directory = directory
         self.answer: dict[str, Any] = {"failed": {}}
+        self.has_started = False
         self.server: asyncio.Server | None = None
         self.zygote = DockerZygote(cast("Any", self.docker), EngineSettings(), directory)
 
     async def listen(self) -> None:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.readline()
-            writer.write(json.dumps(self.answer).encode() + b"\n")
+            is_look = await reader.readline() == b"\n"
+            answer = {"failed": {}, **self.answer} if is_look and self.has_started else self.answer
+            writer.write(json.dumps(answer).encode() + b"\n")
             writer.close()
 
         self.directory.mkdir(exist_ok=True)
@@ -188,6 +190,7 @@ async def test_a_directory_that_cannot_be_made_is_said(rig: Rig) -> None:
 async def test_forks_that_have_never_worked_are_given_up(rig: Rig) -> None:
     await rig.listen()
     assert await rig.zygote.ready(SPEC, FACTS)
+    rig.has_started = True
     rig.answer = {"error": "OSError: setns: Invalid argument"}
     for _ in range(3):
         with pytest.raises(EngineUnavailable, match="setns"):
@@ -199,6 +202,7 @@ async def test_forks_that_have_never_worked_are_given_up(rig: Rig) -> None:
 async def test_forks_that_fail_later_are_not_given_up(rig: Rig) -> None:
     await rig.listen()
     assert await rig.zygote.ready(SPEC, FACTS)
+    rig.has_started = True
     rig.answer = {"pid": 7}
     assert (await rig.zygote.fork("c", 4)).pid == 7
     rig.answer = {"error": "BlockingIOError: fork"}
@@ -211,6 +215,7 @@ async def test_forks_that_fail_later_are_not_given_up(rig: Rig) -> None:
 async def test_a_fork_that_nobody_waits_for_gives_nothing_up(rig: Rig) -> None:
     await rig.listen()
     assert await rig.zygote.ready(SPEC, FACTS)
+    rig.has_started = True
     rig.answer = {"error": "CannotEnter: the container has ended"}
     for _ in range(5):
         with pytest.raises(EngineUnavailable, match="has ended"):
