@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from typing import Any
 
 import pytest
 
-from gateway.http.parse import run_request, session_request, socket_messages
+from gateway.http.parse import run_inputs, run_request, session_request, socket_messages
 from gateway.http.parse.body import fields_of, parse_json_object
 from gateway.http.parse.urls import file_in
 from sessions.errors import InvalidRequest
@@ -200,3 +201,32 @@ def test_a_session_takes_files_and_says_where_an_environment_belongs() -> None:
 
 def renewal_of(**fields: Any) -> object:
     return session_request.renewal(fields, SessionLimits())
+
+
+def calls_for(path: str) -> int:
+    """How many calls of Python functions it takes to check the path of a file."""
+    files = {path: {"text": ""}}
+    counted = 0
+
+    def count(_: object, event: str, __: object) -> None:
+        nonlocal counted
+        counted += event == "call"
+
+    sys.setprofile(count)
+    try:
+        run_inputs.input_files(files)
+    finally:
+        sys.setprofile(None)
+    return counted
+
+
+def test_what_a_path_costs_does_not_grow_with_its_parts() -> None:
+    of_many, of_few = "/".join("a" * 500), "/".join(["a" * 199] * 5)
+    assert len(of_many) == len(of_few)
+    assert calls_for(of_many) == calls_for(of_few)
+
+
+@pytest.mark.parametrize("beside", ["a-b", "a b", "a.b", "a\x01", "a0"])
+def test_a_directory_that_is_a_file_is_found_whatever_sorts_in_between(beside: str) -> None:
+    with pytest.raises(InvalidRequest, match='"a" as a file and as a directory'):
+        run_inputs.input_files({name: {"text": ""} for name in ("a/b", beside, "a")})

@@ -74,10 +74,10 @@ def input_files(files: Any) -> Mapping[str, bytes]:
         raise InvalidRequest(f'"files" holds more than {_MAX_FILES} files.')
     for path in files:
         _check_path("files", path)
-    in_order = sorted(path.split("/") for path in files)
-    for above, below in pairwise(in_order):
-        if below[: len(above)] == above:
-            path = shown("/".join(above))
+    # What is below a directory follows it at once where nothing sorts before the separator; paths have no NUL.
+    for above, below in pairwise(sorted(path.replace("/", "\0") for path in files)):
+        if below.startswith(f"{above}\0"):
+            path = shown(above.replace("\0", "/"))
             raise InvalidRequest(f'"files" has "{path}" as a file and as a directory: it can be one of them.')
     return {path: _content(path, content) for path, content in files.items()}
 
@@ -117,10 +117,9 @@ def _environment(env: Any, allowed: Collection[str]) -> Mapping[str, str]:
 def _check_path(field: str, path: str) -> None:
     why = why_no_file(path)
     if why is None:
-        parts = path.split("/")
-        if any(part.startswith(HIDDEN_PREFIX) for part in parts):
+        if f"/{HIDDEN_PREFIX}" in f"/{path}":
             why = f"Names that begin with {HIDDEN_PREFIX} are Cellblock's own."
-        elif any(len(_utf8(f'"{field}": the path "{shown(path)}"', part)) > _MAX_NAME_BYTES for part in parts):
+        elif max(map(len, _utf8(f'"{field}": the path "{shown(path)}"', path).split(b"/"))) > _MAX_NAME_BYTES:
             why = f"Each part of a file's path has at most {_MAX_NAME_BYTES} bytes."
     if why is not None:
         raise InvalidRequest(f'"{field}" has the path "{shown(path)}". {why}')
