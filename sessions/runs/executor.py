@@ -131,13 +131,15 @@ class RunExecutor:
         live.trace.end(Stage.QUEUE)
         if live.stop is not None:
             raise NotTaken(None)
-        source.set_session_flags(live, kernel.generation)
-        live.kernel, live.msg_id = kernel, make_msg_id(live.run_id, kernel.generation)
+        live.kernel = kernel
+        self._address(live, kernel, source)
         live.begun_s = asyncio.get_running_loop().time()
         live.recorder.on_commit(kernel.acknowledge, kernel.acknowledge_soon)
         try:
             if live.run.inputs is not None and (result := await self._write_files(live, kernel)) is not None:
                 return result
+            if kernel.generation != live.generation:  # its process has died while files were written
+                self._address(live, kernel, source)
             if live.run.variables and (result := await self._set_variables(live, kernel)) is not None:
                 return result
             if live.stop is not None:
@@ -154,6 +156,12 @@ class RunExecutor:
         except KernelLost as error:
             raise NotTaken(kernel) from error
         return await self._wait_for_end(live, kernel, self._left_s(live))
+
+    @staticmethod
+    def _address(live: LiveRun, kernel: Kernel, source: KernelSource) -> None:
+        """Have the run be one of the kernel process that there is now."""
+        source.set_session_flags(live, kernel.generation)
+        live.msg_id = make_msg_id(live.run_id, kernel.generation)
 
     @staticmethod
     def _left_s(live: LiveRun) -> float:

@@ -104,6 +104,22 @@ async def test_a_lost_link_while_files_are_written_is_tried_again(bench: Bench) 
     assert (supervisor.files, bench.times_sent("x")) == (ONE.files, 1)
 
 
+async def test_a_kernel_that_dies_while_files_are_written_is_a_loss_that_this_run_tells(bench: Bench) -> None:
+    kernel_id = await in_use(bench)
+    await bench.serve("v = 1", session_id=S)
+    files = await bench.service.session_files(ANONYMOUS, S)
+    writers = [await files.create(f"theirs{number}", 1) for number in range(8)]
+    running = bench.begin("x", session_id=S, inputs=ONE)
+    await until(lambda: any(live.is_preparing for live in bench.service._runs))
+    bench.engine.start_process(kernel_id)
+    writers[0].close()
+    (await bench.sent("x")).end("1")
+    result = await running
+    assert (result.status, result.session_created, result.session_lost) == (RunStatus.OK, True, True)
+    after = await bench.serve("y", session_id=S)
+    assert (after.session_created, after.session_lost) == (False, False)
+
+
 async def test_a_sandbox_that_goes_while_files_are_written_is_replaced(bench: Bench) -> None:
     supervisors = bench.engine.supervisors
     (first,) = supervisors
