@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import structlog
 from sqlalchemy import Connection, select, update
 from sqlalchemy.dialects.postgresql import insert
 
@@ -22,6 +23,8 @@ _PREFIX = "cb_"  # so that scanners for secrets, and people, know what it is
 _RANDOM_BYTES = 32
 _ID_CHARACTERS = 12
 _POLL_S = 2.0
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +95,15 @@ class TokenStore:
         return await self._store.run(work)
 
     async def follow(self, changed: Callable[[StoredTokens], None]) -> None:
-        """Say what is `stored` every two seconds, until cancelled. While the database is away, nothing changes."""
+        """Say what is `stored` every two seconds, until cancelled. While the database fails, nothing changes."""
         while True:
             await asyncio.sleep(_POLL_S)
             try:
                 changed(await self.stored())
             except StoreUnavailable:
                 continue
+            except Exception:  # noqa: BLE001 - no error may have revoked tokens be valid until the gateway is restarted
+                _log.exception("tokens_not_read")
 
 
 def _id(digest: bytes) -> str:

@@ -7,8 +7,10 @@ import hashlib
 
 import pytest
 from sqlalchemy import text
+from structlog.testing import capture_logs
 
 from gateway.auth import StoredTokens
+from gateway.store import tokens as module
 from gateway.store.postgres import PostgresStore
 from gateway.store.tokens import TokenStore
 from sessions.errors import NotFound
@@ -59,3 +61,28 @@ async def test_what_has_changed_is_told_within_seconds(postgres_store: PostgresS
                 pass
     finally:
         following.cancel()
+
+
+async def test_an_unforeseen_error_does_not_end_it(
+    postgres_store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = TokenStore(postgres_store)
+    answers = iter([RuntimeError("unforeseen"), StoredTokens(ever=True)])
+
+    async def stored() -> StoredTokens:
+        answer = next(answers, StoredTokens())
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(module, "_POLL_S", 0)
+    monkeypatch.setattr(tokens, "stored", stored)
+    told: asyncio.Queue[StoredTokens] = asyncio.Queue()
+    with capture_logs() as logs:
+        following = asyncio.ensure_future(tokens.follow(told.put_nowait))
+        try:
+            async with asyncio.timeout(30):
+                assert (await told.get()).ever
+        finally:
+            following.cancel()
+    assert [line["event"] for line in logs] == ["tokens_not_read"]
