@@ -12,7 +12,7 @@ from typing import Any
 
 from memory_service import MemoryService
 
-from gateway.auth import Token
+from gateway.auth import Authenticator, Token
 from gateway.config.sections import AuthSection, Config, ServerSection
 from gateway.http.base.context import Context
 from gateway.http.base.limits import BufferedBodies, HttpBounds, InFlight, Streams
@@ -31,6 +31,7 @@ class Face:
     bodies: BufferedBodies
     streams: Streams
     answers: AnswerRoom
+    authenticator: Authenticator
 
     @property
     def ws_url(self) -> str:
@@ -78,7 +79,14 @@ async def serving(
     try:
         http = context.http
         yield Face(
-            f"http://127.0.0.1:{port}", port, service, http.in_flight, http.bodies, http.streams, context.answers
+            f"http://127.0.0.1:{port}",
+            port,
+            service,
+            http.in_flight,
+            http.bodies,
+            http.streams,
+            context.answers,
+            context.authenticator,
         )
     finally:
         server.stop()

@@ -13,6 +13,7 @@ import pytest
 from described import CALLS, TOKENS, described
 from http_face import serving
 
+from gateway.auth import StoredTokens
 from gateway.http.reference.page import page
 from gateway.http.reference.text import curl, type_of
 
@@ -68,6 +69,17 @@ async def test_the_document_says_where_the_server_is_and_whether_it_wants_tokens
         assert shown["paths"]["/runs"]["get"]["security"] == [{"bearer": []}]
         assert shown["paths"]["/api/me"]["get"]["security"] == [{"bearer": []}, {"query": []}]
         assert shown["paths"]["/healthz"]["get"]["security"] == []
+
+
+async def test_the_first_token_that_is_made_is_told_of_from_then_on() -> None:
+    async with serving() as face, httpx.AsyncClient(base_url=face.url) as client:
+        before = await client.get("/openapi.json")
+        assert "-H 'Authorization: Bearer" not in (await client.get("/docs")).text
+        face.authenticator.set_stored(StoredTokens(ever=True))
+        after = await client.get("/openapi.json", headers={"If-None-Match": before.headers["ETag"]})
+        assert before.json()["paths"]["/runs"]["get"]["security"] == []
+        assert after.json()["paths"]["/runs"]["get"]["security"] == [{"bearer": []}]
+        assert "-H 'Authorization: Bearer" in (await client.get("/docs")).text
 
 
 async def test_the_page_may_use_nothing_but_its_own_style() -> None:

@@ -16,20 +16,12 @@ from gateway.http.reference.page import CONTENT_SECURITY_POLICY, page
 from gateway.http.render.answer import strict_json
 
 
-class Reference:
-    """The description of these routes, as bytes."""
+class _Version:
+    """The description where a token is needed, or is not."""
 
-    def __init__(self, routes: tuple[Route, ...], context: Context) -> None:
-        self._routes = routes
-        self._context = context
-
-    @cached_property
-    def document(self) -> dict[str, Any]:
-        return document(
-            self._routes,
-            version=version("cellblock"),
-            server_url=self._context.public_url,
-            needs_token=self._context.config.auth.is_required,
+    def __init__(self, routes: tuple[Route, ...], context: Context, *, needs_token: bool) -> None:
+        self.document: dict[str, Any] = document(
+            routes, version=version("cellblock"), server_url=context.public_url, needs_token=needs_token
         )
 
     @cached_property
@@ -41,8 +33,24 @@ class Reference:
         return page(self.document).encode()
 
 
+class Reference:
+    """The description of these routes, as bytes. The mutable state is what was made of it so far."""
+
+    def __init__(self, routes: tuple[Route, ...], context: Context) -> None:
+        self._routes = routes
+        self._context = context
+        self._versions: dict[bool, _Version] = {}
+
+    def now(self) -> _Version:
+        """As it is now: the first token that is made has all requests need one."""
+        needs_token = self._context.authenticator.is_required
+        if needs_token not in self._versions:
+            self._versions[needs_token] = _Version(self._routes, self._context, needs_token=needs_token)
+        return self._versions[needs_token]
+
+
 class _ReferenceHandler(BaseHandler):
-    """Answers with bytes that change with the version and the configuration alone."""
+    """Answers with bytes that change with the version, the configuration, and whether a token is needed."""
 
     async def send_version(self, data: bytes) -> None:
         """Send it, unless the client has it."""
@@ -65,7 +73,7 @@ class OpenApiHandler(_ReferenceHandler):
 
     async def handle_request(self) -> None:
         self.set_header("Content-Type", "application/json; charset=utf-8")
-        await self.send_version(self.reference.json)
+        await self.send_version(self.reference.now().json)
 
 
 class DocsHandler(_ReferenceHandler):
@@ -74,4 +82,4 @@ class DocsHandler(_ReferenceHandler):
     async def handle_request(self) -> None:
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.set_header("Content-Security-Policy", CONTENT_SECURITY_POLICY)
-        await self.send_version(self.reference.page)
+        await self.send_version(self.reference.now().page)
