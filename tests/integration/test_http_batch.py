@@ -218,6 +218,7 @@ async def test_a_bad_item_fails_alone(face: Face, client: httpx.AsyncClient, ite
         (b'{"runs": [{"code": "1"}, {"code": "1", "id": []}]}', "invalid_request", "runs[1]"),
         (b'{"runs": [{"code": "1", "id": "' + b"x" * 129 + b'"}]}', "invalid_request", "128"),
         (b'{"runs": [{"code": "1", "id": 1' + b"0" * 200 + b"}]}", "invalid_request", "128"),
+        (b'{"runs": [{"code": "1", "id": "\\ud800"}]}', "invalid_request", "lone surrogate"),
         (b'{"runs": [{"code": "1", "id": "a"}, {"code": "2", "id": "a"}]}', "invalid_request", 'the id "a"'),
         (b'{"runs": [{"code": "1", "id": 1}, {"code": "2"}]}', "invalid_request", "the id 1:"),
     ],

@@ -11,6 +11,7 @@ from gateway.field_errors import shown
 from gateway.http.parse.body import fields_of, parse_json_object
 from gateway.http.parse.run_request import RunFields
 from sessions.errors import InvalidRequest
+from sessions.sanitize import well_formed
 
 ItemId = str | int
 """What a client calls an item; its answer carries it unchanged. By default it is the item's place, from 0."""
@@ -71,12 +72,14 @@ def _item_id(value: Any, place: int) -> ItemId:
     given = value.pop("id", None) if isinstance(value, dict) else None
     if given is None:
         return place
-    if isinstance(given, str) and len(given) <= _MAX_ID_CHARACTERS:
+    # An answer has U+FFFD for each lone surrogate: two ids could become one.
+    if isinstance(given, str) and len(given) <= _MAX_ID_CHARACTERS and well_formed(given) == given:
         return given
     if isinstance(given, int) and not isinstance(given, bool) and abs(given) < 10 ** (_MAX_ID_CHARACTERS - 1):
         return given
     raise InvalidRequest(
-        f'The "id" of runs[{place}] must be a string of up to {_MAX_ID_CHARACTERS} characters or a whole number.'
+        f'The "id" of runs[{place}] must be a string of up to {_MAX_ID_CHARACTERS} characters, none of them a lone '
+        "surrogate, or a whole number."
     )
 
 
