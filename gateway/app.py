@@ -122,7 +122,7 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
         jobs = BackgroundTasks("the gateway")
         stack.push_async_callback(jobs.cancel)
         jobs.spawn(return_free_memory())
-        jobs.spawn(tokens.follow(context.authenticator.set_stored))
+        jobs.spawn(tokens.follow(context.set_stored_tokens))
         if config.retention.days:
             jobs.spawn(remove_expired_runs(store, clock, days=config.retention.days))
         raise_descriptor_limit()

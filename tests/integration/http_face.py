@@ -12,7 +12,7 @@ from typing import Any
 
 from memory_service import MemoryService
 
-from gateway.auth import Authenticator, Token
+from gateway.auth import Token
 from gateway.config.sections import AuthSection, Config, ServerSection
 from gateway.http.base.context import Context
 from gateway.http.base.limits import BufferedBodies, HttpBounds, InFlight, Streams
@@ -31,7 +31,7 @@ class Face:
     bodies: BufferedBodies
     streams: Streams
     answers: AnswerRoom
-    authenticator: Authenticator
+    context: Context
 
     @property
     def ws_url(self) -> str:
@@ -86,7 +86,7 @@ async def serving(
             http.bodies,
             http.streams,
             context.answers,
-            context.authenticator,
+            context,
         )
     finally:
         server.stop()

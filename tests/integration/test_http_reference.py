@@ -75,7 +75,7 @@ async def test_the_first_token_that_is_made_is_told_of_from_then_on() -> None:
     async with serving() as face, httpx.AsyncClient(base_url=face.url) as client:
         before = await client.get("/openapi.json")
         assert "-H 'Authorization: Bearer" not in (await client.get("/docs")).text
-        face.authenticator.set_stored(StoredTokens(ever=True))
+        face.context.set_stored_tokens(StoredTokens(ever=True))
         after = await client.get("/openapi.json", headers={"If-None-Match": before.headers["ETag"]})
         assert before.json()["paths"]["/runs"]["get"]["security"] == []
         assert after.json()["paths"]["/runs"]["get"]["security"] == [{"bearer": []}]

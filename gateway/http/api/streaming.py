@@ -81,6 +81,8 @@ class StreamingHandler(BaseHandler):
         if self._streaming is not None:
             self._streaming.cancel()
 
+    turn_away = end_stream
+
     def on_connection_close(self) -> None:
         super().on_connection_close()
         self.end_stream()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from gateway.auth import Authenticator, SiteRules
+from gateway.auth import Authenticator, SiteRules, StoredTokens
 from gateway.config.sections import Config
 from gateway.host.clock import SystemClock
 from gateway.http.base.limits import HttpBounds, HttpLimits
@@ -34,3 +34,8 @@ class Context:
         self.answers = AnswerRoom(self.http.bounds)
         self.batches = Batches(config.pool.max, self.http.bounds.batch_patience_s, SystemClock().monotonic)
         self.started_at = datetime.now(UTC)
+
+    def set_stored_tokens(self, stored: StoredTokens) -> None:
+        """The tokens in the database as they are now. Streams of those that are none any more end."""
+        self.authenticator.set_stored(stored)
+        self.http.streams.end_refused()

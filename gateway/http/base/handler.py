@@ -26,7 +26,7 @@ from gateway.http.base.outgoing import Patience, bytes_of, is_taken
 from gateway.http.base.route import Exposure, Route
 from gateway.http.parse.traceparent import traceparent_of
 from gateway.http.render.answer import strict_json
-from sessions.errors import CellblockError, Conflict, TooLarge, Unavailable
+from sessions.errors import CellblockError, Conflict, TooLarge, Unauthorized, Unavailable
 from sessions.model import ANONYMOUS, TenantId, trace_fields
 from sessions.sanitize import well_formed
 
@@ -146,6 +146,13 @@ class BaseHandler(RequestHandler):
     def authorization(self) -> str | None:
         """The credentials: the header, unless a subclass accepts them elsewhere."""
         return self.request.headers.get("Authorization")
+
+    def is_let_in(self) -> bool:
+        """Whether the credentials stand for the tenant now: a token may have been revoked since."""
+        try:
+            return self.context.authenticator.tenant(self.authorization()) == self.tenant
+        except Unauthorized:
+            return False
 
     def _set_cors_headers(self, context: Context) -> None:
         """Let pages of the allowed origins read the answer."""

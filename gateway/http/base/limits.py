@@ -316,6 +316,14 @@ class Stream(Protocol):
         """Close its connection."""
         ...
 
+    def is_let_in(self) -> bool:
+        """Whether its client would be let in now, as the same tenant."""
+        ...
+
+    def turn_away(self) -> None:
+        """End it because its client would not be let in."""
+        ...
+
 
 class Streams:
     """The open streams of one server. The mutable state is the set of them, and whether the server is closing."""
@@ -358,6 +366,12 @@ class Streams:
         for stream in list(self._open):
             if stream.ends_early:
                 stream.end_stream()
+
+    def end_refused(self) -> None:
+        """End the streams whose tokens are none any more; their runs go on."""
+        for stream in list(self._open):
+            if not stream.is_let_in():
+                stream.turn_away()
 
     async def close_all(self) -> None:
         """Refuse new streams and end the open ones; their runs go on. Takes two seconds at most.

@@ -22,6 +22,7 @@ from gateway.http.base.outgoing import Place, bytes_of, is_taken
 from gateway.http.render.answer import strict_json
 from sessions.errors import InvalidRequest
 
+_POLICY_VIOLATION = 1008
 _SERVICE_RESTART = 1012
 _VERSION = "13"
 _AT_ONCE = 16
@@ -148,6 +149,10 @@ class SocketHandler(BaseHandler, WebSocketHandler):
     def end_stream(self) -> None:
         """Say that this gateway goes away: a client may connect anew, to the next one."""
         self.close(_SERVICE_RESTART, "This gateway is shutting down: connect again.")
+
+    def turn_away(self) -> None:
+        """Say that its token is none any more."""
+        self.close(_POLICY_VIOLATION, "The token of this connection is not valid any more.")
 
     def disconnect(self) -> None:
         """Close the connection without the closing handshake."""
