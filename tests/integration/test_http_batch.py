@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from memory_service import MemoryService
 from structlog.testing import capture_logs
 
 from gateway.http.base.limits import HttpBounds
+from gateway.http.parse import run_request
 from sessions.errors import Conflict, Draining, EndNotStored, Gone, NoKernelInTime, TooManyRequests
 from sessions.model import RunId, RunRequest, RunStatus
 from sessions.settings import Limits
@@ -259,6 +261,32 @@ async def test_what_the_headers_say_is_refused_as_elsewhere(
     assert answer.status_code == status
     assert said in answer.json()["error"]
     assert face.service.requests == []
+
+
+async def test_others_have_their_turn_after_each_item_that_takes_long_to_check(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns, seen = 0, []
+    check = run_request.run_request
+
+    def slow(*arguments: Any, **options: Any) -> RunRequest:
+        seen.append(turns)
+        time.sleep(0.02)
+        return check(*arguments, **options)
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(run_request, "run_request", slow)
+    waiting = asyncio.ensure_future(others())
+    try:
+        assert len(await batch(client, *({"code": str(place)} for place in range(10)))) == 10
+    finally:
+        waiting.cancel()
+    assert len(set(seen)) == 10
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------

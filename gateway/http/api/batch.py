@@ -6,6 +6,7 @@ Which of them are under way is decided in sessions/runs/batch.py.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +25,8 @@ from sessions.errors import CellblockError, EndNotStored, InvalidRequest, NotFou
 from sessions.model import Result, RunId, RunRequest
 from sessions.runs.batch import Batch
 
-_CHECKED_AT_ONCE = 16
+_CHECKED_AT_ONCE_S = 0.01
+_LONGEST_TURN_S = 0.5
 _log = structlog.get_logger("cellblock.http")
 
 
@@ -63,13 +65,16 @@ class BatchHandler(StreamingHandler):
     async def _perform(self, given: list[GivenItem]) -> None:
         await self.send_piece()
         items: list[Item] = []
-        for place, one in enumerate(given):
+        since_s = time.monotonic()
+        for one in given:
             try:
                 items.append(Item(self, one.id, self._run_request(one)))
             except Exception as error:  # noqa: BLE001 - whatever it is, the other items go on
                 await self.send_line(_line(one.id, *self.refusal(error)))
-            if place % _CHECKED_AT_ONCE == _CHECKED_AT_ONCE - 1:
-                await asyncio.sleep(0)  # others have their turn between the items of a large body
+            if (spent_s := time.monotonic() - since_s) >= _CHECKED_AT_ONCE_S:
+                # Others have as much of the event loop's time: to parse code may take long.
+                await asyncio.sleep(min(spent_s, _LONGEST_TURN_S))
+                since_s = time.monotonic()
         given.clear()
         await Batch(self.context.batches, self.tenant).perform(items)
 
