@@ -29,6 +29,7 @@ from gateway.client.errors import (
     TooManyRequests,
     Unavailable,
     error_of,
+    parsed,
 )
 
 PATIENCE_S = 60.0
@@ -36,6 +37,9 @@ READ_TIMEOUT_S = 60.0
 """Streams are silent for 15 s at most: a connection that is silent for longer than this is dead, or an answer slow."""
 
 CONNECT_TIMEOUT_S = 10.0
+
+REFUSED = 300
+"""From here on no status is a success: the gateway redirects nothing that clients ask."""
 
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 5.0
@@ -74,8 +78,8 @@ class Reply:
     content: bytes
 
     def json(self) -> Any:
-        """The body, as JSON."""
-        return json.loads(self.content)
+        """The body, as JSON. Raises ServerError where it is none."""
+        return parsed(self.content)
 
     def error(self) -> ClientError:
         """The error that it is."""
@@ -163,7 +167,7 @@ def answered(ask: Ask, patience: Patience) -> Call[Reply]:
             yield patience.pause(failure)
             continue
         assert reply is not None  # noqa: S101 - only pauses have no answer
-        if reply.status_code < 400 or _is_run(reply):  # noqa: PLR2004
+        if reply.status_code < REFUSED or _is_run(reply):
             return reply
         error = reply.error()
         if not is_momentary(error, is_repeatable=ask.is_repeatable):
@@ -184,7 +188,7 @@ def _is_run(reply: Reply) -> bool:
         return False
     try:
         return "run_id" in reply.json()
-    except (ValueError, TypeError):
+    except (ServerError, TypeError):
         return False
 
 
@@ -192,11 +196,17 @@ class Origin:
     """The gateway's address, and what every request to it carries."""
 
     def __init__(self, url: str | None, token: str | None) -> None:
-        """Without arguments, those of the environment. Raises ValueError for what is no URL."""
+        """Without arguments, those of the environment. Raises ValueError for what is no URL, or no token."""
         self.url = (url or os.environ.get(URL_VARIABLE) or DEFAULT_URL).rstrip("/")
-        if httpx.URL(self.url).scheme not in ("http", "https"):
+        try:
+            scheme = httpx.URL(self.url).scheme
+        except httpx.InvalidURL as error:
+            raise ValueError(f"{self.url!r} is no address: {error}.") from error
+        if scheme not in ("http", "https"):
             raise ValueError(f"A gateway's address begins with http:// or https://, as {DEFAULT_URL} does.")
         self.token = os.environ.get(TOKEN_VARIABLE, "") if token is None else token
+        if not (self.token.isascii() and self.token.isprintable()):
+            raise ValueError("A token is printable ASCII; this one has other characters, such as a line end.")
         self._headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
 
     def arguments(self, ask: Ask) -> dict[str, Any]:
@@ -283,7 +293,7 @@ def run(ask: Ask, patience: Patience) -> Call[Mapping[str, Any]]:
             yield patience.pause(failure)
             return (yield from _stream_to_end(streamed(ask), patience))
         assert reply is not None  # noqa: S101 - only pauses have no answer
-        if reply.status_code < 400 or _is_run(reply):  # noqa: PLR2004
+        if reply.status_code < REFUSED or _is_run(reply):
             answer: Mapping[str, Any] = reply.json()
             return answer
         error = reply.error()
@@ -295,10 +305,13 @@ def run(ask: Ask, patience: Patience) -> Call[Mapping[str, Any]]:
 def _stream_to_end(ask: Ask, patience: Patience) -> Call[Mapping[str, Any]]:
     while True:
         reply = yield from answered(ask, patience)
-        patience.reset()
-        for block in reversed(reply.content.split(b"\n\n")):
+        *blocks, _ = reply.content.split(b"\n\n")
+        for block in reversed(blocks):
             data = next((line[6:] for line in block.split(b"\n") if line.startswith(b"data: ")), b"")
-            if data and (fields := json.loads(data))["type"] == "end":
+            if not data:
+                continue
+            patience.reset()
+            if (fields := parsed(data))["type"] == "end":
                 return {name: value for name, value in fields.items() if name not in ("seq", "type")}
         yield patience.pause(ConnectionFailed("The gateway ended the stream before the run had ended."))
 
@@ -322,13 +335,15 @@ def artifact_ask(url: str) -> Ask:
 
 
 def segment(text: str) -> str:
-    """A name as one part of a path."""
-    return quote(text, safe="")
+    """A name as one part of a path. `..` is a name like any other, which httpx would else take as a step up."""
+    quoted = quote(text, safe="", errors="surrogatepass")
+    return quoted.replace(".", "%2E") if quoted in (".", "..") else quoted
 
 
 def file_path(session_id: str, path: str) -> str:
-    """The path of a session's file."""
-    return f"/sessions/{segment(session_id)}/files/{quote(path, safe='/')}"
+    """The path of a session's file. `./` before it is left out."""
+    parts = path.removeprefix("./").split("/")
+    return f"/sessions/{segment(session_id)}/files/{'/'.join(segment(part) for part in parts)}"
 
 
 def open_session(

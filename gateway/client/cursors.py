@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 from uuid import uuid4
 
 from gateway.client.calls import Ask, Patience, Pause, Reply, events_ask, is_momentary
-from gateway.client.errors import ClientError, ConnectionFailed
+from gateway.client.errors import ClientError, ConnectionFailed, parsed
 from gateway.client.results import BatchAnswer, Event, batch_answer, event_of
 
 Value = TypeVar("Value")
@@ -63,7 +62,7 @@ class EventCursor(Cursor[Event]):
 
     def take(self, text: str) -> Iterable[Event]:
         """An event, unless it has come before."""
-        event = event_of(json.loads(text))
+        event = event_of(parsed(text))
         self._patience.reset()
         self._run_id = event.run_id
         if event.seq <= self._after:
@@ -102,7 +101,7 @@ class BatchCursor(Cursor[BatchAnswer[ContentT]]):
         """An item's answer."""
         if not text.strip():
             return ()
-        answer = batch_answer(json.loads(text), self._read)
+        answer = batch_answer(parsed(text), self._read)
         self._patience.reset()
         if self._left.pop(answer.place, None) is None:
             return ()

@@ -115,6 +115,15 @@ def error_of(status_code: int, body: bytes | Mapping[str, Any], retry_after: str
     return kind(text, status_code=status_code, code=code, request_id=request_id, retry_after_s=_seconds(retry_after))
 
 
+def parsed(content: bytes | str) -> Any:
+    """An answer that is no error, as JSON. Raises ServerError where it is none, such as a proxy's page."""
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        shown = (content if isinstance(content, str) else content.decode(errors="replace"))[:_LONGEST_TEXT].strip()
+        raise ServerError(f"The answer is no gateway's: {shown or 'nothing'}") from error
+
+
 def not_reached(base_url: str, why: object) -> ConnectionFailed:
     """No connection to the gateway."""
     return ConnectionFailed(

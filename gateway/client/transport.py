@@ -18,8 +18,6 @@ from gateway.client.errors import ClientError, not_reached
 
 Value = TypeVar("Value")
 
-_REFUSED = 400
-
 
 class Transport:
     """Requests to one gateway. Every method raises ClientError."""
@@ -59,7 +57,7 @@ class Transport:
             failure: ClientError | Reply | None = None
             try:
                 with self.http.stream(**self.origin.arguments(ask)) as response:
-                    if response.status_code >= _REFUSED:
+                    if response.status_code >= calls.REFUSED:
                         failure = _reply(response)
                     else:
                         for text in _texts(response):
@@ -79,7 +77,29 @@ def _texts(response: httpx.Response) -> Iterator[str]:
         # A comment counts as an event without data.
         yield from (sent.data for sent in EventSource(response).iter_sse() if sent.data)
     else:
-        yield from response.iter_lines()
+        lines = _Lines()
+        for piece in response.iter_bytes():
+            yield from lines.ended_by(piece)
+
+
+class _Lines:
+    """Lines of JSON from pieces. Only a line feed ends one, and a line without it was cut.
+
+    httpx takes U+2028, U+0085 and others for line ends too. The mutable state is the line so far.
+    """
+
+    def __init__(self) -> None:
+        self._begun: list[bytes] = []
+
+    def ended_by(self, piece: bytes) -> list[str]:
+        """The lines that are whole now."""
+        *ends, begun = piece.split(b"\n")
+        lines = []
+        for end in ends:
+            lines.append(b"".join((*self._begun, end)).decode(errors="replace"))
+            self._begun = []
+        self._begun.append(begun)
+        return lines
 
 
 def _reply(response: httpx.Response) -> Reply:
@@ -124,7 +144,7 @@ class AsyncTransport:
             failure: ClientError | Reply | None = None
             try:
                 async with self.http.stream(**self.origin.arguments(ask)) as response:
-                    if response.status_code >= _REFUSED:
+                    if response.status_code >= calls.REFUSED:
                         failure = await _async_reply(response)
                     else:
                         async for text in _async_texts(response):
@@ -146,8 +166,10 @@ async def _async_texts(response: httpx.Response) -> AsyncIterator[str]:
             if sent.data:
                 yield sent.data
     else:
-        async for line in response.aiter_lines():
-            yield line
+        lines = _Lines()
+        async for piece in response.aiter_bytes():
+            for line in lines.ended_by(piece):
+                yield line
 
 
 async def _async_reply(response: httpx.Response) -> Reply:

@@ -16,6 +16,7 @@ from gateway.client import (
     Conflict,
     ConnectionFailed,
     InvalidRequest,
+    NotFound,
     RunFailed,
     ServerError,
     TooManyRequests,
@@ -136,6 +137,14 @@ def test_what_is_no_address_is_said_at_once() -> None:
         Client("localhost:8000")
 
 
+@pytest.mark.parametrize(
+    ("url", "token"), [("http://host:port", ""), ("http://host", "sécret"), ("http://host", "secret\n")]
+)
+def test_what_no_request_can_carry_is_said_at_once(url: str, token: str) -> None:
+    with pytest.raises(ValueError, match=r"address|token"):
+        Client(url, token)
+
+
 def test_lone_surrogates_travel_and_nan_does_not() -> None:
     script = Script(ok())
     script.client.run("'\ud800'")
@@ -230,6 +239,32 @@ def test_a_proxys_error_page_is_waited_out() -> None:
         Script(httpx.Response(500, text="Not a gateway")).client.run("1")
 
 
+@pytest.mark.parametrize("status", [200, 301, 307])
+def test_a_page_or_a_redirection_is_no_answer_of_a_gateway(status: int) -> None:
+    script = Script(*[httpx.Response(status, text="<html>\n") for _ in range(4)])
+    for call in (script.client.run, script.client.get_run, lambda text: list(script.client.stream(text))):
+        with pytest.raises(ServerError, match="<html>"):
+            call("1")
+
+
+def test_a_redirection_writes_no_file() -> None:
+    script = Script(httpx.Response(201, json=SESSION), httpx.Response(301, headers={"Location": "https://host/"}))
+    with pytest.raises(ServerError):
+        script.client.session("s").files.write("a", "text")
+
+
+def test_patience_ends_with_streams_that_have_no_event(clock: Clock) -> None:
+    script = Script(DOWN, *[httpx.Response(200, text="nothing") for _ in range(100)])
+    with pytest.raises(ConnectionFailed):
+        script.client.run("1")
+    assert clock.now_s <= 60.0
+
+
+def test_an_event_that_was_cut_is_asked_for_again() -> None:
+    cut = httpx.Response(200, content=b'data: {"run_id": "r", "seq": 1, "type": "en')
+    assert Script(DOWN, cut, sse(END)).client.run("1").output == "hi\n"
+
+
 def test_what_is_not_repeatable_is_asked_once(clock: Clock) -> None:
     script = Script(httpx.Response(201, json={**SESSION}), httpx.ReadError("reset"), httpx.Response(200, json=SESSION))
     session = script.client.session()
@@ -296,6 +331,21 @@ def test_a_cut_batch_asks_for_what_is_left_under_the_same_keys() -> None:
     first, second = script.body(0)["runs"], script.body(1)["runs"]
     assert second == [first[0]]
     assert len({item["idempotency_key"] for item in first}) == 3
+
+
+def test_only_a_line_feed_ends_a_line_of_a_batch() -> None:
+    text = "a\u2028b\u0085c\x1cd\re\u00e9"
+    line = json.dumps({"id": 0, "status_code": 200, **ANSWER, "output": text}, ensure_ascii=False).encode() + b"\n"
+    pieces = [line[start : start + 1] for start in range(len(line))]
+    script = Script(httpx.Response(200, content=iter(pieces)))
+    assert [answer.result and answer.result.output for answer in script.client.batch(["1"])] == [text]
+
+
+def test_a_line_that_was_cut_is_asked_for_again() -> None:
+    line = json.dumps({"id": 0, "status_code": 200, **ANSWER}).encode()
+    script = Script(httpx.Response(200, content=line[:-5]), httpx.Response(200, content=line + b"\n"))
+    assert [answer.result and answer.result.output for answer in script.client.batch(["1"])] == ["hi\n"]
+    assert script.body(0) == script.body(1)
 
 
 def test_a_batch_of_more_than_a_request_may_have_is_several(clock: Clock) -> None:
@@ -367,6 +417,22 @@ def test_paths_of_files_are_escaped() -> None:
     files.write("a b/ü?.txt", "text")
     assert script.requests[1].url.raw_path == b"/sessions/s/files/a%20b/%C3%BC%3F.txt"
     assert files.read("a b/ü?.txt") == b"x"
+
+
+@pytest.mark.parametrize("path", ["../../other", "..", ".", "a/../b", "/etc/passwd"])
+def test_no_path_leads_out_of_the_files_of_a_session(path: str) -> None:
+    script = Script(httpx.Response(201, json=SESSION), refused(400, "invalid_request"))
+    with pytest.raises(InvalidRequest):
+        script.client.session("s").files.remove(path)
+    assert script.requests[1].url.raw_path.startswith(b"/sessions/s/files/")
+
+
+def test_two_dots_are_a_name_as_any_other() -> None:
+    script = Script(refused(404, "not_found"), refused(404, "not_found"))
+    for name in ("..", "\udcff"):
+        with pytest.raises(NotFound):
+            script.client.get_run(name)
+    assert [request.url.raw_path for request in script.requests] == [b"/runs/%2E%2E", b"/runs/%ED%B3%BF"]
 
 
 # --- results
