@@ -166,6 +166,9 @@ def _load(path: Path | None) -> Config:
 
 def main() -> None:
     """Run the command line; every error of ours is one sentence on standard error."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever called us
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - until we end
     try:
         app()
     except CellblockError as error:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 import typer
 
 from gateway.addresses import DEFAULT_URL, TOKEN_VARIABLE, URL_VARIABLE
+from gateway.cli.terminal import plain
 
 if TYPE_CHECKING:
     from gateway.client import AsyncClient
@@ -49,7 +50,7 @@ async def connected(url: str | None, token: str | None) -> AsyncIterator[AsyncCl
     try:
         client = AsyncClient(url, token)
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--url") from error
+        raise typer.BadParameter(str(error)) from error
     async with client:
         await _reach(client.url)
         yield client
@@ -77,9 +78,10 @@ async def _reach(url: str) -> None:
     """Raise ConnectionFailed at once where nothing answers: the client would be patient."""
     import httpx
 
+    from gateway.client.calls import is_on_this_machine
     from gateway.client.errors import not_reached
 
-    async with httpx.AsyncClient(timeout=_LOOK_S) as http:
+    async with httpx.AsyncClient(timeout=_LOOK_S, trust_env=not is_on_this_machine(url)) as http:
         try:
             await http.get(f"{url}/healthz")
         except httpx.TransportError as error:
@@ -87,10 +89,10 @@ async def _reach(url: str) -> None:
 
 
 async def _is_there(url: str) -> bool:
-    """Whether a gateway answers there, and nobody else."""
+    """Whether a gateway of this machine answers there, and nobody else."""
     import httpx
 
-    async with httpx.AsyncClient(timeout=_LOOK_S) as http:
+    async with httpx.AsyncClient(timeout=_LOOK_S, trust_env=False) as http:
         try:
             return bool((await http.get(f"{url}/healthz")).json() == {"status": "ok"})
         except (httpx.HTTPError, ValueError):
@@ -104,7 +106,7 @@ def talk(conversation: Coroutine[Any, Any, Value]) -> Value:
     try:
         return asyncio.run(conversation)
     except ClientError as error:
-        sys.stderr.write(f"cellblock: {error}\n")
+        sys.stderr.write(f"cellblock: {plain(str(error))}\n")
         raise typer.Exit(FAILED) from error
     except KeyboardInterrupt as error:
         raise typer.Exit(INTERRUPTED) from error

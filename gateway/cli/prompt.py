@@ -59,12 +59,12 @@ def make_prompt(questions: KernelQuestions, language: str) -> PromptSession[str]
 
 
 def _history() -> History:
-    directory = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "cellblock"
-    file = directory / "history"
     try:
+        directory = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "cellblock"
+        file = directory / "history"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         file.touch(mode=0o600)
-    except OSError:
+    except (OSError, RuntimeError):  # there is no home
         return InMemoryHistory()
     return FileHistory(str(file))
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import sys
-from collections.abc import AsyncIterator, Awaitable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Mapping
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -106,21 +107,22 @@ def run(
 
 
 async def to_end(
-    client: AsyncClient, events: AsyncIterator[Event], screen: Screen | None, *, cancels: bool = True
+    client: AsyncClient, events: AsyncGenerator[Event, None], screen: Screen | None, *, cancels: bool = True
 ) -> Result:
     """Show a run's events as they come; returns its result. Ctrl-C cancels the run where that is wanted."""
     from gateway.client import ClientError
 
     run_id = ""
     try:
-        async for event in events:
-            run_id = event.run_id
-            if screen is not None:
-                screen.show(event.type, event.fields)
-            if event.type == "end":
-                if screen is not None and event.fields["status"] not in ("ok", "error"):
-                    screen.show("stderr", {"text": f"{event.fields.get('error', event.fields['status'])}\n"})
-                return client.result_of(event)
+        async with aclosing(events):
+            async for event in events:
+                run_id = event.run_id
+                if screen is not None:
+                    screen.show(event.type, event.fields)
+                if event.type == "end":
+                    if screen is not None and event.fields["status"] not in ("ok", "error"):
+                        screen.show("stderr", {"text": f"{event.fields.get('error', event.fields['status'])}\n"})
+                    return client.result_of(event)
     except asyncio.CancelledError:
         if run_id and cancels:
             with suppress(ClientError):
@@ -149,15 +151,20 @@ def _write(directory: Path, name: str, content: bytes) -> str:
     from gateway.client import ClientError
 
     place = directory / name
-    if not place.resolve().is_relative_to(directory.resolve()):
-        raise ClientError(f"The run made a file that would be saved outside of {directory}: {name!r}.")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_bytes(content)
+    try:
+        if not place.resolve().is_relative_to(directory.resolve()):
+            raise ClientError(f"The run made a file that would be saved outside of {directory}: {name!r}.")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+    except (OSError, ValueError) as error:
+        raise ClientError(f"The run made {name!r}, which cannot be saved in {directory} ({error}).") from error
     return str(place)
 
 
 def _code(file: str) -> str:
     try:
+        if file == "-" and sys.stdin is None:
+            raise typer.BadParameter("Standard input is closed.")
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
         return data.decode()
     except OSError as error:
@@ -176,9 +183,19 @@ def _pair(text: str, option: str) -> tuple[str, str]:
 def _variable(text: str) -> tuple[str, Any]:
     """A name and a value: JSON where it is JSON, else the text itself."""
     name, value = _pair(text, "--var")
-    with suppress(ValueError):
-        return name, json.loads(value)
+    with suppress(ValueError, RecursionError):
+        return name, json.loads(value, parse_constant=_no_constant, parse_float=_finite)
     return name, value
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"JSON has no {text}.")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is out of range.")
+    return number
 
 
 def _upload(text: str) -> tuple[str, bytes]:

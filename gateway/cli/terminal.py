@@ -66,7 +66,9 @@ class Screen:
 
     @staticmethod
     def _write(stream: TextIO, text: str) -> None:
-        stream.write(plain(text) if stream.isatty() else text.encode(errors="replace").decode())
+        encoding = stream.encoding or "utf-8"
+        shown = plain(text) if stream.isatty() else text
+        stream.write(shown.encode(encoding, errors="replace").decode(encoding))
         stream.flush()
 
 

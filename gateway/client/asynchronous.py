@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -50,7 +50,9 @@ class AsyncClient:
 
         Raises ValueError for what is no URL.
         """
-        self._transport = AsyncTransport(calls.Origin(base_url, token), patience_s, http or httpx.AsyncClient())
+        origin = calls.Origin(base_url, token)
+        http = http or httpx.AsyncClient(trust_env=not calls.is_on_this_machine(origin.url))
+        self._transport = AsyncTransport(origin, patience_s, http)
 
     @property
     def url(self) -> str:
@@ -86,15 +88,15 @@ class AsyncClient:
 
     def stream(
         self, code: str, *, session_id: str | None = None, **arguments: Unpack[RunArguments]
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """The events of a run as they come, each once, over a broken connection too. The last one is of type `end`.
 
-        Who stops reading does not stop the run.
+        Who stops reading does not stop the run; `aclosing(…)` frees the connection at once.
         """
         ask = calls.streamed(calls.run_ask(calls.run_fields(code, session_id, **arguments)))
         return self._transport.items(EventCursor(ask, self._transport.patience()))
 
-    def events(self, run_id: str, after: int = 0) -> AsyncIterator[Event]:
+    def events(self, run_id: str, after: int = 0) -> AsyncGenerator[Event, None]:
         """The events of a run that has begun, from the one behind number `after` to its end."""
         ask = calls.events_ask(run_id, after)
         return self._transport.items(EventCursor(ask, self._transport.patience(), run_id=run_id, after=after))
@@ -103,7 +105,7 @@ class AsyncClient:
         """The whole result, which an `end` event has."""
         return self._result({"run_id": end.run_id, **end.fields})
 
-    def batch(self, runs: Iterable[str | Mapping[str, Any]]) -> AsyncIterator[BatchAnswer[Awaitable[bytes]]]:
+    def batch(self, runs: Iterable[str | Mapping[str, Any]]) -> AsyncGenerator[BatchAnswer[Awaitable[bytes]], None]:
         """Run many, and have each answer as it ends. An item is code, or the arguments of `run()` with `code`.
 
         An item that is refused has an `error` and fails alone. Over a broken connection none runs twice.
@@ -220,7 +222,7 @@ class AsyncSession:
         """Run code in it, as `AsyncClient.run` does."""
         return await self._client.run(code, session_id=self.session_id, **arguments)
 
-    def stream(self, code: str, **arguments: Unpack[RunArguments]) -> AsyncIterator[Event]:
+    def stream(self, code: str, **arguments: Unpack[RunArguments]) -> AsyncGenerator[Event, None]:
         """The events of code that runs in it, as `AsyncClient.stream` gives them."""
         return self._client.stream(code, session_id=self.session_id, **arguments)
 

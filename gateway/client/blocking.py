@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -49,7 +49,9 @@ class Client:
 
         Raises ValueError for what is no URL.
         """
-        self._transport = Transport(calls.Origin(base_url, token), patience_s, http or httpx.Client())
+        origin = calls.Origin(base_url, token)
+        http = http or httpx.Client(trust_env=not calls.is_on_this_machine(origin.url))
+        self._transport = Transport(origin, patience_s, http)
 
     @property
     def url(self) -> str:
@@ -83,7 +85,9 @@ class Client:
         ask = calls.run_ask(calls.run_fields(code, session_id, **arguments))
         return self._result(self._transport.do(calls.run(ask, self._transport.patience())))
 
-    def stream(self, code: str, *, session_id: str | None = None, **arguments: Unpack[RunArguments]) -> Iterator[Event]:
+    def stream(
+        self, code: str, *, session_id: str | None = None, **arguments: Unpack[RunArguments]
+    ) -> Generator[Event, None, None]:
         """The events of a run as they come, each once, over a broken connection too. The last one is of type `end`.
 
         Who stops reading does not stop the run.
@@ -91,7 +95,7 @@ class Client:
         ask = calls.streamed(calls.run_ask(calls.run_fields(code, session_id, **arguments)))
         return self._transport.items(EventCursor(ask, self._transport.patience()))
 
-    def events(self, run_id: str, after: int = 0) -> Iterator[Event]:
+    def events(self, run_id: str, after: int = 0) -> Generator[Event, None, None]:
         """The events of a run that has begun, from the one behind number `after` to its end."""
         ask = calls.events_ask(run_id, after)
         return self._transport.items(EventCursor(ask, self._transport.patience(), run_id=run_id, after=after))
@@ -100,7 +104,7 @@ class Client:
         """The whole result, which an `end` event has."""
         return self._result({"run_id": end.run_id, **end.fields})
 
-    def batch(self, runs: Iterable[str | Mapping[str, Any]]) -> Iterator[BatchAnswer[bytes]]:
+    def batch(self, runs: Iterable[str | Mapping[str, Any]]) -> Generator[BatchAnswer[bytes], None, None]:
         """Run many, and have each answer as it ends. An item is code, or the arguments of `run()` with `code`.
 
         An item that is refused has an `error` and fails alone. Over a broken connection none runs twice.
@@ -185,7 +189,7 @@ class Session:
         """Run code in it, as `Client.run` does."""
         return self._client.run(code, session_id=self.session_id, **arguments)
 
-    def stream(self, code: str, **arguments: Unpack[RunArguments]) -> Iterator[Event]:
+    def stream(self, code: str, **arguments: Unpack[RunArguments]) -> Generator[Event, None, None]:
         """The events of code that runs in it, as `Client.stream` gives them."""
         return self._client.stream(code, session_id=self.session_id, **arguments)
 

@@ -225,6 +225,11 @@ class Origin:
         }
 
 
+def is_on_this_machine(url: str) -> bool:
+    """Whether a gateway's address is one of loopback, which no proxy of the environment's leads to."""
+    return httpx.URL(url).host in ("localhost", "127.0.0.1", "::1")
+
+
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from contextlib import closing
 from typing import TypeVar
 
@@ -51,7 +51,7 @@ class Transport:
                     driven.go_on(reply)
             return driven.value
 
-    def items(self, cursor: Cursor[Value]) -> Iterator[Value]:
+    def items(self, cursor: Cursor[Value]) -> Generator[Value, None, None]:
         """What a cursor reads, over as many connections as it takes."""
         while (ask := cursor.ask()) is not None:
             failure: ClientError | Reply | None = None
@@ -138,7 +138,7 @@ class AsyncTransport:
                     driven.go_on(reply)
             return driven.value
 
-    async def items(self, cursor: Cursor[Value]) -> AsyncIterator[Value]:
+    async def items(self, cursor: Cursor[Value]) -> AsyncGenerator[Value, None]:
         """What a cursor reads, over as many connections as it takes."""
         while (ask := cursor.ask()) is not None:
             failure: ClientError | Reply | None = None

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass
-from typing import cast
 
 import anyio
 from mcp.types import Resource
 
-from gateway.client import AsyncClient, AsyncSession, ClientError, Event, NotFound, RunResult
+from gateway.client import AsyncClient, AsyncSession, ClientError, NotFound, RunResult
 
 _STOP_S = 10.0
 _END_S = 5.0
@@ -81,7 +80,7 @@ class Conversation:
             # The language counts where the session has expired, and is made anew.
             stream = session.stream(code, language=language, timeout=timeout_s)
             try:
-                async with aclosing(cast("AsyncGenerator[Event, None]", stream)) as events:
+                async with aclosing(stream) as events:
                     async for event in events:
                         run_id, fields = event.run_id, event.fields
                         if event.type in ("stdout", "stderr") and (text := fields["text"].rstrip()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from gateway.client import (
     TooManyRequests,
     Unauthorized,
     Unavailable,
+    calls,
     transport,
 )
 from gateway.client.calls import Patience, run_fields
@@ -143,6 +145,23 @@ def test_what_is_no_address_is_said_at_once() -> None:
 def test_what_no_request_can_carry_is_said_at_once(url: str, token: str) -> None:
     with pytest.raises(ValueError, match=r"address|token"):
         Client(url, token)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "gateway"])
+def test_no_proxy_leads_to_this_machine(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    with socket.socket() as proxy:
+        proxy.bind(("127.0.0.1", 0))
+        proxy.listen()
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        monkeypatch.setattr(calls, "READ_TIMEOUT_S", 0.5)
+        with pytest.raises(ConnectionFailed), Client(f"http://{host}:1", patience_s=0) as client:
+            client.run("1")
+        proxy.setblocking(False)  # noqa: FBT003
+        if host == "gateway":
+            proxy.accept()[0].close()
+        else:
+            with pytest.raises(BlockingIOError):
+                proxy.accept()
 
 
 def test_lone_surrogates_travel_and_nan_does_not() -> None:

@@ -44,6 +44,20 @@ def test_lone_surrogates_do_not_end_the_command() -> None:
         Screen(stream, stream).show("stdout", {"text": "a\ud800b"})
 
 
+class AsciiTerminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_what_an_encoding_does_not_have_is_replaced() -> None:
+    for kind in (io.TextIOWrapper, AsciiTerminal):
+        for encoding in ("ascii", "utf-8"):
+            content = io.BytesIO()
+            stream = kind(content, encoding)
+            Screen(stream).show("stdout", {"text": "a\ud800b\u00e9"})
+            assert content.getvalue() == "a?b\u00e9".encode(encoding, errors="replace")
+
+
 def test_a_picture_is_drawn_where_the_terminal_can(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TERM", "TERM_PROGRAM", "KITTY_WINDOW_ID", "LC_TERMINAL"):
         monkeypatch.delenv(name, raising=False)
