@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -29,10 +30,12 @@ Ask = Callable[[str, bool], Awaitable[str | None]]
 class LiveRun:
     """One run in a session. The mutable state: its id and the number of its last event, once they are known."""
 
-    def __init__(self, client: AsyncClient, address: Address, session_id: str, ask: Ask) -> None:
+    def __init__(self, client: AsyncClient, address: Address, session_id: str, language: str, ask: Ask) -> None:
+        """`language` is the session's, for one that has ended meanwhile and is made again."""
         self._client = client
         self._address = address
         self._session_id = session_id
+        self._language = language
         self._ask = ask
         self._run_id = ""
         self._seq = 0
@@ -49,7 +52,7 @@ class LiveRun:
         rest = (
             self._client.events(self._run_id, self._seq)
             if self._run_id
-            else self._client.stream(code, session_id=self._session_id, idempotency_key=key)
+            else self._client.stream(code, session_id=self._session_id, language=self._language, idempotency_key=key)
         )
         async for event in rest:
             yield event
@@ -61,8 +64,8 @@ class LiveRun:
         if socket is None:
             return
         try:
-            message = {"op": "run", "id": key, "code": code, "session_id": self._session_id, "idempotency_key": key}
-            await socket.write_message(json.dumps(message))
+            fields = {"code": code, "session_id": self._session_id, "language": self._language, "idempotency_key": key}
+            await socket.write_message(json.dumps({"op": "run", "id": key, **fields}))
             while (text := await socket.read_message()) is not None:
                 fields = json.loads(text)
                 if "seq" not in fields:
@@ -85,10 +88,12 @@ class LiveRun:
         if answer is None:
             return
         message = json.dumps({"op": "input", "run_id": event.run_id, "value": answer})
-        own = socket or await connect(self._address, "/runcode/ws")
-        if own is not None:
+        if socket is not None:
+            with suppress(WebSocketClosedError):  # it broke while somebody thought about the answer
+                await socket.write_message(message)
+                return
+        if (own := await connect(self._address, "/runcode/ws")) is not None:
             await own.write_message(message)
-        if own is not None and socket is None:
             own.close()
 
 

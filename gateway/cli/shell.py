@@ -48,6 +48,8 @@ def shell(
     Tab completes, Ctrl-C interrupts what runs, Ctrl-D leaves. Alt-Enter begins a new line. Without a terminal, each
     line of standard input is run.
     """
+    if sys.stdin is None:
+        raise typer.BadParameter("Standard input is closed.")
 
     async def conversation() -> None:
         async with connected_or_started(url, token, config, starts=starts) as (client, _):
@@ -99,15 +101,23 @@ class Shell:
 
     async def _run_cell(self, code: str) -> None:
         """Run one cell to its end; Ctrl-C interrupts it, and the session goes on."""
+        from gateway.client import ClientError
+
         running = asyncio.ensure_future(self._show(code))
         with _interrupting(self._session):
-            await running
+            try:
+                await running
+            except ClientError as error:
+                if not sys.stdin.isatty():
+                    raise
+                self._screen.show("stderr", {"text": f"{error}\n"})
 
     async def _show(self, code: str) -> None:
         from gateway.cli.live import LiveRun
         from gateway.cli.run import show_made
 
-        live = LiveRun(self._client, self._address, self._session.session_id, self._ask)
+        info = self._session.info
+        live = LiveRun(self._client, self._address, info.session_id, info.language, self._ask)
         async for event in live.events(code):
             self._screen.show(event.type, event.fields)
             if event.type == "end":
@@ -120,14 +130,14 @@ class Shell:
 
     async def _ask(self, prompt: str, hidden: bool) -> str | None:  # noqa: FBT001 - live.Ask
         if not sys.stdin.isatty():
-            line = await asyncio.to_thread(sys.stdin.readline)
-            return line.rstrip("\n") if line else None
-        from prompt_toolkit import PromptSession
+            line: str = await asyncio.to_thread(sys.stdin.readline)
+            if line:
+                return line.rstrip("\n")
+        else:
+            from prompt_toolkit import PromptSession
 
-        try:
-            return await PromptSession[str]().prompt_async(plain(prompt), is_password=hidden)
-        except (EOFError, KeyboardInterrupt):
-            pass
+            with suppress(EOFError, KeyboardInterrupt):
+                return await PromptSession[str]().prompt_async(plain(prompt), is_password=hidden)
         await self._session.interrupt()
         return None
 

@@ -62,6 +62,44 @@ def test_code_that_fails_is_exit_status_1(gateway: serve_rig.Gateway) -> None:
     assert "time limit of 0.3 s" in done.stderr
 
 
+def test_a_value_that_json_does_not_have_is_text(gateway: serve_rig.Gateway) -> None:
+    done = run_code(gateway, "print([a, b, c])", "--var", "a=NaN", "--var", "b=1e999", "--var", "c=" + "[" * 100_000)
+    assert done.stdout.startswith("['NaN', '1e999', '[[[")
+
+
+def test_what_cannot_be_saved_is_said(gateway: serve_rig.Gateway, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    done = run_code(gateway, "open('a', 'w').write('x')", "--out", str(tmp_path))
+    assert done.exit_code == 1
+    assert done.stderr.startswith("cellblock: The run made 'a', which cannot be saved in ")
+
+
+@pytest.mark.parametrize("closing", ["| true", ">&-", "2>&- >&-"])
+def test_an_output_that_nobody_reads_is_no_traceback(gateway: serve_rig.Gateway, closing: str) -> None:
+    command = f"{sys.executable} -m gateway run - --url {gateway.url}"
+    code = "import time; print(1, flush=True); time.sleep(0.5); print(2)"
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"{command} {closing}"],
+        input=code,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=serve_rig.REPOSITORY,
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize("command", [["run", "-"], ["shell"]])
+def test_a_closed_input_is_wrong_usage(gateway: serve_rig.Gateway, command: list[str]) -> None:
+    line = " ".join([sys.executable, "-m", "gateway", *command, "--url", gateway.url, "<&-"])
+    done = subprocess.run(
+        ["/bin/sh", "-c", line], capture_output=True, text=True, timeout=60, check=False, cwd=serve_rig.REPOSITORY
+    )
+    assert done.returncode == 2
+    assert "Standard input is closed." in done.stderr
+
+
 def test_an_answer_as_json(gateway: serve_rig.Gateway) -> None:
     answer = as_json(run_code(gateway, "print('\\ud800')\n6 * 7", "--json"))
     assert (answer["status"], answer["results"]) == ("ok", [{"text/plain": "42"}])
@@ -151,7 +189,7 @@ def test_the_shell_keeps_a_session_and_completes(gateway: serve_rig.Gateway, tmp
     shell.send("print('n', i + 20)\r\r")
     shell.expect(r"n 20\r\nn 21")
     shell.expect(r"In \[2\]")
-    shell.send('name = input("who? ")\r')
+    shell.send('name = input("wh" "o? ")\r')  # whose echo is not the question
     shell.expect(r"who\? ")
     shell.send("Ada\r")
     shell.expect(r"In \[3\]")
@@ -183,6 +221,12 @@ def test_a_shell_without_a_terminal_runs_lines(gateway: serve_rig.Gateway) -> No
     assert "ZeroDivisionError" in done.stderr
     assert as_json(run_code(gateway, "x", "--session", "kept", "--json"))["results"] == [{"text/plain": "'Ada'"}]
     cellblock(gateway, "sessions", "end", "kept")
+
+
+def test_a_question_behind_the_end_of_the_input_is_interrupted(gateway: serve_rig.Gateway) -> None:
+    done = cellblock(gateway, "shell", text="input()\n")
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert "KeyboardInterrupt" in done.stderr
 
 
 def test_without_a_gateway_one_is_started_and_ended(tmp_path: Path) -> None:
