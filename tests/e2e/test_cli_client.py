@@ -190,7 +190,7 @@ def test_the_shell_keeps_a_session_and_completes(gateway: serve_rig.Gateway, tmp
     shell.expect(r"n 20\r\nn 21")
     shell.expect(r"In \[2\]")
     shell.send('name = input("wh" "o? ")\r')  # whose echo is not the question
-    shell.expect(r"who\? ")
+    shell.expect(r"who\?")
     shell.send("Ada\r")
     shell.expect(r"In \[3\]")
     shell.send("name\r")
