@@ -42,6 +42,16 @@ class Address(NamedTuple):
     token: str
 
 
+def refuse_options_before_a_command(context: typer.Context) -> None:
+    """Raise BadParameter where `--url` and the like stand before a command of a group, which would not see them."""
+    if context.invoked_subcommand is None:
+        return
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"Options stand behind `{context.invoked_subcommand}`.")
+
+
 @asynccontextmanager
 async def connected(url: str | None, token: str | None) -> AsyncIterator[AsyncClient]:
     """A client of the gateway at this address, or of the one of this machine."""

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway.cli.connection import FAILED, JsonOption, TokenOption, UrlOption, connected, print_json, talk
+from gateway.cli.connection import (
+    FAILED,
+    JsonOption,
+    TokenOption,
+    UrlOption,
+    connected,
+    print_json,
+    refuse_options_before_a_command,
+    talk,
+)
 from gateway.cli.run import show_made, to_end
 from gateway.cli.tables import ago, milliseconds, show_json, show_table
 from gateway.cli.terminal import Screen
@@ -27,6 +36,7 @@ def default(
     context: typer.Context, *, url: UrlOption = None, token: TokenOption = None, as_json: JsonOption = False
 ) -> None:
     """List them, where nothing else is asked for."""
+    refuse_options_before_a_command(context)
     if context.invoked_subcommand is None:
         list_runs(session=None, status=None, limit=_LISTED, before=None, url=url, token=token, as_json=as_json)
 

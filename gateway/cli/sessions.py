@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway.cli.connection import JsonOption, TokenOption, UrlOption, connected, print_json, talk
+from gateway.cli.connection import (
+    JsonOption,
+    TokenOption,
+    UrlOption,
+    connected,
+    print_json,
+    refuse_options_before_a_command,
+    talk,
+)
 from gateway.cli.tables import ago, as_json, milliseconds, show_json, show_table
 
 if TYPE_CHECKING:
@@ -25,6 +33,7 @@ def default(
     context: typer.Context, *, url: UrlOption = None, token: TokenOption = None, as_json: JsonOption = False
 ) -> None:
     """List them, where nothing else is asked for."""
+    refuse_options_before_a_command(context)
     if context.invoked_subcommand is None:
         list_sessions(url=url, token=token, as_json=as_json)
 
