@@ -61,6 +61,7 @@ def _fork(request: dict[str, Any], channel: socket.socket, told: int, log: int) 
 
 def _become_supervisor(home: str, told: int, log: int) -> NoReturn:
     os.setsid()
+    os.umask(0o077)
     _weigh_alike()
     null = os.open(os.devnull, os.O_RDONLY)
     for number, file in enumerate((null, log, log)):
@@ -72,8 +73,10 @@ def _become_supervisor(home: str, told: int, log: int) -> NoReturn:
     fork_server = _fork_fork_server(told)
     with os.fdopen(told, encoding="utf-8") as content:
         told_at_launch = json.load(content)
+    # Python has set it at its start where the environment names no locale, and would do so again: PEP 538.
+    coerced = {name: os.environ[name] for name in ("LC_CTYPE",) if name in os.environ}
     os.environ.clear()
-    os.environ.update(told_at_launch["environment"])
+    os.environ.update({**coerced, **told_at_launch["environment"]})
     supervisor.supervise(protocol.SupervisorSettings.from_json(told_at_launch["settings"]), fork_server)
     sys.stderr.flush()
     os._exit(0)
@@ -100,6 +103,7 @@ def _fork_fork_server(told: int) -> ForkedServer:
 
 def main() -> None:
     """Import, and serve."""
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # what the gateway was started with is not for kernels
     gc.disable()
     kernel_program.import_all([])
     gc.freeze()
