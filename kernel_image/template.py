@@ -2,7 +2,7 @@
 
 It is for one gateway, which asks over the socket on its standard input: one message, one answer. It ends when that is
 closed, and what it has forked goes on. It never reads what supervisors are told, since kernels would have that in their
-memory: a supervisor reads it from a file of its own, after the fork of its fork server.
+memory: a supervisor reads it from a pipe of its own, after the fork of its fork server.
 """
 
 from __future__ import annotations
@@ -72,7 +72,10 @@ def _become_supervisor(home: str, told: int, log: int) -> NoReturn:
         os.close(file)
     fork_server = _fork_fork_server(told)
     with os.fdopen(told, encoding="utf-8") as content:
-        told_at_launch = json.load(content)
+        text = content.read()
+    if not text:  # the gateway has ended, or has had another one forked in place of this
+        os._exit(1)
+    told_at_launch = json.loads(text)
     # Python has set it at its start where the environment names no locale, and would do so again: PEP 538.
     coerced = {name: os.environ[name] for name in ("LC_CTYPE",) if name in os.environ}
     os.environ.clear()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import shared_template
 from supervised import supervised
 
 from gateway.supervisors import SupervisorSwitchboard
+from sessions.provisioners.process.process_tree import process_identity
 from sessions.provisioners.process.template import Template
 
 
@@ -65,8 +68,33 @@ async def test_descriptors_that_the_gateway_has_inherited_do_not_reach_kernels(
         fcntl.fcntl(writer, fcntl.F_SETFD, 0)
         async with supervised(short_dir, switchboard) as kernel:
             pipe = f"pipe:[{os.fstat(writer).st_ino}]"
-            found = "import os; [os.readlink(f'/dev/fd/{fd}') for fd in range(1000) if os.path.exists(f'/dev/fd/{fd}')]"
-            assert pipe not in (await kernel.run(found)).value()
+            found = await kernel.run("import os; print(*(os.path.realpath(f'/dev/fd/{fd}') for fd in range(1000)))")
+            assert "pipe:[" in found.text()
+            assert pipe not in found.text()
     finally:
         os.close(reader)
         os.close(writer)
+
+
+async def test_a_start_whose_answer_is_lost_is_made_again_and_leaves_one_supervisor(
+    template: Template, short_dir: Path, switchboard: SupervisorSwitchboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("1", "2"):
+        (short_dir / name).mkdir()
+    async with supervised(short_dir / "1", switchboard):
+        pass
+    answer, lost = template._answer, []
+
+    def lose_one(timeout_s: float) -> dict[str, Any]:
+        answered = answer(timeout_s)
+        if not lost:
+            lost.append(answered["pid"])
+            raise TimeoutError
+        return answered
+
+    monkeypatch.setattr(template, "_answer", lose_one)
+    async with supervised(short_dir / "2", switchboard) as kernel:
+        assert (await kernel.run("import os; os.getppid()")).value() == str(kernel.process.pid)
+        async with asyncio.timeout(30):
+            while process_identity(lost[0]) is not None:
+                await asyncio.sleep(0.01)

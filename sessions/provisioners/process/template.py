@@ -36,16 +36,12 @@ class Template:
 
     def launch(self, environment: Mapping[str, str], settings: str, log: Path) -> int:
         """Fork a supervisor, in a process session of its own; returns its process id. Raises OSError."""
-        told = os.memfd_create("settings")
+        told = json.dumps({"environment": dict(environment), "settings": settings}).encode()
         log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            with open(told, "w", encoding="utf-8", closefd=False) as file:
-                json.dump({"environment": dict(environment), "settings": settings}, file)
-            os.lseek(told, 0, os.SEEK_SET)
             with self._lock:
-                return int(self._launch({"home": environment["HOME"]}, told, log_fd)["pid"])
+                return self._launch({"home": environment["HOME"]}, told, log_fd)
         finally:
-            os.close(told)
             os.close(log_fd)
 
     def wait(self, pid: int) -> int | None:
@@ -65,19 +61,33 @@ class Template:
         with self._lock:
             self._end()
 
-    def _launch(self, request: Mapping[str, Any], told: int, log: int) -> dict[str, Any]:
+    def _launch(self, request: Mapping[str, Any], told: bytes, log: int) -> int:
         if self._channel is not None:
             try:
-                return self._ask(request, (told, log))
+                return self._fork(request, told, log)
             except (ConnectionError, TimeoutError):
                 self._end()
         self._channel, self._pid = self._start(log)
         try:
             self._answer(_START_TIMEOUT_S)
-            return self._ask(request, (told, log))
+            return self._fork(request, told, log)
         except (ConnectionError, TimeoutError):
             self._end()
             raise
+
+    def _fork(self, request: Mapping[str, Any], told: bytes, log: int) -> int:
+        """Have a supervisor forked, and tell it what it is for: one whose process id has not come ends untold."""
+        reader, writer = os.pipe()
+        try:
+            try:
+                pid = int(self._ask(request, (reader, log))["pid"])
+            finally:
+                os.close(reader)
+            with suppress(BrokenPipeError):  # it has ended: its fate says how
+                os.write(writer, told)
+        finally:
+            os.close(writer)
+        return pid
 
     def _start(self, log: int) -> tuple[socket.socket, int]:
         """Start the process; returns the socket to it, and its process id. What it cannot do, it says in `log`."""
