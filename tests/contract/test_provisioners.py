@@ -395,6 +395,18 @@ async def test_a_template_that_does_not_answer_is_replaced_and_what_it_has_forke
     assert await until_fate(process_provisioner, second) == Fate(exit_code=137, oom=False)
 
 
+async def test_an_interpreter_that_starts_no_template_is_said_so(
+    switchboard: SupervisorSwitchboard, short_dir: Path, gateway_id: GatewayId
+) -> None:
+    provisioner = ProcessProvisioner(gateway_id, short_dir / "p", python=Path("/bin/false"))
+    kernel_id = KernelId(str(uuid.uuid4()))
+    spec = LaunchSpec(kernel_id, gateway_id, "secret", switchboard.open(kernel_id, Caller().accept), Limits())
+    with pytest.raises(EngineUnavailable, match=r"could not be started \(the process that forks them has ended\)"):
+        await provisioner.launch(spec)
+    assert not list((short_dir / "p").iterdir())
+    await provisioner.close()
+
+
 async def test_a_reused_process_id_is_left_alone(
     process_provisioner: ProcessProvisioner, switchboard: SupervisorSwitchboard, short_dir: Path, gateway_id: GatewayId
 ) -> None:

@@ -93,7 +93,7 @@ class ProcessProvisioner:
             raise
         except OSError as error:
             await self.kill(spec.kernel_id)
-            raise EngineUnavailable(f"A kernel process could not be started ({error.strerror}).") from error
+            raise EngineUnavailable(f"A kernel process could not be started ({error.strerror or error}).") from error
 
     async def list(self) -> list[KernelId]:
         """What the records below `root` say, half-made and dead ones included."""

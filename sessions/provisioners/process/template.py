@@ -121,7 +121,7 @@ class Template:
         self._channel.settimeout(timeout_s)
         message = self._channel.recv(_MAX_ANSWER_BYTES)
         if not message:
-            raise ConnectionError("the template has ended")
+            raise ConnectionError("the process that forks them has ended")
         answer: dict[str, Any] = json.loads(message)
         return answer
 
