@@ -22,7 +22,7 @@ from gateway.cli.mcp import mcp
 from gateway.cli.run import run
 from gateway.cli.runs import runs
 from gateway.cli.sessions import sessions
-from gateway.cli.shell import shell
+from gateway.cli.shell.command import shell
 from gateway.cli.token import token
 from gateway.config import loader as configuration
 from gateway.config.loader import Config

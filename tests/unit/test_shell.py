@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from tornado.websocket import WebSocketClosedError
 
-from gateway.cli import live
 from gateway.cli.connection import Address
-from gateway.cli.live import LiveRun
-from gateway.cli.shell import Shell
+from gateway.cli.shell import live
+from gateway.cli.shell.command import Shell
+from gateway.cli.shell.live import LiveRun
 from gateway.client import Event, TooManyRequests
 
 ADDRESS = Address("http://gateway:1", "")

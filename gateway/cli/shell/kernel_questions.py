@@ -12,7 +12,7 @@ from uuid import uuid4
 from tornado.websocket import WebSocketClientConnection, WebSocketClosedError
 
 from gateway.cli.connection import Address
-from gateway.cli.live import connect
+from gateway.cli.shell.live import connect
 from gateway.client import ClientError
 
 _ANSWER_S = 5.0

@@ -64,7 +64,7 @@ class Shell:
     """One sitting. The mutable state: the number of the next cell."""
 
     def __init__(self, client: AsyncClient, address: Address, session: AsyncSession) -> None:
-        from gateway.cli.kernel_questions import KernelQuestions
+        from gateway.cli.shell.kernel_questions import KernelQuestions
 
         self._client = client
         self._address = address
@@ -88,7 +88,7 @@ class Shell:
             self._questions.close()
 
     async def _typed(self) -> AsyncIterator[str]:
-        from gateway.cli.prompt import make_prompt
+        from gateway.cli.shell.prompt import make_prompt
 
         prompt = make_prompt(self._questions, self._session.info.language)
         while True:
@@ -113,8 +113,8 @@ class Shell:
                 self._screen.show("stderr", {"text": f"{error}\n"})
 
     async def _show(self, code: str) -> None:
-        from gateway.cli.live import LiveRun
         from gateway.cli.run import show_made
+        from gateway.cli.shell.live import LiveRun
 
         info = self._session.info
         live = LiveRun(self._client, self._address, info.session_id, info.language, self._ask)

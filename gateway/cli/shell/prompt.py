@@ -16,7 +16,7 @@ from prompt_toolkit.lexers import PygmentsLexer
 from pygments.lexers import find_lexer_class_by_name
 from pygments.util import ClassNotFound
 
-from gateway.cli.kernel_questions import KernelQuestions
+from gateway.cli.shell.kernel_questions import KernelQuestions
 
 
 class KernelCompleter(Completer):

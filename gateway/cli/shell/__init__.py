@@ -1,0 +1,1 @@
+"""`cellblock shell`: a session as a prompt."""
