@@ -104,9 +104,17 @@ def _fork_fork_server(told: int) -> ForkedServer:
     return ForkedServer(pid, ours)
 
 
+def _close_inherited() -> None:
+    """Close what the gateway was started with; it is not for kernels."""
+    for number in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208 - names are all that is wanted
+        if number > 2:  # noqa: PLR2004 - standard error
+            with suppress(OSError):  # the listing's own is closed by now
+                os.close(number)
+
+
 def main() -> None:
     """Import, and serve."""
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # what the gateway was started with is not for kernels
+    _close_inherited()
     gc.disable()
     kernel_program.import_all([])
     gc.freeze()
