@@ -141,9 +141,12 @@ class MessageRouter:
         self._pending.clear()
 
     def _report_unreadable(self, parts: list[bytes]) -> None:
-        """Tell the cell's author that a message of the kernel's is kept from the clients."""
+        """Tell the cell's author that a message of the kernel's is kept from the clients.
+
+        The reply to the cell may have come before it.
+        """
         envelope = envelopes.of_kernel([parts[1], b"{}", b"{}", b"{}"])
-        if envelope is not None and envelope.msg_id in self._pending:
+        if envelope is not None and (envelope.msg_id in self._runs or envelope.msg_id in self._pending):
             notice = f"A message of {sum(map(len, parts))} bytes is no message of Jupyter's, or too costly."
             self.print_notice(envelope.header, notice)
 
