@@ -31,22 +31,6 @@ CHROMIUM_OPTIONS = [
     "--disable-sync",
     "--no-first-run",
 ]
-PAGE_CONFIG = {"buildCheck": False}
-"""Without a check by Node."""
-
-OPEN = "async path => { await jupyterapp.commands.execute('docmanager:open', {path}); }"
-CLOSE = """async () => {
-    const widgets = () => [...jupyterapp.shell.widgets("main")];
-    const isLauncher = widget => widget.id.startsWith("launcher");
-    if (!widgets().some(isLauncher)) await jupyterapp.commands.execute("launcher:create");
-    for (const widget of widgets()) if (!isLauncher(widget)) widget.dispose();
-    await jupyterapp.serviceManager.sessions.shutdownAll();
-}"""
-"""Close all notebooks without a question, and end their kernels.
-
-A launcher stays: where nothing does, JupyterLab opens one, which may come late and cover the notebook opened next.
-"""
-
 PATIENCE_MS = 60_000
 PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 3, 2])\nplt.title('drawn here')\nplt.show()"
 LINES = 100
@@ -87,32 +71,13 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def lab(gateway: Gateway, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """`jupyter lab --gateway-url=…`; its directory is where its notebooks are."""
-    options = [
-        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-        "--LabApp.news_url=",
-        "--LabApp.expose_app_in_browser=True",
-        f"--ServerApp.tornado_settings={ {'page_config_data': PAGE_CONFIG} }",
-    ]
+    options = ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.news_url="]
     with jupyter_server(gateway, tmp_path_factory.mktemp("lab"), "jupyterlab", *options) as lab:
         yield lab
 
 
-@pytest.fixture(scope="module")
-def page(browser: Browser, lab: Gateway) -> Iterator[Page]:
-    """JupyterLab, loaded once for all tests: that takes seconds."""
-    page = browser.new_page(viewport={"width": 1200, "height": 800})
-    page.set_default_timeout(PATIENCE_MS)
-    expect.set_options(timeout=PATIENCE_MS)
-    page.on("dialog", lambda dialog: dialog.accept())  # that there are unsaved changes
-    page.goto(f"{lab.url}/lab?token={ALICE}")
-    page.wait_for_function("() => window.jupyterapp?.restored.then(() => true)")
-    expect(page.locator(".jp-Launcher")).to_be_visible()
-    yield page
-    page.close()
-
-
 class Notebook:
-    """The only notebook that is open."""
+    """One notebook in its own browser tab."""
 
     def __init__(self, page: Page, screenshots: Path, name: str) -> None:
         self.page = page
@@ -149,11 +114,8 @@ class Notebook:
 
 
 @pytest.fixture
-def notebook(page: Page, lab: Gateway, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Notebook]:
-    """The notebook with the cells that the test's `cells` mark has, opened. It and its kernel are gone afterwards.
-
-    With `reloads`, the page has a workspace of its own, where nothing else will be restored.
-    """
+def notebook(browser: Browser, lab: Gateway, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Notebook]:
+    """The notebook with the cells that the test's `cells` mark has, opened."""
     marker = request.node.get_closest_marker("cells")
     name = request.node.name.removeprefix("test_")[:40]
     kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -161,18 +123,17 @@ def notebook(page: Page, lab: Gateway, tmp_path: Path, request: pytest.FixtureRe
     nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernelspec}), lab.data_dir / f"{name}.ipynb")
     screenshots = tmp_path / "screenshots"
     screenshots.mkdir()
+    page = browser.new_page(viewport={"width": 1200, "height": 800})
+    page.set_default_timeout(PATIENCE_MS)
+    expect.set_options(timeout=PATIENCE_MS)
     notebook = Notebook(page, screenshots, name)
     try:
-        if marker.kwargs.get("reloads"):
-            page.goto(f"{lab.url}/lab/workspaces/{name}/tree/{name}.ipynb")
-        else:
-            page.evaluate(OPEN, f"{name}.ipynb")
+        page.goto(f"{lab.url}/lab/workspaces/{name}/tree/{name}.ipynb?token={ALICE}")
         notebook.connected()
         yield notebook
     finally:
         notebook.seen("end")
-        page.evaluate(CLOSE)
-    expect(page.locator(".jp-Notebook, .jp-Dialog")).to_have_count(0)
+        page.close()
 
 
 def asked(gateway: Gateway, path: str, **query: str) -> Any:
@@ -221,12 +182,13 @@ def test_interrupt_kernel_ends_the_cell(notebook: Notebook) -> None:
     expect(notebook.output(1)).to_have_text(["True\n"])
 
 
-@pytest.mark.cells(NUMBERED.format(count=LINES, pause_s=0.1) + "\ndone = 'kept'", "print(done, n)", reloads=True)
+@pytest.mark.cells(NUMBERED.format(count=LINES, pause_s=0.1) + "\ndone = 'kept'", "print(done, n)")
 def test_a_page_that_is_reloaded_in_mid_run_loses_nothing(notebook: Notebook, gateway: Gateway) -> None:
     notebook.run(0)
     expect(notebook.output(0).first).to_contain_text("5\n")
     notebook.seen("running")
     (kernel_id,) = (kernel["id"] for kernel in asked(gateway, "/api/kernels") if kernel["execution_state"] == "busy")
+    notebook.page.on("dialog", lambda dialog: dialog.accept())  # that there are unsaved changes
     notebook.page.reload()
     expect(notebook.page.locator(".jp-Toolbar-kernelName")).to_have_text("Python 3 (ipykernel)")
     assert asked(gateway, f"/api/kernels/{kernel_id}")["execution_state"] == "busy"
@@ -260,13 +222,14 @@ def test_what_a_slider_prints_follows_when_it_is_moved(notebook: Notebook) -> No
     notebook.seen("set")
 
 
-@pytest.mark.cells(SLIDER, reloads=True)
+@pytest.mark.cells(SLIDER)
 def test_a_slider_moves_after_the_page_is_reloaded(notebook: Notebook) -> None:
     shown = notebook.cell(0).locator(".widget-output").first
     notebook.run(0)
     expect(shown).to_have_text("x is 3\n")
     notebook.page.keyboard.press("Control+s")
     expect(notebook.page.locator(".lm-TabBar-tab.jp-mod-dirty")).to_have_count(0)
+    notebook.page.on("dialog", lambda dialog: dialog.accept())
     notebook.page.reload()
     notebook.connected()
     handle = notebook.cell(0).locator(".noUi-handle")
