@@ -19,6 +19,7 @@ from rich.console import Console
 
 from gateway.cli.kernelspec import kernelspec
 from gateway.cli.mcp import mcp
+from gateway.cli.options import ConfigOption
 from gateway.cli.run import run
 from gateway.cli.runs import runs
 from gateway.cli.sessions import sessions
@@ -49,17 +50,6 @@ app.add_typer(sessions, name="sessions")
 app.add_typer(runs, name="runs")
 app.add_typer(token, name="token")
 app.add_typer(kernelspec, name="kernelspec")
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        envvar=configuration.FILE_VARIABLE,
-        help="The configuration file; without it ./config.yaml, if there is one. Every key can also be set as "
-        "CELLBLOCK_<SECTION>_<KEY>.",
-        dir_okay=False,
-    ),
-]
 
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so

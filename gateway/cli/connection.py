@@ -8,11 +8,11 @@ import sys
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import typer
 
-from gateway.addresses import DEFAULT_URL, TOKEN_VARIABLE, URL_VARIABLE
+from gateway.addresses import DEFAULT_URL
 from gateway.cli.terminal import plain
 
 if TYPE_CHECKING:
@@ -24,15 +24,6 @@ _LOOK_S = 2.0
 FAILED = 1
 INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
-
-UrlOption = Annotated[
-    str | None, typer.Option("--url", envvar=URL_VARIABLE, help=f"The gateway's address; without it {DEFAULT_URL}.")
-]
-TokenOption = Annotated[str | None, typer.Option("--token", envvar=TOKEN_VARIABLE, help="The gateway's token.")]
-OneOffOption = Annotated[
-    bool, typer.Option("--one-off", help="Start a gateway for this alone, although there may be another.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 class Address(NamedTuple):

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from gateway.cli.options import ConfigOption
 from gateway.config import loader as configuration
 from sessions.errors import Misconfigured
 
@@ -34,15 +35,7 @@ def install(
     user: UserOption = False,
     sys_prefix: SysPrefixOption = False,
     prefix: PrefixOption = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            envvar=configuration.FILE_VARIABLE,
-            help="The configuration that its kernels have; without it ./config.yaml, if there is one.",
-            dir_okay=False,
-        ),
-    ] = None,
+    config: ConfigOption = None,
 ) -> None:
     """Install a kernelspec. Its kernels run in containers, with the limits of the configuration.
 

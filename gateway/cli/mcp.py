@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from gateway.addresses import DEFAULT_URL, URL_VARIABLE
-from gateway.config import loader as configuration
+from gateway.cli.options import OneOffConfigOption
 from gateway.host.packages import own_version
 from gateway.host.stop_signals import ending_on_sigterm
 from sessions.errors import CellblockError, Misconfigured, SetUpFailed
@@ -39,15 +39,7 @@ def mcp(
     allowed_host: Annotated[
         list[str] | None, typer.Option(help="With --http: a further host name of ours, behind a proxy.")
     ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            envvar=configuration.FILE_VARIABLE,
-            help="The configuration of the gateway that is started where none is running.",
-            dir_okay=False,
-        ),
-    ] = None,
+    config: OneOffConfigOption = None,
 ) -> None:
     """Serve MCP: let a model run code, through a running gateway, or one that this command starts and ends.
 

@@ -13,18 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.cli.connection import (
-    FAILED,
-    JsonOption,
-    OneOffOption,
-    TokenOption,
-    UrlOption,
-    connected_or_started,
-    print_json,
-    talk,
-)
+from gateway.cli.connection import FAILED, connected_or_started, print_json, talk
+from gateway.cli.options import JsonOption, OneOffConfigOption, OneOffOption, TokenOption, UrlOption
 from gateway.cli.terminal import Screen
-from gateway.config import loader as configuration
 
 if TYPE_CHECKING:
     from gateway.client import AsyncClient, Event, RunResult
@@ -65,15 +56,7 @@ def run(
     ] = None,
     as_json: JsonOption = False,
     starts: OneOffOption = False,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            envvar=configuration.FILE_VARIABLE,
-            help="The configuration of a gateway that is started for this run alone.",
-            dir_okay=False,
-        ),
-    ] = None,
+    config: OneOffConfigOption = None,
 ) -> None:
     """Run code, and show what it prints as it comes.
 

@@ -7,16 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway.cli.connection import (
-    FAILED,
-    JsonOption,
-    TokenOption,
-    UrlOption,
-    connected,
-    print_json,
-    refuse_options_before_a_command,
-    talk,
-)
+from gateway.cli.connection import FAILED, connected, print_json, refuse_options_before_a_command, talk
+from gateway.cli.options import JsonOption, TokenOption, UrlOption
 from gateway.cli.run import show_made, to_end
 from gateway.cli.tables import ago, milliseconds, show_json, show_table
 from gateway.cli.terminal import Screen

@@ -9,15 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway.cli.connection import (
-    JsonOption,
-    TokenOption,
-    UrlOption,
-    connected,
-    print_json,
-    refuse_options_before_a_command,
-    talk,
-)
+from gateway.cli.connection import connected, print_json, refuse_options_before_a_command, talk
+from gateway.cli.options import JsonOption, TokenOption, UrlOption
 from gateway.cli.tables import ago, as_json, milliseconds, show_json, show_table
 
 if TYPE_CHECKING:

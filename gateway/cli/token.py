@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from gateway.auth import TENANT
-from gateway.cli.connection import JsonOption, print_json
+from gateway.cli.connection import print_json
+from gateway.cli.options import ConfigOption, JsonOption
 from gateway.cli.tables import ago, as_json, show_json, show_table
 from gateway.config import loader as configuration
 
@@ -24,16 +25,6 @@ Value = TypeVar("Value")
 token = typer.Typer(
     help="Make, list and revoke tokens. Gateways of the database know of it within seconds.", no_args_is_help=True
 )
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        envvar=configuration.FILE_VARIABLE,
-        help="The configuration of the gateway; without it ./config.yaml, if there is one.",
-        dir_okay=False,
-    ),
-]
 
 
 @token.command()

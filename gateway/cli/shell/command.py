@@ -7,14 +7,13 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway.cli.connection import Address, OneOffOption, TokenOption, UrlOption, connected_or_started, talk
+from gateway.cli.connection import Address, connected_or_started, talk
+from gateway.cli.options import OneOffConfigOption, OneOffOption, TokenOption, UrlOption
 from gateway.cli.terminal import Screen, plain
-from gateway.config import loader as configuration
 
 if TYPE_CHECKING:
     from gateway.client import AsyncClient, AsyncSession
@@ -33,15 +32,7 @@ def shell(
     url: UrlOption = None,
     token: TokenOption = None,
     starts: OneOffOption = False,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            envvar=configuration.FILE_VARIABLE,
-            help="The configuration of a gateway that is started for this shell alone.",
-            dir_okay=False,
-        ),
-    ] = None,
+    config: OneOffConfigOption = None,
 ) -> None:
     """Work in a session, line by line.
 
