@@ -16,11 +16,11 @@ from uuid import uuid4
 from sessions.concurrency import BackgroundTasks, KeyedLock, retry
 from sessions.errors import Conflict, Gone, InvalidRequest, StoreUnavailable, TooManyRequests, UnsupportedLanguage
 from sessions.kernels.kernel import Kernel
+from sessions.measures.stages import RunTrace, Stage
 from sessions.model import Run, RunId, RunRecord, RunRequest, SessionId, TenantId
 from sessions.runs.live_run import LiveRun
 from sessions.runs.variables import can_set, can_set_env
 from sessions.session.registry import Registry
-from sessions.stages import RunTrace, Stage
 from sessions.wiring import Wiring
 
 _MAX_SOURCE_BYTES = 64 << 20

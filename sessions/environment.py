@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from sessions.measures.stages import Stages
+from sessions.measures.tally import Tally
 from sessions.model import GatewayId, KernelId
 from sessions.ports import Clock, Provisioner, Store, Switchboard
 from sessions.settings import Limits, Timeouts
-from sessions.stages import Stages
-from sessions.tally import Tally
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

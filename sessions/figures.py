@@ -13,13 +13,13 @@ from sessions.concurrency import BackgroundTasks
 from sessions.errors import StoreUnavailable
 from sessions.kernels.health import HealthCheck
 from sessions.kernels.kernel_pool import PoolFigures
+from sessions.measures.stages import Stages
+from sessions.measures.tally import Tally
+from sessions.measures.written import WrittenBytes
 from sessions.model import RunStatus, SessionState
 from sessions.ports import LaneFigures, ZygoteFigures
 from sessions.session.registry import Registry
-from sessions.stages import Stages
-from sessions.tally import Tally
 from sessions.wiring import Wiring
-from sessions.written import WrittenBytes
 
 _SIZE_PAUSE_S = 60.0
 _SIZE_PATIENCE_S = 1.0

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from sessions.measures.written import WrittenBytes
 from sessions.model import (
     Artifact,
     ArtifactId,
@@ -29,7 +30,6 @@ from sessions.model import (
     TenantId,
 )
 from sessions.settings import Limits
-from sessions.written import WrittenBytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from sessions.figures import Figures
 from sessions.jupyter.client import ClientConnection, JupyterClients
 from sessions.kernels.files import SupervisorFiles
 from sessions.kernels.health import HealthCheck
+from sessions.measures.stages import Stages
 from sessions.model import (
     Artifact,
     ArtifactId,
@@ -46,7 +47,6 @@ from sessions.recovery import recover
 from sessions.runs.live_run import Stop
 from sessions.session.registry import Registry
 from sessions.settings import SessionLimits
-from sessions.stages import Stages
 from sessions.wiring import Wiring
 
 _RUNS_PER_PAGE = 500

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from sessions.kernels.handshake import Handshake
 from sessions.kernels.kernel import Kernel
+from sessions.kernels.link.handshake import Handshake
 from sessions.ports import Link
 from sessions.settings import Timeouts
 
 
 class PacedHandshake(Handshake):
-    """`sessions.kernels.handshake.Handshake`. `room` says what to await before the next message; None for nothing."""
+    """The usual handshake, at a pace: `room` says what to await before the next message; None for nothing."""
 
     def __init__(self, kernel: Kernel, link: Link, room: Callable[[], asyncio.Task[None] | None]) -> None:
         super().__init__(kernel, link, Timeouts().hello_timeout_s)

@@ -21,6 +21,7 @@ from gateway.store.held_runs import HeldRuns
 from gateway.store.quick_lane import QuickLane
 from gateway.store.statements import Prepared, reading, retention, runs, sessions
 from sessions.errors import NotFound, StoreBusy, StoreUnavailable
+from sessions.measures.written import WrittenBytes, bytes_of, text_bytes
 from sessions.model import (
     Artifact,
     ArtifactId,
@@ -40,7 +41,6 @@ from sessions.model import (
 )
 from sessions.ports import LaneFigures
 from sessions.sanitize import canonical_uuid
-from sessions.written import WrittenBytes, bytes_of, text_bytes
 
 T = TypeVar("T")
 

@@ -18,11 +18,11 @@ import structlog
 from kernel_image import protocol
 from sessions.errors import KernelLost, ProtocolViolation
 from sessions.kernels.files import SupervisorFiles
-from sessions.kernels.frame_numbers import FrameNumbers
+from sessions.kernels.link.frame_numbers import FrameNumbers
+from sessions.kernels.link.supervisor_link import SupervisorLink
 from sessions.kernels.messages import RequestBuilder, decode, decode_object
 from sessions.kernels.outcomes import Cause, Died, died_of, done_of, usage_of
 from sessions.kernels.pending_requests import PendingRequests, RequestListener
-from sessions.kernels.supervisor_link import SupervisorLink
 from sessions.kernels.throttle import Throttle
 from sessions.model import JupyterRequest, KernelId, Usage
 from sessions.ports import Clock, Link

@@ -20,10 +20,10 @@ from sessions.kernels.kernel import Kernel, KernelState
 from sessions.kernels.outcomes import Cause
 from sessions.kernels.pool_policy import WarmPool
 from sessions.kernels.sandboxes import Sandboxes
+from sessions.measures.tally import Launch
 from sessions.model import KernelId
 from sessions.ports import Fate
 from sessions.settings import PoolSettings
-from sessions.tally import Launch
 
 log = structlog.get_logger()
 

@@ -17,8 +17,8 @@ import structlog
 from sessions.concurrency import BackgroundTasks, retry
 from sessions.environment import Environment
 from sessions.errors import EngineUnavailable
-from sessions.kernels.handshake import Handshake
 from sessions.kernels.kernel import Kernel
+from sessions.kernels.link.handshake import Handshake
 from sessions.kernels.outcomes import Died
 from sessions.kernels.throttle import Account, SharedTime, Throttle
 from sessions.model import KernelId

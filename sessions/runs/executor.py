@@ -26,13 +26,13 @@ from sessions.errors import (
 from sessions.kernels.kernel import Kernel
 from sessions.kernels.outcomes import Cause, Died
 from sessions.kernels.pending_requests import make_msg_id
+from sessions.measures.stages import Stage
 from sessions.model import Result, RunStatus
 from sessions.ports import Fate
 from sessions.runs.conclusion import conclude, conclude_death, conclude_lost
 from sessions.runs.input_files import NotWritten, write_files
 from sessions.runs.live_run import LiveRun, Stop, retrieve
 from sessions.runs.variables import send_variables
-from sessions.stages import Stage
 
 _MAX_REFUSALS = 3
 _INTERNAL_ERROR = "An error inside the gateway lost this run's answer; the code may have run. The gateway's log has it."

@@ -17,10 +17,10 @@ from sessions.environment import Environment
 from sessions.errors import CellblockError, EndNotStored
 from sessions.kernels.kernel import Kernel
 from sessions.kernels.pending_requests import generation_of
+from sessions.measures.stages import RunTrace, Stage
 from sessions.model import Event, Progress, Result, Run, RunId, RunRecord, RunStatus, Session, Usage
 from sessions.output.fold import RunFold
 from sessions.runs.recorder import Recorder
-from sessions.stages import RunTrace, Stage
 
 _NOT_ENDED = "An error inside the gateway lost the end of the run {}. Do not run it again: the code may have run."
 

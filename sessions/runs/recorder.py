@@ -21,12 +21,12 @@ from sessions.concurrency import growing_pauses, retry
 from sessions.errors import StoreUnavailable
 from sessions.kernels.messages import Message
 from sessions.kernels.outcomes import Died, Done
+from sessions.measures.stages import RunTrace, Stage, Stages
 from sessions.model import Batch, Event, EventType, Progress, Result, RunId, Session
 from sessions.output.fold import RunFold
 from sessions.ports import Clock, Store
 from sessions.runs.feed import Feed
 from sessions.settings import Timeouts
-from sessions.stages import RunTrace, Stage, Stages
 
 _FIRST_FOLLOWED_PAUSE_S = 0.001
 _FOLLOWED_PAUSE_S = 0.02

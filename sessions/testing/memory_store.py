@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 
 from sessions.errors import NotFound, StoreUnavailable
+from sessions.measures.written import WrittenBytes, bytes_of
 from sessions.model import (
     Artifact,
     ArtifactId,
@@ -34,7 +35,6 @@ from sessions.model import (
     Usage,
 )
 from sessions.ports import LaneFigures
-from sessions.written import WrittenBytes, bytes_of
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ import pytest
 from run_records import NOW, new_artifact, new_kernel_id, new_run, ok, output_event, progress
 
 from sessions.errors import NotFound, StoreUnavailable
+from sessions.measures.written import WrittenBytes
 from sessions.model import (
     Artifact,
     ArtifactId,
@@ -35,7 +36,6 @@ from sessions.model import (
     Usage,
 )
 from sessions.ports import Store
-from sessions.written import WrittenBytes
 
 HERE = GatewayId("gateway-a")
 ELSEWHERE = GatewayId("gateway-b")

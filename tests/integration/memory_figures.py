@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from sessions.figures import DatabaseFigures
 from sessions.kernels.kernel_pool import PoolFigures
+from sessions.measures.stages import Stages
+from sessions.measures.tally import Tally
+from sessions.measures.written import WrittenBytes
 from sessions.model import RunStatus, SessionState
 from sessions.ports import LaneFigures, ZygoteFigures
-from sessions.stages import Stages
-from sessions.tally import Tally
-from sessions.written import WrittenBytes
 
 
 @dataclass

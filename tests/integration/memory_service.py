@@ -18,6 +18,7 @@ from memory_figures import MemoryFigures
 from memory_files import MemoryFiles
 
 from sessions.errors import Conflict, Gone, NotFound, TooManyRequests
+from sessions.measures.stages import Stages
 from sessions.model import (
     Artifact,
     ArtifactId,
@@ -45,7 +46,6 @@ from sessions.model import (
     TenantId,
 )
 from sessions.settings import SessionLimits
-from sessions.stages import Stages
 
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
 

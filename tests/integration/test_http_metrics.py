@@ -16,9 +16,9 @@ from websockets.asyncio.client import connect
 from gateway.auth import Token
 from gateway.http.routes import ROUTES
 from sessions.kernels.kernel_pool import PoolFigures
+from sessions.measures.stages import BOUNDS_S, Stage
+from sessions.measures.tally import Launch
 from sessions.model import RunStatus, SessionState
-from sessions.stages import BOUNDS_S, Stage
-from sessions.tally import Launch
 
 TOKENS = (Token(sha256=hashlib.sha256(b"alpha").hexdigest(), tenant="alice"),)
 NAMES_OF_OTHERS = ("process_", "python_")

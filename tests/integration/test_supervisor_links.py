@@ -15,8 +15,8 @@ from supervised import Supervised, supervised
 from gateway.host.clock import SystemClock
 from gateway.supervisors import SupervisorSwitchboard
 from kernel_image import protocol
-from sessions.kernels.handshake import Handshake
 from sessions.kernels.kernel import Kernel
+from sessions.kernels.link.handshake import Handshake
 from sessions.kernels.messages import Message
 from sessions.kernels.outcomes import Died, Done
 from sessions.ports import Link, LinkListener

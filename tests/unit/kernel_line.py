@@ -9,8 +9,8 @@ from uuid import uuid4
 from doubles import ManualClock, RecordingLink, hello, message_frame
 
 from kernel_image import protocol
-from sessions.kernels.handshake import Handshake
 from sessions.kernels.kernel import Kernel
+from sessions.kernels.link.handshake import Handshake
 from sessions.kernels.messages import Message
 from sessions.kernels.outcomes import Died, Done
 from sessions.model import KernelId

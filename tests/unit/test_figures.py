@@ -10,10 +10,10 @@ from doubles import ManualClock, until
 from workbench import Bench, Benches, come_back, crash, ended, unavailable
 
 from sessions.errors import StoreUnavailable
+from sessions.measures.stages import Stage
+from sessions.measures.tally import Launch
 from sessions.model import RunStatus, SessionId, SessionState
 from sessions.settings import PoolSettings
-from sessions.stages import Stage
-from sessions.tally import Launch
 
 
 def deaths(bench: Bench) -> dict[str, int]:

@@ -10,8 +10,8 @@ from kernel_line import Line, RecordingListener
 
 from kernel_image import protocol
 from sessions.errors import Unavailable
-from sessions.kernels import forwarded_frames
-from sessions.kernels.forwarded_frames import ForwardedFrames
+from sessions.kernels.link import forwarded_frames
+from sessions.kernels.link.forwarded_frames import ForwardedFrames
 from sessions.settings import Timeouts
 
 GENERATION = 7

@@ -22,8 +22,8 @@ from gateway.local_jupyter.connection import read_connection
 from gateway.local_jupyter.workspace import Workspace
 from kernel_image import protocol
 from sessions.errors import Misconfigured, SetUpFailed
-from sessions.kernels.handshake import Handshake
 from sessions.kernels.kernel import KernelState
+from sessions.kernels.link.handshake import Handshake
 from sessions.provisioners.process import environment
 
 HEADER = json.dumps({"msg_id": "1", "msg_type": "stream"}).encode()

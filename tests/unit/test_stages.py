@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from workbench import Bench
 
+from sessions.measures.stages import BOUNDS_S, Histogram, RunTrace, Stage, Stages
 from sessions.model import SessionId
-from sessions.stages import BOUNDS_S, Histogram, RunTrace, Stage, Stages
 
 
 def test_a_duration_is_counted_in_the_first_bucket_that_has_room_for_it() -> None:

@@ -12,8 +12,8 @@ from gateway.http.base.outgoing import bytes_of
 from gateway.http.parse import body, run_request
 from gateway.http.render.answer import final_answer
 from sessions.errors import EndNotStored, InvalidRequest, Unavailable
+from sessions.measures.stages import Stage
 from sessions.model import Result, RunId, RunRequest
-from sessions.stages import Stage
 
 _NOT_SENT = (
     "The code was run, and its answer is stored, but too many large answers are on their way to send it now: "

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 
 from tornado.web import RequestHandler
 
-from sessions.stages import Histogram
+from sessions.measures.stages import Histogram
 
 _OTHER = "other"
 

@@ -17,9 +17,9 @@ from prometheus_client.utils import floatToGoString
 
 from sessions.figures import Figures
 from sessions.kernels.outcomes import Cause
+from sessions.measures.stages import BOUNDS_S, Histogram
+from sessions.measures.tally import Launch
 from sessions.model import RunStatus, SessionState
-from sessions.stages import BOUNDS_S, Histogram
-from sessions.tally import Launch
 
 _BOUNDS = [*map(floatToGoString, BOUNDS_S), "+Inf"]
 _DEATHS = [cause for cause in Cause if cause not in (Cause.REJECTED, Cause.FAILED)]

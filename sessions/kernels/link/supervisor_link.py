@@ -15,7 +15,7 @@ import structlog
 
 from kernel_image import protocol
 from sessions.errors import Unavailable
-from sessions.kernels.forwarded_frames import ForwardedFrames
+from sessions.kernels.link.forwarded_frames import ForwardedFrames
 from sessions.model import KernelId
 from sessions.ports import Link
 

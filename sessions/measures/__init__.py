@@ -1,0 +1,1 @@
+"""What is counted and timed of runs, for whoever watches the gateway."""
