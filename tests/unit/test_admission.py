@@ -90,7 +90,7 @@ async def test_a_run_that_is_just_being_recorded_is_waited_for_and_left_to_the_n
     with held(first.store, "add_run") as adding:
         beginning = asyncio.ensure_future(first.service.begin(first.request("x", session_id=session_id)))
         await until(lambda: adding.count == 1)
-        stopping = asyncio.ensure_future(first.service.drain(5.0) if step == "drain" else first.service.close())
+        stopping = asyncio.ensure_future(first.service.drain(0.5) if step == "drain" else first.service.close())
         await asyncio.sleep(0.02)
         assert not stopping.done()
     run_id: RunId = await beginning

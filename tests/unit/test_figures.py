@@ -113,6 +113,7 @@ async def test_a_cause_that_a_sandbox_makes_up_is_none_of_its_own(bench: Bench) 
     assert deaths(bench) == {"exited": 1}
 
 
+@pytest.mark.timeouts(store_check_pause_s=0.01)
 async def test_the_database_is_up_while_it_answers(bench: Bench) -> None:
     figures = bench.service.figures
     await until(lambda: figures.database().round_trip_s is not None)
