@@ -250,7 +250,7 @@ class Bridge:
             await asyncio.sleep(_LATE_SHUTDOWN_S)
             await self._kernel.wait_ready(_READY_TIMEOUT_S)
         except KernelLost as error:
-            self._events.send(bridge_protocol.FAILED, reason=str(error))
+            self._events.send(bridge_protocol.FAILED, reason=str(error), code=error.code)
             self._stopping.set()
         else:
             self._serve()
@@ -311,7 +311,7 @@ async def bridge(options: Options, events: EventWriter) -> int:
         finally:
             own.remove()
     except CellblockError as error:
-        events.send(bridge_protocol.FAILED, reason=str(error))
+        events.send(bridge_protocol.FAILED, reason=str(error), code=error.code)
         return 1
     return 0
 

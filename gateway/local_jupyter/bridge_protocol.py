@@ -14,4 +14,6 @@ RESUME = "resume"  # after `ended`: serve the next kernel process, in the same c
 # events: bridge -> provisioner
 READY = "ready"  # the kernel answers
 ENDED = "ended"  # code: as waitpid has it, negative for a signal; reason: a sentence, or empty where it was asked for
-FAILED = "failed"  # reason: why there is no kernel; the bridge ends
+FAILED = "failed"  # reason: why there is no kernel; code: that of the error; the bridge ends
+
+ADDRESS_IN_USE = "address_in_use"  # a code of `failed`: it cannot listen where the connection file says

@@ -14,6 +14,7 @@ from typing import Any
 import zmq
 from jupyter_client.session import DELIM, Session
 
+from gateway.local_jupyter import bridge_protocol
 from gateway.local_jupyter.connection import Connection
 from gateway.local_jupyter.publisher import Publisher
 from sessions.errors import SetUpFailed
@@ -29,6 +30,12 @@ Listener = Callable[[str, list[bytes], list[bytes]], None]
 """Gets the channel, who asked (routing identities), and header, parent_header, metadata, content and buffers."""
 
 
+class AddressInUse(SetUpFailed):
+    """Another process listens at an address of the connection file, or the address is not ours to listen at."""
+
+    code = bridge_protocol.ADDRESS_IN_USE
+
+
 class ClientSockets:
     """The sockets of one kernel, for any number of clients.
 
@@ -37,7 +44,7 @@ class ClientSockets:
     """
 
     def __init__(self, connection: Connection, listener: Listener) -> None:
-        """Bind all sockets. Raises SetUpFailed when one of the addresses is in use."""
+        """Bind all sockets. Raises AddressInUse."""
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._session = Session(
@@ -59,7 +66,7 @@ class ClientSockets:
             self._publisher = Publisher(self._context, address)
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
-            raise SetUpFailed(f"The kernel cannot listen at {address}: {error.strerror or error}.") from error
+            raise AddressInUse(f"The kernel cannot listen at {address}: {error.strerror or error}.") from error
         for channel in REQUEST_CHANNELS:
             self._loop.add_reader(int(self._sockets[channel].fd), self._read, channel)
         self._loop.add_reader(int(self._sockets["hb"].fd), self._beat)

@@ -11,7 +11,7 @@ import signal
 import time
 from typing import Any
 
-from jupyter_client.connect import KernelConnectionInfo
+from jupyter_client.connect import KernelConnectionInfo, LocalPortCache, port_names
 from jupyter_client.provisioning import LocalProvisioner
 from traitlets import Unicode
 
@@ -22,10 +22,15 @@ _POLL_S = 0.02
 _START_TIMEOUT_S = 90.0
 _KILL_TIMEOUT_S = 3.0
 _REMOVAL_TIMEOUT_S = 20.0
+_PORT_ATTEMPTS = 4
 
 
 class KernelNotStarted(RuntimeError):
     """Cellblock could not start a kernel."""
+
+
+class AddressInUse(KernelNotStarted):
+    """Another process listens at one of the ports that were chosen for the kernel."""
 
 
 class CellblockProvisioner(LocalProvisioner):  # type: ignore[misc]
@@ -54,15 +59,44 @@ class CellblockProvisioner(LocalProvisioner):  # type: ignore[misc]
         del cmd  # the kernelspec has one because it must
         if not await self._is_resumed():
             await self._end_bridge()
-            arguments = ["--connection-file", self.parent.connection_file, "--language", self.language]
-            arguments += ["--config", self.config_file] if self.config_file else []
-            self._bridge = BridgeProcess(arguments, kwargs.get("env"), kwargs.get("stderr"))
-            await self._wait_until_ready(self._bridge)
+            await self._start_bridge(kwargs.get("env"), kwargs.get("stderr"))
             self._served = dict(self.connection_info)
         assert self._bridge is not None  # noqa: S101 - it is ready
         self.pid = self._bridge.pid
         self._exit_code, self._kill_deadline_s, self._managing = None, None, True
         return self.connection_info
+
+    async def _start_bridge(self, environment: dict[str, str] | None, stderr: Any) -> None:
+        """Return once the kernel answers.
+
+        The client chose free ports, and another process may take one of them before the bridge listens there: the
+        kernel then gets others, unless somebody already knows those.
+        """
+        for attempt in range(_PORT_ATTEMPTS):
+            arguments = ["--connection-file", self.parent.connection_file, "--language", self.language]
+            arguments += ["--config", self.config_file] if self.config_file else []
+            self._bridge = BridgeProcess(arguments, environment, stderr)
+            try:
+                await self._wait_until_ready(self._bridge)
+            except AddressInUse as error:
+                if attempt == _PORT_ATTEMPTS - 1 or not (self.ports_cached and self._served is None):
+                    raise
+                self.log.warning("%s It gets other ports.", error)
+                self._choose_other_ports(environment or {})
+            else:
+                return
+
+    def _choose_other_ports(self, environment: dict[str, str]) -> None:
+        """Write a connection file with other ports, as LocalProvisioner.pre_launch has written the first one."""
+        manager, cache = self.parent, LocalPortCache.instance()
+        taken = [getattr(manager, name) for name in port_names]
+        for name in port_names:
+            setattr(manager, name, cache.find_available_port(manager.ip))
+        for port in taken:
+            cache.return_port(port)
+        manager.cleanup_connection_file()
+        manager.write_connection_file(jupyter_session=environment.get("JPY_SESSION_NAME", ""))
+        self.connection_info = manager.get_connection_info()
 
     async def poll(self) -> int | None:
         """None while the kernel lives; then its exit code, or 0 where that is not known."""
@@ -173,7 +207,9 @@ def _is_ready(bridge: BridgeProcess) -> bool:
         if event["event"] == bridge_protocol.READY:
             return True
         if event["event"] == bridge_protocol.FAILED:
-            raise KernelNotStarted(event["reason"])
+            raise (AddressInUse if event["code"] == bridge_protocol.ADDRESS_IN_USE else KernelNotStarted)(
+                event["reason"]
+            )
     if ended is not None:
         raise KernelNotStarted("Cellblock's bridge to the kernel has ended: its standard error says why.")
     return False

@@ -17,12 +17,14 @@ from typing import Any
 
 import pytest
 import zmq
+from jupyter_client.connect import LocalPortCache, port_names
 from jupyter_client.manager import AsyncKernelManager, KernelManager
 from jupyter_client.restarter import KernelRestarter
 from jupyter_client.session import Session
 from jupyter_core.utils import ensure_event_loop
 from jupyter_rig import KERNEL, Jupyter, LastingJupyter, install, run, until
 
+from gateway.local_jupyter import provisioner
 from gateway.local_jupyter.provisioner import KernelNotStarted
 
 
@@ -331,6 +333,46 @@ def test_a_port_that_is_taken_is_said_when_the_kernel_is_started(process_jupyter
         with pytest.raises(KernelNotStarted, match="cannot listen at tcp://127"):
             manager.start_kernel()
         manager.cleanup_resources()
+    assert process_jupyter.bridges() == []
+
+
+def test_a_chosen_port_that_another_process_took_is_replaced(
+    process_jupyter: Jupyter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = LocalPortCache.find_available_port
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        chosen = [port]
+        monkeypatch.setattr(
+            LocalPortCache, "find_available_port", lambda cache, ip: chosen.pop() if chosen else find(cache, ip)
+        )
+        with process_jupyter.kernel() as (manager, client):
+            assert chosen == []
+            assert run(client, "print(1)")[1] == "1\n"
+            ports = {manager.get_connection_info()[name] for name in port_names}
+            assert port not in ports
+            written = json.loads(Path(manager.connection_file).read_text())
+            assert {written[name] for name in port_names} == ports
+    assert process_jupyter.bridges() == []
+
+
+def test_a_kernel_whose_ports_are_always_taken_is_not_started(
+    process_jupyter: Jupyter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provisioner, "_PORT_ATTEMPTS", 2)
+    asked = []
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(LocalPortCache, "find_available_port", lambda _cache, ip: asked.append(ip) or port)
+        manager = KernelManager(kernel_name=KERNEL)
+        with pytest.raises(KernelNotStarted, match="cannot listen at tcp://127"):
+            manager.start_kernel()
+        manager.cleanup_resources()
+    assert len(asked) == 2 * len(port_names)
     assert process_jupyter.bridges() == []
 
 
