@@ -88,7 +88,12 @@ async def test_what_workers_print_is_the_runs_line_by_line(kernel: Supervised, w
     assert (await kernel.run("pass")).text() == ""
 
 
+NO_SENDING_IN_BETWEEN = "import sys\nsys.stdout.flush_interval = 60"
+"""A line of a child is held for as long as the code's own is unfinished, but no longer than until output is sent."""
+
+
 async def test_a_line_of_a_child_goes_into_none_of_the_codes_own(kernel: Supervised) -> None:
+    await kernel.run(NO_SENDING_IN_BETWEEN)
     code = "import os, time\nfor n in range(20): print('a', n, os.system('echo child') or 'b', end=' '); print('c')"
     lines = (await kernel.run(code)).text().splitlines()
     assert sorted(lines) == sorted(["child"] * 20 + [f"a {n} b c" for n in range(20)])
@@ -112,6 +117,7 @@ async def test_a_forked_child_does_not_repeat_what_its_parent_has_buffered(kerne
 
 async def test_a_child_that_a_library_has_forked_writes_behind_an_unfinished_line(kernel: Supervised) -> None:
     """Python knows nothing of such a fork."""
+    await kernel.run(NO_SENDING_IN_BETWEEN)
     code = (
         "import ctypes, os\nprint('once', end='')\npid = ctypes.pythonapi.fork()\n"
         "if pid == 0:\n    print('child'); os._exit(0)\n"
