@@ -20,6 +20,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+if __name__ == "__main__":
+    # structlog imports it where it is there, for tracebacks in colour.
+    sys.modules["rich"] = None  # type: ignore[assignment]
+
 import structlog
 
 from gateway.config.loader import Config

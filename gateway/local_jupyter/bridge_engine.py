@@ -1,6 +1,7 @@
 """Where a bridge's container comes from: configuration, engine, and the clean-up after bridges that were killed.
 
-What happens in the container is bridge.py's business. It keeps no state.
+What happens in the container is bridge.py's business. It keeps no state. Only the engine that is chosen is imported:
+somebody waits for the kernel.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 from msgspec.structs import replace
@@ -20,11 +22,9 @@ from gateway.local_jupyter import workspace
 from gateway.local_jupyter.workspace import Workspace
 from sessions.errors import EngineUnavailable
 from sessions.ports import Provisioner
-from sessions.provisioners.docker.engine import DockerEngine
-from sessions.provisioners.docker.provisioner import DockerProvisioner
-from sessions.provisioners.image.build import find_kernel_image
-from sessions.provisioners.process.environment import find_environment
-from sessions.provisioners.process.provisioner import ProcessProvisioner
+
+if TYPE_CHECKING:
+    from sessions.provisioners.docker.engine import DockerEngine
 
 log = structlog.get_logger()
 
@@ -45,7 +45,12 @@ async def choose_engine(config: Config, own: Workspace) -> Provisioner:
     Raises EngineUnavailable, Misconfigured, SetUpFailed.
     """
     if config.engine.name == "process":
+        from sessions.provisioners.process.provisioner import ProcessProvisioner
+
         return ProcessProvisioner(own.gateway_id, own.kernels, _python(config))
+    from sessions.provisioners.docker.engine import DockerEngine
+    from sessions.provisioners.docker.provisioner import DockerProvisioner
+
     engine = DockerEngine(threads=2)
     try:
         tag = await _kernel_image(config, engine)
@@ -61,6 +66,8 @@ def _python(config: Config) -> Path:
     own = Path(sys.executable)
     if not config.build.dependencies:
         return own
+    from sessions.provisioners.process.environment import find_environment
+
     found = find_environment(config.build, environments_in(config.data_dir(os.environ)))
     if found is None:
         log.warning(
@@ -73,6 +80,8 @@ async def _kernel_image(config: Config, engine: DockerEngine) -> str:
     """The tag of the image. Raises as `choose_engine` does: nothing is built while somebody waits for a kernel."""
     if not (await engine.facts()).shares_host:
         raise EngineUnavailable("The Docker engine is on another machine, whose containers cannot reach this one.")
+    from sessions.provisioners.image.build import find_kernel_image
+
     tag = await find_kernel_image(config.build, engine, named=config.engine.kernel_image)
     if tag is None:
         raise EngineUnavailable("The kernel image is not there: run `cellblock build`, then try again.")
@@ -82,11 +91,7 @@ async def _kernel_image(config: Config, engine: DockerEngine) -> str:
 async def remove_abandoned(config: Config) -> None:
     """Remove what bridges of this user that were killed have left. Their containers end by themselves, soon."""
     for left in workspace.take_over_abandoned():
-        provisioner: Provisioner = (
-            ProcessProvisioner(left.gateway_id, left.kernels)
-            if left.kernels.exists()
-            else DockerProvisioner(left.gateway_id, config.engine)
-        )
+        provisioner = _provisioner_of(left, config)
         try:
             for kernel_id in await provisioner.list():
                 await provisioner.kill(kernel_id)
@@ -97,3 +102,13 @@ async def remove_abandoned(config: Config) -> None:
             left.remove()
         finally:
             await provisioner.close()
+
+
+def _provisioner_of(left: Workspace, config: Config) -> Provisioner:
+    if left.kernels.exists():
+        from sessions.provisioners.process.provisioner import ProcessProvisioner
+
+        return ProcessProvisioner(left.gateway_id, left.kernels)
+    from sessions.provisioners.docker.provisioner import DockerProvisioner
+
+    return DockerProvisioner(left.gateway_id, config.engine)

@@ -9,18 +9,22 @@ import asyncio
 import hmac
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 import zmq
-from jupyter_client.session import DELIM, Session
 
 from gateway.local_jupyter import bridge_protocol
 from gateway.local_jupyter.connection import Connection
 from gateway.local_jupyter.publisher import Publisher
+from sessions import quick_json
 from sessions.errors import SetUpFailed
+from sessions.kernels.messages import PROTOCOL_VERSION
 
 REQUEST_CHANNELS = ("shell", "control", "stdin")
 
+_DELIMITER = b"<IDS|MSG>"
 _HELD_BACK = ("shell", "stdin")
 _PARTS = 4
 _MESSAGES_PER_TURN = 16
@@ -47,9 +51,8 @@ class ClientSockets:
         """Bind all sockets. Raises AddressInUse."""
         self._listener = listener
         self._loop = asyncio.get_running_loop()
-        self._session = Session(
-            key=connection.key, signature_scheme=connection.signature_scheme, username="kernel", packer="json"
-        )
+        self._session = uuid4().hex
+        self._mac = hmac.new(connection.key, digestmod=connection.digest) if connection.key else None
         self._context = zmq.Context[Any]()
         self._sockets: dict[str, zmq.Socket[bytes]] = {}
         self._reads_requests = False
@@ -83,14 +86,13 @@ class ClientSockets:
         """Send serialized parts to one client; a client that has disconnected misses them."""
         socket = self._sockets[channel]
         with suppress(zmq.ZMQError):
-            socket.send_multipart([*identities, DELIM, self._session.sign(parts[:_PARTS]), *parts], zmq.NOBLOCK)
+            socket.send_multipart([*identities, _DELIMITER, self._sign(parts), *parts], zmq.NOBLOCK)
         # Sending may have consumed the socket's only signal that messages have arrived meanwhile.
         self._loop.call_soon(self._read, channel)
 
     def publish(self, topic: str, parts: Sequence[bytes]) -> None:
         """Send serialized parts to all subscribers of iopub."""
-        frames = [topic.encode("utf-8", "replace"), DELIM, self._session.sign(parts[:_PARTS]), *parts]
-        self._publisher.publish(frames)
+        self._publisher.publish([topic.encode("utf-8", "replace"), _DELIMITER, self._sign(parts), *parts])
         self._loop.call_soon(self._welcome)
 
     def room(self) -> asyncio.Task[None] | None:
@@ -99,8 +101,15 @@ class ClientSockets:
 
     def make(self, msg_type: str, content: dict[str, Any], parent: dict[str, Any]) -> list[bytes]:
         """The serialized parts of a message of our own; `parent` is the header of the message that it answers."""
-        message = self._session.msg(msg_type, content, parent={"header": parent})
-        return list(self._session.serialize(message)[-_PARTS:])
+        header = {
+            "msg_id": uuid4().hex,
+            "msg_type": msg_type,
+            "username": "kernel",
+            "session": self._session,
+            "date": datetime.now(UTC).isoformat(),
+            "version": PROTOCOL_VERSION,
+        }
+        return [quick_json.dump(part) for part in (header, parent, {}, content)]
 
     def close(self) -> None:
         """Close all sockets; sent messages get half a second to arrive."""
@@ -128,11 +137,11 @@ class ClientSockets:
 
     def _receive(self, channel: str, frames: list[bytes]) -> None:
         """Pass a message on if it is well-formed and signed with our key."""
-        if DELIM not in frames:
+        if _DELIMITER not in frames:
             return
-        start = frames.index(DELIM)
+        start = frames.index(_DELIMITER)
         signature, parts = b"".join(frames[start + 1 : start + 2]), frames[start + 2 :]
-        if len(parts) >= _PARTS and hmac.compare_digest(signature, self._session.sign(parts[:_PARTS])):
+        if len(parts) >= _PARTS and hmac.compare_digest(signature, self._sign(parts)):
             self._listener(channel, frames[:start], parts)
 
     def _beat(self) -> None:
@@ -149,4 +158,13 @@ class ClientSockets:
             return
         for topic in self._publisher.new_subscriptions():
             parts = self.make("iopub_welcome", {"subscription": topic.decode("utf-8", "replace")}, {})
-            self._publisher.publish([topic, DELIM, self._session.sign(parts), *parts])
+            self._publisher.publish([topic, _DELIMITER, self._sign(parts), *parts])
+
+    def _sign(self, parts: Sequence[bytes]) -> bytes:
+        """The signature over all but the buffers; empty where the connection has no key."""
+        if self._mac is None:
+            return b""
+        mac = self._mac.copy()
+        for part in parts[:_PARTS]:
+            mac.update(part)
+        return mac.hexdigest().encode()

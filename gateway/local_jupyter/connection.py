@@ -5,6 +5,7 @@ https://jupyter-client.readthedocs.io/en/stable/kernels.html#connection-files
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,11 +18,11 @@ CHANNELS = ("shell", "control", "stdin", "iopub", "hb")
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """`addresses` are ZMQ's, by channel."""
+    """`addresses` are ZMQ's, by channel; `digest` is the name of the hash function that signatures are made with."""
 
     addresses: Mapping[str, str]
     key: bytes = field(repr=False)
-    signature_scheme: str
+    digest: str
 
 
 def read_connection(path: Path) -> Connection:
@@ -32,7 +33,9 @@ def read_connection(path: Path) -> Connection:
         addresses = {
             channel: f"{info['transport']}://{info['ip']}{joint}{int(info[f'{channel}_port'])}" for channel in CHANNELS
         }
-        return Connection(addresses, info["key"].encode(), info.get("signature_scheme") or "hmac-sha256")
+        digest = (info.get("signature_scheme") or "hmac-sha256").removeprefix("hmac-")
+        hashlib.new(digest)
+        return Connection(addresses, info["key"].encode(), digest)
     except OSError as error:
         raise SetUpFailed(f"The connection file {path} cannot be read ({error.strerror}).") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -14,12 +14,10 @@ from functools import lru_cache
 from typing import Any, NoReturn
 from uuid import uuid4
 
-from jupyter_client.session import msg_header
-
 from kernel_image.protocol import MESSAGE_CHANNELS, decode_message, encode_message
 from sessions import quick_json
 from sessions.errors import ProtocolViolation
-from sessions.kernels.messages import decode_object
+from sessions.kernels.messages import PROTOCOL_VERSION, decode_object
 from sessions.model import Result, RunStatus
 from sessions.sanitize import has_too_many_values
 
@@ -145,8 +143,14 @@ _REQUIRED = frozenset({"msg_id", "msg_type", "username", "session", "version", "
 
 
 def _header(msg_type: str) -> dict[str, Any]:
-    header = msg_header(uuid4().hex, msg_type, "cellblock", _SESSION)
-    return {**header, "date": datetime.now(UTC).isoformat()}
+    return {
+        "msg_id": uuid4().hex,
+        "msg_type": msg_type,
+        "username": "cellblock",
+        "session": _SESSION,
+        "date": datetime.now(UTC).isoformat(),
+        "version": PROTOCOL_VERSION,
+    }
 
 
 def make(

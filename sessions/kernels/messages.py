@@ -7,6 +7,7 @@ wrong with it raises the same type of error. Message types: https://jupyter-clie
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,14 +15,14 @@ from functools import lru_cache
 from typing import Any
 from uuid import uuid4
 
-from jupyter_client import protocol_version
-from jupyter_client.jsonutil import extract_dates
-
 from kernel_image.protocol import ARTIFACT_CHANNEL, CLIENT_ID, FrameError, decode_message, encode_message
 from sessions import quick_json
 from sessions.errors import ProtocolViolation
 from sessions.model import JupyterRequest
 from sessions.sanitize import has_too_many_values, is_deeper
+
+PROTOCOL_VERSION = "5.4"
+"""Of the messages that we make: jupyter_client's own, without the import of all of it."""
 
 ACCEPTED: Mapping[str, frozenset[str]] = {
     "iopub": frozenset(
@@ -46,6 +47,8 @@ _MAX_JSON_DEPTH = 64
 _MAX_JSON_VALUES = 100_000
 _MAX_ID_CHARACTERS = 256
 _MAX_CACHED_BYTES = 2048
+_REPLACED = ("version", "date")
+_BEGINS_LIKE_A_DATE = re.compile(r"\d{4}-\d{2}-\d{2}T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +128,23 @@ def for_kernel(header: Mapping[str, Any], msg_id: str) -> dict[str, Any]:
     It lacks the fields that could make a kernel fail, and never answer: ipykernel keys streams by the whole header;
     jupyter_client parses versions, and whatever looks like a date.
     """
-    kept = {name: value for name, value in header.items() if isinstance(value, str | int | float) and _is_sound(value)}
+    kept = {
+        name: value
+        for name, value in header.items()
+        if name not in _REPLACED and isinstance(value, str | int | float) and _is_sound(value)
+    }
     theirs = kept.pop("msg_id", None)
     beside = {CLIENT_ID: theirs} if theirs is not None else {}
     kept.pop(CLIENT_ID, None)
-    return {**kept, **beside, "msg_id": msg_id, "version": protocol_version, "date": datetime.now(UTC).isoformat()}
+    return {**kept, **beside, "msg_id": msg_id, "version": PROTOCOL_VERSION, "date": datetime.now(UTC).isoformat()}
 
 
 def _is_sound(value: Any) -> bool:
+    if not isinstance(value, str) or _BEGINS_LIKE_A_DATE.match(value) is None:
+        return True
+    # A tenth of a second of imports, for what hardly any client sends.
+    from jupyter_client.jsonutil import extract_dates  # noqa: PLC0415
+
     try:
         extract_dates(value)
     except (ValueError, OverflowError):

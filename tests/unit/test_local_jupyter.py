@@ -26,6 +26,7 @@ from sessions.kernels.kernel import KernelState
 from sessions.kernels.link.handshake import Handshake
 from sessions.provisioners.process import environment
 
+REPOSITORY = Path(__file__).parents[2]
 HEADER = json.dumps({"msg_id": "1", "msg_type": "stream"}).encode()
 PARENT = json.dumps({"msg_id": "0"}).encode()
 
@@ -168,6 +169,25 @@ def cellblock(*arguments: str, **variables: str) -> subprocess.CompletedProcess[
         timeout=60,
         check=False,
     )
+
+
+IMPORTED = """
+import json, runpy, sys
+sys.argv = ["bridge", "--help"]
+try:
+    runpy.run_module("gateway.local_jupyter.bridge", run_name="__main__", alter_sys=True)
+except SystemExit:
+    print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def test_a_bridge_imports_no_engine_before_it_is_chosen_and_neither_jupyter_client_nor_rich() -> None:
+    """Somebody waits for the kernel meanwhile."""
+    program = [sys.executable, "-c", IMPORTED]
+    done = subprocess.run(program, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True)
+    imported = {*json.loads(done.stdout.splitlines()[-1])}
+    assert "gateway.local_jupyter.router" in imported
+    assert imported & {"docker", "psutil", "jupyter_client", "traitlets", "rich.console", "sqlalchemy"} == set()
 
 
 async def test_a_bridge_decodes_a_message_once_and_ends_a_kernel_whose_frame_has_a_wrong_layout(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 
+import jupyter_client
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kernel_image.protocol import QUESTION_ID, decode_message, encode_message
 from sessions.errors import ProtocolViolation
-from sessions.kernels.messages import ACCEPTED, Message, RequestBuilder, decode, decode_object
+from sessions.kernels.messages import ACCEPTED, PROTOCOL_VERSION, Message, RequestBuilder, decode, decode_object
 
 
 def frame(channel: str, header: object, parent: object, content: object, *buffers: bytes) -> bytes:
@@ -32,6 +33,10 @@ def test_a_request_says_what_to_run_and_with_what() -> None:
     fields = json.loads(content)
     assert (fields["code"], fields["silent"], fields["store_history"]) == ("print('\ud800')", False, True)
     assert (fields["allow_stdin"], fields["stop_on_error"]) == (False, False)
+
+
+def test_our_messages_have_the_version_of_jupyter_client() -> None:
+    assert jupyter_client.protocol_version == PROTOCOL_VERSION
 
 
 def test_a_silent_request_leaves_no_trace_in_the_history() -> None:
