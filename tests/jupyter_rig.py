@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+import shared_template
 import yaml
 from docker.api.client import APIClient
 from jupyter_client.blocking import BlockingKernelClient
@@ -24,11 +25,14 @@ from jupyter_client.manager import KernelManager
 from jupyter_core.utils import ensure_event_loop
 
 from gateway.cli import kernelspec as kernelspec_command
+from gateway.local_jupyter import bridge_process
 from gateway.local_jupyter.workspace import Workspace
 from sessions.provisioners.docker.container import GATEWAY_LABEL
 
+HERE = Path(__file__).parent
 KERNEL = "cellblock-python"
 PATIENCE_S = 60.0
+_PROGRAMS = {"gateway.local_jupyter.bridge", "bridge_program"}
 Content = dict[str, Any]
 
 
@@ -76,9 +80,7 @@ class Jupyter:
         found = []
         for process in psutil.process_iter():
             try:
-                if process.environ().get("TMPDIR") == str(self.temporary) and "gateway.local_jupyter.bridge" in (
-                    process.cmdline()
-                ):
+                if process.environ().get("TMPDIR") == str(self.temporary) and _PROGRAMS & {*process.cmdline()}:
                     found.append(process)
             except psutil.Error:
                 continue
@@ -142,8 +144,16 @@ _PROCESS_CONFIG = {
 }
 
 
+def share_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have bridges that this process starts fork their supervisors of its template, rather than each make its own."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])))
+    monkeypatch.setenv(shared_template.VARIABLE, shared_template.address())
+    monkeypatch.setattr(bridge_process, "_MODULE", "bridge_program")
+
+
 @pytest.fixture
 def process_jupyter(tmp_path: Path, short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jupyter]:
+    share_template(monkeypatch)
     with jupyter_with(_PROCESS_CONFIG, tmp_path, short_dir, monkeypatch) as jupyter:
         yield jupyter
 
@@ -167,12 +177,13 @@ class LastingJupyter(Jupyter):
 
 @pytest.fixture(scope="module")
 def lasting_jupyter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LastingJupyter]:
-    with (
-        pytest.MonkeyPatch.context() as monkeypatch,
-        tempfile.TemporaryDirectory(prefix="cb-") as short_dir,
-        jupyter_with(_PROCESS_CONFIG, tmp_path_factory.mktemp("lasting"), Path(short_dir), monkeypatch) as jupyter,
-        jupyter.kernel() as (manager, _),
-    ):
+    with pytest.MonkeyPatch.context() as monkeypatch, tempfile.TemporaryDirectory(prefix="cb-") as short_dir:
+        share_template(monkeypatch)
+        yield from _lasting(tmp_path_factory.mktemp("lasting"), Path(short_dir), monkeypatch)
+
+
+def _lasting(prefix: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LastingJupyter]:
+    with jupyter_with(_PROCESS_CONFIG, prefix, temporary, monkeypatch) as jupyter, jupyter.kernel() as (manager, _):
         lasting = LastingJupyter(jupyter.environment, jupyter.temporary)
         lasting.manager = manager
         yield lasting
