@@ -34,6 +34,10 @@ class Stage(StrEnum):
     ANSWER = "answer"  # until the answer is written
 
 
+_OWN = frozenset({Stage.ADMISSION, Stage.RECORD, Stage.FRAME_OUT, Stage.COMMIT})
+"""What of a run is the gateway's and the database's: neither its kernel's, nor waiting for a kernel or for its turn."""
+
+
 class Histogram:
     """Durations, counted in buckets. The mutable state: the counts, and the sum."""
 
@@ -72,10 +76,12 @@ class Histogram:
 
 
 class Stages:
-    """The histograms of one gateway, by stage."""
+    """The histograms of one gateway: by stage, and of runs up to `COMMIT` the `whole` and the gateway's own share."""
 
     def __init__(self) -> None:
         self.histograms = {stage: Histogram() for stage in Stage}
+        self.whole = Histogram()
+        self.own = Histogram()
 
     def observe(self, stage: Stage, duration_s: float) -> None:
         """A run has been in this stage for so long."""
@@ -97,19 +103,28 @@ class Stages:
 
 
 class RunTrace:
-    """The way of one run through the stages. The mutable state: when the last stage ended, and the time of folding."""
+    """The way of one run through the stages.
 
-    __slots__ = ("_at_s", "_fold_s", "_stages")
+    The mutable state: when the last stage ended, the time of folding, and that in stages of the gateway's own.
+    """
 
-    def __init__(self, stages: Stages) -> None:
+    __slots__ = ("_at_s", "_begun_s", "_fold_s", "_has_frames", "_is_whole", "_own_s", "_stages")
+
+    def __init__(self, stages: Stages, *, is_whole: bool = True) -> None:
+        """`is_whole` is false for a run that an earlier gateway began."""
         self._stages = stages
-        self._at_s = time.perf_counter()
-        self._fold_s = 0.0
+        self._begun_s = self._at_s = time.perf_counter()
+        self._fold_s = self._own_s = 0.0
+        self._is_whole = is_whole
+        self._has_frames = False
 
     def end(self, stage: Stage) -> None:
         """This stage, which began when the last one ended, has ended now."""
         now_s = time.perf_counter()
-        self._stages.histograms[stage].observe(now_s - self._at_s)
+        took_s = now_s - self._at_s
+        self._stages.histograms[stage].observe(took_s)
+        if stage in _OWN:
+            self._own_s += took_s
         self._at_s = now_s
 
     def add_fold(self, begun_s: float) -> None:
@@ -120,3 +135,12 @@ class RunTrace:
         """All frames of the run are here: `FRAME_IN` has ended, and how long the fold took is known."""
         self.end(Stage.FRAME_IN)
         self._stages.histograms[Stage.FOLD].observe(self._fold_s)
+        self._has_frames = True
+
+    def end_run(self) -> None:
+        """Its end is committed: `COMMIT` has ended. What never ran on a kernel has no share of the gateway's."""
+        self.end(Stage.COMMIT)
+        if self._is_whole:
+            self._stages.whole.observe(self._at_s - self._begun_s)
+            if self._has_frames:
+                self._stages.own.observe(self._own_s)

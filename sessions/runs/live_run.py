@@ -17,7 +17,7 @@ from sessions.environment import Environment
 from sessions.errors import CellblockError, EndNotStored
 from sessions.kernels.kernel import Kernel
 from sessions.kernels.pending_requests import generation_of
-from sessions.measures.stages import RunTrace, Stage
+from sessions.measures.stages import RunTrace
 from sessions.model import Event, Progress, Result, Run, RunId, RunRecord, RunStatus, Session, Usage
 from sessions.output.fold import RunFold
 from sessions.runs.recorder import Recorder
@@ -49,7 +49,7 @@ class LiveRun:
     def __init__(self, run: Run, environment: Environment, trace: RunTrace | None = None) -> None:
         timeouts = environment.timeouts
         self.run = run
-        self.trace = trace or RunTrace(environment.stages)
+        self.trace = trace or RunTrace(environment.stages, is_whole=False)
         self.source_bytes = run.source_bytes()
         self.text_bytes = self.source_bytes - (0 if run.inputs is None else run.inputs.size_bytes())
         self.fold = RunFold(run.run_id, environment.limits, run.session_id)
@@ -137,7 +137,7 @@ class LiveRun:
                 EndNotStored(f"The run {self.run_id} has ended, but that could not be stored. Do not run it again.")
             )
         else:
-            self.trace.end(Stage.COMMIT)
+            self.trace.end_run()
             self._tally.runs[self.run.language, stored.status.value] += 1
             if not self.answer.done():
                 self.answer.set_result(stored)

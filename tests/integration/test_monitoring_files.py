@@ -141,5 +141,6 @@ def test_the_page_has_every_stage_cause_and_state(scraped: Labels) -> None:
                 "kind",
                 "what",
                 "outcome",
+                "part",
             ):
                 assert all(f"`{value}`" in PAGE for value in values), (name, label)

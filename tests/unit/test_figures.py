@@ -58,6 +58,7 @@ async def test_a_run_that_an_earlier_gateway_began_is_counted_by_the_one_that_en
     await ended(second, run_id)
     assert first.service.figures.tally.runs == {}
     assert second.service.figures.tally.runs == {("python", "ok"): 1}
+    assert second.service.figures.stages.whole.count == 0
 
 
 async def test_a_claim_that_waits_is_in_the_figures_with_its_age() -> None:

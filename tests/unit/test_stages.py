@@ -49,3 +49,9 @@ async def test_a_run_passes_every_stage_of_the_engine_once(bench: Bench, session
     service = bench.service
     passed = {stage: histogram.count for stage, histogram in service.stages.histograms.items() if histogram.count}
     assert passed == dict.fromkeys(set(Stage) - {Stage.HANDLER, Stage.ANSWER}, 1)
+    stages = service.stages
+    parts = {stage: stages.histograms[stage].sum_s for stage in set(passed) - {Stage.FOLD}}
+    assert (stages.whole.count, stages.own.count) == (1, 1)
+    assert stages.whole.sum_s == pytest.approx(sum(parts.values()))
+    waited = (Stage.CLAIM, Stage.QUEUE, Stage.KERNEL_BUSY, Stage.IDLE, Stage.FRAME_IN)
+    assert stages.own.sum_s == pytest.approx(stages.whole.sum_s - sum(parts[stage] for stage in waited))

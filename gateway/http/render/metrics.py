@@ -62,6 +62,12 @@ def engine_metrics(figures: Figures, languages: Collection[str], *, is_ready: bo
         {(status.value,): live[status] for status in RunStatus if not status.is_final()},
     )
     yield _histogram(
+        "cellblock_run_duration_seconds",
+        "From the beginning of runs until their end was stored: the whole, and the gateway's own share of it.",
+        ("part",),
+        {("whole",): figures.stages.whole, ("own",): figures.stages.own},
+    )
+    yield _histogram(
         "cellblock_run_stage_duration_seconds",
         "How long runs were in each stage.",
         ("stage",),
