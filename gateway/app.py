@@ -31,6 +31,7 @@ from gateway.host.stop_signals import StopSignals
 from gateway.http.base.context import Context
 from gateway.http.base.limits import HttpBounds
 from gateway.http.server import BoundedServer, make_server
+from gateway.http.status_page.history import History
 from gateway.store.embedded.postgres import EmbeddedPostgres
 from gateway.store.engine import parse_url
 from gateway.store.migrate import migrate
@@ -112,7 +113,8 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
         context = Context(service, config, _http_bounds(config))
         tokens = TokenStore(store)
         context.authenticator.set_stored(await tokens.stored())
-        server = make_server(context)
+        history = History(context, clock)
+        server = make_server(context, history)
         # On shutdown: no new connections, then the service ends what still runs, then the last answers go out.
         stack.push_async_callback(_close_connections, server, context)
         stack.push_async_callback(service.close)
@@ -122,6 +124,7 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
         jobs = BackgroundTasks("the gateway")
         stack.push_async_callback(jobs.cancel)
         jobs.spawn(return_free_memory())
+        jobs.spawn(history.follow())
         jobs.spawn(tokens.follow(context.set_stored_tokens))
         if config.retention.days:
             jobs.spawn(remove_expired_runs(store, clock, days=config.retention.days))

@@ -27,6 +27,8 @@ from gateway.http.jupyter.kernelspecs import KernelSpecFileHandler, KernelSpecHa
 from gateway.http.jupyter.server_info import IdentityHandler, StatusHandler, VersionHandler
 from gateway.http.jupyter.sessions import JupyterSessionHandler, JupyterSessionsHandler
 from gateway.http.reference.handlers import DocsHandler, OpenApiHandler, Reference
+from gateway.http.status_page.handlers import StatusFileHandler, StatusJsonHandler, StatusPageHandler
+from gateway.http.status_page.history import History
 
 _GET = ("GET", "HEAD")
 _POST = ("POST",)
@@ -88,6 +90,9 @@ ROUTES = (
     _open("/openapi.json", OpenApiHandler),
     _open("/docs", DocsHandler),
     Route("/metrics", MetricsHandler, _GET),
+    Route("/status.json", StatusJsonHandler, _GET),
+    _open("/status", StatusPageHandler),
+    _open("/status/{file}", StatusFileHandler),
     _open("/", RootHandler),
 )
 _UNKNOWN = _missing("unknown", UnknownRouteHandler)
@@ -100,7 +105,7 @@ def listed_routes() -> list[str]:
     ]
 
 
-def make_application(context: Context) -> Application:
+def make_application(context: Context, history: History) -> Application:
     """All routes, each handler with the same context."""
     return Application(
         [(route.pattern, route.handler, {"context": context, "route": route}) for route in ROUTES],
@@ -109,4 +114,5 @@ def make_application(context: Context) -> Application:
         log_function=log_access,
         listed_routes=listed_routes(),
         reference=Reference(ROUTES, context),
+        history=history,
     )

@@ -21,6 +21,7 @@ from gateway.http.base.context import Context
 from gateway.http.base.handler import MAX_HEADER_BYTES
 from gateway.http.base.http1 import AbsoluteFormDelegate, ErrorReportingStream, PlacedDelegate, too_many_connections
 from gateway.http.routes import make_application
+from gateway.http.status_page.history import History
 
 _READ_BUFFER_BYTES = 1 << 20
 # Larger than any body that is read: the handlers count, so that the answer is a 413 in JSON, not a bare 400.
@@ -59,11 +60,11 @@ class BoundedServer(HTTPServer):
         return AbsoluteFormDelegate(delegate)
 
 
-def make_server(context: Context) -> BoundedServer:
-    """A server that does not listen yet. X-Forwarded-* headers are ignored."""
+def make_server(context: Context, history: History) -> BoundedServer:
+    """A server that does not listen yet. X-Forwarded-* headers are ignored. It only shows `history`."""
     bounds = context.http.bounds
     server = BoundedServer(
-        make_application(context),
+        make_application(context, history),
         xheaders=False,
         decompress_request=False,
         idle_connection_timeout=bounds.header_timeout_s,

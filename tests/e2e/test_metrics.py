@@ -1,4 +1,4 @@
-"""`GET /metrics` of a real gateway with embedded PostgreSQL and the process engine: what has happened is counted."""
+"""`/metrics` and `/status.json` of a real gateway with PostgreSQL and the process engine: what happens is counted."""
 
 from __future__ import annotations
 
@@ -78,17 +78,22 @@ def run_some_of_each_kind(gateway: Gateway) -> None:
     with ThreadPoolExecutor() as threads:
         sleeping = threads.submit(run, gateway, "import time; time.sleep(60)", session_id="t")
         until(gateway, lambda samples: samples["cellblock_sessions"]["busy",] == 1)
-        run_id = httpx.get(f"{gateway.url}/runs?session_id=t").json()["runs"][0]["run_id"]
-        assert httpx.post(f"{gateway.url}/runs/{run_id}/cancel").status_code == 202
-        assert sleeping.result()["status"] == "cancelled"
+        waiting = threads.submit(run, gateway, "1", session_id="t")
+        until(gateway, lambda samples: samples["cellblock_runs_in_progress"]["queued",] == 1)
+        now = status(gateway)["now"]
+        assert (now["runs"], now["sessions"]["busy"]) == ({"running": 1, "queued": 1}, 1)
+        for one in httpx.get(f"{gateway.url}/runs?session_id=t").json()["runs"]:
+            run_id = one["run_id"]
+            assert httpx.post(f"{gateway.url}/runs/{run_id}/cancel").status_code == 202
+        assert sleeping.result()["status"] == waiting.result()["status"] == "cancelled"
     assert httpx.get(f"{gateway.url}/runs/{run_id}").status_code == 200
 
 
 def assert_all_counted(samples: Samples) -> None:
-    expected = {"ok": 2, "error": 1, "timeout": 1, "kernel_died": 1, "cancelled": 1}
+    expected = {"ok": 2, "error": 1, "timeout": 1, "kernel_died": 1, "cancelled": 2}
     assert counted(samples) == expected
     assert set(samples[RUNS]) == {("python", status) for status in (*expected, "oom", "lost")}
-    assert samples[STAGES]["commit",] == samples[STAGES]["claim",] == samples[STAGES]["handler",] == 6
+    assert samples[STAGES]["commit",] == samples[STAGES]["claim",] == samples[STAGES]["handler",] == 7
     assert samples["cellblock_kernel_deaths_total"]["exited",] == 1
     assert samples["cellblock_kernels"]["python3", "working"] >= 2
     assert samples["cellblock_sandbox_launches_total"]["python3", "ok"] >= 6
@@ -97,10 +102,29 @@ def assert_all_counted(samples: Samples) -> None:
     assert samples["cellblock_written_bytes_total"]["artifacts",] >= 5000
     assert samples["cellblock_written_bytes_total"]["answers",] >= 1000
     assert sum(samples["cellblock_database_connections_max"].values()) == 9
-    assert samples["cellblock_http_requests_total"]["POST", "/runcode", "200"] == 5
+    assert samples["cellblock_http_requests_total"]["POST", "/runcode", "200"] == 6
     assert samples["cellblock_http_requests_total"]["POST", "/runcode", "504"] == 1
     assert samples["cellblock_http_requests_total"]["GET", "/runs/{id}", "200"] == 1
     assert "cellblock_zygote_up" not in samples
+
+
+def status(gateway: Gateway) -> Any:
+    return httpx.get(f"{gateway.url}/status.json", timeout=30).json()
+
+
+def assert_all_shown(gateway: Gateway, samples: Samples) -> None:
+    """The status page counts as `/metrics` does."""
+    shown = status(gateway)
+    since = shown["since_start"]
+    assert since["ended"] == {name: counted(samples).get(name, 0) for name in since["ended"]}
+    assert since["deaths"]["exited"] == 1
+    assert {stage["stage"]: stage["count"] for stage in since["stages"]}["commit"] == 7
+    assert samples["cellblock_run_duration_seconds_count"]["whole",] == 7
+    own_s, whole_s = (samples["cellblock_run_duration_seconds_sum"][part,] for part in ("own", "whole"))
+    assert 0 < own_s < whole_s
+    assert whole_s > 0.5
+    assert shown["now"]["database"]["reachable"]
+    assert (shown["gateway"]["engine"], shown["gateway"]["isolation"]) == ("process", "none")
 
 
 def test_runs_are_counted_by_status_and_anew_after_a_crash(data_dir: Path) -> None:
@@ -108,7 +132,9 @@ def test_runs_are_counted_by_status_and_anew_after_a_crash(data_dir: Path) -> No
     first = fork(data_dir)
     try:
         run_some_of_each_kind(first)
-        assert_all_counted(until(first, lambda samples: samples["cellblock_sessions"]["idle",] == 2))
+        counted_once = until(first, lambda samples: samples["cellblock_sessions"]["idle",] == 2)
+        assert_all_counted(counted_once)
+        assert_all_shown(first, counted_once)
         with ThreadPoolExecutor() as threads:
             cut = threads.submit(run, first, WAITING.format(str(gate)), session_id="s")
             until(first, lambda samples: samples["cellblock_runs_in_progress"]["running",] == 1)
@@ -125,6 +151,7 @@ def test_runs_are_counted_by_status_and_anew_after_a_crash(data_dir: Path) -> No
     second = fork(data_dir)
     try:
         assert counted(scrape(second)) == {}
+        assert not any(status(second)["since_start"]["ended"].values())
         gate.touch()
         # What it has taken over it counts when that ends; of what was before it knows nothing.
         samples = until(second, lambda samples: bool(counted(samples)))

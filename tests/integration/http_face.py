@@ -14,11 +14,14 @@ from memory_service import MemoryService
 
 from gateway.auth import Token
 from gateway.config.sections import AuthSection, Config, ServerSection
+from gateway.host.clock import SystemClock
 from gateway.http.base.context import Context
 from gateway.http.base.limits import BufferedBodies, HttpBounds, InFlight, Streams
 from gateway.http.base.outgoing import AnswerRoom
 from gateway.http.server import make_server
+from gateway.http.status_page.history import History
 from sessions.model import ArtifactRef
+from sessions.ports import Clock
 from sessions.settings import Limits, SessionLimits
 
 
@@ -32,6 +35,7 @@ class Face:
     streams: Streams
     answers: AnswerRoom
     context: Context
+    history: History
 
     @property
     def ws_url(self) -> str:
@@ -62,6 +66,8 @@ async def serving(
     env_allowed: tuple[str, ...] = (),
     service: Any = None,
     bounds: HttpBounds | None = None,
+    clock: Clock | None = None,
+    port: int = 0,
 ) -> AsyncIterator[Face]:
     config = Config(
         server=ServerSection(public_url=public_url, allowed_origins=allowed_origins),
@@ -73,8 +79,9 @@ async def serving(
     )
     service = service or MemoryService(session_limits=config.sessions, kernel_names=config.languages)
     context = Context(service, config, bounds)
-    server = make_server(context)
-    server.listen(0, "127.0.0.1")
+    history = History(context, clock or SystemClock())
+    server = make_server(context, history)
+    server.listen(port, "127.0.0.1")
     port = next(iter(server._sockets.values())).getsockname()[1]
     try:
         http = context.http
@@ -87,6 +94,7 @@ async def serving(
             http.streams,
             context.answers,
             context,
+            history,
         )
     finally:
         server.stop()

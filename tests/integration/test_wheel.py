@@ -97,6 +97,7 @@ def test_an_installed_wheel_serves_from_an_empty_directory(python: Path, short_d
             urls = (re.search(r"http://[\d.:]+", line) for line in gateway.stdout)
             url = next(found[0] for found in urls if found)
             answer = httpx.post(f"{url}/runcode", json={"code": "print('Hello')"}, timeout=60).json()
+            assert httpx.get(f"{url}/status/status.js").status_code == 200
         finally:
             gateway.terminate()
             gateway.communicate(timeout=60)

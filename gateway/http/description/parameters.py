@@ -33,6 +33,7 @@ PATH_PARAMETERS: dict[str, dict[str, Any]] = {
     ),
     "/image/{artifact}": _of(_ARTIFACT, f"{IMAGE}_figure-1.png"),
     "/file/{artifact}": _of(_ARTIFACT, f"{OTHER}_{FILE}"),
+    "/status/{file}": _of("Its name, as the page has it.", "status.js"),
     "/api/kernelspecs/{name}": _of("The kernelspec's name.", "python3"),
     "/kernelspecs/{name}": _of("The kernelspec's name.", "python3"),
     "/kernelspecs/{name}/{file}": _of("The name of a logo, as `resources` has it.", "logo-64x64.png"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.http.description import jupyter, runs, sessions
+from gateway.http.description import jupyter, runs, sessions, status
 from gateway.http.description.answers import Health, Ready, ReadyError, Root
 from gateway.http.description.operation import JSON, Answer, Operation, Operations, json_answer
 
@@ -34,4 +34,4 @@ _OURS: Operations = {
     ),
 }
 
-OPERATIONS: Operations = {**runs.OPERATIONS, **sessions.OPERATIONS, **jupyter.OPERATIONS, **_OURS}
+OPERATIONS: Operations = {**runs.OPERATIONS, **sessions.OPERATIONS, **jupyter.OPERATIONS, **status.OPERATIONS, **_OURS}

@@ -49,8 +49,8 @@ class Reference:
         return self._versions[needs_token]
 
 
-class _ReferenceHandler(BaseHandler):
-    """Answers with bytes that change with the version, the configuration, and whether a token is needed."""
+class VersionedHandler(BaseHandler):
+    """Answers with bytes that a client may keep, if it asks whether they are still the same."""
 
     async def send_version(self, data: bytes) -> None:
         """Send it, unless the client has it."""
@@ -61,6 +61,10 @@ class _ReferenceHandler(BaseHandler):
             self.set_status(304)
             return
         await self.send(data)
+
+
+class _ReferenceHandler(VersionedHandler):
+    """Its bytes change with the version, the configuration, and whether a token is needed."""
 
     @property
     def reference(self) -> Reference:

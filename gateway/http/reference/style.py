@@ -1,8 +1,8 @@
-"""The style sheet of the page at `/docs`: system fonts, light and dark, one column on small screens."""
+"""The colours of our pages, light and dark, and the style sheet of the one at `/docs`: one column on small screens."""
 
 from __future__ import annotations
 
-STYLE = """\
+COLOURS = """\
 :root {
   color-scheme: light dark;
   --text: #1c2128; --faint: #57606a; --page: #fff; --panel: #f6f8fa; --line: #d0d7de; --link: #0550ae;
@@ -14,6 +14,10 @@ STYLE = """\
     --get: #79c0ff; --post: #7ee787; --put: #f0b72f; --patch: #f0b72f; --delete: #ff9492;
   }
 }
+"""
+STYLE = (
+    COLOURS
+    + """\
 * { box-sizing: border-box; }
 html { scroll-padding-top: 1rem; }
 body {
@@ -77,3 +81,4 @@ td p { margin: 0 0 .3rem; }
 }
 @media print { nav { display: none; } }
 """
+)

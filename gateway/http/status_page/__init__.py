@@ -1,0 +1,1 @@
+"""The page at `/status`, and what it shows: `GET /status.json`."""
