@@ -354,11 +354,16 @@ class Service:
         """A run with all that is committed of its events. Raises as `get_run` does."""
         return await self.get_run(tenant, run_id), await self._runs.events(run_id)
 
-    async def attach(self, tenant: TenantId, session_id: SessionId, client: str | None) -> ClientConnection:
-        """Connect a Jupyter client; a name in `client` lets it reconnect as the same. Raises TooManyRequests."""
+    async def attach(
+        self, tenant: TenantId, session_id: SessionId, client: str | None, *, traceparent: str | None = None
+    ) -> ClientConnection:
+        """Connect a Jupyter client; a name in `client` lets it reconnect as the same. Raises TooManyRequests.
+
+        Its cells belong to the trace of `traceparent`.
+        """
         if self._draining:
             raise Draining
-        return await self._jupyter_clients.attach(self._sessions.get(tenant, session_id), client)
+        return await self._jupyter_clients.attach(self._sessions.get(tenant, session_id), client, traceparent)
 
     async def session_files(self, tenant: TenantId, session_id: SessionId) -> SupervisorFiles:
         """The files below its working directory. Raises Unavailable when its sandbox is out of reach."""

@@ -42,7 +42,16 @@ class ClientConnection:
     The state: the client's `ClientState`, the number of this connection among the client's, and whether it is closed.
     """
 
-    def __init__(self, clients: JupyterClients, session: LiveSession, state: ClientState, *, has_name: bool) -> None:
+    def __init__(
+        self,
+        clients: JupyterClients,
+        session: LiveSession,
+        state: ClientState,
+        *,
+        has_name: bool,
+        traceparent: str | None = None,
+    ) -> None:
+        """Its cells become runs of the trace of `traceparent`."""
         self._clients = clients
         self._session = session
         self._router = session.observers.find(ClientRouter)
@@ -50,6 +59,7 @@ class ClientConnection:
         self._connection_number = state.connection_number
         self._is_closed = False
         self._has_name = has_name
+        self._traceparent = traceparent
 
     def __repr__(self) -> str:
         return f"<ClientConnection {self._session.record.session_id} {self._state!r}>"
@@ -150,6 +160,7 @@ class ClientConnection:
             session_id=record.session_id,
             allow_stdin=bool(allow_stdin),
             jupyter=jupyter,
+            traceparent=self._traceparent,
         )
 
     def _answer_input(self, message: ClientMessage) -> None:
@@ -213,7 +224,9 @@ class JupyterClients:
         else:
             session.interrupt()
 
-    async def attach(self, session: LiveSession, client: str | None) -> ClientConnection:
+    async def attach(
+        self, session: LiveSession, client: str | None, traceparent: str | None = None
+    ) -> ClientConnection:
         """Connect a client, or reconnect the one of this name. Raises TooManyRequests, NotFound.
 
         A name that this gateway does not know may be from an earlier gateway: its recent runs are replayed.
@@ -225,7 +238,7 @@ class JupyterClients:
         router = session.observers.find(ClientRouter)
         is_new = client is None or not router.knows(client)
         state = router.connect(client or uuid4().hex)
-        connection = ClientConnection(self, session, state, has_name=client is not None)
+        connection = ClientConnection(self, session, state, has_name=client is not None, traceparent=traceparent)
         try:
             if client is not None and is_new:
                 await self._replay(session.record, state)

@@ -64,6 +64,20 @@ async def test_a_cell_runs_in_whichever_framing_the_client_knows(wire: Wire, off
         assert {one.parent_id for one in heard} == {"print(1)"}
 
 
+async def test_cells_have_the_trace_of_their_connections_handshake(wire: Wire) -> None:
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    traceparent = f"00-{trace}-00f067aa0ba902b7-01"
+    for code, header in (("one", traceparent), ("two", "00-bad-bad-01"), ("three", None)):
+        headers = {} if header is None else {"traceparent": header}
+        async with connect(wire.url(), additional_headers=headers) as ws:
+            await execute(ws, code)
+            (await wire.bench.sent(code)).end()
+            await receive_until(ws, "execute_reply")
+    runs = {stored.run.code: stored.run for stored in wire.bench.store.runs.values()}
+    assert {code: run.traceparent for code, run in runs.items()} == {"one": traceparent, "two": None, "three": None}
+    assert runs["one"].log_fields()["trace_id"] == trace
+
+
 @pytest.mark.parametrize("kernel_id", ["unknown", "%00", "..%2F..", "%ff"])
 async def test_a_kernel_that_is_not_there_is_not_found_before_there_is_a_websocket(wire: Wire, kernel_id: str) -> None:
     with pytest.raises(InvalidStatus) as error:

@@ -68,7 +68,9 @@ class JupyterChannels(JupyterHandler, SocketHandler):
         kernel_id = segment(self.request.path, 3)
         session_id = self.context.service.session_of_kernel(self.tenant, kernel_id).session.session_id
         client = self.get_query_argument("session_id", None)
-        self._connection = await self.context.service.attach(self.tenant, session_id, client or None)
+        self._connection = await self.context.service.attach(
+            self.tenant, session_id, client or None, traceparent=self.traceparent
+        )
         try:
             await super().handle_request()
         finally:
