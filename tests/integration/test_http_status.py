@@ -59,6 +59,7 @@ async def live_a_little(face: Face, client: httpx.AsyncClient, clock: ManualCloc
     face.service.state.ready = False
     face.service.state.reasons = ("The engine does not answer.",)
     figures.of_database = replace(figures.of_database, is_up=False, round_trip_s=None)
+    assert (await client.get("/readyz")).status_code == 503
     face.history.sample()
 
 
@@ -86,7 +87,7 @@ async def test_what_there_is_and_what_has_happened_is_shown() -> None:
     assert now["database"]["lanes"][0] == {"lane": "quick", "open": 3, "in_use": 1, "max": 4}
     assert (since["ended"]["ok"], since["ended"]["timeout"], since["ended"]["lost"]) == (4, 1, 0)
     assert (since["deaths"]["oom"], since["deaths"]["gone"]) == (2, 0)
-    assert since["requests"] == {"answered": 1, "server_errors": 1, "too_many_requests": 0}
+    assert since["requests"] == {"answered": 2, "server_errors": 1, "too_many_requests": 0}
     assert [(stage["stage"], stage["count"]) for stage in since["stages"]] == [("handler", 1), ("commit", 3)]
     assert status["gateway"]["uptime"] == 40
 

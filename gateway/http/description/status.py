@@ -123,7 +123,7 @@ class Requests(Struct):
     answered: int
     """All of them."""
     server_errors: int
-    """Those with a 5xx, but for 504: that is a run past its time limit."""
+    """Those with a 5xx, but for 504, a run past its time limit, and for `/readyz`."""
     too_many_requests: int
     """Those with 429."""
 

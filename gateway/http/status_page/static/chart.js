@@ -197,7 +197,8 @@ function bars(chart, times, x, y) {
   const made = [];
   for (let slot = 0; slot < chart.known.length; slot += 1) {
     const left = Math.max(x(times.first + slot * times.step), x(times.begins));
-    const width = Math.max(1, x(times.first + (slot + 1) * times.step) - left - 1.5);
+    const right = x(Math.min(times.first + (slot + 1) * times.step, times.ends));
+    const width = Math.max(1, right - left - 1.5);
     let sum = 0;
     chart.series.forEach((series, index) => {
       const value = series.values[slot] ?? 0;

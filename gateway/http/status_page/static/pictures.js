@@ -1,9 +1,10 @@
 // What is drawn of the history of a gateway: which values, how they are joined, and the same in words and as a table.
 
 import { draw, element, sample } from "./chart.js";
-import { clock, duration, number } from "./format.js";
+import { clock, duration, moment, number } from "./format.js";
 
 const SLOTS_OF_A_BAR = 6;
+const DAYS_FROM_MS = 12 * 3_600_000; // over longer times the day is told, too
 
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 const sum = (values) => values.reduce((total, value) => total + value, 0);
@@ -69,7 +70,7 @@ const PICTURES = [
   },
   {
     title: "Errors of HTTP",
-    about: "Answers with a 5xx, but for 504 (a run past its time limit), and with 429",
+    about: "Answers with 429 and 5xx, but for 504 (a run past its time limit) and /readyz",
     kind: "bars", group: "http", names: { server_errors: "5xx", too_many_requests: "429" }, unit: "answers", join: sum,
     format: number, isCount: true,
   },
@@ -130,6 +131,7 @@ class Picture {
       series: Object.entries(about.names).map(([key, name]) => ({
         name,
         values: join(series[key] ?? [], about.join).map((value) => (value === null ? null : values(value))),
+        newest: (series[key] ?? []).findLast((value) => value !== null) ?? null,
       })),
       known: join(seen, largest).map((value) => value !== null),
       limit: about.limit?.(status),
@@ -146,17 +148,20 @@ class Picture {
 
   describe() {
     const { chart, about } = this;
-    const said = chart.series.map((series) => [series.name, about.isCount ? total(series) : newest(series)]);
-    const shown = ([name, value]) => `${name} ${value === null ? "–" : about.format(value)}`;
+    const value = about.value ?? ((one) => one);
+    const said = chart.series.map((one) => {
+      const told = about.isCount ? total(one) : one.newest === null ? null : value(one.newest);
+      return `${one.name} ${told === null ? "–" : about.format(told)}`;
+    });
     this.legend.replaceChildren(
       ...said.map((one, index) => {
         const item = document.createElement("li");
-        item.append(sample(chart.kind, index), shown(one));
+        item.append(sample(chart.kind, index), one);
         return item;
       }),
     );
     const kind = about.isCount ? "in all" : "newest";
-    this.svg.setAttribute("aria-label", `${about.title}, ${kind}: ${said.map(shown).join(", ")}. A table follows.`);
+    this.svg.setAttribute("aria-label", `${about.title}, ${kind}: ${said.join(", ")}. A table follows.`);
   }
 
   fillTable() {
@@ -166,9 +171,11 @@ class Picture {
     const head = table.createTHead().insertRow();
     head.append(...["Until", ...chart.series.map((series) => series.name)].map((name) => text("th", name, { scope: "col" })));
     const body = table.createTBody();
+    const shown = times.ends - times.begins > DAYS_FROM_MS ? moment : (ms) => clock(ms, true);
     for (let slot = chart.known.length - 1; slot >= 0; slot -= 1) {
       const row = body.insertRow();
-      row.append(text("th", clock(times.first + (slot + 1) * times.step, true), { scope: "row" }));
+      const until = Math.min(times.first + (slot + 1) * times.step, times.ends);
+      row.append(text("th", shown(until), { scope: "row" }));
       for (const series of chart.series) {
         const value = series.values[slot];
         row.append(text("td", value !== null ? about.format(value) : chart.known[slot] ? "–" : "not known"));
@@ -186,10 +193,6 @@ function joined(values, factor, how) {
     result.push(known.length ? how(known) : null);
   }
   return result;
-}
-
-function newest(series) {
-  return series.values.findLast((value) => value !== null) ?? null;
 }
 
 function total(series) {

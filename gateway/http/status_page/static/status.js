@@ -92,12 +92,13 @@ function askForToken(sentence) {
   at("credentials").hidden = false;
   at("forget").hidden = !token.value;
   const isWrong = Boolean(token.value);
-  verdict("bad", isWrong ? "✘ 401: this token is not valid here" : "A token is needed (401)", [sentence ?? ""]);
+  verdict("bad", isWrong ? "✘ 401: this token is not valid here" : "A token is needed (401)", isWrong ? [sentence] : []);
   at("token").focus();
 }
 
 function stale() {
   at("figures").classList.add("stale");
+  at("updated").textContent = "";
 }
 
 /** Said aloud by screen readers when it changes, and only then. */
