@@ -179,9 +179,9 @@ async def examine(config: Config, environ: Mapping[str, str]) -> list[Finding]:
 
     open_files = doctor.descriptor_finding(descriptor_limit(), config.pool.max)
     if config.database.url or EmbeddedPostgres(data_dir).pg_dir.exists():
-        return [open_files, *await doctor.examine(engine, build, limits, ping)]
+        return [open_files, *await doctor.examine(engine, build, limits, ping, data_dir)]
     not_made = Finding("database", Level.OK, "embedded PostgreSQL, which the first `cellblock serve` makes")
-    return [open_files, *await doctor.examine(engine, build, limits), not_made]
+    return [open_files, *await doctor.examine(engine, build, limits, data_dir=data_dir), not_made]
 
 
 async def build_image(settings: BuildSettings, console: Console, *, rebuild: bool = False) -> str:
@@ -210,13 +210,22 @@ async def _choose_engine(config: Config, gateway_id: GatewayId, data_dir: DataDi
                 "only: start Docker, or set `server.host` to 127.0.0.1."
             )
         python = await _process_environment(config.build, data_dir.path, console)
-        provisioner = ProcessProvisioner(gateway_id, data_dir.kernels, python or Path(sys.executable))
-        return ChosenEngine(provisioner, python=python)
+        plain = ProcessProvisioner(gateway_id, data_dir.kernels, python or Path(sys.executable))
+        return ChosenEngine(plain, python=python)
+    from sessions.provisioners.docker.engine import DockerEngine
+    from sessions.provisioners.docker.host_paths import find_host_paths
     from sessions.provisioners.docker.provisioner import DockerProvisioner
 
     kernel_image = config.engine.kernel_image or await build_image(config.build, console)
     settings = replace(config.engine, name="docker", kernel_image=kernel_image)
-    return ChosenEngine(DockerProvisioner(gateway_id, settings, zygote_dir=data_dir.zygote), kernel_image)
+    engine = DockerEngine()
+    try:
+        paths = await find_host_paths(engine, data_dir.path, kernel_image, gateway_id)
+    except BaseException:
+        await engine.close()
+        raise
+    provisioner = DockerProvisioner(gateway_id, settings, engine, zygote_dir=data_dir.zygote, host_paths=paths)
+    return ChosenEngine(provisioner, kernel_image)
 
 
 async def _process_environment(build: BuildSettings, data_dir: Path, console: Console) -> Path | None:

@@ -6,17 +6,19 @@ It looks and changes nothing. Printing is the command line's business.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from gateway.host.descriptors import FEWEST_CONNECTIONS, MOST_CONNECTIONS, connections_within, descriptors_for
-from sessions.errors import CellblockError, EngineUnavailable
+from sessions.errors import CellblockError, EngineUnavailable, SetUpFailed
 from sessions.settings import BuildSettings, EngineSettings, Limits
 
 if TYPE_CHECKING:
@@ -82,14 +84,17 @@ class Finding:
 
 
 async def examine(
-    engine: EngineSettings, build: BuildSettings, limits: Limits, ping: Ping | None = None
+    engine: EngineSettings, build: BuildSettings, limits: Limits, ping: Ping | None = None, data_dir: Path | None = None
 ) -> list[Finding]:
-    """Look at everything; a failing check is a finding, never an exception. `ping` asks the database."""
+    """Look at everything; a failing check is a finding, never an exception.
+
+    `ping` asks the database. A socket for a sandbox is made in `data_dir`, if that is there and may be written to.
+    """
     findings = list(package_findings())
     if engine.name == "process":
         findings.append(_no_isolation("`engine.name` is `process`."))
     else:
-        findings += await _docker_findings(engine, build, limits)
+        findings += await _docker_findings(engine, build, limits, data_dir)
     if ping is not None:
         findings.append(await _database_finding(ping))
     return findings
@@ -189,7 +194,9 @@ def _judged(part: str, name: str, installed: str, holes: _Holes) -> Finding:
     )
 
 
-async def _docker_findings(engine: EngineSettings, build: BuildSettings, limits: Limits) -> list[Finding]:
+async def _docker_findings(
+    engine: EngineSettings, build: BuildSettings, limits: Limits, data_dir: Path | None
+) -> list[Finding]:
     from sessions.provisioners.docker.engine import DockerEngine
     from sessions.provisioners.docker.zygote import obstacle
 
@@ -200,7 +207,8 @@ async def _docker_findings(engine: EngineSettings, build: BuildSettings, limits:
         image, finding = await _image(connection, engine, build)
         findings.append(finding)
         if image is not None:
-            findings += await _sandbox_findings(connection, replace(engine, kernel_image=image), limits)
+            own = data_dir if data_dir is not None and os.access(data_dir, os.W_OK) else None
+            findings += await _sandbox_findings(connection, replace(engine, kernel_image=image), limits, own)
     except EngineUnavailable as error:
         if engine.name == "auto":
             return [_no_isolation(str(error))]
@@ -229,12 +237,17 @@ async def _image(connection: DockerEngine, engine: EngineSettings, build: BuildS
     return image, Finding("kernel image", Level.OK, image)
 
 
-async def _sandbox_findings(connection: DockerEngine, engine: EngineSettings, limits: Limits) -> list[Finding]:
+async def _sandbox_findings(
+    connection: DockerEngine, engine: EngineSettings, limits: Limits, data_dir: Path | None
+) -> list[Finding]:
     """Start one container and read back what it got."""
     from sessions.provisioners.docker.readback import read_back
 
     try:
-        phrases = await read_back(connection, engine, limits)
+        phrases = await read_back(connection, engine, limits, data_dir)
+    except SetUpFailed as error:
+        what, _, what_to_do = str(error).partition(": ")
+        return [Finding("data directory", Level.FAIL, what, what_to_do[:1].upper() + what_to_do[1:])]
     except EngineUnavailable as error:
         return [Finding("sandbox", Level.FAIL, str(error), "Try `docker run` with the image by hand.")]
     if not phrases:

@@ -251,7 +251,7 @@ class MemoryEngine:
         await self.check()
         if self.launches_fail:
             self.launches_fail -= 1
-            raise EngineUnavailable("This launch was told to fail.")
+            raise EngineUnavailable("This launch was told to fail.") from OSError("the engine's words")
         self.specs[spec.kernel_id] = spec
         self.supervisors[spec.kernel_id] = MemorySupervisor(spec)
         self.sandboxes[spec.kernel_id] = None

@@ -304,7 +304,8 @@ class KernelPool:
             return  # retired while it came up
         expected = isinstance(error, CellblockError)
         self.last_failure = str(error) if expected else "An unexpected error; the gateway's log has it."
-        log.error("launch_failed", kernel_id=kernel.kernel_id, reason=str(error), exc_info=not expected)
+        cause = {"cause": str(error.__cause__)} if expected and error.__cause__ is not None else {}
+        log.error("launch_failed", kernel_id=kernel.kernel_id, reason=str(error), exc_info=not expected, **cause)
         self._tally.launches[kernel.kernel_name, Launch.FAILED] += 1
         pool.failed(kernel.kernel_id, self._clock.monotonic())
         self.discard(kernel)

@@ -145,6 +145,20 @@ def kernel_container(kernel_image: str, socket_dir: Path) -> tuple[dict[str, Any
     return container_config(spec, EngineSettings(kernel_image=kernel_image), uid=uid), container_name(uid)
 
 
+def test_the_sockets_of_a_gateway_may_be_in_a_volume(docker_client: APIClient, kernel_image: str) -> None:
+    """Docker insists on how mounts propagate out of its own directory."""
+    volume = docker_client.create_volume()
+    try:
+        config, name = kernel_container(kernel_image, Path(volume["Mountpoint"]))
+        container_id = docker_client.create_container_from_config(config, name)["Id"]
+        try:
+            docker_client.start(container_id)
+        finally:
+            docker_client.remove_container(container_id, force=True)
+    finally:
+        docker_client.remove_volume(volume["Name"], force=True)
+
+
 @pytest.fixture(scope="module")
 def plain(docker_client: APIClient, kernel_image: str) -> Iterator[Run]:
     """What Docker gives to root when nobody asks for protection."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+from docker.errors import DockerException
 
 from gateway import doctor
 from gateway.doctor import Finding, Level, engine_findings, examine, is_older, package_findings, zygote_finding
@@ -171,3 +174,24 @@ def test_a_library_that_is_missing_or_too_old_is_one_for_pip(monkeypatch: pytest
     advice = {finding.name: finding.what_to_do for finding in package_findings() if finding.level is Level.FAIL}
     assert advice["tornado"] == "Run `pip install 'tornado>=6.5.8'`."
     assert advice["ipykernel"] == "Run `pip install 'ipykernel>=7.4'`."
+
+
+async def test_a_socket_that_may_not_be_opened_is_told_from_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons = ["FileNotFoundError(2, 'No such file or directory')", "PermissionError(13, 'Permission denied')"]
+    told = []
+    for reason in reasons:
+        said = f"Error while fetching server API version: ('Connection aborted.', {reason})"  # docker-py's own words
+        monkeypatch.setattr("sessions.provisioners.docker.engine.open_client", refusing(DockerException(said)))
+        findings = await examine(EngineSettings(name="docker"), BuildSettings(), Limits())
+        (finding,) = [finding for finding in findings if finding.name == "engine"]
+        assert finding.level is Level.FAIL
+        told.append(finding.what)
+    assert "does not answer" in told[0]
+    assert "--group-add" in told[1]
+
+
+def refusing(error: Exception) -> Callable[..., NoReturn]:
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    return refuse

@@ -209,9 +209,11 @@ async def test_a_kernel_given_back_dead_is_replaced(engine: MemoryEngine, make: 
 
 async def test_launches_that_fail_are_told_and_tried_again(engine: MemoryEngine, make: Make) -> None:
     engine.launches_fail = 3
-    kernel_pool = await make(size=1)
-    await until(lambda: kernel_pool.last_failure is not None)
-    await until(lambda: kernel_pool.warm() == 1)
+    with structlog.testing.capture_logs() as logs:
+        kernel_pool = await make(size=1)
+        await until(lambda: kernel_pool.last_failure is not None)
+        await until(lambda: kernel_pool.warm() == 1)
+    assert [entry["cause"] for entry in logs if entry["event"] == "launch_failed"] == ["the engine's words"] * 3
     assert kernel_pool.last_failure is None
     assert len(engine.sandboxes) == 1
 

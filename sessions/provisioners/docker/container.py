@@ -73,16 +73,9 @@ def container_config(spec: LaunchSpec, settings: EngineSettings, *, uid: int, zy
             **_resources(spec.limits),
             "Tmpfs": _tmpfs(spec.limits, uid),
             # The socket can be connected to, but nothing can be planted beside it. A `Binds` entry would create a
-            # missing directory, as root; a mount fails.
-            "Mounts": [
-                {
-                    "Type": "bind",
-                    "Source": str(spec.socket_dir),
-                    "Target": GATEWAY_DIR,
-                    "ReadOnly": True,
-                    "BindOptions": {"Propagation": "rprivate"},
-                }
-            ],
+            # missing directory, as root; a mount fails. The engine's own choice of propagation is private, and what
+            # it insists on where it is itself the owner: slave, in volumes.
+            "Mounts": [{"Type": "bind", "Source": str(spec.socket_dir), "Target": GATEWAY_DIR, "ReadOnly": True}],
             "AutoRemove": True,
             "LogConfig": KEPT_LOG if settings.sandbox_log else {"Type": "none"},
         },

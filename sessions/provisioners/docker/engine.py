@@ -6,6 +6,7 @@ Knows nothing of sandboxes or images; provisioner.py and build.py say what is as
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -28,6 +29,10 @@ SILENCE = (docker.errors.DockerException, requests.exceptions.RequestException, 
 """What docker-py raises when nobody answers. APIError is one of them too, but means an answer: catch it first."""
 
 _NO_ANSWER = "The Docker engine does not answer: start it, or set DOCKER_HOST to where it listens."
+_NOT_ALLOWED = (
+    "The Docker engine's socket is there, but this user may not open it: add the user to the socket's group, usually "
+    "docker, or a container by `--group-add $(stat -c %g /var/run/docker.sock)`."
+)
 _LIMIT_FIELDS: Mapping[str, str] = {
     "MemoryLimit": "memory",
     "SwapLimit": "swap",
@@ -107,7 +112,9 @@ class DockerEngine:
                 raise
             raise EngineUnavailable(refused) from error
         except SILENCE as error:
-            raise EngineUnavailable(_NO_ANSWER) from error
+            # docker-py keeps the reason as text alone.
+            denied = os.strerror(errno.EACCES) in str(error)
+            raise EngineUnavailable(_NOT_ALLOWED if denied else _NO_ANSWER) from error
 
 
 def open_client(timeout_s: float, *, max_pool_size: int = 4) -> APIClient:

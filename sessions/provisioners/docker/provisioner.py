@@ -9,7 +9,7 @@ import asyncio
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from sessions.ports import Fate, ForkedKernel, LaunchSpec, ZygoteFigures
 from sessions.provisioners.docker.container import GATEWAY_LABEL, KERNEL_LABEL, container_config, container_name
 from sessions.provisioners.docker.engine import DockerEngine, EngineFacts, image_exists
 from sessions.provisioners.docker.events import ContainerEvents
+from sessions.provisioners.docker.host_paths import UNCHANGED, HostPaths
 from sessions.provisioners.docker.readback import missing_limits
 from sessions.provisioners.docker.zygote import DockerZygote
 from sessions.settings import EngineSettings, Limits
@@ -60,8 +61,12 @@ class DockerProvisioner:
         *,
         randomness: random.Random | None = None,
         zygote_dir: Path | None = None,
+        host_paths: HostPaths = UNCHANGED,
     ) -> None:
-        """Without a `zygote_dir`, where its socket will be, kernels are forked where they run."""
+        """Without a `zygote_dir`, where its socket will be, kernels are forked where they run.
+
+        `host_paths` say where the engine finds it, and the directories of sockets.
+        """
         self._gateway_id = gateway_id
         self._settings = settings
         self._engine = engine or DockerEngine()
@@ -69,7 +74,12 @@ class DockerProvisioner:
         self._random = randomness or random.SystemRandom()
         self._containers: dict[KernelId, _Container] = {}
         self._facts: EngineFacts | None = None
-        self._zygote = DockerZygote(self._engine, settings, zygote_dir) if zygote_dir is not None else None
+        self._host_paths = host_paths
+        self._zygote = (
+            DockerZygote(self._engine, settings, zygote_dir, host_paths.of(zygote_dir))
+            if zygote_dir is not None
+            else None
+        )
 
     async def launch(self, spec: LaunchSpec) -> None:
         """Create and start one container: two calls. Raises EngineUnavailable, and leaves nothing behind then.
@@ -213,6 +223,7 @@ class DockerProvisioner:
         return container_id
 
     def _create(self, client: APIClient, spec: LaunchSpec, uids: range, *, zygote: bool) -> str:
+        spec = replace(spec, socket_dir=self._host_paths.of(spec.socket_dir))
         for attempt in range(1, _NAME_ATTEMPTS + 1):
             uid = self._random.choice(uids)
             config = container_config(spec, self._settings, uid=uid, zygote=zygote)

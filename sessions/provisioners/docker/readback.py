@@ -24,10 +24,12 @@ from sessions.model import GatewayId, KernelId
 from sessions.ports import LaunchSpec
 from sessions.provisioners.docker.container import GATEWAY_DIR, WORK_DIR, container_config, container_name
 from sessions.provisioners.docker.engine import DockerEngine
+from sessions.provisioners.docker.host_paths import HostPaths, find_host_paths
 from sessions.settings import EngineSettings, Limits
 
 _PYTHON = "/opt/cellblock/venv/bin/python"
 _TIMEOUT_S = 30
+_OWNER = "doctor"
 _NO_MEMORY_LIMIT = "the memory limit is not applied"
 _NO_PIDS_LIMIT = "the limit on processes is not applied"
 _NO_CPU_LIMIT = "the CPU limit is not applied"
@@ -70,14 +72,20 @@ print(json.dumps({{
 """
 
 
-async def read_back(engine: DockerEngine, settings: EngineSettings, limits: Limits) -> tuple[str, ...]:
+async def read_back(
+    engine: DockerEngine, settings: EngineSettings, limits: Limits, directory: Path | None = None
+) -> tuple[str, ...]:
     """What a container of ours does not get on this machine, as plain phrases; empty where all is well.
 
-    Needs the kernel image of `settings`. Takes about half a second. Raises EngineUnavailable.
+    Needs the kernel image of `settings`, and a `directory` in which to make one with a socket: by default that for
+    temporary files. Takes about half a second. Raises EngineUnavailable, SetUpFailed.
     """
     facts = await engine.facts()
+    directory = directory or Path(tempfile.gettempdir())
+    paths = await find_host_paths(engine, directory, settings.kernel_image, _OWNER)
+    uid = secrets.choice(facts.uids)
     try:
-        report = await engine.call(lambda client: _probe(client, settings, limits, secrets.choice(facts.uids)))
+        report = await engine.call(lambda client: _probe(client, settings, limits, uid, paths))
     except docker.errors.APIError as error:
         raise EngineUnavailable(f"The Docker engine cannot run the kernel image: {error.explanation}") from error
     return shortfalls(report, limits, network=settings.network)
@@ -123,15 +131,20 @@ def _is_within(value: Any, most: int) -> bool:
     return type(value) is int and 0 < value <= most
 
 
-def _probe(client: APIClient, settings: EngineSettings, limits: Limits, uid: int) -> Mapping[str, Any]:
+def _probe(
+    client: APIClient, settings: EngineSettings, limits: Limits, uid: int, paths: HostPaths
+) -> Mapping[str, Any]:
     """Run the probe in a container like any other, but for its program and its log. Blocks. Raises APIError."""
-    with tempfile.TemporaryDirectory(prefix="cellblock-") as directory, socket.socket(socket.AF_UNIX) as listening:
+    with (
+        tempfile.TemporaryDirectory(prefix="cb-", dir=paths.inside) as directory,
+        socket.socket(socket.AF_UNIX) as listening,
+    ):
         path = Path(directory)
         path.chmod(0o755)
         listening.bind(str(path / SOCKET_NAME))
         (path / SOCKET_NAME).chmod(0o666)
         listening.listen(1)
-        spec = LaunchSpec(KernelId(str(uuid.uuid4())), GatewayId("doctor"), "none", path, limits)
+        spec = LaunchSpec(KernelId(str(uuid.uuid4())), GatewayId(_OWNER), "none", paths.of(path), limits)
         config = container_config(spec, settings, uid=uid)
         config["Entrypoint"] = [_PYTHON, "-I", "-c", _PROBE]
         config["HostConfig"] |= {"AutoRemove": False, "LogConfig": {"Type": "json-file"}}

@@ -48,11 +48,17 @@ class DockerZygote:
     forks there were, and how many failed.
     """
 
-    def __init__(self, engine: DockerEngine, settings: EngineSettings, directory: Path) -> None:
-        """`directory` is made for its socket, and only this process's user can enter it."""
+    def __init__(
+        self, engine: DockerEngine, settings: EngineSettings, directory: Path, host_directory: Path | None = None
+    ) -> None:
+        """`directory` is made for its socket, and only this process's user can enter it.
+
+        `host_directory` is what the engine calls it, if that is another path.
+        """
         self._engine = engine
         self._settings = settings
         self._directory = directory
+        self._host_directory = host_directory or directory
         self._starting: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._failures = 0
@@ -157,7 +163,7 @@ class DockerZygote:
     async def _start(self, spec: LaunchSpec) -> None:
         """Start one and wait until it answers; or note what keeps it from that."""
         self._gateway_id = spec.gateway_id
-        config = zygote_config(spec, self._settings, self._directory, uid=os.getuid())
+        config = zygote_config(spec, self._settings, self._host_directory, uid=os.getuid())
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             container_id = await self._launch(config)

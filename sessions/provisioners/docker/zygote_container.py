@@ -34,7 +34,8 @@ _CAPABILITIES = (
 def zygote_config(spec: LaunchSpec, settings: EngineSettings, directory: Path, *, uid: int) -> dict[str, Any]:
     """The body of `POST /containers/create` for the zygote that forks kernels into sandboxes such as that of `spec`.
 
-    `directory` is where its socket will be; `uid` is the gateway's own. docs/security.md argues for these rights.
+    `directory` is where its socket will be, as the engine calls it; `uid` is the gateway's own. docs/security.md argues
+    for these rights.
     """
     zygote = ZygoteSettings(
         socket=f"{ZYGOTE_DIR}/{SOCKET_NAME}",
