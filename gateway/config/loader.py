@@ -31,6 +31,7 @@ ENGINES = ("auto", "docker", "process")
 ZYGOTES = ("auto", "off")
 ENV_ALLOWED = "env_allowed"
 _RESERVED_VARIABLES = {FILE_VARIABLE}
+_FILE_SUFFIX = "_file"
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 
 
@@ -43,7 +44,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     raw = _read(path, environ)
     for variable, value in sorted(environ.items()):
         if variable.startswith(VARIABLE_PREFIX) and variable not in _RESERVED_VARIABLES:
-            _apply_variable(raw, variable, value)
+            _apply_variable(raw, variable, value, environ)
     if (port := environ.get("PORT")) and "CELLBLOCK_SERVER_PORT" not in environ:
         raw.setdefault("server", {})["port"] = _parse_yaml("PORT", port)
     config = _convert(raw)
@@ -74,9 +75,14 @@ def _read(path: Path | None, environ: Mapping[str, str]) -> dict[str, Any]:
     return {str(title): ({} if section is None else section) for title, section in raw.items()}
 
 
-def _apply_variable(raw: dict[str, Any], variable: str, value: str) -> None:
-    """Lay one CELLBLOCK_<SECTION>_<KEY> over `raw`."""
+def _apply_variable(raw: dict[str, Any], variable: str, value: str, environ: Mapping[str, str]) -> None:
+    """Lay one CELLBLOCK_<SECTION>_<KEY> over `raw`, or one CELLBLOCK_<SECTION>_<KEY>_FILE, whose value is in a file."""
     title, _, key = variable.removeprefix(VARIABLE_PREFIX).lower().partition("_")
+    if title in SECTIONS and key.endswith(_FILE_SUFFIX):
+        direct = variable[: -len(_FILE_SUFFIX)]
+        if direct in environ:
+            raise Misconfigured(f"Both {shown(direct)} and {shown(variable)} are set: keep one of them.")
+        value, key = _read_value(variable, value), key.removesuffix(_FILE_SUFFIX)
     if title == "languages":
         if key:
             given = _parse_value(tuple[str, ...], variable, value) if key == ENV_ALLOWED else value
@@ -91,6 +97,15 @@ def _apply_variable(raw: dict[str, Any], variable: str, value: str) -> None:
     if not isinstance(kept, dict):
         raise Misconfigured(f'The section "{title}" must hold keys and values.')
     kept[key] = _parse_value(types_of_keys(section)[key], variable, value)
+
+
+def _read_value(variable: str, path: str) -> str:
+    """The value that a file holds: all of it, but for a line end behind it."""
+    try:
+        return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise Misconfigured(f"The file {path}, which {shown(variable)} names, cannot be read: {reason}.") from error
 
 
 def types_of_keys(section: type[Section]) -> dict[str, Any]:

@@ -25,6 +25,9 @@ Every key, with its default. The keys go into `config.yaml`, or into the environ
 `python -m gateway.config.reference > docs/configuration.md` makes this page from `sessions/settings.py` and
 `gateway/config/sections.py`.
 
+A variable's value can be in a file: `CELLBLOCK_DATABASE_URL_FILE=/run/secrets/database_url` stands for
+`CELLBLOCK_DATABASE_URL`, and so with each of them but those of `languages`.
+
 Sizes are bytes, or numbers such as `512M` and `1.5G`, with K = 1024. Lists in the environment are YAML, or have commas.
 `languages` (`CELLBLOCK_LANGUAGES`) maps what clients ask for to a Jupyter kernelspec of the kernel image; the default
 is `{python: python3}`. Its key `env_allowed` (`CELLBLOCK_LANGUAGES_ENV_ALLOWED`) is no language: it lists the

@@ -63,6 +63,20 @@ def test_the_environment_wins_over_the_file(file: Path) -> None:
     assert (config.server.port, config.server.host, config.limits.memory_bytes) == (9002, "127.0.0.2", 512 << 20)
 
 
+def test_a_value_can_be_in_a_file_that_a_variable_names(file: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("postgresql://u:p#w@db/cells\n")
+    file.write_text("database: {url: postgresql://other/}")
+    named = {"CELLBLOCK_DATABASE_URL_FILE": str(secret)}
+    assert load(file, named).database.url == "postgresql://u:p#w@db/cells"
+    with pytest.raises(Misconfigured, match="Both CELLBLOCK_DATABASE_URL and CELLBLOCK_DATABASE_URL_FILE are set"):
+        load(file, {**named, "CELLBLOCK_DATABASE_URL": "postgresql://db/"})
+    with pytest.raises(Misconfigured, match="CELLBLOCK_DATABASE_URL_FILE names, cannot be read: No such file"):
+        load(file, {"CELLBLOCK_DATABASE_URL_FILE": "/nonexistent"})
+    with pytest.raises(Misconfigured, match="CELLBLOCK_DATABASE_ULR_FILE"):
+        load(file, {"CELLBLOCK_DATABASE_ULR_FILE": str(secret)})
+
+
 @pytest.mark.parametrize("written", ["off", '"off"', "false"])
 def test_the_zygote_is_switched_off_however_yaml_reads_the_word(file: Path, written: str) -> None:
     assert load(file_with(file, f"engine: {{zygote: {written}}}"), {}).engine.zygote == "off"
