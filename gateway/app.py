@@ -27,6 +27,7 @@ from gateway.host.data_dir import DataDir, environments_in
 from gateway.host.descriptors import MOST_CONNECTIONS, connections_within, descriptor_limit, raise_descriptor_limit
 from gateway.host.memory import return_free_memory, return_large_blocks
 from gateway.host.packages import is_installed
+from gateway.host.service_manager import ServiceManager
 from gateway.host.stop_signals import StopSignals
 from gateway.http.base.context import Context
 from gateway.http.base.limits import HttpBounds
@@ -133,6 +134,8 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
         _spare_the_collector()
         stack.callback(server.stop)
         server.add_sockets(sockets.listen())
+        manager = ServiceManager(environ)
+        jobs.spawn(manager.follow(service.readiness))
         greet(
             console,
             engine=chosen.provisioner.name,
@@ -143,6 +146,7 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
         )
         signals.serving.set()
         await signals.stop.wait()
+        manager.stopping()
         _log.info("draining", timeout_s=DRAIN_TIMEOUT_S)
         await _drain(service, context, signals)
         _log.debug("run_stages", **service.stages.as_json())

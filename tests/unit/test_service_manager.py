@@ -1,0 +1,76 @@
+"""What systemd is told of a gateway, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.host.service_manager import ServiceManager
+from sessions.service import Readiness
+
+READY = Readiness(ready=True, reasons=(), warm=2, engine="docker")
+NOT_READY = Readiness(ready=False, reasons=("No sandbox is warm yet.", "Draining."), warm=0, engine="docker")
+
+
+class Systemd:
+    """The end of the socket at which the messages arrive."""
+
+    def __init__(self, address: str) -> None:
+        self.environ = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "100000", "WATCHDOG_PID": str(os.getpid())}
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(address.replace("@", "\0"))
+        self._socket.settimeout(0)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    async def next(self) -> list[str]:
+        async with asyncio.timeout(30):
+            return (await asyncio.get_running_loop().sock_recv(self._socket, 4096)).decode().split("\n")
+
+
+@pytest.fixture(params=["a path", "an abstract name"])
+def systemd(short_dir: Path, request: pytest.FixtureRequest) -> Iterator[Systemd]:
+    systemd = Systemd(f"{'@' if 'abstract' in request.param else ''}{short_dir}/notify")
+    yield systemd
+    systemd.close()
+
+
+async def test_it_is_ready_once_and_gives_signs_of_life_and_reasons_from_then_on(systemd: Systemd) -> None:
+    manager, readiness = ServiceManager(systemd.environ), NOT_READY
+    following = asyncio.ensure_future(manager.follow(lambda: readiness))
+    try:
+        waiting = ["STATUS=No sandbox is warm yet. Draining.", "WATCHDOG=1"]
+        assert await systemd.next() == waiting
+        readiness = READY
+        while (said := await systemd.next()) == waiting:
+            pass
+        assert said == ["STATUS=Ready.", "READY=1", "WATCHDOG=1"]
+        assert await systemd.next() == ["STATUS=Ready.", "WATCHDOG=1"]
+        readiness = NOT_READY
+        while (said := await systemd.next()) != waiting:
+            assert said == ["STATUS=Ready.", "WATCHDOG=1"]
+        readiness = READY
+        while (said := await systemd.next()) == waiting:
+            pass
+        assert said == ["STATUS=Ready.", "WATCHDOG=1"]
+    finally:
+        following.cancel()
+    manager.stopping()
+    while "STOPPING=1" not in (said := await systemd.next()):
+        assert "READY=1" not in said
+
+
+async def test_a_manager_that_is_gone_or_never_was_is_no_trouble(short_dir: Path) -> None:
+    gone = ServiceManager({"NOTIFY_SOCKET": f"{short_dir}/gone", "WATCHDOG_USEC": "100000"})
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(gone.follow(lambda: READY), 0.2)
+    gone.stopping()
+    none = ServiceManager({"WATCHDOG_USEC": "nonsense"})
+    await none.follow(lambda: READY)
+    none.stopping()
