@@ -1,5 +1,5 @@
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev serve check test test-fast crash-test bench clean
+.PHONY: help setup setup-dev serve image check test test-fast crash-test bench clean
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
@@ -13,6 +13,11 @@ help: ## List these targets
 serve: ## Set up what is missing, as root on Debian a Docker engine too, and serve on 127.0.0.1:8000
 	@bash scripts/setup.sh
 	@exec bash scripts/serve.sh
+
+# VERSION: the tag, otherwise that of pyproject.toml.
+image: ## Build the gateway's image, which compose.yaml runs: docs/operating.md
+	@bash scripts/setup.sh
+	@$(BIN)/python scripts/gateway_image.py $(VERSION)
 
 setup: ## Put Cellblock and all that its checks and tests need into .venv
 	@bash scripts/setup.sh dev clients

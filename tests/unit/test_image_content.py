@@ -13,13 +13,7 @@ from msgspec.structs import replace
 import kernel_image
 from sessions.errors import Misconfigured, SetUpFailed
 from sessions.provisioners.image.base import _split_tag
-from sessions.provisioners.image.build import (
-    _build_arguments,
-    _ca_bundle,
-    build_context,
-    image_content,
-    kernel_image_tag,
-)
+from sessions.provisioners.image.build import build_arguments, build_context, ca_bundle, image_content, kernel_image_tag
 from sessions.settings import BuildSettings
 
 SETTINGS = BuildSettings(dependencies=("numpy",), preload=("numpy",))
@@ -92,24 +86,24 @@ def test_a_preload_that_is_no_module_name_is_refused(name: str) -> None:
 
 
 def test_a_proxy_is_an_argument_of_the_build_alone() -> None:
-    arguments = _build_arguments(replace(SETTINGS, proxy="http://proxy:3128"), "base")
+    arguments = build_arguments(replace(SETTINGS, proxy="http://proxy:3128"), "base")
     assert arguments["https_proxy"] == arguments["HTTP_PROXY"] == "http://proxy:3128"
-    assert _build_arguments(SETTINGS, "base") == {"BASE": "base"}
+    assert build_arguments(SETTINGS, "base") == {"BASE": "base"}
 
 
 def test_the_machines_own_certificates_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for variable in ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
         monkeypatch.delenv(variable, raising=False)
-    assert _ca_bundle(SETTINGS) == b""
+    assert ca_bundle(SETTINGS) == b""
     (tmp_path / "ca.pem").write_bytes(b"certificate")
     monkeypatch.setenv("PIP_CERT", str(tmp_path / "missing.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    assert _ca_bundle(SETTINGS) == b"certificate"
+    assert ca_bundle(SETTINGS) == b"certificate"
 
 
 def test_a_named_certificate_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SetUpFailed, match=r"build\.ca_bundle"):
-        _ca_bundle(replace(SETTINGS, ca_bundle=str(tmp_path / "missing.pem")))
+        ca_bundle(replace(SETTINGS, ca_bundle=str(tmp_path / "missing.pem")))
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ async def ensure_kernel_image(settings: BuildSettings, progress: Progress, *, re
         content = image_content(settings)
         tag = kernel_image_tag(content, _base_identity(base))
         progress(f"Building {tag} on {base}")
-        context = build_context({**content, "inputs/ca.pem": _ca_bundle(settings)})
+        context = build_context({**content, "inputs/ca.pem": ca_bundle(settings)})
         await follow(
             engine,
             lambda client: client.build(
@@ -70,7 +70,7 @@ async def ensure_kernel_image(settings: BuildSettings, progress: Progress, *, re
                 custom_context=True,
                 dockerfile="Dockerfile",
                 tag=tag,
-                buildargs=_build_arguments(settings, base),
+                buildargs=build_arguments(settings, base),
                 network_mode=settings.network,
                 nocache=rebuild,
                 rm=True,
@@ -138,7 +138,7 @@ def _base_identity(base: str) -> str:
     return debian_base_tag() if base == DEBIAN else base
 
 
-def _build_arguments(settings: BuildSettings, base: str) -> dict[str, str]:
+def build_arguments(settings: BuildSettings, base: str) -> dict[str, str]:
     """Docker keeps the proxy variables out of the finished image by itself, and out of its history."""
     arguments = {"BASE": base}
     if settings.proxy:
@@ -146,7 +146,7 @@ def _build_arguments(settings: BuildSettings, base: str) -> dict[str, str]:
     return arguments
 
 
-def _ca_bundle(settings: BuildSettings) -> bytes:
+def ca_bundle(settings: BuildSettings) -> bytes:
     """The certificates that pip trusts during the build: the configured file, or this machine's; may be empty."""
     if settings.ca_bundle:
         try:
