@@ -136,6 +136,7 @@ async def _serve(config: Config, environ: Mapping[str, str], console: Console, s
         server.add_sockets(sockets.listen())
         manager = ServiceManager(environ)
         jobs.spawn(manager.follow(service.readiness))
+        data_dir.tell_address(_listening_url(config, sockets.port))
         greet(
             console,
             engine=chosen.provisioner.name,
@@ -339,6 +340,10 @@ def _spare_the_collector() -> None:
 def _own_url(config: Config, port: int) -> str:
     if config.server.public_url:
         return config.server.public_url.rstrip("/")
+    return _listening_url(config, port)
+
+
+def _listening_url(config: Config, port: int) -> str:
     host = config.server.host.strip("[]")
     if host in ("", "0.0.0.0", "::"):  # noqa: S104 - shown, not bound
         host = "127.0.0.1"

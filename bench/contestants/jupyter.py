@@ -28,8 +28,11 @@ class HttpServer:
     """Requests to a server on this machine, over one kept connection for each thread."""
 
     def __init__(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = int(free.getsockname()[1])
+        self._held = socket.socket()
+        # Nobody else is given the port; a server may bind it all the same, for all of them set this option.
+        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._held.bind(("127.0.0.1", 0))
+        self.port = int(self._held.getsockname()[1])
         self._local = threading.local()
 
     def connection(self) -> http.client.HTTPConnection:

@@ -12,6 +12,7 @@ import os
 import secrets
 import uuid
 from pathlib import Path
+from typing import NamedTuple
 
 from kernel_image.protocol import SOCKET_NAME, UNIX_PATH_MAX_BYTES
 from sessions.errors import Misconfigured, SetUpFailed
@@ -27,6 +28,22 @@ _ZYGOTE_NAME = "z"
 _ENVIRONMENTS_NAME = "python"
 KERNEL_DIR_CHARACTERS = 13
 """As much of a kernel's id as the directory of its socket has for a name."""
+
+
+class Holder(NamedTuple):
+    """The process that holds a data directory, and the address at which it listens; empty while it does not."""
+
+    pid: int
+    url: str
+
+
+def holder_of(data_dir: Path) -> Holder | None:
+    """Who holds this directory, or was the last to do so; None where nobody says."""
+    try:
+        *lines, _ = (data_dir / _LOCK_NAME).read_text(encoding="utf-8").split("\n")  # what has no end is half written
+        return Holder(int(lines[0]), lines[1] if len(lines) > 1 else "")
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def environments_in(data_dir: Path) -> Path:
@@ -63,15 +80,24 @@ class DataDir:
         try:
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            holder = os.pread(lock_fd, 32, 0).decode("ascii", "replace").strip()
+            holder = holder_of(path)
             os.close(lock_fd)
             raise SetUpFailed(
-                f"Another gateway (process {holder or 'unknown'}) uses the data directory {path}: stop it, or give "
-                "this one a `server.data_dir` of its own."
+                f"Another gateway (process {holder.pid if holder else 'unknown'}) uses the data directory {path}: "
+                "stop it, or give this one a `server.data_dir` of its own."
             ) from error
-        os.ftruncate(lock_fd, 0)
-        os.pwrite(lock_fd, f"{os.getpid()}\n".encode(), 0)
-        return cls(path, lock_fd)
+        data_dir = cls(path, lock_fd)
+        data_dir._write_holder()
+        return data_dir
+
+    def tell_address(self, url: str) -> None:
+        """Write down, for `holder_of`, who we are and where we listen."""
+        self._write_holder(url)
+
+    def _write_holder(self, *more: str) -> None:
+        assert self._lock_fd is not None  # noqa: S101 - for mypy; it is held
+        os.ftruncate(self._lock_fd, 0)
+        os.pwrite(self._lock_fd, "".join(f"{line}\n" for line in (os.getpid(), *more)).encode(), 0)
 
     @property
     def zygote(self) -> Path:

@@ -9,7 +9,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from typing import Any
 import httpx
 from engine_fixtures import ZYGOTE_VARIABLE
 from forked_program import ForkedProgram
+from held_ports import hold, port_of
 
 REPOSITORY = Path(__file__).parents[2]
 START_S = 60.0
@@ -34,14 +34,12 @@ class CrashableGateway:
         self.crash_file = directory / "crash"
         self.log = directory / "log"
         self.starts = 0
-        with socket.socket() as listening:
-            listening.bind(("127.0.0.1", 0))
-            self.port = int(listening.getsockname()[1])
-        self.url = f"http://127.0.0.1:{self.port}"
+        self._held = hold()
+        self.url = f"http://127.0.0.1:{port_of(self._held)}"
         self._environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("CELLBLOCK_") or k == ZYGOTE_VARIABLE},
             "PYTHONPATH": str(REPOSITORY),
-            "PORT": str(self.port),
+            "PORT": str(port_of(self._held)),
             "CELLBLOCK_SERVER_DATA_DIR": str(self.data_dir),
             "CELLBLOCK_ENGINE_NAME": engine,
             "CELLBLOCK_BUILD_PRELOAD": "[]",
@@ -101,7 +99,8 @@ class CrashableGateway:
         return self.process.poll() == -signal.SIGKILL
 
     def stop(self) -> None:
-        """End it as an operator does, and its sessions, which would wait for the next gateway."""
+        """End it as an operator does, and its sessions, which would wait for the next gateway; free its port."""
+        self._held.close()
         if self.process is not None and self.process.poll() is None:
             with httpx.Client(base_url=self.url, timeout=30.0) as client:
                 for session in client.get("/sessions").json()["sessions"]:

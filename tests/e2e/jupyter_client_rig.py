@@ -22,10 +22,11 @@ import httpx
 import pytest
 import pytest_asyncio
 from client_rig import ALICE, Json
+from held_ports import hold, port_of
 from jupyter_kernel_client.utils import deserialize_msg_from_ws_v1
 from jupyter_kernel_client.wsclient import JupyterSubprotocol, KernelWebSocketClient
 from jupyter_messages import Message, from_legacy, from_v1, text_of, to_legacy, to_v1
-from serve_rig import Gateway, free_port
+from serve_rig import Gateway
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
@@ -231,7 +232,7 @@ def only_these_kernels(gateway: Gateway, token: str = ALICE) -> Iterator[None]:
 @contextmanager
 def jupyter_server(gateway: Gateway, home: Path, app: str = "jupyter_server", *more: str) -> Iterator[Gateway]:
     """A server with `--gateway-url` and a home of its own, whose token is Alice's as well."""
-    port, log = free_port(), home / "server.log"
+    held, log = hold(), home / "server.log"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER_", "CELLBLOCK_"))}
     environment = {
         **inherited,
@@ -244,7 +245,7 @@ def jupyter_server(gateway: Gateway, home: Path, app: str = "jupyter_server", *m
         "--gateway-url": gateway.url,
         "--IdentityProvider.token": ALICE,
         "--ServerApp.ip": "127.0.0.1",
-        "--ServerApp.port": str(port),
+        "--ServerApp.port": str(port_of(held)),
         "--ServerApp.port_retries": "0",
         "--ServerApp.root_dir": str(home),
         "--ServerApp.disable_check_xsrf": "True",
@@ -262,7 +263,7 @@ def jupyter_server(gateway: Gateway, home: Path, app: str = "jupyter_server", *m
         process = subprocess.Popen(command, env=environment, cwd=home, stdout=output, stderr=output, text=True)
     try:
         deadline = time.monotonic() + PATIENCE_S
-        url = f"http://127.0.0.1:{port}"
+        url = f"http://127.0.0.1:{port_of(held)}"
         while not _answers(f"{url}/api"):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
@@ -271,6 +272,7 @@ def jupyter_server(gateway: Gateway, home: Path, app: str = "jupyter_server", *m
     finally:
         process.kill()  # told to stop, it would shut the gateway's kernels down, and ask first
         process.wait()
+        held.close()
 
 
 def _answers(url: str) -> bool:

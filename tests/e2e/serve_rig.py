@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,8 @@ import httpx
 import psutil
 from engine_fixtures import ZYGOTE_VARIABLE
 from forked_program import ForkedProgram
+
+from gateway.host.data_dir import holder_of
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE_S = 60.0
@@ -51,38 +53,30 @@ def environment(data_dir: Path, **variables: str) -> dict[str, str]:
     }
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 def start(data_dir: Path, *, open_files: int | None = None, **variables: str) -> Gateway:
     """Start a gateway, as after `ulimit -n` where `open_files` is given, and wait until it can run code."""
     limited = ["sh", "-c", f'ulimit -n {open_files} && exec "$@"', "sh"] if open_files else []
-    port = free_port()
     output, log = data_dir.parent / "output", data_dir.parent / "log"
     with output.open("w") as stdout, log.open("w") as stderr:
         process = subprocess.Popen(
             [*limited, sys.executable, "-m", "gateway", "serve"],
-            env=environment(data_dir, PORT=str(port), **variables),
+            env=environment(data_dir, PORT="0", **variables),
             cwd=data_dir.parent,
             stdout=stdout,
             stderr=stderr,
             text=True,
         )
-    return _serving(Gateway(process, f"http://127.0.0.1:{port}", data_dir, output, log))
+    return _serving(Gateway(process, "", data_dir, output, log))
 
 
 def fork(data_dir: Path, **variables: str) -> Gateway:
     """The same without the imports, for tests that start gateways again and again."""
-    port = free_port()
     output, log = data_dir.parent / "output", data_dir.parent / "log"
     for file in (output, log):
         file.write_text("")
-    env = environment(data_dir, PORT=str(port), **variables)
+    env = environment(data_dir, PORT="0", **variables)
     process = ForkedProgram("gateway", "serve", env=env, cwd=data_dir.parent, stdout=output, stderr=log)
-    return _serving(Gateway(process, f"http://127.0.0.1:{port}", data_dir, output, log))
+    return _serving(Gateway(process, "", data_dir, output, log))
 
 
 def _serving(gateway: Gateway) -> Gateway:
@@ -99,11 +93,12 @@ def wait_until_ready(gateway: Gateway) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         assert gateway.process.poll() is None, gateway.log.read_text()
-        try:
-            if httpx.get(f"{gateway.url}/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
+        holder = holder_of(gateway.data_dir)
+        if holder is not None and holder.pid == gateway.process.pid and holder.url:
+            gateway.url = holder.url
+            with suppress(httpx.TransportError):
+                if httpx.get(f"{gateway.url}/readyz").status_code == 200:
+                    return
         time.sleep(0.05)
     raise AssertionError(gateway.log.read_text())
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from serve_rig import PATIENCE_S, Gateway, environment, free_port, processes_of, run_command, start
+from held_ports import held_port
+from serve_rig import PATIENCE_S, Gateway, environment, processes_of, run_command, start
 from store_fixtures import copy_template_data_dir
 
 TINY_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -121,7 +122,7 @@ def test_the_log_is_json_without_code(gateway: Gateway) -> None:
 
 def test_the_data_directory_is_private_and_held_by_one_gateway(gateway: Gateway) -> None:
     assert stat.S_IMODE(gateway.data_dir.stat().st_mode) & 0o007 == 0
-    second = run_command(gateway.data_dir, "serve", PORT=str(free_port()))
+    second = run_command(gateway.data_dir, "serve", PORT="0")
     assert second.returncode == 1
     assert f"process {gateway.process.pid}" in second.stderr
     assert "server.data_dir" in second.stderr
@@ -137,8 +138,9 @@ def test_a_port_in_use_is_said_plainly(gateway: Gateway, data_dir: Path) -> None
 
 
 def test_a_dead_database_is_said_plainly(data_dir: Path) -> None:
-    url = f"postgresql://user:hunter2@127.0.0.1:{free_port()}/cellblock"
-    ended = run_command(data_dir, "serve", PORT="0", CELLBLOCK_DATABASE_URL=url)
+    with held_port() as port:
+        url = f"postgresql://user:hunter2@127.0.0.1:{port}/cellblock"
+        ended = run_command(data_dir, "serve", PORT="0", CELLBLOCK_DATABASE_URL=url)
     assert ended.returncode == 1
     assert "database" in ended.stderr
     assert "hunter2" not in ended.stderr + ended.stdout
@@ -175,7 +177,8 @@ def test_the_doctor_looks_and_changes_nothing(gateway: Gateway, data_dir: Path) 
 
 
 def test_the_doctor_fails_where_the_database_does_not_answer(data_dir: Path) -> None:
-    ended = run_command(data_dir, "doctor", CELLBLOCK_DATABASE_URL=f"postgresql://127.0.0.1:{free_port()}/x")
+    with held_port() as port:
+        ended = run_command(data_dir, "doctor", CELLBLOCK_DATABASE_URL=f"postgresql://127.0.0.1:{port}/x")
     assert ended.returncode == 1
     assert "FAIL" in ended.stdout
     assert "database.url" in ended.stdout
