@@ -5,6 +5,9 @@ HTTP statuses are not here: the gateway maps `code` to them.
 
 from __future__ import annotations
 
+NO_SANDBOX = "No sandbox can be started"
+"""How it is said that launches fail: in errors, and where a gateway says why it is not ready."""
+
 
 class CellblockError(Exception):
     """Something went wrong inside Cellblock."""

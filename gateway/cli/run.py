@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Mapping
-from contextlib import aclosing, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,7 @@ import typer
 from gateway.cli.connection import FAILED, connected_or_started, print_json, talk
 from gateway.cli.options import JsonOption, OneOffConfigOption, OneOffOption, TokenOption, UrlOption
 from gateway.cli.terminal import Screen
+from gateway.cli.waiting import saying_why
 
 if TYPE_CHECKING:
     from gateway.client import AsyncClient, Event, RunResult
@@ -97,8 +98,10 @@ async def to_end(
 
     run_id = ""
     try:
-        async with aclosing(events):
+        async with aclosing(events), AsyncExitStack() as waiting:
+            await waiting.enter_async_context(saying_why(client.url))
             async for event in events:
+                await waiting.aclose()
                 run_id = event.run_id
                 if screen is not None:
                     screen.show(event.type, event.fields)

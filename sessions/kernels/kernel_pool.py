@@ -14,7 +14,7 @@ import structlog
 
 from sessions.concurrency import BackgroundTasks
 from sessions.environment import Environment
-from sessions.errors import CellblockError, Draining, EngineUnavailable, NoKernelInTime, TooManyRequests
+from sessions.errors import NO_SANDBOX, CellblockError, Draining, EngineUnavailable, NoKernelInTime, TooManyRequests
 from sessions.kernels.health import HealthCheck
 from sessions.kernels.kernel import Kernel, KernelState
 from sessions.kernels.outcomes import Cause
@@ -104,7 +104,7 @@ class KernelPool:
         now_s = self._clock.monotonic()
         kept = [pool for pool in self._pools.values() if pool.settings.size]
         if any(pool.is_failing(now_s) for pool in kept or self._pools.values()):
-            return [f"No sandbox can be started: {self.last_failure}"]
+            return [f"{NO_SANDBOX}: {self.last_failure}"]
         if not kept:
             return [self._engine.failure] if self._engine.failure else []
         if not any(pool.ever_warm for pool in self._pools.values()):
@@ -133,7 +133,7 @@ class KernelPool:
             raise TooManyRequests
         if pool.is_failing(self._clock.monotonic()):
             self._refill()
-            raise EngineUnavailable(f"No sandbox can be started, and nothing was run: {self.last_failure}")
+            raise EngineUnavailable(f"{NO_SANDBOX}, and nothing was run: {self.last_failure}")
         waiter: asyncio.Future[Kernel] = asyncio.get_running_loop().create_future()
         waiters.append(waiter)
         self._waits_since_s[waiter] = self._clock.monotonic()
@@ -312,7 +312,7 @@ class KernelPool:
         if pool.is_failing(self._clock.monotonic()):
             for waiter in self._waiters[kernel.kernel_name]:
                 if not waiter.done():
-                    message = f"No sandbox can be started, and nothing was run: {self.last_failure}"
+                    message = f"{NO_SANDBOX}, and nothing was run: {self.last_failure}"
                     waiter.set_exception(EngineUnavailable(message))
         self._refill()
 
