@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pexpect
 import pytest
 import serve_rig
+from held_ports import held_port
 from store_fixtures import copy_template_data_dir
 from typer.testing import CliRunner, Result
 
+from gateway.cli import waiting
 from gateway.cli.commands import app
 
 
@@ -30,6 +35,12 @@ def gateway() -> Iterator[serve_rig.Gateway]:
     gateway.process.terminate()
     gateway.process.wait(60)
     shutil.rmtree(directory)
+
+
+@pytest.fixture(autouse=True)
+def _no_word_about_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow this machine is, standard error has what a test expects there."""
+    monkeypatch.setattr(waiting, "_MOMENT_S", 600.0)
 
 
 def cellblock(gateway: serve_rig.Gateway, *arguments: str, text: str = "") -> Result:
@@ -87,7 +98,8 @@ def test_an_output_that_nobody_reads_is_no_traceback(gateway: serve_rig.Gateway,
         check=False,
         cwd=serve_rig.REPOSITORY,
     )
-    assert (done.stdout, done.stderr) == ("", "")
+    assert done.stdout == ""
+    assert all(line.startswith("cellblock: Waiting for the gateway") for line in done.stderr.splitlines()), done.stderr
 
 
 @pytest.mark.parametrize("command", [["run", "-"], ["shell"]])
@@ -139,9 +151,8 @@ def test_bad_usage_is_exit_status_2(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("command", [["run", "-"], ["sessions"], ["runs"], ["shell"]])
 def test_no_gateway_is_one_sentence_at_once(command: list[str]) -> None:
-    with serve_rig.socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        done = CliRunner().invoke(app, [*command, "--url", f"http://127.0.0.1:{unused.getsockname()[1]}"])
+    with held_port() as port:
+        done = CliRunner().invoke(app, [*command, "--url", f"http://127.0.0.1:{port}"])
     assert done.exit_code == 1
     assert done.stderr.startswith("cellblock: No gateway answers at ")
     assert done.stderr.count("\n") == 1
@@ -172,17 +183,14 @@ def test_sessions_and_runs_are_listed_and_shown(gateway: serve_rig.Gateway, tmp_
     assert cellblock(gateway, "sessions").stderr == "There are no sessions.\n"
 
 
+def open_shell(gateway: serve_rig.Gateway, state: Path, *arguments: str) -> pexpect.spawn[str]:
+    environment = {**os.environ, "XDG_STATE_HOME": str(state), "TERM": "xterm", "PYTHONPATH": str(serve_rig.REPOSITORY)}
+    command = ["-m", "gateway", "shell", *arguments, "--url", gateway.url]
+    return pexpect.spawn(sys.executable, command, env=environment, encoding="utf-8", timeout=60, dimensions=(30, 100))
+
+
 def test_the_shell_keeps_a_session_and_completes(gateway: serve_rig.Gateway, tmp_path: Path) -> None:
-    environment = {
-        **os.environ,
-        "XDG_STATE_HOME": str(tmp_path),
-        "TERM": "xterm",
-        "PYTHONPATH": str(serve_rig.REPOSITORY),
-    }
-    arguments = ["-m", "gateway", "shell", "--url", gateway.url]
-    shell = pexpect.spawn(
-        sys.executable, arguments, env=environment, encoding="utf-8", timeout=60, dimensions=(30, 100)
-    )
+    shell = open_shell(gateway, tmp_path)
     shell.expect(r"In \[1\]")
     shell.send("for i in range(2):\r")
     shell.expect(r"\.\.\.:")
@@ -213,6 +221,77 @@ def test_the_shell_keeps_a_session_and_completes(gateway: serve_rig.Gateway, tmp
     history = tmp_path / "cellblock" / "history"
     assert "for i in range(2):" in history.read_text()
     assert history.stat().st_mode & 0o777 == 0o600
+
+
+def test_completion_comes_back_with_a_new_kernel(gateway: serve_rig.Gateway, tmp_path: Path) -> None:
+    shell = open_shell(gateway, tmp_path, "anew")
+    shell.expect(r"In \[1\]")
+    complete(shell)
+    shell.send("import os; os._exit(1)\r")
+    shell.expect("The variables are gone")
+    shell.expect(r"In \[\d+\]")
+    shell.send("12 * 12\r")
+    shell.expect("144")
+    shell.expect(r"In \[\d+\]")
+    complete(shell)
+    assert cellblock(gateway, "sessions", "end", "anew").exit_code == 0
+    shell.send("13 * 13\r")
+    shell.expect("169")
+    shell.expect(r"In \[\d+\]")
+    complete(shell)
+    shell.sendeof()
+    shell.expect(pexpect.EOF)
+    shell.close()
+    cellblock(gateway, "sessions", "end", "anew")
+
+
+def complete(shell: pexpect.spawn[str]) -> None:
+    """Have Tab complete a method's name, of which the rest alone is drawn, and call it."""
+    shell.send("'ab'.capitali\t")
+    shell.expect("ze")
+    shell.send("()\r")
+    shell.expect("'Ab'")
+    shell.expect(r"In \[\d+\]")
+
+
+@contextmanager
+def piped_shell(gateway: serve_rig.Gateway, session: str) -> Iterator[subprocess.Popen[str]]:
+    """A shell without a terminal, once its session is there, which ends with it."""
+    command = [sys.executable, "-m", "gateway", "shell", session, "--url", gateway.url]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, cwd=serve_rig.REPOSITORY, text=True, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT
+    ) as shell:
+        try:
+            deadline_s = time.monotonic() + serve_rig.PATIENCE_S
+            while cellblock(gateway, "sessions", "show", session).exit_code:
+                assert time.monotonic() < deadline_s
+                time.sleep(0.1)
+            yield shell
+        finally:
+            shell.kill()
+    assert cellblock(gateway, "sessions", "show", session).exit_code == 1
+
+
+def test_ctrl_c_without_a_terminal_ends_the_wait_for_a_line(gateway: serve_rig.Gateway) -> None:
+    with piped_shell(gateway, "waits-for-a-line") as shell:
+        shell.send_signal(signal.SIGINT)
+        assert shell.wait(serve_rig.PATIENCE_S) == 130
+
+
+def test_ctrl_c_without_a_terminal_interrupts_code_that_asks_for_a_line(gateway: serve_rig.Gateway) -> None:
+    with piped_shell(gateway, "asks-for-a-line") as shell:
+        assert shell.stdin is not None
+        assert shell.stdout is not None
+        shell.stdin.write("print('asking'); input()\n")
+        shell.stdin.flush()
+        assert shell.stdout.readline() == "asking\n"
+        shell.send_signal(signal.SIGINT)
+        assert any("KeyboardInterrupt" in line for line in shell.stdout)
+        shell.stdin.write("print('it goes on')\n")
+        shell.stdin.close()
+        assert shell.stdout.read().endswith("it goes on\n")
+        assert shell.wait(serve_rig.PATIENCE_S) == 0
 
 
 def test_a_shell_without_a_terminal_runs_lines(gateway: serve_rig.Gateway) -> None:

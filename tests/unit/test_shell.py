@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import os
+import signal
+import subprocess
 import sys
+from pathlib import Path
+from subprocess import PIPE
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +19,11 @@ from tornado.websocket import WebSocketClosedError
 from gateway.cli.connection import Address
 from gateway.cli.shell import live
 from gateway.cli.shell.command import Shell
+from gateway.cli.shell.input_lines import InputLines
 from gateway.cli.shell.live import LiveRun
 from gateway.client import Event, TooManyRequests
 
+REPOSITORY = Path(__file__).parents[2]
 ADDRESS = Address("http://gateway:1", "")
 
 
@@ -61,11 +69,55 @@ async def test_a_cell_that_is_refused_ends_the_shell_only_without_a_person(monke
     errors = Terminal()
     monkeypatch.setattr(sys, "stderr", errors)
     session: Any = SimpleNamespace(session_id="s", info=SimpleNamespace(kernel_id="k", runs=0, language="python"))
-    shell = Shell(None, ADDRESS, session)  # type: ignore[arg-type]
-    monkeypatch.setattr(shell, "_show", refused)
+
+    def shell() -> Shell:
+        made = Shell(None, ADDRESS, session)  # type: ignore[arg-type]
+        monkeypatch.setattr(made, "_show", refused)
+        return made
+
     monkeypatch.setattr(sys, "stdin", Terminal())
-    await shell._run_cell("1")
+    await shell()._run_cell("1")
     assert errors.getvalue() == "Not now.\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     with pytest.raises(TooManyRequests):
-        await shell._run_cell("1")
+        await shell()._run_cell("1")
+
+
+async def test_a_line_that_nobody_waits_for_any_more_is_the_next_one() -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(reading) as stream, os.fdopen(writing, "w") as typing:
+        lines = InputLines(stream)
+        given_up = asyncio.ensure_future(lines.next())
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await asyncio.wait([given_up])
+        typing.write("first\nsecond\n")
+        typing.flush()
+        assert [await lines.next(), await lines.next()] == ["first\n", "second\n"]
+        typing.close()
+        assert await lines.next() == ""
+
+
+WAITING_FOR_A_LINE = """
+import asyncio, sys
+from gateway.cli.shell.input_lines import InputLines
+
+async def main():
+    print("ready", flush=True)
+    await InputLines(sys.stdin).next()
+
+asyncio.run(main())
+"""
+
+
+def test_ctrl_c_ends_the_wait_for_a_line_that_does_not_come() -> None:
+    command = [sys.executable, "-c", WAITING_FOR_A_LINE]
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, cwd=REPOSITORY) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) != 0
+        assert process.stderr is not None
+        errors = process.stderr.read()
+    assert errors.endswith("KeyboardInterrupt\n")
+    assert "Fatal" not in errors

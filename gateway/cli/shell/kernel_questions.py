@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
@@ -21,14 +23,15 @@ _ANSWER_S = 5.0
 class KernelQuestions:
     """Requests to a kernel over its Jupyter WebSocket, one at a time. The mutable state is that connection."""
 
-    def __init__(self, address: Address, kernel_id: str) -> None:
+    def __init__(self, address: Address, find_kernel: Callable[[], Awaitable[str]]) -> None:
+        """`find_kernel` returns the id of the session's kernel, which another one may have replaced."""
         self._address = address
-        self._path = f"/api/kernels/{quote(kernel_id, safe='')}/channels?session_id={uuid4()}"
+        self._find_kernel = find_kernel
         self._socket: WebSocketClientConnection | None = None
         self._lock = asyncio.Lock()
 
     def close(self) -> None:
-        """Hang up."""
+        """Hang up. The next question finds the kernel anew."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -51,6 +54,10 @@ class KernelQuestions:
         async with self._lock:
             try:
                 async with asyncio.timeout(_ANSWER_S):
+                    if self._socket is not None:
+                        with suppress(WebSocketClosedError):
+                            return await self._exchange(kind, content)
+                        self.close()
                     return await self._exchange(kind, content)
             except (TimeoutError, ClientError, WebSocketClosedError):
                 self.close()
@@ -58,7 +65,8 @@ class KernelQuestions:
 
     async def _exchange(self, kind: str, content: dict[str, Any]) -> dict[str, Any]:
         if self._socket is None:
-            self._socket = await connect(self._address, self._path)
+            kernel_id = quote(await self._find_kernel(), safe="")
+            self._socket = await connect(self._address, f"/api/kernels/{kernel_id}/channels?session_id={uuid4()}")
         if self._socket is None:
             return {}
         msg_id = str(uuid4())
