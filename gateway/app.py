@@ -17,10 +17,12 @@ import structlog
 from msgspec.structs import replace
 from rich.console import Console
 
-from gateway import doctor
+from gateway.auth import StoredTokens
 from gateway.config.loader import Config
 from gateway.console import greet, showing_progress, warn_of_missing_packages
-from gateway.doctor import Finding, Level
+from gateway.doctor import examine as doctor
+from gateway.doctor.database import DatabaseFacts
+from gateway.doctor.findings import Finding
 from gateway.host.bound_sockets import BoundSockets
 from gateway.host.clock import SystemClock
 from gateway.host.data_dir import DataDir, environments_in
@@ -35,7 +37,7 @@ from gateway.http.server import BoundedServer, make_server
 from gateway.http.status_page.history import History
 from gateway.store.embedded.postgres import EmbeddedPostgres
 from gateway.store.engine import parse_url
-from gateway.store.migrate import migrate
+from gateway.store.migrate import known_revisions, migrate, shape_of
 from gateway.store.postgres import PostgresStore
 from gateway.store.retention import remove_expired_runs
 from gateway.store.tokens import TokenStore
@@ -173,20 +175,30 @@ async def migrate_database(config: Config, environ: Mapping[str, str]) -> bool:
 
 async def examine(config: Config, environ: Mapping[str, str]) -> list[Finding]:
     """Look at everything that could keep code from running safely here; changes nothing. See `gateway.doctor`."""
-    engine, build, limits = config.engine, config.build, config.limits
     data_dir = config.data_dir(environ)
 
-    async def ping() -> None:
+    async def look() -> DatabaseFacts:
         async with AsyncExitStack() as stack:
-            store = PostgresStore(await _shared_database_url(config, data_dir, stack))
-            stack.push_async_callback(store.close)
-            await store.ping()
+            url = await _shared_database_url(config, data_dir, stack)
+            shape = await asyncio.to_thread(shape_of, url)
+            stored = StoredTokens()
+            if shape.revision == known_revisions()[-1]:
+                store = PostgresStore(url)
+                stack.push_async_callback(store.close)
+                stored = await TokenStore(store).stored()
+            return DatabaseFacts(
+                server_version=shape.server_version,
+                encoding=shape.encoding,
+                max_connections=shape.max_connections,
+                revision=shape.revision,
+                known_revisions=known_revisions(),
+                now=shape.now,
+                valid_tokens=len(stored.valid),
+                ever_tokens=stored.ever,
+            )
 
-    open_files = doctor.descriptor_finding(descriptor_limit(), config.pool.max)
-    if config.database.url or EmbeddedPostgres(data_dir).pg_dir.exists():
-        return [open_files, *await doctor.examine(engine, build, limits, ping, data_dir)]
-    not_made = Finding("database", Level.OK, "embedded PostgreSQL, which the first `cellblock serve` makes")
-    return [open_files, *await doctor.examine(engine, build, limits, data_dir=data_dir), not_made]
+    is_there = bool(config.database.url) or EmbeddedPostgres(data_dir).pg_dir.exists()
+    return await doctor.examine(config, data_dir, look if is_there else None)
 
 
 async def build_image(settings: BuildSettings, console: Console, *, rebuild: bool = False) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from gateway.doctor import Finding, Level
+from gateway.doctor.findings import Finding, Level
 from gateway.host.packages import own_version
 
 _NO_ISOLATION = (
@@ -70,15 +72,24 @@ def warn_of_missing_packages(console: Console, missing: Collection[str], python:
     console.print(f"  {python} -m pip install {' '.join(missing)}", markup=False, highlight=False, soft_wrap=True)
 
 
-def show_findings(console: Console, findings: Iterable[Finding]) -> None:
-    """Print one row per finding, with the remedy below the problem."""
-    table = Table(show_header=False, box=None, padding=(0, 1))
-    for finding in findings:
-        what = escape(finding.what)
-        if finding.what_to_do:
-            what += f"\n[dim]→[/dim] {escape(finding.what_to_do)}"
-        table.add_row(_MARKS[finding.level], escape(finding.name), what)
-    console.print(table)
+def show_findings(console: Console, findings: Sequence[Finding]) -> None:
+    """Print a line for each finding, group by group, with the remedy below the problem; and how many are how bad."""
+    width = max((len(finding.name) for finding in findings), default=0)
+    for group, several in groupby(findings, key=lambda finding: finding.group):
+        console.print(f"[bold]{group.capitalize()}[/bold]")
+        table = Table(show_header=False, box=None, padding=(0, 1))
+        table.add_column(width=max(map(len, Level)))
+        table.add_column(width=width)
+        table.add_column()
+        for finding in several:
+            what = escape(finding.what)
+            if finding.what_to_do:
+                what += f"\n[dim]→[/dim] {escape(finding.what_to_do)}"
+            table.add_row(_MARKS[finding.level], escape(finding.name), what)
+        console.print(table)
+    counts = Counter(finding.level for finding in findings)
+    said = [f"{counts[level]} {level}" for level in Level if counts[level]]
+    console.print(f"{len(findings)} checks: {', '.join(said)}.")
 
 
 def _curl(url: str, *, token_required: bool) -> str:

@@ -28,7 +28,7 @@ from gateway.cli.token import token
 from gateway.config import loader as configuration
 from gateway.config.loader import Config
 from gateway.console import show_findings
-from gateway.doctor import Level
+from gateway.doctor.findings import Level
 from gateway.host.logs import configure_logs
 from gateway.host.packages import own_version
 from sessions.errors import CellblockError, Misconfigured

@@ -5,7 +5,9 @@ The shape is in `tables`, the steps are in `migrations/versions`. Alembic is imp
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from sqlalchemy import Connection, exc, text
 
@@ -14,6 +16,10 @@ from sessions.errors import SetUpFailed
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 VERSIONS = MIGRATIONS / "versions"
+_LOOK = """
+SELECT current_setting('server_version'), current_setting('server_encoding'),
+       current_setting('max_connections')::int, clock_timestamp()
+"""
 _LOCK_KEY = 0x63656C6C  # "cell"
 _LOCK_TIMEOUT_S = 120
 _OLDEST_SERVER = 140_000
@@ -24,6 +30,27 @@ _INSUFFICIENT_PRIVILEGE = "42501"
 def known_revisions() -> list[str]:
     """The revisions of this version's migrations, oldest first: the numbers that their files' names begin with."""
     return sorted(path.name.partition("_")[0] for path in VERSIONS.glob("[0-9]*.py"))
+
+
+class Shape(NamedTuple):
+    """What a database is. `revision` is that of its tables; None where there are none."""
+
+    server_version: str
+    encoding: str
+    max_connections: int
+    revision: str | None
+    now: datetime
+
+
+def shape_of(url: str, *, connect_timeout_s: float = 5.0) -> Shape:
+    """Look at the database at `url`, and change nothing. Blocks. Raises StoreUnavailable."""
+    engine = make_engine(url, pool_size=1, connect_timeout_s=connect_timeout_s)
+    try:
+        with outages_as_unavailable(), engine.connect() as connection:
+            version, encoding, most, now = connection.execute(text(_LOOK)).one()
+            return Shape(version.partition(" ")[0], encoding, most, _current_revision(connection), now)
+    finally:
+        engine.dispose()
 
 
 def migrate(url: str, *, connect_timeout_s: float = 5.0) -> bool:

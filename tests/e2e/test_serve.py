@@ -164,15 +164,18 @@ def test_help(data_dir: Path, arguments: list[str]) -> None:
 
 
 def test_the_doctor_looks_and_changes_nothing(gateway: Gateway, data_dir: Path) -> None:
-    fresh = run_command(data_dir, "doctor", "--json")
+    fresh = run_command(data_dir, "doctor", "--json", PORT="0")
     findings = {finding["name"]: finding for finding in json.loads(fresh.stdout)}
     assert fresh.returncode == 0, fresh.stdout
     assert findings["engine"]["level"] == "warn"
     assert findings["database"]["level"] == "ok"
+    assert set(findings["database"]) == {"name", "level", "what", "what_to_do", "group"}
     assert not data_dir.exists()
     beside = run_command(gateway.data_dir, "doctor")
     assert beside.returncode == 0
-    assert "it answers" in beside.stdout
+    assert "it answers: PostgreSQL 18" in beside.stdout
+    assert re.search(r"tables +of this version", beside.stdout)
+    assert f"the gateway listens at {gateway.url}" in beside.stdout
     assert httpx.get(f"{gateway.url}/readyz").status_code == 200
 
 

@@ -14,7 +14,8 @@ from structlog.testing import capture_logs
 from tornado.iostream import IOStream
 from tornado.tcpserver import TCPServer
 
-from gateway.doctor import Level, descriptor_finding
+from gateway.doctor.findings import Level
+from gateway.doctor.machine import descriptor_finding
 from gateway.host.bound_sockets import BoundSockets
 from gateway.host.descriptors import ListeningSocket, connections_within, descriptors_for
 from gateway.http.base.limits import HttpBounds

@@ -61,6 +61,8 @@ class EngineFacts:
     shares_host: bool
     cpus: int
     memory_bytes: int
+    root_dir: str = ""
+    """Where it keeps images and containers, on its own machine."""
 
     @property
     def uids(self) -> range:
@@ -150,6 +152,7 @@ def facts_from(info: Mapping[str, Any], version: Mapping[str, Any], *, shares_ho
         shares_host=shares_host,
         cpus=int(info.get("NCPU", 0)),
         memory_bytes=int(info.get("MemTotal", 0)),
+        root_dir=str(info.get("DockerRootDir", "")),
     )
 
 

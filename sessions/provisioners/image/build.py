@@ -25,6 +25,9 @@ from sessions.settings import BuildSettings
 REPOSITORY = "cellblock-kernel"
 
 _HERE = Path(__file__).parent
+_TAG_LABEL = "cellblock.tag"
+"""What an image was called when it was built: it says so under other names and on other machines too."""
+
 _CA_VARIABLES = ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 _REGISTRY_TIMEOUT_S = 20.0
 _PROXY_ARGUMENTS = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
@@ -37,14 +40,26 @@ async def find_kernel_image(settings: BuildSettings, engine: DockerEngine, *, na
     """
     if named:
         return named if await engine.call(lambda client: image_exists(client, named)) else None
-    content = image_content(settings)
-    candidates = [kernel_image_tag(content, _base_identity(settings.base))]
-    if settings.base != DEBIAN and not await engine.call(lambda client: image_exists(client, settings.base)):
-        candidates.append(kernel_image_tag(content, debian_base_tag()))
-    for tag in candidates:
+    for tag in await _wanted_tags(settings, engine):
         if await engine.call(lambda client, tag=tag: image_exists(client, tag)):  # type: ignore[misc]
             return tag
     return None
+
+
+async def is_of_these_sources(settings: BuildSettings, engine: DockerEngine, image: str) -> bool:
+    """Whether an image that the engine has, whatever its name, is what these settings ask for. Raises as above."""
+    said = await engine.call(lambda client: client.inspect_image(image))  # type: ignore[no-untyped-call]
+    names = {*(said.get("RepoTags") or ()), (said["Config"].get("Labels") or {}).get(_TAG_LABEL)}
+    return not names.isdisjoint(await _wanted_tags(settings, engine))
+
+
+async def _wanted_tags(settings: BuildSettings, engine: DockerEngine) -> list[str]:
+    """The tag that these settings ask for, and where their base is not at hand, that of the same on Debian's."""
+    content = image_content(settings)
+    tags = [kernel_image_tag(content, _base_identity(settings.base))]
+    if settings.base != DEBIAN and not await engine.call(lambda client: image_exists(client, settings.base)):
+        tags.append(kernel_image_tag(content, debian_base_tag()))
+    return tags
 
 
 async def ensure_kernel_image(settings: BuildSettings, progress: Progress, *, rebuild: bool = False) -> str:
@@ -77,7 +92,7 @@ async def ensure_kernel_image(settings: BuildSettings, progress: Progress, *, re
                 forcerm=True,
                 decode=True,
                 use_config_proxy=False,
-                labels={"cellblock.image": "kernel"},
+                labels={"cellblock.image": "kernel", _TAG_LABEL: tag},
             ),
             progress,
         )

@@ -1,137 +1,33 @@
-"""`cellblock doctor`: what could keep Cellblock from running code safely here, each with what to do about it.
-
-It looks and changes nothing. Printing is the command line's business.
-"""
+"""Of the engine: what it is, whether it has the kernel image, and what a container really gets."""
 
 from __future__ import annotations
 
-import asyncio
 import os
-import re
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
-from enum import StrEnum
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from gateway.host.descriptors import FEWEST_CONNECTIONS, MOST_CONNECTIONS, connections_within, descriptors_for
+from gateway.doctor.findings import Finding, Level
+from gateway.doctor.machine import look_at_disk
+from gateway.doctor.versions import DOCKER_HOLES, RUNC_HOLES, Holes, is_older
 from sessions.errors import CellblockError, EngineUnavailable, SetUpFailed
 from sessions.settings import BuildSettings, EngineSettings, Limits
 
 if TYPE_CHECKING:
     from sessions.provisioners.docker.engine import DockerEngine, EngineFacts
 
-Ping = Callable[[], Awaitable[None]]
-
-_PING_TIMEOUT_S = 30.0
 _ENGINE_FLOOR = "20.10"
-_PACKAGE_FLOORS = {
-    "tornado": ("6.5.8", "earlier ones have known vulnerabilities"),
-    "ipykernel": ("7.4", "7.0 to 7.3 can wedge the shell channel"),
-    "jupyter_client": ("8.9", "messages are built and signed with it"),
-}
 
 
-@dataclass(frozen=True, slots=True)
-class _Holes:
-    """Known holes, and where they are closed: from the last of `floors` on, and in older lines from their own floor."""
-
-    floors: tuple[str, ...]
-    what: str
-    look_up: str
-
-    def are_open(self, installed: str) -> bool:
-        """Whether this version, taken by its number alone, has them."""
-        line = _numbers(installed)[:2]
-        own = [floor for floor in self.floors if _numbers(floor)[:2] == line]
-        return is_older(installed, own[0] if own else self.floors[-1])
-
-
-# As of November 2025. Look here again with every release: https://github.com/opencontainers/runc/security/advisories
-_RUNC_HOLES = _Holes(
-    ("1.2.8", "1.3.3", "1.4"),
-    "a container can escape before runc 1.2.8 and 1.3.3 (CVE-2025-31133, CVE-2025-52565, CVE-2025-52881)",
-    "CVE-2025-31133",
-)
-# As of January 2024; later ones are about plugins and firewalls that sandboxes do not depend on.
-# https://github.com/moby/moby/security/advisories
-_DOCKER_HOLES = _Holes(
-    ("24.0.9", "25.0.2"),
-    "before Docker 24.0.9 and 25.0.2 what is built can be poisoned through the build cache (CVE-2024-24557)",
-    "CVE-2024-24557",
-)
-
-
-class Level(StrEnum):
-    """How bad a finding is. `fail` means that Cellblock will not run code, or not as safely as it says."""
-
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "fail"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at. `what_to_do` is empty where all is well."""
-
-    name: str
-    level: Level
-    what: str
-    what_to_do: str = ""
-
-
-async def examine(
-    engine: EngineSettings, build: BuildSettings, limits: Limits, ping: Ping | None = None, data_dir: Path | None = None
+async def look_at_engine(
+    engine: EngineSettings, build: BuildSettings, limits: Limits, data_dir: Path | None = None
 ) -> list[Finding]:
-    """Look at everything; a failing check is a finding, never an exception.
-
-    `ping` asks the database. A socket for a sandbox is made in `data_dir`, if that is there and may be written to.
-    """
-    findings = list(package_findings())
+    """All of it. A socket for a sandbox is made in `data_dir`, if that is there and may be written to."""
     if engine.name == "process":
-        findings.append(_no_isolation("`engine.name` is `process`."))
-    else:
-        findings += await _docker_findings(engine, build, limits, data_dir)
-    if ping is not None:
-        findings.append(await _database_finding(ping))
-    return findings
-
-
-def package_findings() -> Iterator[Finding]:
-    """The libraries whose old versions are known to be unsafe or unreliable here."""
-    for package, (floor, reason) in _PACKAGE_FLOORS.items():
-        try:
-            installed = version(package)
-        except PackageNotFoundError:
-            yield Finding(
-                package, Level.FAIL, f"{package} is not installed", f"Run `pip install '{package}>={floor}'`."
-            )
-            continue
-        if is_older(installed, floor):
-            what = f"{package} {installed} is older than {floor}: {reason}"
-            yield Finding(package, Level.FAIL, what, f"Run `pip install '{package}>={floor}'`.")
-        else:
-            yield Finding(package, Level.OK, f"{package} {installed}")
-
-
-def descriptor_finding(limit: int, sandboxes: int) -> Finding:
-    """Whether a gateway with so many sandboxes may open files enough. Pure."""
-    connections = connections_within(limit, sandboxes)
-    if connections == MOST_CONNECTIONS:
-        return Finding("open files", Level.OK, f"a process may have {limit} open")
-    least = descriptors_for(FEWEST_CONNECTIONS, sandboxes)
-    return Finding(
-        "open files",
-        Level.WARN if limit >= least else Level.FAIL,
-        f"A process may have {limit} files open, which does for {connections} connections, not for {MOST_CONNECTIONS}"
-        if limit >= least
-        else f"A process may have {limit} files open; {sandboxes} sandboxes and the gateway need {least}",
-        f"Raise the limit to {descriptors_for(MOST_CONNECTIONS, sandboxes)}: `ulimit -n`, or LimitNOFILE in the "
-        "gateway's systemd unit.",
-    )
+        return [_no_isolation("`engine.name` is `process`.")]
+    return await _docker_findings(engine, build, limits, data_dir)
 
 
 def engine_findings(facts: EngineFacts, settings: EngineSettings) -> Iterator[Finding]:
@@ -141,7 +37,7 @@ def engine_findings(facts: EngineFacts, settings: EngineSettings) -> Iterator[Fi
         yield Finding("engine", Level.FAIL, what, "Install a newer Docker.")
     else:
         name = f"Docker {facts.version}, cgroup v{facts.cgroup_version}"
-        yield _judged("engine", name, facts.version, _DOCKER_HOLES)
+        yield _judged("engine", name, facts.version, DOCKER_HOLES)
     if not facts.shares_host:
         yield Finding(
             "engine host",
@@ -150,7 +46,7 @@ def engine_findings(facts: EngineFacts, settings: EngineSettings) -> Iterator[Fi
             "Run the gateway on the machine that the engine is on.",
         )
     name = f"runc {facts.runc_build or facts.runc_version}" if facts.runc_version else "runc of unknown version"
-    yield _judged("runc", name, facts.runc_version, _RUNC_HOLES)
+    yield _judged("runc", name, facts.runc_version, RUNC_HOLES)
     if settings.runtime and settings.runtime not in facts.runtimes:
         what = f"The engine has no runtime {settings.runtime!r}; it has {', '.join(facts.runtimes)}"
         yield Finding("runtime", Level.FAIL, what, "Add it to Docker's daemon.json, or empty `engine.runtime`.")
@@ -171,17 +67,7 @@ def zygote_finding(obstacle: str) -> Finding:
     return Finding("zygote", Level.OK, what)
 
 
-def is_older(installed: str, floor: str) -> bool:
-    """Compare the numbers that versions start with: `20.10.24+dfsg1` is not older than `20.10`."""
-    return _numbers(installed) < _numbers(floor)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    start = re.match(r"[0-9]+(\.[0-9]+)*", text)
-    return tuple(map(int, start.group().split("."))) if start else ()
-
-
-def _judged(part: str, name: str, installed: str, holes: _Holes) -> Finding:
+def _judged(part: str, name: str, installed: str, holes: Holes) -> Finding:
     """A warning and no more where the number is too old: it does not tell what a distribution has mended."""
     if not holes.are_open(installed):
         return Finding(part, Level.OK, name)
@@ -204,6 +90,8 @@ async def _docker_findings(
     try:
         facts = await connection.facts()
         findings = [*engine_findings(facts, engine), zygote_finding(obstacle(engine, facts))]
+        if facts.shares_host and facts.root_dir:
+            findings.append(look_at_disk("engine disk", Path(facts.root_dir)))
         image, finding = await _image(connection, engine, build)
         findings.append(finding)
         if image is not None:
@@ -219,11 +107,12 @@ async def _docker_findings(
 
 
 async def _image(connection: DockerEngine, engine: EngineSettings, build: BuildSettings) -> tuple[str | None, Finding]:
-    """The kernel image that would be used, if the engine has it."""
-    from sessions.provisioners.image.build import find_kernel_image
+    """The kernel image that would be used, if the engine has it, and whether it is of these sources."""
+    from sessions.provisioners.image.build import find_kernel_image, is_of_these_sources
 
     try:
         image = await find_kernel_image(build, connection, named=engine.kernel_image)
+        is_current = image is not None and await is_of_these_sources(build, connection, image)
     except EngineUnavailable:
         raise
     except CellblockError as error:
@@ -234,7 +123,11 @@ async def _image(connection: DockerEngine, engine: EngineSettings, build: BuildS
         wanted = f"The image {engine.kernel_image}" if engine.kernel_image else "The kernel image"
         what_to_do = "Run `cellblock build`; `cellblock serve` does so by itself when `engine.kernel_image` is empty."
         return None, Finding("kernel image", Level.WARN, f"{wanted} is not there yet", what_to_do)
-    return image, Finding("kernel image", Level.OK, image)
+    if not is_current:
+        what = f"{image}, which `engine.kernel_image` names, was not built from these sources and settings"
+        what_to_do = "Run `cellblock build` and name the image that it prints, or leave `engine.kernel_image` empty."
+        return image, Finding("kernel image", Level.WARN, what, what_to_do)
+    return image, Finding("kernel image", Level.OK, f"{image}, built from these sources")
 
 
 async def _sandbox_findings(
@@ -261,15 +154,6 @@ async def _sandbox_findings(
         )
         for phrase in phrases
     ]
-
-
-async def _database_finding(ping: Ping) -> Finding:
-    try:
-        await asyncio.wait_for(ping(), _PING_TIMEOUT_S)
-    except (CellblockError, TimeoutError) as error:
-        what = str(error) or "The database does not answer."
-        return Finding("database", Level.FAIL, what, "Start it, or correct `database.url` (empty: the embedded one).")
-    return Finding("database", Level.OK, "it answers")
 
 
 def _no_isolation(reason: str) -> Finding:
