@@ -37,10 +37,11 @@ Listener = Callable[[str, list[bytes]], None]
 class KernelChannels:
     """The four message channels of one kernel process, over unix sockets `<prefix>-<n>`."""
 
-    def __init__(self, context: zmq.Context[Any], prefix: Path, listener: Listener) -> None:
+    def __init__(self, context: zmq.Context[Any], prefix: Path, kernel_name: str, listener: Listener) -> None:
         if len(os.fsencode(f"{prefix}-9")) > UNIX_PATH_MAX_BYTES:
             raise ValueError(f"the kernel's socket path {prefix} is longer than {UNIX_PATH_MAX_BYTES} bytes")
         self._prefix = prefix
+        self._kernel_name = kernel_name
         self._listener = listener
         self._key = secrets.token_hex(32)
         self._mac = hmac.new(self._key.encode(), digestmod=hashlib.sha256)
@@ -72,7 +73,7 @@ class KernelChannels:
             "ip": str(self._prefix),
             "key": self._key,
             "signature_scheme": "hmac-sha256",
-            "kernel_name": "",
+            "kernel_name": self._kernel_name,
             **ports,
         }
 

@@ -37,7 +37,7 @@ def _prepare(request: dict[str, Any], supervisor: int, between: int) -> None:
     """Replace the fork server's signals, files and limits by the kernel's, in the forked process."""
     os.setsid()
     hardening.allow_tracing()
-    kernel_program.offer_to_oom_killer()
+    hardening.offer_to_oom_killer()
     kernel_program.close_standard_streams()
     _become_child_of(supervisor, between)
     kernel_program.settle(request["work_dir"], request["ring"])

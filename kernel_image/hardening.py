@@ -5,6 +5,7 @@ Linux system calls through ctypes; it keeps no state.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -50,6 +51,12 @@ def adopt_orphans() -> None:
 def die_with_parent() -> None:
     """Have Linux kill this process when its parent ends."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def offer_to_oom_killer(pid: int | None = None) -> None:
+    """Have Linux end a process first when memory runs out, this one unless another is meant."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid or 'self'}/oom_score_adj", "w", encoding="ascii") as file:  # noqa: PTH123
+        file.write(str(OOM_SCORE_ADJUSTMENT))
 
 
 def write_over(variable: str, value: str) -> None:

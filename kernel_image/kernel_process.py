@@ -1,6 +1,6 @@
 """Starting, signalling and reaping kernel processes. Their messages are not this module's business.
 
-Python kernels are forked by the fork server; other kernels are started from their kernelspec's argv. Either way the
+Kernels of our own are forked by the fork server; other kernels are started from their kernelspec's argv. Either way the
 kernel is a direct child of this process in a session of its own, and its end is what waitpid says.
 """
 
@@ -19,13 +19,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kernel_image import accounting
+from kernel_image import accounting, hardening
 from kernel_image.import_hooks import CPU_COUNT_VARIABLE
 from kernel_image.protocol import SETTINGS_VARIABLE
 from kernel_image.sandbox_log import log_event
 
-FORKED_KERNEL = "python3"
-"""The kernelspec name that stands for a fork of the fork server."""
+FORKED_KERNELS = frozenset({"python3"})
+"""The kernelspec names that stand for a fork of the fork server or the zygote: `kernel_program.KERNEL_CLASSES`."""
 
 _START_TIMEOUT_S = 30.0
 _FORK_TIMEOUT_S = 10.0
@@ -221,7 +221,7 @@ def environment_of(home_dir: str, threads: int) -> dict[str, str]:
 
 
 def spawn_kernel(kernel_name: str, connection_file: Path, environment: dict[str, str], work_dir: str) -> int:
-    """Start a kernel of another language from its kernelspec; returns its process id.
+    """Start a kernel that is not ours from its kernelspec; returns its process id.
 
     Raises `jupyter_client.kernelspec.NoSuchKernel`, or OSError when its program cannot be started.
     """
@@ -244,6 +244,7 @@ def spawn_kernel(kernel_name: str, connection_file: Path, environment: dict[str,
     )
     # The reaper collects it; Popen must not try to, and need not warn that it did not.
     process.returncode = 0
+    hardening.offer_to_oom_killer(process.pid)
     return process.pid
 
 

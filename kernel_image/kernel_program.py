@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import json
 import multiprocessing.process
 import multiprocessing.util
 import os
@@ -22,7 +23,6 @@ import warnings
 from typing import Any
 
 from kernel_image import event_loop, import_hooks, kernel_streams, shell_commands
-from kernel_image.hardening import OOM_SCORE_ADJUSTMENT
 
 KERNEL_MODULES = (
     "faulthandler",
@@ -48,6 +48,9 @@ KERNEL_MODULES = (
     "uuid",
 )
 """What every kernel imports anyway. A test says what a new version of IPython imports too."""
+
+KERNEL_CLASSES = {"python3": "kernel_image.python_kernel.PythonKernel"}
+"""By the name of the kernelspec that they stand for, which is in the connection file."""
 
 _SCRIPT_NAME = "main.py"
 """What `sys.argv` says: parsers of arguments show it, and scripts look for files beside it."""
@@ -99,12 +102,6 @@ def _prepare_matplotlib() -> None:
 
     backend_registry.list_all()
     _preload(["matplotlib_inline.backend_inline"])
-
-
-def offer_to_oom_killer() -> None:
-    """Have Linux end this process first when memory runs out."""
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:  # noqa: PTH123
-        file.write(str(OOM_SCORE_ADJUSTMENT))
 
 
 def close_standard_streams() -> None:
@@ -168,6 +165,11 @@ def _prepare_multiprocessing() -> None:
     multiprocessing.util._args_from_interpreter_flags = _worker_flags  # type: ignore[attr-defined] # noqa: SLF001
 
 
+def _kernel_name(connection_file: str) -> str:
+    with open(connection_file, encoding="utf-8") as file:  # noqa: PTH123 - pathlib need not stay imported in kernels
+        return str(json.load(file)["kernel_name"])
+
+
 def run_kernel(connection_file: str) -> None:
     """Run ipykernel until it ends, as `python -m ipykernel_launcher -f <connection_file>` would."""
     from ipykernel.kernelapp import IPKernelApp  # noqa: PLC0415 - imported before the fork, by preload
@@ -179,7 +181,7 @@ def run_kernel(connection_file: str) -> None:
     _prepare_multiprocessing()
     config = Config()
     config.IPKernelApp.connection_file = connection_file
-    config.IPKernelApp.kernel_class = "kernel_image.python_kernel.PythonKernel"
+    config.IPKernelApp.kernel_class = KERNEL_CLASSES[_kernel_name(connection_file)]
     config.IPKernelApp.outstream_class = "kernel_image.kernel_streams.KernelStream"
     config.Session.packer = "kernel_image.json_packer.pack"
     # The history database would be written on the way to every answer, and nobody can read it afterwards.

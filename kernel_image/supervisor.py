@@ -70,7 +70,7 @@ class Supervisor:
         self._outside_forks = OutsideForks(
             self._relay.put_control,
             likeness,
-            is_wanted=settings.zygote and settings.kernel_name == kernel_process.FORKED_KERNEL,
+            is_wanted=settings.zygote and settings.kernel_name in kernel_process.FORKED_KERNELS,
             oom_score_adjustment=hardening.OOM_SCORE_ADJUSTMENT,
         )
         self._zmq = zmq.Context[Any]()
@@ -243,7 +243,7 @@ class Supervisor:
         if self._pid is None:
             self._reaper.forget_recent()
             connection_file = self._connect(Path(settings.ipc_dir, f"k{self._started}"))
-            if settings.kernel_name == kernel_process.FORKED_KERNEL:
+            if settings.kernel_name in kernel_process.FORKED_KERNELS:
                 self._pid = await self._fork_server.fork(connection_file, self._ring_path)
             else:
                 self._pid = kernel_process.spawn_kernel(
@@ -262,7 +262,7 @@ class Supervisor:
 
     def _connect(self, prefix: Path) -> Path:
         """Make the channels to a kernel; returns the file that tells it where they are."""
-        self._channels = KernelChannels(self._zmq, prefix, self._on_kernel_message)
+        self._channels = KernelChannels(self._zmq, prefix, self._settings.kernel_name, self._on_kernel_message)
         self._warm_up = KernelWarmUp(self._settings.kernel_name, self._channels)
         connection_file = prefix.with_suffix(".json")
         unfinished = prefix.with_suffix(".new")

@@ -9,12 +9,11 @@ import asyncio
 import contextlib
 import json
 
-from kernel_image import kernel_process
 from kernel_image.channels import KernelChannels
 from kernel_image.kernel_messages import JSON_ERRORS
 
 _NUDGE_S = 0.2
-_WARM_UP_CODE = {kernel_process.FORKED_KERNEL: "print()"}
+_WARM_UP_CODE = {"python3": "print()"}
 _WARM_UPS = 3
 """How often that is run, its output dropped, before a kernel counts as ready: the first runs take longer."""
 

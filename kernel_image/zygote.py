@@ -122,7 +122,7 @@ class Zygote:
         """
         container = entering.look_at(str(request["container"]), int(request["init"]), Path(self._settings.cgroup_root))
         reader, writer = os.pipe()
-        kernel_program.offer_to_oom_killer()  # by now: in a sandbox that is full, its first process would go instead
+        hardening.offer_to_oom_killer()  # by now: in a sandbox that is full, its first process would go instead
         entering.enter(container)
         between = os.fork()
         if between == 0:

@@ -16,10 +16,10 @@ from uuid import uuid4
 from sessions.concurrency import BackgroundTasks, KeyedLock, retry
 from sessions.errors import Conflict, Gone, InvalidRequest, StoreUnavailable, TooManyRequests, UnsupportedLanguage
 from sessions.kernels.kernel import Kernel
+from sessions.languages import traits_of
 from sessions.measures.stages import RunTrace, Stage
 from sessions.model import Run, RunId, RunRecord, RunRequest, SessionId, TenantId
 from sessions.runs.live_run import LiveRun
-from sessions.runs.variables import can_set, can_set_env
 from sessions.session.registry import Registry
 from sessions.wiring import Wiring
 
@@ -54,9 +54,10 @@ class Admission:
         if language not in self._wiring.kernel_names:
             known = ", ".join(sorted(self._wiring.kernel_names))
             raise UnsupportedLanguage(f"The language {language!r} is not configured here; there is: {known}.")
-        if variables and not can_set(self._wiring.kernel_names[language]):
+        traits = traits_of(self._wiring.kernel_names[language])
+        if variables and traits.variables is None:
             raise InvalidRequest(f"`variables` cannot be set in the language {language!r}: write them as code.")
-        if env and not can_set_env(self._wiring.kernel_names[language]):
+        if env and not traits.sets_env:
             raise InvalidRequest(f"`env` cannot be set in the language {language!r}: leave it out.")
 
     async def begin(self, request: RunRequest) -> RunId:

@@ -16,6 +16,7 @@ from msgspec import Meta, Struct, field
 from msgspec.structs import fields
 
 from gateway.auth import Token
+from sessions.languages import DEFAULT_LANGUAGES
 from sessions.settings import BuildSettings, EngineSettings, Limits, PoolSettings, Section, SessionLimits
 
 
@@ -74,7 +75,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     auth: AuthSection = AuthSection()
     database: DatabaseSection = DatabaseSection()
     engine: EngineSettings = EngineSettings()
-    languages: dict[str, str] = field(default_factory=lambda: {"python": "python3"})
+    languages: dict[str, str] = field(default_factory=lambda: {**DEFAULT_LANGUAGES})
     env_allowed: tuple[str, ...] = ()
     build: BuildSettings = BuildSettings()
     pool: PoolSettings = PoolSettings()

@@ -1,4 +1,4 @@
-"""Sets variables in a kernel: a silent request has the values in its metadata. They are never source text."""
+"""Sets variables in a kernel, by a silent request that its language knows: sessions/languages.py."""
 
 from __future__ import annotations
 
@@ -10,36 +10,23 @@ from uuid import uuid4
 from sessions.errors import KernelLost, Unavailable
 from sessions.kernels.kernel import Kernel
 from sessions.kernels.outcomes import Died, Done
+from sessions.languages import traits_of
 
 _NOT_SET = "The variables could not be set: the kernel ended, or did not answer."
-
-PYTHON_KERNEL = "python3"
-
-# By kernelspec.
-_CODE = {
-    PYTHON_KERNEL: 'get_ipython().push(get_ipython().kernel.get_parent("shell")["metadata"]["cellblock"]["variables"])'
-}
-
-
-def can_set(kernel_name: str) -> bool:
-    """Whether variables can be set in kernels of this kernelspec."""
-    return kernel_name in _CODE
-
-
-def can_set_env(kernel_name: str) -> bool:
-    """Whether kernels of this kernelspec set environment variables for one request: kernel_image/python_kernel.py."""
-    return kernel_name == PYTHON_KERNEL
 
 
 def send_variables(kernel: Kernel, variables: Mapping[str, Any]) -> tuple[str, asyncio.Future[Done | Died]]:
     """Ask for them to be set; returns the request's msg_id, and what is done once it has ended.
 
-    Raises KernelLost when no kernel would take it.
+    Raises KernelLost when no kernel would take it. The kernelspec must be one in which they can be set.
     """
+    setting = traits_of(kernel.kernel_name).variables
+    assert setting is not None  # noqa: S101 - admission.py has refused them
+    code, values = setting.request(variables)
     ended = _Ended()
     msg_id = uuid4().hex
-    metadata = {"cellblock": {"variables": variables, "artifacts": False, "generation": kernel.generation}}
-    kernel.execute(msg_id, _CODE[kernel.kernel_name], ended, silent=True, metadata=metadata)
+    metadata = {"cellblock": {"variables": values, "artifacts": False, "generation": kernel.generation}}
+    kernel.execute(msg_id, code, ended, silent=True, metadata=metadata)
     return msg_id, ended.end
 
 

@@ -28,9 +28,9 @@ from gateway.host.clock import SystemClock
 from gateway.supervisors import SupervisorSwitchboard
 from kernel_image import parity
 from kernel_image.hardening import OOM_SCORE_ADJUSTMENT
-from kernel_image.kernel_process import FORKED_KERNEL
 from kernel_image.protocol import SETTINGS_VARIABLE
 from sessions.environment import Environment
+from sessions.languages import PYTHON_KERNEL
 from sessions.model import ANONYMOUS, GatewayId, KernelId, Result, RunRequest, RunStatus, SessionId
 from sessions.ports import LaunchSpec
 from sessions.provisioners.docker import zygote as docker_zygote
@@ -112,7 +112,7 @@ async def open_site(docker: APIClient, kernel_image: str, gateway_id: GatewayId,
             credential_of=credential_of,
             clock=SystemClock(),
         )
-        wiring = Wiring.build(environment, PoolSettings(size=size, max=6), {"python": FORKED_KERNEL})
+        wiring = Wiring.build(environment, PoolSettings(size=size, max=6), {"python": PYTHON_KERNEL})
         service = Service(wiring, SessionLimits())
         site = Site(service, provisioner, docker, gateway_id, size)
         await service.start()
@@ -231,7 +231,7 @@ async def test_the_look_from_the_host_sees_differences(site: Site) -> None:
 
 OMITTING = """
 import dataclasses, os, pathlib, resource
-from kernel_image import entering, kernel_program, zygote
+from kernel_image import entering, hardening, kernel_program, zygote
 fork_into = zygote.Zygote._fork_into
 def omitting(self, request, connection):
     exec(pathlib.Path('/run/zygote/omitted').read_text(), globals())
@@ -251,7 +251,7 @@ OMITTED = {
         {"status Seccomp", "status Seccomp_filters"},
     ),
     "files": ("entering._close_files = lambda keep: None", {"files"}),
-    "score": ("kernel_program.offer_to_oom_killer = lambda: None", {"oom_score_adj"}),
+    "score": ("hardening.offer_to_oom_killer = lambda: None", {"oom_score_adj"}),
     "limits": (
         "resource.setrlimit(resource.RLIMIT_NOFILE, (99, 99)); resource.setrlimit = lambda *_: None",
         {"limits"},

@@ -24,7 +24,9 @@ class Shell:
     def __init__(self, directory: Path) -> None:
         self.received: list[list[bytes]] = []
         self.context: zmq.Context[Any] = zmq.Context()
-        self.channels = KernelChannels(self.context, directory / "k1", lambda _, parts: self.received.append(parts))
+        self.channels = KernelChannels(
+            self.context, directory / "k1", "python3", lambda _, parts: self.received.append(parts)
+        )
         self.socket = self.context.socket(zmq.ROUTER)
         self.socket.bind(f"ipc://{directory}/k1-1")
 
@@ -102,7 +104,7 @@ async def test_draining_takes_all_that_has_arrived(shell: Shell) -> None:
 
 async def test_a_path_too_long_for_a_socket_is_refused_at_once() -> None:
     with zmq.Context() as context, pytest.raises(ValueError, match="longer than"):
-        KernelChannels(context, Path("/tmp", "x" * 120), lambda *_: None)
+        KernelChannels(context, Path("/tmp", "x" * 120), "python3", lambda *_: None)
 
 
 async def test_a_flood_is_taken_in_turns_and_none_of_it_is_left_lying(shell: Shell) -> None:

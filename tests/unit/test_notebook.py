@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from gateway.http.render import notebook
 from gateway.http.render.answer import strict_json
-from gateway.http.render.notebook import python_literal
 from gateway.http.render.outputs import NotebookRun, final_outputs
+from sessions.languages import python_literal
 from sessions.model import Event, EventType, GatewayId, Result, Run, RunId, RunRecord, RunStatus, TenantId
 
 RUN_ID = RunId("0f000000-0000-4000-8000-000000000000")
@@ -210,7 +210,9 @@ def test_older_runs_that_are_left_out_are_told_of_at_the_top() -> None:
 
 
 def test_another_language_gets_no_python() -> None:
-    assert len(built([], of=record(variables={"x": 1}), kernel_name="bash").cells) == 1
+    assert len(built([], of=record(variables={"x": 1}), kernel_name="ir").cells) == 1
+    cell, _ = built([], of=record(variables={"x": [1]}), kernel_name="bash").cells
+    assert cell["source"] == "export x='[1]'"
 
 
 @given(

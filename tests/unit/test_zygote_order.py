@@ -40,7 +40,7 @@ def test_the_users_packages_wait_for_the_supervisors_look(monkeypatch: pytest.Mo
         (hardening, "allow_tracing"),
         (hardening, "die_with_parent"),
         (zygote, "_wait_for"),
-        (kernel_program, "offer_to_oom_killer"),
+        (hardening, "offer_to_oom_killer"),
         (kernel_program, "settle"),
         (kernel_program, "run_kernel"),
     ):

@@ -8,11 +8,11 @@ from urllib.parse import quote
 
 from gateway.http.parse.run_request import DEFAULT_LANGUAGE
 from gateway.http.parse.times import iso
+from sessions.languages import traits_of
 from sessions.model import SessionState, SessionView, TenantId
 from sessions.notebook_sessions import Notebook
 
 PYTHON = "python"
-_IPYKERNEL = "python3"
 
 
 def kernel_model(view: SessionView) -> dict[str, Any]:
@@ -66,13 +66,13 @@ def kernelspecs(languages: Mapping[str, str], logos: Collection[str], base_path:
 
 def _kernelspec(language: str, name: str, logos: Collection[str], base_path: str) -> dict[str, Any]:
     """What the gateway knows of a kernelspec, which itself is in the kernel image."""
-    is_ipykernel = name == _IPYKERNEL
+    traits = traits_of(name)
     return {
         "name": name,
         "spec": {
-            "argv": ["python", "-m", "ipykernel_launcher", "-f", "{connection_file}"] if is_ipykernel else [],
+            "argv": [*traits.argv],
             "env": {},
-            "display_name": "Python 3 (ipykernel)" if is_ipykernel else name,
+            "display_name": traits.display_name,
             "language": language,
             "interrupt_mode": "signal",
             "metadata": {},

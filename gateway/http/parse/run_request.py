@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import keyword
 import math
 import re
-import unicodedata
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -16,6 +14,7 @@ from gateway.http.parse.body import check_names, form_json, form_variables
 from gateway.http.parse.code_text import plain_code, unescape_query_code
 from gateway.http.parse.run_inputs import ENV_EXAMPLE, FETCH_EXAMPLE, FILES_EXAMPLE, Env, Fetch, Files, run_inputs
 from sessions.errors import InvalidRequest, UnsupportedLanguage
+from sessions.languages import PYTHON_KERNEL, traits_of
 from sessions.model import RunRequest, SessionId, TenantId
 from sessions.settings import Limits
 
@@ -91,14 +90,15 @@ def run_request(
 ) -> RunRequest:
     """Check what the types cannot say. Raises InvalidRequest and UnsupportedLanguage."""
     language = _language(fields, languages)
-    code = plain_code(fields.code, is_python=language == DEFAULT_LANGUAGE)
-    if from_query and language == DEFAULT_LANGUAGE:
+    kernel_name = languages[language]
+    code = plain_code(fields.code, is_python=kernel_name == PYTHON_KERNEL)
+    if from_query and kernel_name == PYTHON_KERNEL:
         code = unescape_query_code(code)
     return RunRequest(
         tenant=tenant,
         code=code,
         language=language,
-        variables=named_variables(fields.variables),
+        variables=named_variables(fields.variables, kernel_name),
         timeout_s=_timeout(fields.timeout, limits),
         session_id=None if fields.session_id is None else sane_session_id(fields.session_id),
         allow_stdin=allow_stdin,
@@ -140,29 +140,32 @@ def configured_language(name: str | None, languages: Mapping[str, str]) -> str:
     return language
 
 
-def named_variables(variables: Mapping[str, Any] | list[Any] | None) -> Mapping[str, Any]:
-    """Variables under the names that Python gives them. Raises InvalidRequest."""
+def named_variables(variables: Mapping[str, Any] | list[Any] | None, kernel_name: str) -> Mapping[str, Any]:
+    """Variables under the names that the language of these kernels gives them. Raises InvalidRequest."""
     if variables is None or variables == []:
         return {}
     if isinstance(variables, list):
         raise InvalidRequest('"variables" must be an object, as in {"x": 1}, not a list.')
+    traits = traits_of(kernel_name)
+    if traits.variables is None:
+        return variables  # the service refuses them
     named: dict[str, Any] = {}
     for given, value in variables.items():
-        name = _python_name(given)
+        if len(given) > _MAX_NAME_CHARACTERS:
+            raise InvalidRequest(f'"variables" has a name of more than {_MAX_NAME_CHARACTERS} characters.')
+        name = traits.variables.name(given)
+        if name is None:
+            raise InvalidRequest(
+                f'"variables" has the name "{shown(given)}", which cannot be a variable in {traits.title}.'
+            )
         if name in named:
-            raise InvalidRequest(f'"variables" has two names that are the same "{shown(name)}" to Python: send one.')
+            raise InvalidRequest(
+                f'"variables" has two names that are the same "{shown(name)}" to {traits.title}: send one.'
+            )
         named[name] = value
+    if (fault := traits.variables.fault(named)) is not None:
+        raise InvalidRequest(f'"variables" {fault}.')
     return named
-
-
-def _python_name(given: str) -> str:
-    """The name as Python reads it in source: NFKC, https://docs.python.org/3/reference/lexical_analysis.html."""
-    if len(given) > _MAX_NAME_CHARACTERS:
-        raise InvalidRequest(f'"variables" has a name of more than {_MAX_NAME_CHARACTERS} characters.')
-    name = unicodedata.normalize("NFKC", given)
-    if not name.isidentifier() or keyword.iskeyword(name):
-        raise InvalidRequest(f'"variables" has the name "{shown(given)}", which cannot be a variable in Python.')
-    return name
 
 
 def _timeout(timeout: float | None, limits: Limits) -> float:

@@ -49,11 +49,12 @@ def session_request(
     if fields.env is not None:
         raise InvalidRequest('"env" is for one run, and not for a session: send it with each run that needs it.')
     idle_timeout_s, max_lifetime_s = _time_outs(fields, limits)
+    language = configured_language(fields.language, languages)
     return SessionRequest(
         tenant=tenant,
         session_id=None if fields.session_id is None else sane_session_id(fields.session_id),
-        language=configured_language(fields.language, languages),
-        variables=named_variables(fields.variables),
+        language=language,
+        variables=named_variables(fields.variables, languages[language]),
         idle_timeout_s=limits.idle_timeout_s if idle_timeout_s is None else idle_timeout_s,
         max_lifetime_s=limits.max_lifetime_s if max_lifetime_s is None else max_lifetime_s,
         files=input_files(fields.files),

@@ -6,13 +6,13 @@ The format is https://nbformat.readthedocs.io/en/latest/format_description.html
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nbformat import NotebookNode, v4
 
 from gateway.http.render.outputs import NotebookRun, Output, output_content
+from sessions.languages import Variables, traits_of
 from sessions.sanitize import well_formed
 
 _INJECTED = "injected-parameters"  # as papermill has it: https://papermill.readthedocs.io
@@ -24,10 +24,12 @@ def notebook(runs: Iterable[NotebookRun], *, language: str, kernel_name: str, ha
     If the session `has_older` runs, a text at the top says that they were left out.
     """
     cells = [_missing()] if has_older else []
-    cells += [cell for run in runs for cell in _cells(run, is_python=kernel_name.startswith("python"))]
+    traits = traits_of(kernel_name)
+    cells += [cell for run in runs for cell in _cells(run, traits.variables)]
     kernelspec = {"name": kernel_name, "display_name": language.capitalize(), "language": language}
+    language_info = {"name": language, **traits.language_info}
     made: NotebookNode = v4.new_notebook(  # type: ignore[no-untyped-call]
-        cells=cells, metadata={"kernelspec": kernelspec, "language_info": {"name": language}}
+        cells=cells, metadata={"kernelspec": kernelspec, "language_info": language_info}
     )
     return made
 
@@ -38,11 +40,11 @@ def _missing() -> NotebookNode:
     return cell
 
 
-def _cells(run: NotebookRun, *, is_python: bool) -> list[NotebookNode]:
+def _cells(run: NotebookRun, variables: Variables | None) -> list[NotebookNode]:
     asked = run.run
     cells = []
-    if asked.variables and is_python:
-        source = "\n".join(f"{name} = {python_literal(value)}" for name, value in asked.variables.items())
+    if asked.variables and variables is not None:
+        source = "\n".join(variables.source(name, value) for name, value in asked.variables.items())
         cells.append(_cell(source, id=f"{asked.run_id}-variables", metadata={"tags": [_INJECTED]}))
     outputs = [_output(output, run.images) for output in run.outputs]
     return [*cells, _cell(asked.code, id=asked.run_id, execution_count=run.execution_count, outputs=outputs)]
@@ -57,14 +59,3 @@ def _output(output: Output, images: Mapping[str, bytes]) -> NotebookNode:
     message = {"header": {"msg_type": output.msg_type}, "content": output_content(output, images)}
     made: NotebookNode = v4.output_from_msg(message)  # type: ignore[no-untyped-call]
     return made
-
-
-def python_literal(value: Any) -> str:
-    """A JSON value as Python source: ASCII escapes for what UTF-8 cannot say, and no bare `inf`."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return f'float("{value}")'
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{str(key)!r}: {python_literal(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(python_literal(item) for item in value) + "]"
-    return repr(value)

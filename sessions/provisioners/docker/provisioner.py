@@ -16,7 +16,7 @@ from typing import Any
 import docker.errors
 from docker.api.client import APIClient
 
-from kernel_image.kernel_process import FORKED_KERNEL
+from kernel_image.kernel_process import FORKED_KERNELS
 from sessions.errors import EngineUnavailable
 from sessions.model import GatewayId, KernelId
 from sessions.ports import Fate, ForkedKernel, LaunchSpec, ZygoteFigures
@@ -90,8 +90,8 @@ class DockerProvisioner:
             self._facts = await self._engine.facts()
         uids = self._facts.uids
         self._events.start()
-        is_python = spec.kernel_name == FORKED_KERNEL
-        zygote = is_python and self._zygote is not None and await self._zygote.ready(spec, self._facts)
+        is_forked = spec.kernel_name in FORKED_KERNELS
+        zygote = is_forked and self._zygote is not None and await self._zygote.ready(spec, self._facts)
         launching = asyncio.ensure_future(self._engine.call(lambda client: self._launch(client, spec, uids, zygote)))
         try:
             container = self._containers[spec.kernel_id] = _Container(await asyncio.shield(launching))
