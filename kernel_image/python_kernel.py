@@ -25,13 +25,12 @@ from IPython.core.error import StdinNotImplementedError as IPythonStdinNotImplem
 from IPython.utils.text import LSString, SList
 from traitlets import Type
 
-from kernel_image import deep_tracebacks, figures, run_environment, shell_commands
+from kernel_image import child_environment, deep_tracebacks, figures, run_environment, shell_commands
 from kernel_image.kernel_streams import RING_VARIABLE
 from kernel_image.run_environment import RunEnvironment
 from kernel_image.standard_streams import StandardStreams, open_copy_of_standard
 from kernel_image.unclosed_files import FileId, flush_unclosed_files
 
-_CHILD_PYTHON = Path(__file__).resolve().parent / "child_python"
 _FALLBACK_FRAMES = 100
 _SUCCESS_TEXTS = ("", "0", "None")
 """What a SystemExit that means success says."""
@@ -105,12 +104,8 @@ class PythonShell(ZMQInteractiveShell):  # type: ignore[misc]
         deep_tracebacks.shorten(self.InteractiveTB)
 
     def init_environment(self) -> None:
-        """Set what child processes inherit: no terminal, no colours, no pager that waits for a key, and whole lines."""
-        paths = [str(_CHILD_PYTHON), *filter(None, [os.environ.get("PYTHONPATH")])]
-        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-        os.environ.update(TERM="dumb", PAGER="cat", GIT_PAGER="cat")
-        for name in ("CLICOLOR", "CLICOLOR_FORCE", "FORCE_COLOR"):
-            os.environ.pop(name, None)
+        """Set what child processes inherit."""
+        child_environment.prepare()
 
     def init_user_ns(self) -> None:
         """Fill the user's namespace, with an `open` that may open standard streams."""
