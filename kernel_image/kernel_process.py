@@ -24,7 +24,7 @@ from kernel_image.import_hooks import CPU_COUNT_VARIABLE
 from kernel_image.protocol import SETTINGS_VARIABLE
 from kernel_image.sandbox_log import log_event
 
-FORKED_KERNELS = frozenset({"python3"})
+FORKED_KERNELS = frozenset({"python3", "bash"})
 """The kernelspec names that stand for a fork of the fork server or the zygote: `kernel_program.KERNEL_CLASSES`."""
 
 _START_TIMEOUT_S = 30.0

@@ -38,6 +38,7 @@ KERNEL_MODULES = (
     "IPython.core.oinspect",
     "IPython.core.pylabtools",
     "IPython.extensions.storemagic",
+    "kernel_image.bash_kernel",
     "kernel_image.json_packer",
     "kernel_image.kernel_streams",
     "kernel_image.python_kernel",
@@ -49,7 +50,7 @@ KERNEL_MODULES = (
 )
 """What every kernel imports anyway. A test says what a new version of IPython imports too."""
 
-KERNEL_CLASSES = {"python3": "kernel_image.python_kernel.PythonKernel"}
+KERNEL_CLASSES = {"python3": "kernel_image.python_kernel.PythonKernel", "bash": "kernel_image.bash_kernel.BashKernel"}
 """By the name of the kernelspec that they stand for, which is in the connection file."""
 
 _SCRIPT_NAME = "main.py"
@@ -165,9 +166,9 @@ def _prepare_multiprocessing() -> None:
     multiprocessing.util._args_from_interpreter_flags = _worker_flags  # type: ignore[attr-defined] # noqa: SLF001
 
 
-def _kernel_name(connection_file: str) -> str:
+def _kernel_class(connection_file: str) -> str:
     with open(connection_file, encoding="utf-8") as file:  # noqa: PTH123 - pathlib need not stay imported in kernels
-        return str(json.load(file)["kernel_name"])
+        return KERNEL_CLASSES[json.load(file).get("kernel_name") or "python3"]
 
 
 def run_kernel(connection_file: str) -> None:
@@ -181,7 +182,7 @@ def run_kernel(connection_file: str) -> None:
     _prepare_multiprocessing()
     config = Config()
     config.IPKernelApp.connection_file = connection_file
-    config.IPKernelApp.kernel_class = KERNEL_CLASSES[_kernel_name(connection_file)]
+    config.IPKernelApp.kernel_class = _kernel_class(connection_file)
     config.IPKernelApp.outstream_class = "kernel_image.kernel_streams.KernelStream"
     config.Session.packer = "kernel_image.json_packer.pack"
     # The history database would be written on the way to every answer, and nobody can read it afterwards.
@@ -199,14 +200,15 @@ def run_kernel(connection_file: str) -> None:
 
     app = KernelApp.instance(config=config)
     app.initialize([])
-    app.shell.history_manager.outputs = _Unkept()
-    _put_working_directory_on_path()
+    if app.shell is not None:
+        app.shell.history_manager.outputs = _Unkept()
+        _put_working_directory_on_path()
     os.environ.pop(kernel_streams.RING_VARIABLE, None)
     # Wait, rather than drop messages, when the supervisor reads more slowly than the kernel writes (zmq_setsockopt(3)).
     import zmq  # noqa: PLC0415
 
     app.iopub_thread.socket.setsockopt(zmq.XPUB_NODROP, 1)
-    if "matplotlib.pyplot" in sys.modules:
+    if app.shell is not None and "matplotlib.pyplot" in sys.modules:
         # It looked for a shell to show figures in when it was imported, and there was none yet.
         app.shell.enable_matplotlib("inline")
     # IPython's advice on `sys.exit()`, which only makes sense at a prompt.

@@ -18,7 +18,7 @@ from typing import Any
 PYTHON_KERNEL = "python3"
 BASH_KERNEL = "bash"
 
-DEFAULT_LANGUAGES: Mapping[str, str] = {"python": PYTHON_KERNEL}
+DEFAULT_LANGUAGES: Mapping[str, str] = {"python": PYTHON_KERNEL, "bash": BASH_KERNEL}
 """What a gateway has unless its configuration says otherwise."""
 
 _SHELL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

@@ -13,6 +13,7 @@ from gateway.config import reference
 from gateway.config.loader import load, parse_size
 from gateway.config.sections import SECTIONS, Config, ServerSection
 from sessions.errors import Misconfigured
+from sessions.languages import DEFAULT_LANGUAGES
 
 REPOSITORY = Path(__file__).parents[2]
 HASH = "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"
@@ -137,7 +138,7 @@ def test_the_environment_that_a_run_may_have_stands_among_the_languages(file: Pa
     assert load(file, {}) == Config()
     for text in ("A, B", "[A, B]"):
         config = load(file, {"CELLBLOCK_LANGUAGES_ENV_ALLOWED": text})
-        assert (config.languages, config.env_allowed) == ({"python": "python3"}, ("A", "B"))
+        assert (config.languages, config.env_allowed) == (DEFAULT_LANGUAGES, ("A", "B"))
     file.write_text("")
     assert load(file, {"CELLBLOCK_LANGUAGES_ENV_ALLOWED": "A"}).env_allowed == ("A",)
     both = {"CELLBLOCK_LANGUAGES": "{R: ir}", "CELLBLOCK_LANGUAGES_ENV_ALLOWED": "A"}

@@ -1,0 +1,274 @@
+"""One bash process, which runs one text after the other and says how each has ended.
+
+Bash reads commands from a pipe; a text is a file that it sources, so that what the text defines, changes and leaves
+running stays. Standard output and error are the kernel's pipes. Bash is not interactive: `set -e`, `set -u` and `exit`
+end it as they end a script. What becomes of its output and its end is the kernel's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+_FIRST_DESCRIPTOR = 200
+"""Scripts choose their own descriptors from below, bash from 10 on."""
+_READ_BYTES = 65_536
+_MOST_MATCHES = 500
+_MAIN_NAME = "main.sh"
+_CODE_NAME = "code.sh"
+
+# With `extdebug`, a DEBUG trap that returns 2 returns from the function or the sourced file that it is called in: so an
+# interrupt leaves them all, and the shell goes on. Without an INT trap it would end a shell that is not interactive.
+# `main.sh` is found from its own directory and named without it, so that messages are short, and the directory which
+# scripts compute of BASH_SOURCE is the one they run in. The code is evaluated in its first line: lines count from 1.
+_PROLOGUE = """\
+__cellblock_skip() {{ if (( ${{#FUNCNAME[@]}} > 1 )); then return 2; fi; trap - DEBUG; shopt -u extdebug; }}
+__cellblock_interrupt() {{ shopt -s extdebug; trap __cellblock_skip DEBUG; }}
+__cellblock_back() {{ builtin cd -- "$__cellblock_pwd" || builtin cd -- {work_dir}; OLDPWD=$__cellblock_oldpwd; }}
+__cellblock_status() {{ return "$1"; }}
+"""
+_MAIN = """\
+IFS= builtin read -r -d '' __cellblock_code <{code} || :; __cellblock_back; \
+builtin printf 'begun %s\\n' {number} >&{report}; \
+{status}builtin eval "$__cellblock_code"
+"""
+_RUN = """\
+{{ exec >&{stdout} 2>&{stderr}; __cellblock_pwd=$PWD __cellblock_oldpwd=${{OLDPWD-}}; {set_aside}
+{trap}builtin cd -P -- {directory} && . ./main.sh </dev/null
+{{ __cellblock_ended=$?; builtin trap -p INT ERR >&{report}
+builtin printf 'ended %s %s %s\\n' {number} "$__cellblock_ended" "$-" >&{report}; builtin set +xv; }} 2>/dev/null
+{put_back}
+}}
+"""
+"""Bash reads it whole before it runs any of it, which `set -v` shows."""
+_TRAP = "trap __cellblock_interrupt INT\n"
+
+
+class End(NamedTuple):
+    """How a text has ended: the exit status of its last command, or of the shell if that has ended with it.
+
+    A negative status is the number of the signal that has ended the shell.
+    """
+
+    status: int
+    shell_ended: bool
+
+
+class BashShell:
+    """Its state: the process, which text is at work, and the flags and the status with which the last one has ended."""
+
+    def __init__(self, program: str, directory: Path, work_dir: str, on_end: Callable[[], None]) -> None:
+        """Start bash; its files are in `directory`, which exists. An event loop must be running. Raises OSError.
+
+        `on_end` is called when it ends while no text is at work.
+        """
+        self._directory = directory
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._number = 0
+        self._has_begun = False
+        self._interrupt_wanted = False
+        self._was_interrupted = False
+        self._status = 0
+        self._flags = ""
+        self._traps: set[str] = set()
+        self._lines: list[str] = []
+        self._unread = b""
+        self._end: asyncio.Future[End] = self._loop.create_future()
+        self._end.set_result(End(0, shell_ended=False))
+        self._report, theirs = os.pipe()
+        self._descriptors = [fcntl.fcntl(number, fcntl.F_DUPFD, _FIRST_DESCRIPTOR) for number in (theirs, 1, 2)]
+        os.close(theirs)
+        try:
+            self._process = subprocess.Popen(
+                ["bash", "--noprofile", "--norc", "-s"],  # noqa: S607 - its name; `executable` is where it is
+                executable=program,
+                stdin=subprocess.PIPE,
+                pass_fds=self._descriptors,
+                process_group=0,
+                bufsize=0,
+            )
+        finally:
+            for descriptor in self._descriptors:
+                os.close(descriptor)
+        os.set_blocking(self._report, False)
+        self._loop.add_reader(self._report, self._read_report)
+        threading.Thread(target=self._wait, daemon=True).start()
+        self._write(_PROLOGUE.format(work_dir=_quoted(work_dir)))
+
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether the last text was sent an interrupt."""
+        return self._was_interrupted
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process is gone."""
+        return self._process.returncode is not None
+
+    def set_variables(self, variables: Mapping[str, str]) -> None:
+        """Export variables, from the next text on. The names are a shell's."""
+        exports = "".join(f"export {name}={_quoted(text)}\n" for name, text in variables.items())
+        self._write(f"{self._sourced('variables.sh', exports)}\n")
+
+    async def run(self, code: str, environment: Mapping[str, str]) -> End:
+        """Run a text, with these variables in the environment until it has ended."""
+        self._number += 1
+        self._has_begun = self._interrupt_wanted = self._was_interrupted = False
+        self._end = self._loop.create_future()
+        report, stdout, stderr = self._descriptors
+        again = "".join(f"builtin set -{flag}; " for flag in "vx" if flag in self._flags)
+        self._write_file(_CODE_NAME, f"{again}{code}\n")
+        main = _MAIN.format(
+            code=_quoted(str(self._directory / _CODE_NAME)),
+            number=self._number,
+            report=report,
+            status=self._last_status(),
+        )
+        self._write_file(_MAIN_NAME, main)
+        run = _RUN.format(
+            stdout=stdout,
+            stderr=stderr,
+            report=report,
+            directory=_quoted(str(self._directory)),
+            number=self._number,
+            trap="" if "INT" in self._traps else _TRAP,
+            set_aside=self._sourced("environment.sh", _set_aside(environment)),
+            put_back=self._sourced("environment-back.sh", _put_back(environment)),
+        )
+        self._lines.clear()
+        self._write(run)
+        return await self._end
+
+    def _last_status(self) -> str:
+        """Commands that make `$?` what the last text has left, where that fails nothing."""
+        if self._status == 0 or "e" in self._flags or "ERR" in self._traps:
+            return ""
+        return f"__cellblock_status {self._status}; "
+
+    async def complete(self, word: str, *, is_command: bool) -> list[str]:
+        """What a word may become. No text may be at work."""
+        self._number += 1
+        self._lines = []
+        self._end = self._loop.create_future()
+        kinds = "-abckA function" if is_command and "/" not in word else "-f"
+        asked = f"builtin compgen {kinds} -- {_quoted(word)}"
+        if word.startswith("$"):
+            asked = f"builtin compgen -P '$' -v -- {_quoted(word[1:])}"
+        report = self._descriptors[0]
+        self._write(
+            f"{{ {asked} >&{report}; builtin printf 'ended {self._number} 0 %s\\n' \"$-\" >&{report}; }} 2>/dev/null\n"
+        )
+        await self._end
+        return sorted(set(self._lines))[:_MOST_MATCHES]
+
+    def interrupt(self) -> None:
+        """SIGINT to the shell and to what it waits for; once the text has begun, since the shell would not note it."""
+        if self._end.done():
+            return
+        self._was_interrupted = True
+        if self._has_begun:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGINT)
+        else:
+            self._interrupt_wanted = True
+
+    def close(self) -> None:
+        """Kill the process, if it runs."""
+        self._loop.remove_reader(self._report)
+        if not self.has_ended:
+            self._process.kill()
+
+    def _sourced(self, name: str, text: str) -> str:
+        """A command that runs this text, which is laid down in a file of this name; empty for none."""
+        if not text:
+            return ""
+        self._write_file(name, text)
+        return f". {_quoted(str(self._directory / name))} </dev/null"
+
+    def _write_file(self, name: str, text: str) -> None:
+        path = self._directory / name
+        with contextlib.suppress(OSError):
+            self._directory.mkdir(exist_ok=True)
+        path.unlink(missing_ok=True)
+        with path.open("x", encoding="utf-8", errors="replace", newline="") as file:
+            file.write(text)
+
+    def _write(self, commands: str) -> None:
+        assert self._process.stdin is not None  # noqa: S101 - it is a pipe
+        with contextlib.suppress(BrokenPipeError):  # its end is told
+            self._process.stdin.write(commands.encode())
+
+    def _read_report(self) -> None:
+        try:
+            data = os.read(self._report, _READ_BYTES)
+        except BlockingIOError:
+            return
+        if not data:
+            self._loop.remove_reader(self._report)
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        for line in lines:
+            self._handle(line.decode("utf-8", "replace"))
+
+    def _handle(self, line: str) -> None:
+        match line.split(" "):
+            case ["begun", number] if number == str(self._number):
+                self._has_begun = True
+                if self._interrupt_wanted:
+                    self._interrupt_wanted = False
+                    self.interrupt()
+            case ["ended", number, status, *flags] if number == str(self._number) and status.isdecimal():
+                self._status, self._flags = int(status), "".join(flags)
+                self._traps = {name for line in self._lines for name in ("INT", "ERR") if line.endswith(name)}
+                self._tell(End(self._status, shell_ended=False))
+            case _:
+                self._lines.append(line)
+
+    def _wait(self) -> None:
+        status = self._process.wait()
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._tell, End(status, shell_ended=True))
+
+    def _tell(self, end: End) -> None:
+        if not self._end.done():
+            self._end.set_result(end)
+        elif end.shell_ended:
+            self._on_end()
+
+
+def find_bash() -> str | None:
+    """Where bash is."""
+    return shutil.which("bash")
+
+
+def _set_aside(environment: Mapping[str, str]) -> str:
+    """Commands that export variables and keep what they displace."""
+    return "".join(
+        f"__cellblock_had_{name}=${{{name}+x}}; __cellblock_was_{name}=${{{name}-}}; "
+        f"__cellblock_as_{name}=; [[ -z ${{{name}+x}} ]] || __cellblock_as_{name}=${{{name}@a}}; "
+        f"export {name}={_quoted(text)}\n"
+        for name, text in environment.items()
+    )
+
+
+def _put_back(environment: Mapping[str, str]) -> str:
+    """Commands that put back what `_set_aside` has displaced."""
+    return "".join(
+        f"if [[ -z $__cellblock_had_{name} ]]; then unset -v {name}; else {name}=$__cellblock_was_{name}; "
+        f"if [[ $__cellblock_as_{name} == *x* ]]; then export {name}; else export -n {name}; fi; fi; "
+        f"unset -v __cellblock_had_{name} __cellblock_was_{name} __cellblock_as_{name}\n"
+        for name in environment
+    )
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"
