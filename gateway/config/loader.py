@@ -16,6 +16,7 @@ import msgspec
 import yaml
 from msgspec import Meta
 
+from gateway.addresses import TOKEN_VARIABLE, URL_VARIABLE
 from gateway.auth import Token
 from gateway.config.sections import SECTIONS, AuthSection, Config
 from gateway.field_errors import complaint, near, shown
@@ -30,8 +31,10 @@ FILE_VARIABLE = "CELLBLOCK_CONFIG"
 ENGINES = ("auto", "docker", "process")
 ZYGOTES = ("auto", "off")
 ENV_ALLOWED = "env_allowed"
-_RESERVED_VARIABLES = {FILE_VARIABLE}
 _FILE_SUFFIX = "_file"
+_OTHER_VARIABLES = {FILE_VARIABLE, URL_VARIABLE, TOKEN_VARIABLE}
+"""No keys: where the configuration is, and what clients read."""
+
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 
 
@@ -43,7 +46,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     """
     raw = _read(path, environ)
     for variable, value in sorted(environ.items()):
-        if variable.startswith(VARIABLE_PREFIX) and variable not in _RESERVED_VARIABLES:
+        if variable.startswith(VARIABLE_PREFIX) and variable not in _OTHER_VARIABLES:
             _apply_variable(raw, variable, value, environ)
     if (port := environ.get("PORT")) and "CELLBLOCK_SERVER_PORT" not in environ:
         raw.setdefault("server", {})["port"] = _parse_yaml("PORT", port)
@@ -146,7 +149,7 @@ def _variables() -> list[str]:
         for key in section.__struct_encode_fields__
     ]
     languages = f"{VARIABLE_PREFIX}LANGUAGES"
-    return [*names, *_RESERVED_VARIABLES, languages, f"{languages}_{ENV_ALLOWED}".upper()]
+    return [*names, *_OTHER_VARIABLES, languages, f"{languages}_{ENV_ALLOWED}".upper()]
 
 
 def _convert(raw: Mapping[str, Any]) -> Config:

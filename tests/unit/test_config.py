@@ -110,6 +110,12 @@ def test_port_alone_sets_the_port(file: Path) -> None:
     assert load(file, {"PORT": "9003"}).server.port == 9003
 
 
+def test_what_is_there_for_clients_does_not_hinder_a_gateway(file: Path) -> None:
+    """Who has named a gateway for the client and `cellblock run` runs `cellblock doctor` in the same shell."""
+    file.write_text("server: {port: 9001}")
+    assert load(file, {"CELLBLOCK_URL": "https://cells.example.org", "CELLBLOCK_TOKEN": "t"}) == load(file, {})
+
+
 def test_lists_in_the_environment_are_yaml_or_have_commas(file: Path) -> None:
     file.write_text("")
     by_yaml = load(file, {"CELLBLOCK_SERVER_ALLOWED_ORIGINS": "[https://a.example, https://b.example]"})
