@@ -145,17 +145,17 @@ async def test_it_says_since_when_the_gateway_is_silent_and_goes_on_with_the_nex
 
     await page.clock.fast_forward(10_000)
     await expect(page.locator("#verdict")).to_contain_text("The gateway has not answered since")
-    await expect(page.locator("#next")).to_have_text("It is asked again after 2 s.")
-    said = await page.locator("#verdict").text_content()
-    await page.clock.fast_forward(2_000)
-    await expect(page.locator("#next")).to_have_text("It is asked again after 4 s.")
+    await expect(page.locator("#next")).to_have_text(re.compile(r"It is asked again after \d+ s\."))
+    said, after = [await page.locator(part).text_content() or "" for part in ("#verdict", "#next")]
+    await page.clock.fast_forward(60_000)
+    await expect(page.locator("#next")).not_to_have_text(after)
     assert await page.locator("#verdict").text_content() == said
     await expect(page.locator("#figures")).to_have_class("stale")
     await expect(page.locator("#now")).to_contain_text("2 ready")
     assert await violations(page) == []
     async with serving(port=face.port) as second:
         second.history.sample()
-        await page.clock.fast_forward(4_000)
+        await page.clock.fast_forward(60_000)
         await expect(page.locator("#verdict")).to_contain_text("Ready")
         await expect(page.locator("#figures")).not_to_have_class("stale")
         await expect(page.locator("#next")).to_have_text("")
