@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -201,12 +202,31 @@ async def examine(config: Config, environ: Mapping[str, str]) -> list[Finding]:
     return await doctor.examine(config, data_dir, look if is_there else None)
 
 
-async def build_image(settings: BuildSettings, console: Console, *, rebuild: bool = False) -> str:
-    """Build the kernel image unless it is there; returns its tag. Raises SetUpFailed, EngineUnavailable."""
-    from sessions.provisioners.image.build import ensure_kernel_image
+@dataclass(frozen=True, slots=True)
+class BuiltImage:
+    """A kernel image that the engine has, and what it took to have it."""
 
+    tag: str
+    is_new: bool
+    took_s: float
+    size_bytes: int
+
+
+async def build_image(settings: BuildSettings, console: Console, *, rebuild: bool = False) -> BuiltImage:
+    """Build the kernel image unless it is there. Raises SetUpFailed, EngineUnavailable."""
+    from sessions.provisioners.image.build import ensure_kernel_image, size_of
+
+    began_s = time.monotonic()
+    is_new = False
     with showing_progress(console, "Kernel image") as progress:
-        return await ensure_kernel_image(settings, progress, rebuild=rebuild)
+
+        def note(line: str) -> None:
+            nonlocal is_new
+            is_new = True
+            progress(line)
+
+        tag = await ensure_kernel_image(settings, note, rebuild=rebuild)
+    return BuiltImage(tag, is_new, time.monotonic() - began_s, await size_of(tag))
 
 
 async def make_environment(settings: BuildSettings, data_dir: Path, console: Console) -> Path:
@@ -233,7 +253,7 @@ async def _choose_engine(config: Config, gateway_id: GatewayId, data_dir: DataDi
     from sessions.provisioners.docker.host_paths import find_host_paths
     from sessions.provisioners.docker.provisioner import DockerProvisioner
 
-    kernel_image = config.engine.kernel_image or await build_image(config.build, console)
+    kernel_image = config.engine.kernel_image or (await build_image(config.build, console)).tag
     settings = replace(config.engine, name="docker", kernel_image=kernel_image)
     engine = DockerEngine()
     try:

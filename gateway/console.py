@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,8 @@ from itertools import groupby
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
-from rich.table import Table
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
 
 from gateway.doctor.findings import Finding, Level
 from gateway.host.packages import own_version
@@ -26,19 +28,51 @@ _NO_ISOLATION = (
 _MARKS = {Level.OK: "[green]ok[/green]", Level.WARN: "[yellow]warn[/yellow]", Level.FAIL: "[bold red]FAIL[/bold red]"}
 
 
+_STEP = re.compile(r"Step (?P<at>\d+)/(?P<of>\d+) : ")
+
+
 @contextmanager
 def showing_progress(console: Console, title: str) -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows a line of progress: beside a spinner on a terminal, as plain lines elsewhere."""
+    """Yield a function that shows a line of progress: beside a bar on a terminal, as plain lines elsewhere.
+
+    Docker's lines of the form `Step 3/9 : …` move the bar.
+    """
     if not console.is_terminal:
         yield lambda line: console.print(f"{title}: {line}", markup=False, highlight=False, soft_wrap=True)
         return
-    with console.status(f"[bold]{escape(title)}[/bold]") as status:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("[bold]{task.description}[/bold]"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[steps]}"),
+        TimeElapsedColumn(),
+        TextColumn("[dim]{task.fields[line]}[/dim]", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+    )
+    with Progress(*columns, console=console, transient=True, expand=True) as progress:
+        task = progress.add_task(escape(title), total=None, steps="", line="")
 
         def show(line: str) -> None:
-            room = max(20, console.width - len(title) - 8)
-            status.update(f"[bold]{escape(title)}[/bold] [dim]{escape(line[:room])}[/dim]")
+            if (step := _STEP.match(line)) is not None:
+                at, of = int(step["at"]), int(step["of"])
+                progress.update(task, completed=at - 1, total=of, steps=f"step {at} of {of}")
+            progress.update(task, line=escape(line))
 
         yield show
+
+
+def show_built(console: Console, tag: str, *, is_new: bool, took_s: float, size_bytes: int) -> None:
+    """Say in one line what a build has come to."""
+    size = f"{size_bytes / 1e9:.2f} GB"
+    if is_new:
+        line = f"Built {tag} ({size}) in {_duration(took_s)}."
+    else:
+        line = f"Nothing to do: {tag} ({size}) is there, built from these sources and settings."
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def greet(console: Console, *, engine: str, kernel_image: str, database: str, url: str, token_required: bool) -> None:

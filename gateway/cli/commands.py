@@ -27,7 +27,7 @@ from gateway.cli.shell.command import shell
 from gateway.cli.token import token
 from gateway.config import loader as configuration
 from gateway.config.loader import Config
-from gateway.console import show_findings
+from gateway.console import show_built, show_findings
 from gateway.doctor.findings import Level
 from gateway.host.logs import configure_logs
 from gateway.host.packages import own_version
@@ -113,8 +113,10 @@ def build(
     from gateway import app as composition
 
     # The tag alone goes to standard output, so that scripts can take it from there.
-    tag = asyncio.run(composition.build_image(settings, Console(stderr=True), rebuild=rebuild))
-    typer.echo(tag)
+    console = Console(stderr=True)
+    built = asyncio.run(composition.build_image(settings, console, rebuild=rebuild))
+    show_built(console, built.tag, is_new=built.is_new, took_s=built.took_s, size_bytes=built.size_bytes)
+    typer.echo(built.tag)
 
 
 @app.command()

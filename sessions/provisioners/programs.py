@@ -7,12 +7,10 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from sessions.errors import SetUpFailed
+from sessions.provisioners.set_up_failures import KEPT_LINES, set_up_failure
 
 Progress = Callable[[str], None]
 """Takes one line of progress, without its newline; called in the event loop's thread."""
-
-_SHOWN_LINES = 5
 
 
 async def run_program(
@@ -20,7 +18,7 @@ async def run_program(
 ) -> None:
     """Run a program to its end; it is ended when this is cancelled.
 
-    Raises SetUpFailed, which begins with `failed` and ends with the program's last lines.
+    Raises SetUpFailed, which begins with `failed`, says why and ends with the program's last lines.
     """
     process = await asyncio.create_subprocess_exec(
         *command,
@@ -29,7 +27,7 @@ async def run_program(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    last: deque[str] = deque(maxlen=_SHOWN_LINES)
+    last: deque[str] = deque(maxlen=KEPT_LINES)
     try:
         assert process.stdout is not None  # noqa: S101 - PIPE was asked for
         async for raw in process.stdout:
@@ -42,4 +40,4 @@ async def run_program(
             process.terminate()
             await process.wait()
     if status != 0:
-        raise SetUpFailed(f"{failed}: {Path(command[0]).name} ended with status {status} ({' '.join(last)}).")
+        raise set_up_failure(failed, list(last), f"{Path(command[0]).name} ended with status {status}")

@@ -63,7 +63,7 @@ async def _wanted_tags(settings: BuildSettings, engine: DockerEngine) -> list[st
 
 
 async def ensure_kernel_image(settings: BuildSettings, progress: Progress, *, rebuild: bool = False) -> str:
-    """Build the kernel image unless it is there; returns its tag.
+    """Build the kernel image unless it is there, and then without a line to `progress`; returns its tag.
 
     `rebuild` builds it anew from the first step, for newer packages. Raises SetUpFailed, Misconfigured,
     EngineUnavailable.
@@ -95,11 +95,21 @@ async def ensure_kernel_image(settings: BuildSettings, progress: Progress, *, re
                 labels={"cellblock.image": "kernel", _TAG_LABEL: tag},
             ),
             progress,
+            failed="The kernel image could not be built",
         )
     finally:
         await engine.close()
     progress(f"Built {tag}")
     return tag
+
+
+async def size_of(image: str) -> int:
+    """The bytes of an image that the engine has. Raises EngineUnavailable."""
+    engine = DockerEngine(threads=1)
+    try:
+        return int(await engine.call(lambda client: client.inspect_image(image)["Size"]))  # type: ignore[no-untyped-call]
+    finally:
+        await engine.close()
 
 
 def image_content(settings: BuildSettings) -> Mapping[str, bytes]:

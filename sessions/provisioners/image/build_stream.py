@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -18,23 +19,35 @@ from docker.api.client import APIClient
 from sessions.errors import EngineUnavailable, SetUpFailed
 from sessions.provisioners.docker.engine import SILENCE, DockerEngine
 from sessions.provisioners.programs import Progress
+from sessions.provisioners.set_up_failures import KEPT_LINES, set_up_failure
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _QUIET_STATUSES = ("Downloading", "Extracting", "Waiting", "Verifying Checksum")
 
 
 async def follow(
-    engine: DockerEngine, start: Callable[[APIClient], Iterable[Mapping[str, Any]]], progress: Progress
+    engine: DockerEngine,
+    start: Callable[[APIClient], Iterable[Mapping[str, Any]]],
+    progress: Progress,
+    *,
+    failed: str = "",
 ) -> None:
     """Report each line of the answer to `progress` until it ends.
 
     The reading thread is a daemon, for such an answer may be silent for minutes: cancelling returns at once, and the
-    engine gives up when the connection closes with the next line or with this process. Raises SetUpFailed with
-    Docker's own words, EngineUnavailable.
+    engine gives up when the connection closes with the next line or with this process.
+
+    Raises EngineUnavailable, and SetUpFailed with Docker's own words. It begins with `failed` where that is given, says
+    why, and ends with the last lines.
     """
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()
     given_up = threading.Event()
+    last: deque[str] = deque(maxlen=KEPT_LINES)
+
+    def say(line: str) -> None:
+        last.append(line)
+        loop.call_soon_threadsafe(progress, line)
 
     def settle(error: Exception | None) -> None:
         if ended.done():
@@ -50,13 +63,11 @@ async def follow(
             for part in start(engine.client()):
                 if given_up.is_set():
                     return
-                _report(part, lambda line: loop.call_soon_threadsafe(progress, line))
+                _report(part, say)
         except SetUpFailed as failure:
-            error = failure
-        except docker.errors.APIError as failure:
-            error = SetUpFailed(f"The Docker engine refused: {failure.explanation or failure}")
-        except SILENCE:
-            error = EngineUnavailable("The Docker engine stopped answering in the middle of a build: start it again.")
+            error = set_up_failure(failed, list(last), str(failure)) if failed else failure
+        except SILENCE as silence:
+            error = _unanswered(silence)
         with suppress(RuntimeError):  # the loop was closed meanwhile
             loop.call_soon_threadsafe(settle, error)
 
@@ -65,6 +76,12 @@ async def follow(
         await ended
     finally:
         given_up.set()
+
+
+def _unanswered(error: Exception) -> Exception:
+    if isinstance(error, docker.errors.APIError):
+        return SetUpFailed(f"The Docker engine refused: {error.explanation or error}")
+    return EngineUnavailable("The Docker engine stopped answering in the middle of a build: start it again.")
 
 
 def _report(part: Mapping[str, Any], say: Callable[[str], object]) -> None:
