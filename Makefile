@@ -1,5 +1,5 @@
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev serve image check test test-fast crash-test bench clean
+.PHONY: help setup setup-dev serve image check test test-fast crash-test bench client-wheel clean
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
@@ -62,6 +62,10 @@ bench: ## Measure what Cellblock costs beside others, in 25 minutes (QUICK=1: 4)
 	@$(BIN)/python scripts/docker_engine.py start
 	@$(BIN)/cellblock build
 	$(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(ROWS),--rows '$(ROWS)') $(BENCH_ARGS)
+
+client-wheel: setup-dev ## Build the Python client by itself, as a wheel without the server, into dist/
+	@bash scripts/client_wheel.sh
+	@ls dist/cellblock_client-*.whl
 
 clean: ## Remove what the others made here
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

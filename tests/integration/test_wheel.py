@@ -1,4 +1,7 @@
-"""A wheel is complete: installed into an environment outside the checkout, it serves, and builds the same image."""
+"""Wheels are complete: installed into an environment outside the checkout, Cellblock serves, and builds the same image.
+
+That of the client is enough for a call, with what it requires and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,18 @@ import re
 import site
 import subprocess
 import sys
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Iterable, Iterator
+from email import message_from_bytes
+from importlib.metadata import Distribution
 from pathlib import Path
+from zipfile import ZipFile
 
 import httpx
 import pytest
 from docker.api.client import APIClient
 from engine_fixtures import BUILD
+from packaging.requirements import Requirement
 
 from sessions.provisioners.image.build import image_content, kernel_image_tag
 
@@ -27,11 +35,65 @@ settings = load(None, os.environ).build
 print(build.kernel_image_tag(build.image_content(settings), settings.base))
 """
 
+CALL = """
+import asyncio, importlib.util, sys
+from gateway.client import AsyncClient, Client
+
+async def call():
+    async with AsyncClient(sys.argv[1]) as client:
+        return (await client.run("6 * 7")).text
+
+with Client(sys.argv[1]) as client, client.session() as session:
+    print(session.run("6 * 7").text, asyncio.run(call()))
+assert not any(map(importlib.util.find_spec, ("tornado", "docker", "sqlalchemy", "sessions", "gateway.app")))
+"""
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def environment(**variables: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | variables
+
+
+@pytest.fixture(scope="module")
+def client_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("client-wheel")
+    script = REPOSITORY / "scripts" / "client_wheel.sh"
+    subprocess.run(["bash", script, directory], env=environment(PYTHON=sys.executable), check=True)
+    (wheel,) = directory.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def client_python(client_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment with the client's wheel, what that requires, and nothing else."""
+    directory = tmp_path_factory.mktemp("client")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", directory], check=True)
+    (packages,) = directory.glob("lib/python*/site-packages")
+    with ZipFile(client_wheel) as archive:
+        archive.extractall(packages)
+        (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        required = message_from_bytes(archive.read(metadata)).get_all("Requires-Dist", [])
+    for distribution in closure(required):
+        assert distribution.files is not None
+        for name in {file.parts[0] for file in distribution.files} - {"..", "__pycache__"}:
+            if not (packages / name).exists():
+                (packages / name).symlink_to(str(distribution.locate_file(name)))
+    return directory / "bin" / "python"
+
+
+def closure(required: Iterable[str]) -> Iterator[Distribution]:
+    """The distributions that meet requirements, as they are installed here, with those that these require."""
+    known: set[str] = set()
+    left = list(required)
+    while left:
+        requirement = Requirement(left.pop())
+        if requirement.name in known or not (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
+            continue
+        known.add(requirement.name)
+        found = Distribution.from_name(requirement.name)
+        yield found
+        left += found.requires or []
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +141,9 @@ def test_an_installed_wheel_asks_for_the_image_of_the_checkout(installed: Run) -
     assert tag == kernel_image_tag(image_content(BUILD), BUILD.base)
 
 
-def test_an_installed_wheel_serves_from_an_empty_directory(python: Path, short_dir: Path) -> None:
+def test_an_installed_wheel_serves_from_an_empty_directory_and_the_clients_calls_it(
+    python: Path, client_python: Path, short_dir: Path
+) -> None:
     data_dir, empty = short_dir / "data", short_dir / "empty"
     empty.mkdir()
     variables = environment(
@@ -98,10 +162,27 @@ def test_an_installed_wheel_serves_from_an_empty_directory(python: Path, short_d
             url = next(found[0] for found in urls if found)
             answer = httpx.post(f"{url}/runcode", json={"code": "print('Hello')"}, timeout=60).json()
             assert httpx.get(f"{url}/status/status.js").status_code == 200
+            called = [client_python, "-c", CALL, url]
+            text = subprocess.run(called, cwd=empty, env=environment(), stdout=subprocess.PIPE, text=True, check=True)
         finally:
             gateway.terminate()
             gateway.communicate(timeout=60)
     assert (answer["status"], answer["output"], gateway.returncode) == ("ok", "Hello\n", 0)
+    assert text.stdout == "42 42\n"
+
+
+def test_the_clients_wheel_goes_with_the_whole_ones(client_wheel: Path, python: Path) -> None:
+    """Installed beside it, in whatever order, it changes nothing: it has some of the same files."""
+    (packages,) = python.parents[1].glob("lib/python*/site-packages")
+    with ZipFile(client_wheel) as archive:
+        names = [name for name in archive.namelist() if ".dist-info/" not in name]
+        assert {name: archive.read(name) for name in names} == {name: (packages / name).read_bytes() for name in names}
+    assert {name.split("/")[1] for name in names} == {"__init__.py", "addresses.py", "client", "py.typed"}
+    whole = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    client = tomllib.loads((REPOSITORY / "packaging" / "client" / "pyproject.toml").read_text())["project"]
+    assert client["dependencies"] == whole["optional-dependencies"]["client"]
+    for key in ("version", "requires-python", "license"):
+        assert client[key] == whole[key]
 
 
 @pytest.mark.docker
