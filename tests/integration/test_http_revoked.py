@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 from http_face import Face, serving
+from websockets import InvalidStatus, Subprotocol
 from websockets.asyncio.client import connect
 from ws_talk import begun, tell, until
 
 from gateway.auth import StoredTokens
+from gateway.http.base.subprotocols import RUNS, TOKEN_PREFIX
 from sessions.model import TenantId
 
 PATIENCE_S = 30.0
@@ -51,6 +54,20 @@ async def test_the_websocket_of_a_revoked_token_is_closed_and_no_other(face: Fac
         await tell(bob, op="run", code="2")
         assert [run.request.tenant for run in await begun(face, 2)] == ["alice", "bob"]
         await until(face, "<Streams 1>")
+
+
+async def test_the_websocket_of_a_browser_is_closed_likewise(face: Face) -> None:
+    text = base64.urlsafe_b64encode(b"alice").decode().rstrip("=")
+    offered = [Subprotocol(RUNS), Subprotocol(f"{TOKEN_PREFIX}{text}")]
+    async with connect(face.ws_url, subprotocols=offered) as alice:
+        await until(face, "<Streams 1>")
+        face.context.set_stored_tokens(stored("bob"))
+        async with asyncio.timeout(PATIENCE_S):
+            await alice.wait_closed()
+        assert alice.close_code == 1008
+    with pytest.raises(InvalidStatus) as refused:
+        await connect(face.ws_url, subprotocols=offered)
+    assert refused.value.response.status_code == 401
 
 
 async def test_the_first_token_closes_what_was_opened_without_one() -> None:

@@ -6,6 +6,7 @@ Raw sockets are the clients that must misbehave.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import socket
 from contextlib import suppress
@@ -15,12 +16,14 @@ import httpx
 import pytest
 from http_face import Face, serving
 from structlog.testing import capture_logs
+from websockets import Origin, Subprotocol
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from ws_talk import TOKENS, UPGRADE, begun, frame_of, hear, tell, until
 
 from gateway.http.base.limits import HttpBounds
 from gateway.http.base.outgoing import Place
+from gateway.http.base.subprotocols import RUNS, TOKEN_PREFIX
 from gateway.http.base.websocket import SocketHandler
 from sessions.model import ANONYMOUS, EventType, RunRequest, RunStatus
 from sessions.settings import Limits
@@ -221,6 +224,53 @@ async def test_a_host_that_is_not_ours_is_refused(face: Face) -> None:
     async with asyncio.timeout(5):
         assert b" 403 " in await reader.readline()
     writer.close()
+
+
+def as_browser(token: str) -> list[Subprotocol]:
+    """What a browser offers: what is spoken, and the token."""
+    text = base64.urlsafe_b64encode(token.encode()).decode().rstrip("=")
+    return [Subprotocol(RUNS), Subprotocol(f"{TOKEN_PREFIX}{text}")]
+
+
+async def test_a_browsers_token_comes_as_a_subprotocol_and_never_goes_back() -> None:
+    async with serving(tokens=TOKENS) as face:
+        async with connect(face.ws_url, subprotocols=as_browser("alice"), origin=Origin(face.url)) as ws:
+            assert ws.subprotocol == RUNS
+            await tell(ws, op="run", code="1")
+            assert (await hear(ws))["type"] == "started"
+        [run] = await begun(face)
+        assert run.request.tenant == "alice"
+        async with connect(face.ws_url, additional_headers={"Authorization": "Bearer bob"}) as ws:
+            assert ws.subprotocol is None
+
+
+@pytest.mark.parametrize(
+    ("subprotocols", "header", "status"),
+    [
+        (as_browser("mallory"), None, 401),
+        ([Subprotocol(RUNS)], None, 401),
+        ([Subprotocol(RUNS), Subprotocol(f"{TOKEN_PREFIX}a")], None, 401),
+        (as_browser("alice"), "Bearer alice", 400),
+    ],
+)
+async def test_a_wrong_token_among_the_subprotocols_is_refused(
+    subprotocols: list[Subprotocol], header: str | None, status: int
+) -> None:
+    async with serving(tokens=TOKENS) as face:
+        headers = {} if header is None else {"Authorization": header}
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(face.ws_url, subprotocols=subprotocols, additional_headers=headers)
+        assert refused.value.response.status_code == status
+        assert face.service.runs == []
+
+
+@pytest.mark.parametrize(("token", "status"), [("alice", 404), ("mallory", 401)])
+async def test_a_browsers_token_is_known_to_kernels_channels_too(token: str, status: int) -> None:
+    """There is no such kernel, which only who is let in is told."""
+    async with serving(tokens=TOKENS) as face:
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(f"ws://127.0.0.1:{face.port}/api/kernels/x/channels", subprotocols=as_browser(token))
+        assert refused.value.response.status_code == status
 
 
 @pytest.mark.parametrize("origin", ["http://127.0.0.1:{port}", "https://chat.example.org"])

@@ -16,6 +16,7 @@ from tornado.websocket import WebSocketClosedError
 
 from gateway.http.api.streaming import wire_events
 from gateway.http.base.errors import error_message
+from gateway.http.base.subprotocols import RUNS
 from gateway.http.base.websocket import SocketHandler
 from gateway.http.parse import run_request, socket_messages
 from gateway.http.parse.socket_messages import InputMessage, InterruptMessage, MessageId, RunMessage
@@ -35,6 +36,9 @@ class RunCodeSocket(SocketHandler):
         self._followed: set[asyncio.Task[None]] = set()
         self._turns: KeyedLock[SessionId] = KeyedLock()
         super().__init__(application, request, **kwargs)
+
+    def select_subprotocol(self, subprotocols: list[str]) -> str | None:
+        return RUNS if RUNS in subprotocols else None
 
     async def on_message(self, message: str | bytes) -> None:
         """Do what is asked; tornado reads the next message when this is done."""

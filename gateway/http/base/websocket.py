@@ -19,6 +19,7 @@ from gateway.http.base.handler import BaseHandler
 from gateway.http.base.incoming_messages import IncomingMessages
 from gateway.http.base.limits import no_room
 from gateway.http.base.outgoing import Place, bytes_of, is_taken
+from gateway.http.base.subprotocols import subprotocol_authorization
 from gateway.http.render.answer import strict_json
 from sessions.errors import InvalidRequest
 
@@ -58,6 +59,13 @@ class SocketHandler(BaseHandler, WebSocketHandler):
             raise InvalidRequest("This address is a WebSocket: connect with a WebSocket client.")
         if headers.get("Sec-WebSocket-Version") != _VERSION or not headers.get("Sec-WebSocket-Key"):
             raise InvalidRequest("The WebSocket handshake must be of version 13, with a key (RFC 6455).")
+
+    def authorization(self) -> str | None:
+        """The header `Authorization`, or a token among the sub-protocols. Raises InvalidRequest where both are."""
+        header, offered = super().authorization(), subprotocol_authorization(self.request.headers)
+        if header is not None and offered is not None:
+            raise InvalidRequest("There are two tokens: leave out the header `Authorization`, or the sub-protocol.")
+        return offered if header is None else header
 
     def check_origin(self, origin: str) -> bool:
         """The base class has looked at it already."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from gateway.http.base.errors import INTERNAL_SENTENCE, STATUS_OF_CODE
 from gateway.http.base.route import Route
+from gateway.http.base.websocket import SocketHandler
 from gateway.http.description.answers import Error
 from gateway.http.description.jupyter_answers import JupyterError
 from gateway.http.description.operation import FORMS, JSON, Answer, Body, Operation, Stream
@@ -99,6 +100,13 @@ _SECURITY_SCHEMES = {
         "name": "token",
         "description": "The token, on the routes of Jupyter. It counts before the header; an empty one counts as none.",
     },
+    "subprotocol": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "Sec-WebSocket-Protocol",
+        "description": "For browsers, on WebSockets: `base64url.bearer.authorization.cellblock.<token>`, beside the "
+        "name of what is spoken.",
+    },
 }
 
 
@@ -143,6 +151,8 @@ def _operation(
             "receive": [schemas.of(kind) for kind in said.receives],
         }
     wanted: list[dict[str, Any]] = [{"bearer": []}, {"query": []}] if is_jupyter else [{"bearer": []}]
+    if issubclass(route.handler, SocketHandler):
+        wanted.append({"subprotocol": []})
     shown["security"] = wanted if needs_token and route.needs_token else []
     return shown
 

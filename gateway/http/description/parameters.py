@@ -62,7 +62,10 @@ REQUEST_HEADERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "string"},
     },
     "Sec-WebSocket-Protocol": {
-        "description": "`v1.kernel.websocket.jupyter.org`, if the client has it.",
+        "description": "What the client speaks, if it says so: `v1.runcode.cellblock`, or "
+        "`v1.kernel.websocket.jupyter.org` for a kernel. A browser, which cannot send `Authorization`, adds its "
+        "token as `base64url.bearer.authorization.cellblock.<token>`, in Base64 with the URL-safe alphabet and without "
+        "padding.",
         "schema": {"type": "string"},
     },
 }
@@ -82,9 +85,10 @@ ANSWER_HEADERS: dict[str, dict[str, Any]] = {
         "description": "What a browser may do with it: nothing, where it comes from a run.",
         "schema": {"type": "string"},
     },
+    "Vary": {"description": "The headers of the request that the answer depends on.", "schema": {"type": "string"}},
     "Last-Modified": {"description": "When the file was written last.", "schema": {"type": "string"}},
     "Sec-WebSocket-Protocol": {
-        "description": "The sub-protocol that was chosen, if any.",
+        "description": "The sub-protocol that was chosen, if any; never the one with a token.",
         "schema": {"type": "string"},
     },
 }

@@ -109,9 +109,10 @@ OPERATIONS: Operations = {
     ),
     "GET /runcode/ws": Operation(
         "Run code over a WebSocket",
-        {101: Answer("A WebSocket of JSON objects in text frames.")},
+        {101: Answer("A WebSocket of JSON objects in text frames.", headers=("Sec-WebSocket-Protocol",))},
         details="Here `input()` works, and a run can be interrupted. Each message has an `op`, and an `id` of yours, "
         "which the events of its run carry too. Up to 32 runs may be in flight.",
+        headers=("Sec-WebSocket-Protocol",),
         errors=(TooManyRequests,),
         sends=MESSAGES,
         receives=(Event, SocketError),

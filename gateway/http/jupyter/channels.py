@@ -18,6 +18,7 @@ from tornado.websocket import WebSocketClosedError
 
 from gateway.host.clock import SystemClock
 from gateway.http.base.outgoing import Place
+from gateway.http.base.subprotocols import subprotocol_authorization
 from gateway.http.base.websocket import SocketHandler
 from gateway.http.jupyter.framing import Framing, framing_of
 from gateway.http.jupyter.handler import JupyterHandler
@@ -77,6 +78,11 @@ class JupyterChannels(JupyterHandler, SocketHandler):
             if self._sending is not None:
                 self._sending.cancel()
             self._connection.disconnect()
+
+    def authorization(self) -> str | None:
+        """As of all Jupyter routes, or a token among the sub-protocols, which counts after both."""
+        given = JupyterHandler.authorization(self)
+        return subprotocol_authorization(self.request.headers) if given is None else given
 
     def select_subprotocol(self, subprotocols: list[str]) -> str | None:
         return SUBPROTOCOL if SUBPROTOCOL in subprotocols else None
