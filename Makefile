@@ -1,5 +1,5 @@
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev serve image check test test-fast crash-test bench client-wheel clean
+.PHONY: help setup setup-dev serve image check test test-fast crash-test bench client-wheel editor clean
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
@@ -66,6 +66,10 @@ bench: ## Measure what Cellblock costs beside others, in 25 minutes (QUICK=1: 4)
 client-wheel: setup-dev ## Build the Python client by itself, as a wheel without the server, into dist/
 	@bash scripts/client_wheel.sh
 	@ls dist/cellblock_client-*.whl
+
+# Committed with its SHA-256, so nobody needs Node unless the pinned versions change.
+editor: ## Bundle the playground's editor anew, byte for byte, from scripts/codemirror (needs Node)
+	bash scripts/codemirror/build.sh
 
 clean: ## Remove what the others made here
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

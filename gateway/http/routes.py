@@ -10,7 +10,7 @@ from tornado.web import Application
 from gateway.http.api.artifacts import FileHandler, ImageHandler
 from gateway.http.api.batch import BatchHandler
 from gateway.http.api.metrics import MetricsHandler
-from gateway.http.api.ops import HealthHandler, ReadyHandler, RootHandler, UnknownRouteHandler
+from gateway.http.api.ops import HealthHandler, ReadyHandler, UnknownRouteHandler
 from gateway.http.api.runcode import RunCodeHandler
 from gateway.http.api.runcode_ws import RunCodeSocket
 from gateway.http.api.runs import RunCancelHandler, RunEventsHandler, RunHandler, RunsHandler
@@ -26,6 +26,7 @@ from gateway.http.jupyter.kernels import KernelHandler, KernelInterruptHandler, 
 from gateway.http.jupyter.kernelspecs import KernelSpecFileHandler, KernelSpecHandler, KernelSpecsHandler
 from gateway.http.jupyter.server_info import IdentityHandler, StatusHandler, VersionHandler
 from gateway.http.jupyter.sessions import JupyterSessionHandler, JupyterSessionsHandler
+from gateway.http.pages.handlers import PlaygroundHandler, StaticHandler
 from gateway.http.reference.handlers import DocsHandler, OpenApiHandler, Reference
 from gateway.http.status_page.handlers import StatusFileHandler, StatusJsonHandler, StatusPageHandler
 from gateway.http.status_page.history import History
@@ -91,9 +92,11 @@ ROUTES = (
     _open("/docs", DocsHandler),
     Route("/metrics", MetricsHandler, _GET),
     Route("/status.json", StatusJsonHandler, _GET),
+    # --- pages
     _open("/status", StatusPageHandler),
     _open("/status/{file}", StatusFileHandler),
-    _open("/", RootHandler),
+    _open("/", PlaygroundHandler),
+    Route("/static/{version}/{path}", StaticHandler, _GET, Exposure.OPEN, needs_token=False, is_listed=False),
 )
 _UNKNOWN = _missing("unknown", UnknownRouteHandler)
 

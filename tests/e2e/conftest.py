@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from browser_rig import browser
 from client_rig import bob, client, gateway, launch, s, shared_gateway
 from e2e_rig import module_database_url, rig, session_database_url, settled
 from jupyter_client_rig import jupyter
 
 __all__ = [
     "bob",
+    "browser",
     "client",
     "gateway",
     "jupyter",

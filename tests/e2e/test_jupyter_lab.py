@@ -6,8 +6,6 @@ Playwright keeps a loop of its own running between the steps.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,22 +14,14 @@ from typing import Any
 import httpx
 import nbformat
 import pytest
+from browser_rig import PATIENCE_MS
 from client_rig import ALICE
 from jupyter_client_rig import NUMBERED, jupyter_server, numbers
 from nbformat.v4 import new_code_cell, new_notebook
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from serve_rig import Gateway
 
-CHROMIUM_OPTIONS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
-PATIENCE_MS = 60_000
 PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 3, 2])\nplt.title('drawn here')\nplt.show()"
 LINES = 100
 SLIDER = """\
@@ -52,20 +42,6 @@ slider.observe(note, "value")
 display(beside)"""
 
 pytestmark = pytest.mark.docker
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    executable = shutil.which("chromium")
-    if executable is None:
-        reason = "no `chromium` to use JupyterLab with: scripts/browser.sh installs it on Debian"
-        if os.environ.get("CI"):
-            pytest.fail(f"CI is set, and there is {reason}")
-        pytest.skip(f"NO BROWSER: there is {reason}")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_OPTIONS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ class Route:
     """One path and the methods that it has.
 
     `{name}` in `path` stands for one segment of the URL's path; `{path}` and `{artifact}` stand for the whole rest. A
-    route that is not `is_listed` exists for its error shape alone.
+    route that is not `is_listed` is no part of the API: it is there for its error shape alone, or for our own pages.
     """
 
     path: str

@@ -18,7 +18,11 @@ _OURS: Operations = {
             503: json_answer(ReadyError, "It would not, for these reasons.", headers=("Retry-After",)),
         },
     ),
-    "GET /": Operation("List the routes", {200: json_answer(Root, "Method and path of each.")}),
+    "GET /": Operation(
+        "List the routes",
+        {200: Answer("Method and path of each.", {JSON: Root, "text/html": str}, ("Vary",))},
+        details="Whoever prefers HTML, as browsers do, gets the playground: a page to run code with.",
+    ),
     "GET /metrics": Operation(
         "Get the metrics", {200: Answer("In the text format of Prometheus.", {"text/plain": str})}
     ),
