@@ -65,7 +65,7 @@ class Watch:
 
     def check(self, origin: str) -> None:
         """Nothing failed, no policy was violated (Chromium logs that as an error), and nobody else was asked."""
-        assert self.errors == []
+        assert self.errors == [], self.errors
         hosts = {urlsplit(url).netloc for url in self.urls if not url.startswith(("data:", "blob:", "about:"))}
         assert hosts <= {urlsplit(origin).netloc}, self.urls
 

@@ -116,6 +116,7 @@ export class Editor {
           EditorView.domEventHandlers({ beforeinput: replaceSelected }),
           placeholder("Code to run"),
           EditorView.contentAttributes.of({
+            tabindex: "0",
             "aria-label": "Code. Tab indents; to leave with the keyboard, press Escape and then Tab.",
           }),
           EditorView.updateListener.of((update) => update.docChanged && onChange()),

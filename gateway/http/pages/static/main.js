@@ -199,7 +199,10 @@ function setUpSessions() {
   );
   byId("notebook").addEventListener("click", () => guard(async () => save(await sessions.notebook(), `${sessions.id}.ipynb`)));
   byId("end-session").addEventListener("click", () => {
-    if (confirm(`End session ${sessions.id}? Its variables and files are removed.`)) guard(() => sessions.end());
+    if (confirm(`End session ${sessions.id}? Its variables and files are removed.`)) {
+      files.hide();
+      guard(() => sessions.end());
+    }
   });
 }
 

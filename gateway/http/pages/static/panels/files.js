@@ -6,6 +6,7 @@ const MAX_SHOWN = 500;
 
 export class Files {
   #sessionId = "";
+  #asking = new AbortController();
 
   /**
    * @param {HTMLElement} list
@@ -20,14 +21,21 @@ export class Files {
 
   /** @param {string} sessionId "" for none. */
   async show(sessionId) {
+    this.hide();
+    const { signal } = this.#asking;
     this.#sessionId = sessionId;
     if (!sessionId) {
       this.#tell("Files");
       this.list.replaceChildren(remark("Files belong to a session: drop one here, and a session is made for it."));
       return;
     }
-    const { files } = await askJson(filePath(sessionId));
-    if (sessionId !== this.#sessionId) return;
+    let files;
+    try {
+      ({ files } = await askJson(filePath(sessionId), { signal }));
+    } catch (error) {
+      if (signal.aborted) return;
+      throw error;
+    }
     this.#tell(`Files (${files.length})`);
     const items = files.slice(0, MAX_SHOWN).map((file) => this.#item(file));
     if (files.length === 0) items.push(remark("None yet. Drop files anywhere on this page to send them."));
@@ -35,11 +43,11 @@ export class Files {
     this.list.replaceChildren(...items);
   }
 
-  /** Nothing is known of them. */
+  /** Ask no more for those of a session that is left or ends. */
   hide() {
+    this.#asking.abort();
+    this.#asking = new AbortController();
     this.#sessionId = "";
-    this.#tell("Files");
-    this.list.replaceChildren();
   }
 
   /** Send them to the session, one after the other. @param {string} sessionId @param {File[]} files */
