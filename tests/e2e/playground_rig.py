@@ -62,7 +62,7 @@ class Playground:
     def make_session(self) -> str:
         """Make a session, and return its name."""
         self.button("New session").click()
-        expect(self.button("Restart kernel")).to_be_visible()
+        expect(self.button("Restart")).to_be_visible()
         name: str = self.page.locator("#session").input_value()
         assert name.startswith("play-")
         return name

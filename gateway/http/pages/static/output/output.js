@@ -19,6 +19,8 @@ export class Output {
   /** @type {Map<string, string>} */ #files = new Map();
   /** @type {Set<string>} */ #displayed = new Set();
   /** @type {HTMLElement | null} */ #note = null;
+  /** Whether events come as they happen: what comes while a question is open was printed before it. */
+  isLive = true;
   #clearsNext = false;
   #isScrolling = false;
   #left = 0;
@@ -105,7 +107,9 @@ export class Output {
   #add(element) {
     this.#block = null;
     this.#stayAtEnd();
-    this.container.append(element);
+    const question = this.isLive ? this.container.querySelector("form.input") : null;
+    if (question) question.before(element);
+    else this.container.append(element);
   }
 
   /** Whoever reads the end sees the end when there is more; whoever has scrolled back is left alone. */

@@ -45,6 +45,7 @@ export class RunPanel {
   async run(fields) {
     if (this.isBusy) return;
     this.#reset("Waiting for a sandbox");
+    this.output.isLive = true;
     // Where the output is below the code, it would begin out of sight.
     if (byId("state").getBoundingClientRect().bottom > innerHeight) byId("state").scrollIntoView({ block: "center" });
     announce("Running");
@@ -65,6 +66,7 @@ export class RunPanel {
     }
     if (signal.aborted) return null;
     this.#reset(found.finished_at ? "Loading" : "Running");
+    this.output.isLive = false;
     this.#name(found.run_id);
     this.#guard((follower) => follow(found.run_id, follower, signal), signal);
     return found;

@@ -75,9 +75,9 @@ export class Sessions {
 
   /** @param {string} chosen */
   #list(chosen) {
-    const options = [option(NONE, "None: a fresh sandbox each run")];
+    const options = [option(NONE, "None: fresh each run")];
     for (const { session_id: id, language, state } of this.#views) {
-      options.push(option(id, `${id} (${language}, ${state})`));
+      options.push(option(id, `${id} (${language}${state === "dead" ? ", kernel gone" : ""})`));
     }
     if (chosen && !this.#views.some((view) => view.session_id === chosen)) {
       options.push(option(chosen, `${chosen} (ended)`));
