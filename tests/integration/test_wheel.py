@@ -164,10 +164,16 @@ def test_an_installed_wheel_serves_from_an_empty_directory_and_the_clients_calls
             assert httpx.get(f"{url}/status/status.js").status_code == 200
             called = [client_python, "-c", CALL, url]
             text = subprocess.run(called, cwd=empty, env=environment(), stdout=subprocess.PIPE, text=True, check=True)
+            page = httpx.get(url, headers={"Accept": "text/html"}, timeout=60).text
+            static = [
+                httpx.get(f"{url}/{path}", timeout=60) for path in re.findall(r'(?:href|src)="(static/[^"]+)"', page)
+            ]
+            editor = httpx.get(static[-1].url.join("third_party/codemirror.js"), timeout=60)
         finally:
             gateway.terminate()
             gateway.communicate(timeout=60)
     assert (answer["status"], answer["output"], gateway.returncode) == ("ok", "Hello\n", 0)
+    assert [file.status_code for file in (*static, editor)] == [200] * 4
     assert text.stdout == "42 42\n"
 
 

@@ -22,7 +22,7 @@ const STYLE = `
 @media (prefers-color-scheme: dark) { :root { --text: #e6edf3; --faint: #9da7b3; --line: #30363d; --panel: #161b22; } }
 html { background: transparent; }
 body { margin: 0; padding: 2px; color: var(--text); font: 13px/18px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+table { border: 0; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { height: ${ROW_PX}px; padding: 0 12px; border: 0; text-align: right; white-space: nowrap; }
 th { color: var(--faint); font-weight: 600; }
 thead th, thead td { border-bottom: 1px solid var(--line); }

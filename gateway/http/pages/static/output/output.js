@@ -200,7 +200,7 @@ export class Output {
   /** @param {string} name */
   #figure(name) {
     this.#displayed.add(name);
-    return picture(name, this.#images.get(name) ?? "");
+    return picture(name, this.#images.get(name) ?? "", false);
   }
 
   // --- the end -------------------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ export class Output {
     this.#block?.flush();
     if (this.#left > 0) this.notice(`${this.#left} more results are not shown here. The run's record has all of them.`);
     const others = [...this.#images].filter(([name]) => !this.#displayed.has(name));
-    for (const [name, url] of others.slice(0, MAX_PICTURES)) this.#add(picture(name, url));
+    for (const [name, url] of others.slice(0, MAX_PICTURES)) this.#add(picture(name, url, true));
     if (this.#files.size > 0 || this.#images.size > 0) this.#add(downloads(new Map([...this.#images, ...this.#files])));
     if (answer.session_lost) {
       this.notice("The session's variables are gone: its kernel ended. The next run has a fresh one.", "warning");
@@ -239,15 +239,18 @@ export class Output {
   }
 }
 
-/** @param {string} name @param {string} url */
-function picture(name, url) {
+/** @param {string} name @param {string} url @param {boolean} hasCaption */
+function picture(name, url, hasCaption) {
   const figure = document.createElement("figure");
   const image = document.createElement("img");
   image.alt = `Picture ${name}`;
   image.src = url;
-  const caption = document.createElement("figcaption");
-  caption.textContent = name;
-  figure.append(image, caption);
+  figure.append(image);
+  if (hasCaption) {
+    const caption = document.createElement("figcaption");
+    caption.textContent = name;
+    figure.append(caption);
+  }
   return figure;
 }
 

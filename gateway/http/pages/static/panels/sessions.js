@@ -76,8 +76,8 @@ export class Sessions {
   /** @param {string} chosen */
   #list(chosen) {
     const options = [option(NONE, "None: fresh each run")];
-    for (const { session_id: id, language, state } of this.#views) {
-      options.push(option(id, `${id} (${language}${state === "dead" ? ", kernel gone" : ""})`));
+    for (const { session_id: id, state } of this.#views) {
+      options.push(option(id, state === "dead" ? `${id} (kernel gone)` : id));
     }
     if (chosen && !this.#views.some((view) => view.session_id === chosen)) {
       options.push(option(chosen, `${chosen} (ended)`));
