@@ -42,7 +42,7 @@ test: setup ## Run every test; as root on Debian it brings Docker and Chromium a
 # Left out are the real kernels and bridges, Chromium, what installs packages, and what waits for time-outs: they take minutes. So is
 # http_jupyter_client, which needs jupyter_server, one of the clients.
 SLOW := $(addprefix --ignore=tests/integration/test_,$(addsuffix .py,\
-	fork_server http_description_fuzz http_jupyter_client http_protocol http_unread http_ws_connections \
+	bash_kernel fork_server http_description_fuzz http_jupyter_client http_protocol http_unread http_ws_connections \
 	jupyter_bridge jupyter_silence kernel_asyncio kernel_scripts kernel_shell kernel_workers process_environment \
 	store_embedded store_lanes store_outages store_postgres store_quick_lane store_schema store_takeover store_tokens \
 	supervisor_client_ids supervisor_crashes supervisor_kernel supervisor_life supervisor_relay status_page template wheel))

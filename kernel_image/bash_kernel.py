@@ -21,6 +21,9 @@ from kernel_image import child_environment, run_environment
 from kernel_image.bash_shell import BashShell, End, find_bash
 
 _NO_BASH = "There is no bash here: install it where the kernels run, or leave the language out of `languages`."
+_LOST = "The shell's own files could not be written, so the code was not run and the shell has ended"
+_ENDS = {"payload": [{"source": "ask_exit", "keepkernel": False}]}
+"""The part of a reply that tells the supervisor of the kernel's end."""
 _LEAVE_S = 0.1
 """For the answer to go out before the kernel ends."""
 _CHECK_TIMEOUT_S = 5.0
@@ -85,6 +88,14 @@ class BashKernel(Kernel):  # type: ignore[misc]
             return self._reply()
         if self._bash is None:
             return self._failure("BashNotFound", _NO_BASH)
+        try:
+            return await self._run(code, variables, environment)
+        except OSError as error:  # the code has filled the disk, or locked our directory
+            self._leave()
+            return {**self._failure("ShellLost", f"{_LOST}: {error.strerror}."), **_ENDS}
+
+    async def _run(self, code: str, variables: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, Any]:
+        assert self._bash is not None  # noqa: S101 - there is one
         if self._shell is None:
             directory = Path(tempfile.mkdtemp(prefix="bash-", dir=Path(self.parent.connection_file).parent))
             self._shell = BashShell(self._bash, directory, os.getcwd(), self.io_loop.stop)  # noqa: PTH109
@@ -112,7 +123,7 @@ class BashKernel(Kernel):  # type: ignore[misc]
         sys.stderr.flush()
         if end.status < 0 and not self._shell.was_interrupted:
             _die_of(-end.status)
-        self.io_loop.call_later(_LEAVE_S, self.io_loop.stop)
+        self._leave()
         if self._shell.was_interrupted:
             reply = self._failure("KeyboardInterrupt", "")
         elif end.status == 0:
@@ -120,13 +131,19 @@ class BashKernel(Kernel):  # type: ignore[misc]
         else:
             text = f"The shell ended with exit status {end.status}{_meaning(end.status)}."
             reply = self._failure("ExitStatus", str(end.status), text)
-        return {**reply, "payload": [{"source": "ask_exit", "keepkernel": False}]}
+        return {**reply, **_ENDS}
+
+    def _leave(self) -> None:
+        """End the kernel, once the answer is out."""
+        self.io_loop.call_later(_LEAVE_S, self.io_loop.stop)
 
     def _reply(self) -> dict[str, Any]:
         return {"status": "ok", "execution_count": self.execution_count, "payload": [], "user_expressions": {}}
 
     def _failure(self, name: str, value: str, text: str = "") -> dict[str, Any]:
-        """Publish an error, and return the reply that says so."""
+        """Publish an error behind all output, and return the reply that says so."""
+        sys.stdout.flush()
+        sys.stderr.flush()
         content = {"ename": name, "evalue": value, "traceback": [f"{name}: {text or value}".rstrip(": ")]}
         self.send_response(self.iopub_socket, "error", content)
         return {**self._reply(), "status": "error", **content}

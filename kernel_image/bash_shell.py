@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from kernel_image.leftovers import make_usable
+
 _FIRST_DESCRIPTOR = 200
 """Scripts choose their own descriptors from below, bash from 10 on."""
 _READ_BYTES = 65_536
@@ -116,12 +118,12 @@ class BashShell:
         return self._process.returncode is not None
 
     def set_variables(self, variables: Mapping[str, str]) -> None:
-        """Export variables, from the next text on. The names are a shell's."""
+        """Export variables, from the next text on. The names are a shell's. Raises OSError."""
         exports = "".join(f"export {name}={_quoted(text)}\n" for name, text in variables.items())
         self._write(f"{self._sourced('variables.sh', exports)}\n")
 
     async def run(self, code: str, environment: Mapping[str, str]) -> End:
-        """Run a text, with these variables in the environment until it has ended."""
+        """Run a text, with these variables in the environment until it ends. Raises OSError: files of ours fail."""
         self._number += 1
         self._has_begun = self._interrupt_wanted = self._was_interrupted = False
         self._end = self._loop.create_future()
@@ -197,8 +199,7 @@ class BashShell:
 
     def _write_file(self, name: str, text: str) -> None:
         path = self._directory / name
-        with contextlib.suppress(OSError):
-            self._directory.mkdir(exist_ok=True)
+        make_usable(self._directory)
         path.unlink(missing_ok=True)
         with path.open("x", encoding="utf-8", errors="replace", newline="") as file:
             file.write(text)

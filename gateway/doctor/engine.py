@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from gateway.doctor.findings import Finding, Level
 from gateway.doctor.machine import look_at_disk
 from gateway.doctor.versions import DOCKER_HOLES, RUNC_HOLES, Holes, is_older
 from sessions.errors import CellblockError, EngineUnavailable, SetUpFailed
+from sessions.languages import BASH_KERNEL
 from sessions.settings import BuildSettings, EngineSettings, Limits
 
 if TYPE_CHECKING:
@@ -22,11 +24,22 @@ _ENGINE_FLOOR = "20.10"
 
 
 async def look_at_engine(
-    engine: EngineSettings, build: BuildSettings, limits: Limits, data_dir: Path | None = None
+    engine: EngineSettings,
+    build: BuildSettings,
+    limits: Limits,
+    data_dir: Path | None = None,
+    *,
+    kernel_names: Collection[str] = (),
 ) -> list[Finding]:
-    """All of it. A socket for a sandbox is made in `data_dir`, if that is there and may be written to."""
+    """All of it; `kernel_names` are the kernelspecs of the configured languages.
+
+    A socket for a sandbox is made in `data_dir`, if that is there and may be written to.
+    """
     if engine.name == "process":
-        return [_no_isolation("`engine.name` is `process`.")]
+        found = [_no_isolation("`engine.name` is `process`.")]
+        if BASH_KERNEL in kernel_names:
+            found.append(bash_finding(shutil.which("bash")))
+        return found
     return await _docker_findings(engine, build, limits, data_dir)
 
 
@@ -65,6 +78,14 @@ def zygote_finding(obstacle: str) -> Finding:
     else:
         what = f"none, since {obstacle}: sandboxes start more slowly and take more memory"
     return Finding("zygote", Level.OK, what)
+
+
+def bash_finding(place: str | None) -> Finding:
+    """Whether the process engine's kernels find bash. Pure."""
+    if place is None:
+        what_to_do = "Install bash, or leave it out of `languages`."
+        return Finding("bash", Level.WARN, "There is no bash on the PATH, so that its runs fail", what_to_do)
+    return Finding("bash", Level.OK, place)
 
 
 def _judged(part: str, name: str, installed: str, holes: Holes) -> Finding:

@@ -31,7 +31,11 @@ async def examine(config: Config, data_dir: Path, look: database.Look | None = N
             facts, judged = await database.ask(look)
             found.extend(judged)
     with report.looking(Group.ENGINE, "engine") as found:
-        found.extend(await engine.look_at_engine(config.engine, config.build, config.limits, data_dir))
+        found.extend(
+            await engine.look_at_engine(
+                config.engine, config.build, config.limits, data_dir, kernel_names=[*config.languages.values()]
+            )
+        )
     with report.looking(Group.MACHINE, "open files") as found:
         found.append(machine.descriptor_finding(descriptor_limit(), config.pool.max))
     with report.looking(Group.MACHINE, "data disk") as found:

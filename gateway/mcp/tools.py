@@ -27,7 +27,11 @@ class RunCode(Arguments):
     """Arguments of `run_code`."""
 
     code: Annotated[
-        str, Meta(description="The code, as a notebook cell: magics, `!commands` and top-level `await` work.")
+        str,
+        Meta(
+            description="The code. In Python as a notebook cell: magics, `!commands` and top-level `await` work. In "
+            "another language, `bash` for example, a script."
+        ),
     ]
     language: Annotated[str | None, Meta(description="One of the gateway's languages; Python unless given.")] = None
     timeout: Annotated[

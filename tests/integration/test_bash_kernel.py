@@ -131,6 +131,13 @@ async def test_the_status_is_there_for_the_next_run(kernel: Supervised) -> None:
     await kernel.run("trap - ERR")
 
 
+async def test_an_error_comes_after_all_output(kernel: Supervised) -> None:
+    for _ in range(10):
+        run = await kernel.run("echo out; echo err >&2; false")
+        assert run.types().index("error") > max(n for n, kind in enumerate(run.types()) if kind == "stream")
+        assert (run.text(), run.text("stderr")) == ("out\n", "err\n")
+
+
 async def test_messages_name_the_line(kernel: Supervised) -> None:
     run = await kernel.run("echo\n\nnothing_of_this_name")
     assert run.text("stderr") == "./main.sh: line 3: nothing_of_this_name: command not found\n"
@@ -385,3 +392,15 @@ async def test_no_zombies_are_left(kernel: Supervised) -> None:
     await kernel.run("for n in {1..30}; do (sleep 0.01 & ) ; true & done; wait $!")
     await asyncio.sleep(0.2)
     assert (await kernel.run("ps -eo stat,ppid | awk -v p=$$ '$2 == p && /^Z/' | wc -l")).text().strip() == "0"
+
+
+async def test_a_kernel_whose_files_cannot_be_written_says_so_and_ends(mortal: Supervised) -> None:
+    await mortal.ready()
+    await mortal.run("true")
+    (shell,) = mortal.ipc_dir.glob("bash-*")
+    (shell / "code.sh").unlink()
+    (shell / "code.sh").mkdir()
+    name, value = error(await mortal.run("echo no"))
+    assert (name, "the code was not run" in value) == ("ShellLost", True)
+    await mortal.ready(2)
+    assert (await mortal.run("echo fresh")).text() == "fresh\n"

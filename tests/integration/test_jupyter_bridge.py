@@ -408,12 +408,16 @@ def test_a_kernelspec_is_of_a_language_of_the_configuration(process_jupyter: Jup
     config = {
         "engine": {"name": "process"},
         "build": {"dependencies": [], "preload": []},
-        "languages": {"snake": "python3", "none": "gone"},
+        "languages": {"snake": "python3", "bash": "bash", "none": "gone"},
     }
     install(tmp_path, config, language="snake")
+    install(tmp_path, config, language="bash")
     install(tmp_path, config, language="none")
     with process_jupyter.kernel(kernel_name="cellblock-snake") as (_, client):
         assert run(client, "print(1)")[1] == "1\n"
+    with process_jupyter.kernel(kernel_name="cellblock-bash") as (_, client):
+        reply, text = run(client, "echo 1; false")
+        assert (reply["ename"], reply["evalue"], text) == ("ExitStatus", "1", "1\n")
     manager = KernelManager(kernel_name="cellblock-none")
     with pytest.raises(KernelNotStarted, match="ended before its kernel was ready"):
         manager.start_kernel()

@@ -341,7 +341,7 @@ async def test_cpu_time_and_memory_of_a_run_are_its_own(kernel: Supervised) -> N
 
 KERNELSPECS = {
     "another-python": ([sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], "print(6 * 7)"),
-    "bash": ([sys.executable, "-m", "bash_kernel", "-f", "{connection_file}"], "echo $((6 * 7))"),
+    "another-bash": ([sys.executable, "-m", "bash_kernel", "-f", "{connection_file}"], "echo $((6 * 7))"),
 }
 
 

@@ -166,6 +166,17 @@ async def test_an_engine_that_is_away_is_a_warning_where_another_may_serve_and_a
     assert found == {"auto": Level.WARN, "docker": Level.FAIL, "process": Level.WARN}
 
 
+async def test_a_bash_that_is_missing_is_a_warning_of_the_process_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def of_bash(kernel_name: str) -> list[Level]:
+        engine = EngineSettings(name="process")
+        found = await look_at_engine(engine, BuildSettings(), Limits(), kernel_names=[kernel_name])
+        return [finding.level for finding in found if finding.name == "bash"]
+
+    assert (await of_bash("bash"), await of_bash("python3")) == ([Level.OK], [])
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert await of_bash("bash") == [Level.WARN]
+
+
 def configured(**sections: Any) -> Config:
     return Config(**{"server": ServerSection(port=0), "engine": EngineSettings(name="process"), **sections})
 

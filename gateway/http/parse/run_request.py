@@ -38,13 +38,14 @@ class RunFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """The fields of `POST /runcode`, by type alone."""
 
     code: str
-    """What a notebook cell takes: magics, `!commands` and top-level `await` too."""
+    """In Python what a notebook cell takes: magics, `!commands` and top-level `await` too. In Bash, a script."""
     languageType: str | None = None  # noqa: N815 - the name is the original API's
     """A configured language; `python` unless given."""
     language: str | None = None
     """Another name for `languageType`."""
     variables: dict[str, Any] | list[Any] | None = None
-    """Set before the code runs, by name, as the language's own values. Of lists, only the empty one is taken."""
+    """Set before the code runs, by name, as the language's own values; in Bash, environment variables. Of lists, only
+    the empty one is taken."""
     session_id: str | None = None
     """The session to run in; it is made when there is none of that name."""
     timeout: float | None = None
