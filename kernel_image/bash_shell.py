@@ -25,8 +25,10 @@ _FIRST_DESCRIPTOR = 200
 """Scripts choose their own descriptors from below, bash from 10 on."""
 _READ_BYTES = 65_536
 _MOST_MATCHES = 500
+_MOST_LINES = 10_000
 _MAIN_NAME = "main.sh"
 _CODE_NAME = "code.sh"
+_ENVIRONMENT_NAMES = ("environment.sh", "environment-back.sh")
 
 # With `extdebug`, a DEBUG trap that returns 2 returns from the function or the sourced file that it is called in: so an
 # interrupt leaves them all, and the shell goes on. Without an INT trap it would end a shell that is not interactive.
@@ -48,7 +50,8 @@ _RUN = """\
 {trap}builtin cd -P -- {directory} && . ./main.sh </dev/null
 {{ __cellblock_ended=$?; builtin trap -p INT ERR >&{report}
 builtin printf 'ended %s %s %s\\n' {number} "$__cellblock_ended" "$-" >&{report}; builtin set +xv; }} 2>/dev/null
-{put_back}
+{{ {put_back}
+builtin printf 'done %s\\n' {number} >&{report}; }} 2>/dev/null
 }}
 """
 """Bash reads it whole before it runs any of it, which `set -v` shows."""
@@ -78,6 +81,7 @@ class BashShell:
         self._loop = asyncio.get_running_loop()
         self._number = 0
         self._has_begun = False
+        self._has_ended_text = False
         self._interrupt_wanted = False
         self._was_interrupted = False
         self._status = 0
@@ -125,7 +129,7 @@ class BashShell:
     async def run(self, code: str, environment: Mapping[str, str]) -> End:
         """Run a text, with these variables in the environment until it ends. Raises OSError: files of ours fail."""
         self._number += 1
-        self._has_begun = self._interrupt_wanted = self._was_interrupted = False
+        self._has_begun = self._has_ended_text = self._interrupt_wanted = self._was_interrupted = False
         self._end = self._loop.create_future()
         report, stdout, stderr = self._descriptors
         again = "".join(f"builtin set -{flag}; " for flag in "vx" if flag in self._flags)
@@ -144,12 +148,16 @@ class BashShell:
             directory=_quoted(str(self._directory)),
             number=self._number,
             trap="" if "INT" in self._traps else _TRAP,
-            set_aside=self._sourced("environment.sh", _set_aside(environment)),
-            put_back=self._sourced("environment-back.sh", _put_back(environment)),
+            set_aside=self._sourced(_ENVIRONMENT_NAMES[0], _set_aside(environment)),
+            put_back=self._sourced(_ENVIRONMENT_NAMES[1], _put_back(environment)),
         )
-        self._lines.clear()
+        self._lines = []
         self._write(run)
-        return await self._end
+        try:
+            return await self._end
+        finally:
+            for name in _ENVIRONMENT_NAMES:  # the next text may not read them
+                (self._directory / name).unlink(missing_ok=True)
 
     def _last_status(self) -> str:
         """Commands that make `$?` what the last text has left, where that fails nothing."""
@@ -167,9 +175,7 @@ class BashShell:
         if word.startswith("$"):
             asked = f"builtin compgen -P '$' -v -- {_quoted(word[1:])}"
         report = self._descriptors[0]
-        self._write(
-            f"{{ {asked} >&{report}; builtin printf 'ended {self._number} 0 %s\\n' \"$-\" >&{report}; }} 2>/dev/null\n"
-        )
+        self._write(f"{{ {asked} >&{report}; builtin printf 'done {self._number}\\n' >&{report}; }} 2>/dev/null\n")
         await self._end
         return sorted(set(self._lines))[:_MOST_MATCHES]
 
@@ -230,14 +236,21 @@ class BashShell:
             case ["ended", number, status, *flags] if number == str(self._number) and status.isdecimal():
                 self._status, self._flags = int(status), "".join(flags)
                 self._traps = {name for line in self._lines for name in ("INT", "ERR") if line.endswith(name)}
+                self._has_ended_text = True
+            case ["done", number] if number == str(self._number):
                 self._tell(End(self._status, shell_ended=False))
             case _:
-                self._lines.append(line)
+                self._lines = [*self._lines[-_MOST_LINES:], line]
 
     def _wait(self) -> None:
         status = self._process.wait()
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._tell, End(status, shell_ended=True))
+            self._loop.call_soon_threadsafe(self._note_end, status)
+
+    def _note_end(self, status: int) -> None:
+        """The process is gone. What it has reported before is read first."""
+        self._read_report()
+        self._tell(End(self._status if self._has_ended_text else status, shell_ended=True))
 
     def _tell(self, end: End) -> None:
         if not self._end.done():
@@ -262,11 +275,13 @@ def _set_aside(environment: Mapping[str, str]) -> str:
 
 
 def _put_back(environment: Mapping[str, str]) -> str:
-    """Commands that put back what `_set_aside` has displaced."""
+    """Commands that put back what `_set_aside` has displaced. What the text has made read-only ends with the shell."""
     return "".join(
-        f"if [[ -z $__cellblock_had_{name} ]]; then unset -v {name}; else {name}=$__cellblock_was_{name}; "
-        f"if [[ $__cellblock_as_{name} == *x* ]]; then export {name}; else export -n {name}; fi; fi; "
-        f"unset -v __cellblock_had_{name} __cellblock_was_{name} __cellblock_as_{name}\n"
+        f"if [[ -n ${{{name}+x}} && ${{{name}@a}} == *r* && ! $__cellblock_as_{name} == *r* ]]; then kill -9 $$; fi; "
+        f"builtin unset -n {name}; builtin unset -v {name}; "
+        f"if [[ $__cellblock_had_{name} ]]; then {name}=$__cellblock_was_{name}; "
+        f"if [[ $__cellblock_as_{name} == *x* ]]; then export {name}; fi; fi; "
+        f"builtin unset -v __cellblock_had_{name} __cellblock_was_{name} __cellblock_as_{name}\n"
         for name in environment
     )
 

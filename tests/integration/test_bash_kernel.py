@@ -214,6 +214,35 @@ async def test_an_environment_is_for_one_run(kernel: Supervised) -> None:
     assert (await kernel.run(shown)).text() == "before||\nunset\n"
 
 
+async def test_an_environment_is_gone_whatever_the_code_has_done_to_it(mortal: Supervised) -> None:
+    await mortal.ready()
+    look = "env | grep -c SECRET; set | grep -c 's[e]same'; cat \"$IPC\"/bash-*/* | grep -c 's[e]same'; true"
+    for code in (
+        "true",
+        "unset SECRET",
+        "declare -n SECRET=OTHER",
+        "SECRET=a; export -n SECRET",
+        "export SECRET=b",
+        "exit",
+    ):
+        await mortal.run("", cellblock={"variables": {"IPC": str(mortal.ipc_dir)}})
+        run = await mortal.run(f"echo $SECRET; {code}", cellblock={"env": {"SECRET": "sesame"}})
+        assert run.text() == "sesame\n"
+        if code == "exit":
+            await mortal.ready(2)
+        assert (await mortal.run(look)).text() == "0\n0\n0\n", code
+    run = await mortal.run("readonly SECRET; echo $SECRET", cellblock={"env": {"SECRET": "sesame"}})
+    assert run.text() == "sesame\n"
+    await mortal.ready(3)
+    assert (await mortal.run(look)).text() == "0\n0\n0\n"
+
+
+async def test_completion_leaves_the_status_and_the_traps(kernel: Supervised) -> None:
+    await kernel.run("trap 'echo mine' INT; (exit 7)")
+    await asked(kernel, "complete", code="ec", cursor_pos=2)
+    assert (await kernel.run("echo $?; trap -p INT; trap - INT")).text() == "7\ntrap -- 'echo mine' SIGINT\n"
+
+
 # --- interrupts -------------------------------------------------------------------------------------------------------
 
 ENDLESS = {
