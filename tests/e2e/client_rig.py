@@ -25,6 +25,7 @@ import pytest
 import pytest_asyncio
 from docker.api.client import APIClient
 from serve_rig import PATIENCE_S, Gateway, fork
+from store_fixtures import copy_template_data_dir
 from websockets.asyncio.client import ClientConnection, connect
 
 from sessions.provisioners.docker.container import GATEWAY_LABEL
@@ -255,6 +256,18 @@ def gateway(shared_gateway: Gateway, docker_client: APIClient) -> Iterator[Gatew
         assert time.monotonic() < deadline_s, left
         time.sleep(0.1)
     assert len(list((shared_gateway.data_dir / "s").iterdir())) == WARM
+
+
+@pytest.fixture(scope="session")
+def plain_gateway() -> Iterator[Gateway]:
+    """One without containers, whose start takes longer, and without tokens."""
+    with short_directory() as directory:
+        copy_template_data_dir(directory / "d")
+        gateway = fork(directory / "d", CELLBLOCK_AUTH_TOKENS="[]", CELLBLOCK_POOL_SIZE="2")
+        try:
+            yield gateway
+        finally:
+            gateway.stop(signal.SIGTERM)
 
 
 def clear_away(gateway: Gateway, docker_client: APIClient) -> None:

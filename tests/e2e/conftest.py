@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from browser_rig import browser
-from client_rig import bob, client, gateway, launch, s, shared_gateway
+from client_rig import bob, client, gateway, launch, plain_gateway, s, shared_gateway
 from e2e_rig import module_database_url, rig, session_database_url, settled
 from jupyter_client_rig import jupyter
 
@@ -15,6 +15,7 @@ __all__ = [
     "jupyter",
     "launch",
     "module_database_url",
+    "plain_gateway",
     "rig",
     "s",
     "session_database_url",
