@@ -16,6 +16,13 @@ def test_links_within_the_repository_lead_somewhere(page: MarkdownPage) -> None:
     assert [f"{page.name}:{line}: {target}" for line, target in page.links() if not page.has(target)] == []
 
 
+def test_the_index_has_every_page() -> None:
+    index = MarkdownPage(REPOSITORY / "docs" / "README.md")
+    linked = {(index.path.parent / target.partition("#")[0]).resolve() for _, target in index.links()}
+    pages = {page.path for page in all_pages() if page.path.is_relative_to(index.path.parent)} - {index.path}
+    assert sorted(path.name for path in pages - linked) == [], "docs/README.md says who reads which page"
+
+
 @pytest.mark.parametrize("page", example_pages(), ids=lambda page: page.name)
 def test_each_block_is_an_example_or_says_why_it_is_none(page: MarkdownPage) -> None:
     assert [f"{block}: {complaint}" for block in page.blocks if (complaint := complaint_about(block))] == []
