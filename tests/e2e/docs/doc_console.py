@@ -15,7 +15,7 @@ from pathlib import Path
 
 _PROMPT = "$ "
 _END = "\x1e"
-_TIMEOUT_S = 60
+_TIMEOUT_S = 150
 _FLEXIBLE = {
     "…": r".*?",
     r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}": r"[0-9a-f-]{36}",
