@@ -7,6 +7,9 @@ What is in a block is run by its language: e2e/docs. A comment on the line befor
     <!-- file: plot.py -->                       it is written to a file, which later blocks of the page find
     <!-- body of POST /sessions -->              it is sent, and accepted
     <!-- answer to GET /sessions/chat-42 -->     an answer has the same fields
+
+`<!-- none is run: they need systemd -->` below a heading holds for all blocks of that section which have no comment of
+their own.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ DRAWING = "text"
 """The language of blocks that are no examples."""
 
 MARKS = ("not run:", "run by", "file:", "body of", "answer to")
+_NOT_RUN = MARKS[0]
+_NONE_IS_RUN = re.compile(r"<!-- none is run: (.+?) -->", re.DOTALL)
 _MARK = re.compile(rf"<!-- ({'|'.join(MARKS)}) (.+?) -->", re.DOTALL)
 
 
@@ -61,11 +66,18 @@ class MarkdownPage:
     @cached_property
     def blocks(self) -> list[Block]:
         """In order, without drawings."""
-        return [
-            self._block(token, before)
-            for before, token in zip([Token("", "", 0), *self.tokens], self.tokens, strict=False)
-            if token.type in ("fence", "code_block") and token.info != DRAWING
-        ]
+        blocks, before = [], Token("", "", 0)
+        level, reasons = 0, {}  # of the section, and of those around it that have one
+        for token in self.tokens:
+            if token.type == "heading_open":
+                level = int(token.tag[1:])
+                reasons = {around: reason for around, reason in reasons.items() if around < level}
+            elif token.type == "html_block" and (found := _NONE_IS_RUN.match(token.content)):
+                reasons[level] = found[1]
+            elif token.type in ("fence", "code_block") and token.info != DRAWING:
+                blocks.append(self._block(token, before, next(iter(reasons.values()), "")))
+            before = token
+        return blocks
 
     @cached_property
     def anchors(self) -> set[str]:
@@ -96,11 +108,11 @@ class MarkdownPage:
             return False
         return not parts.fragment or parts.fragment in MarkdownPage(path).anchors
 
-    def _block(self, token: Token, before: Token) -> Block:
+    def _block(self, token: Token, before: Token, reason: str) -> Block:
         found = _MARK.match(before.content) if before.type == "html_block" else None
-        mark, argument = (found[1], " ".join(found[2].split())) if found else ("", "")
+        mark, argument = (found[1], found[2]) if found else (_NOT_RUN if reason else "", reason)
         line = (token.map or [0])[0] + (2 if token.type == "fence" else 1)
-        return Block(self.name, line, token.info, token.content, mark, argument)
+        return Block(self.name, line, token.info, token.content, mark, " ".join(argument.split()))
 
 
 def example_pages() -> list[MarkdownPage]:

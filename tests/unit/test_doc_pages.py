@@ -65,6 +65,17 @@ def test_blocks_with_their_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [block.line for block in blocks] == [10, 16, 20]
 
 
+def test_a_reason_holds_for_its_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = "```sh\ntrue\n```\n\n"
+    text = (
+        f"# A page\n\n{block}## A\n\n<!-- none is run: it needs a mill -->\n\n{block}### B\n\n{block}"
+        f"<!-- file: a -->\n{block}## C\n\n{block}"
+    )
+    blocks = page_of(tmp_path, monkeypatch, text).blocks
+    assert [block.mark for block in blocks] == ["", "not run:", "not run:", "file:", ""]
+    assert blocks[2].argument == "it needs a mill"
+
+
 def test_anchors_are_those_of_github(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "# `env` and *files*: what, where?\n\n## Runs\n\n## Runs\n\n### How to add …\n"
     assert page_of(tmp_path, monkeypatch, text).anchors == {"env-and-files-what-where", "runs", "runs-1", "how-to-add-"}
