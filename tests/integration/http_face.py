@@ -15,8 +15,9 @@ from memory_service import MemoryService
 from gateway.auth import Token
 from gateway.config.sections import AuthSection, Config, ServerSection
 from gateway.host.clock import SystemClock
+from gateway.http.base.bodies import BufferedBodies
 from gateway.http.base.context import Context
-from gateway.http.base.limits import BufferedBodies, HttpBounds, InFlight, Streams
+from gateway.http.base.limits import HttpBounds, InFlight, Streams
 from gateway.http.base.outgoing import AnswerRoom
 from gateway.http.server import make_server
 from gateway.http.status_page.history import History

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import hashlib
 import json
 import socket
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +20,7 @@ from http_face import Face, serving, stingy_connection
 from memory_service import MemoryService
 from structlog.testing import capture_logs
 
+from gateway.auth import Token
 from gateway.http.base.limits import HttpBounds
 from gateway.http.parse import run_request
 from sessions.errors import Conflict, Draining, EndNotStored, Gone, NoKernelInTime, TooManyRequests
@@ -366,6 +370,68 @@ async def test_an_answer_that_finds_no_room_is_told_of_and_the_others_go_on(
     assert (heard[0]["status_code"], heard[0]["code"]) == (500, "end_not_stored")
     assert next(run.run_id for run in face.service.runs if run.request.code != "small") in heard[0]["error"]
     assert (heard[1]["status_code"], heard[1]["output"]) == (200, "small")
+
+
+async def test_an_item_is_held_until_it_is_answered_and_counts_as_the_body_did(
+    face: Face, client: httpx.AsyncClient
+) -> None:
+    face.service.ends = False
+    body = {"runs": [{"code": f"x = '{str(place) * 30_000}'"} for place in range(4)] + [{"code": 7}]}
+    size_bytes = len(json.dumps(body))
+    async with client.stream("POST", "/runcode/batch", content=json.dumps(body)) as answer:
+        await until_begun(face, 4)
+        arriving = answer.aiter_lines()
+        assert json.loads(await anext(arriving))["status_code"] == 400
+        for left in (3, 2, 1):
+            run = face.service.runs[0]
+            code = run.request.code
+            run.end()
+            await anext(arriving)
+            assert size_bytes * left / 4 - 500 < face.bodies.size_bytes < size_bytes * left / 4 + 500
+            face.service.requests.clear()
+            face.service.runs.remove(run)
+            del run
+            gc.collect()
+            assert not [one for one in gc.get_objects() if isinstance(one, RunRequest) and one.code == code]
+        face.service.runs[0].end()
+    async with asyncio.timeout(PATIENCE_S):
+        while repr(face.bodies) != "<BufferedBodies 0>":
+            await asyncio.sleep(0.005)
+
+
+ALICE, BOB, EVE = (
+    Token(sha256=hashlib.sha256(name.encode()).hexdigest(), tenant=name) for name in ("alice", "bob", "eve")
+)
+
+
+async def test_slow_batches_leave_room_for_others() -> None:
+    """Half of the room is there for them, a quarter for those of one tenant; single runs of others find some."""
+    limits = Limits(request_bytes=100_000)
+    large = {"code": f"x = '{'y' * 95_000}'"}
+    async with AsyncExitStack() as stack:
+        service = EndingService(ends=False)
+        face = await stack.enter_async_context(serving(service=service, limits=limits, tokens=(ALICE, BOB, EVE)))
+
+        async def client(tenant: str) -> httpx.AsyncClient:
+            headers = {"Authorization": f"Bearer {tenant}"}
+            made = httpx.AsyncClient(base_url=face.url, timeout=PATIENCE_S, headers=headers)
+            return await stack.enter_async_context(made)
+
+        alice, bob, eve = [await client(name) for name in ("alice", "bob", "eve")]
+        for tenant in (alice, bob):
+            for _ in range(4):
+                begun = tenant.stream("POST", "/runcode/batch", json={"runs": [large]})
+                assert (await stack.enter_async_context(begun)).status_code == 200
+            refused = await tenant.post("/runcode/batch", json={"runs": [large]})
+            assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
+            assert "Retry-After" in refused.headers
+        assert (await eve.post("/runcode/batch", json={"runs": [large]})).status_code == 503
+        small = eve.stream("POST", "/runcode/batch", json={"runs": [{"code": "small"}]})
+        assert (await stack.enter_async_context(small)).status_code == 200
+        service.ends = True
+        assert (await eve.post("/runcode", json=large)).status_code == 200
+        for run in service.runs:
+            run.end()
 
 
 @pytest.mark.parametrize("face", [HttpBounds(streams_per_tenant=1)], indirect=True)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -21,7 +22,7 @@ from gateway.http.base.outgoing import bytes_of
 from gateway.http.parse import batch_request, body, run_request
 from gateway.http.parse.batch_request import GivenItem, ItemId
 from gateway.http.render.answer import final_answer, strict_json
-from sessions.errors import CellblockError, EndNotStored, InvalidRequest, NotFound, UnsupportedMediaType
+from sessions.errors import CellblockError, EndNotStored, InvalidRequest, NotFound, Unavailable, UnsupportedMediaType
 from sessions.model import Result, RunId, RunRequest
 from sessions.runs.batch import Batch
 
@@ -55,27 +56,32 @@ class BatchHandler(StreamingHandler):
     async def handle_request(self) -> None:
         if self.request.query:
             raise InvalidRequest("POST takes its fields in the body: leave the query out of the URL.")
-        given = batch_request.given_items(self.body)
+        given = deque(batch_request.given_items(self.body))
+        shares = shares_of(self._body.received_bytes, [bytes_of(one.value) for one in given])
+        if not self._body.give_way():
+            raise Unavailable("Too much of other batches is waiting; nothing was run: send this one again in a moment.")
         self.logged["items"] = self._unanswered = len(given)
         with self.context.http.streams.holding(self):
-            await self.stream(NDJSON.content_type, self._perform(given))
+            await self.stream(NDJSON.content_type, self._perform(given, shares))
         if self._unanswered:
             self.disconnect()  # the end of an answer says that it is whole
 
-    async def _perform(self, given: list[GivenItem]) -> None:
+    async def _perform(self, given: deque[GivenItem], shares: Sequence[int]) -> None:
         await self.send_piece()
         items: list[Item] = []
         since_s = time.monotonic()
-        for one in given:
+        for share_bytes in shares:
+            one = given.popleft()
             try:
-                items.append(Item(self, one.id, self._run_request(one)))
+                items.append(Item(self, one.id, self._run_request(one), share_bytes))
             except Exception as error:  # noqa: BLE001 - whatever it is, the other items go on
+                self.release(share_bytes)
                 await self.send_line(_line(one.id, *self.refusal(error)))
             if (spent_s := time.monotonic() - since_s) >= _CHECKED_AT_ONCE_S:
                 # Others have as much of the event loop's time: to parse code may take long.
                 await asyncio.sleep(min(spent_s, _LONGEST_TURN_S))
                 since_s = time.monotonic()
-        given.clear()
+        del one
         await Batch(self.context.batches, self.tenant).perform(items)
 
     def _run_request(self, given: GivenItem) -> RunRequest:
@@ -96,6 +102,10 @@ class BatchHandler(StreamingHandler):
             _log.error("unexpected error", route=self.route.path, **self.log_fields, exc_info=error)
         return {**error_fields(error), "request_id": self.request_id}, status_of(error)
 
+    def release(self, share_bytes: int) -> None:
+        """An item that took up so much of the body is held no longer."""
+        self._body.release(share_bytes)
+
     async def send_line(self, line: bytes) -> None:
         """Send the answer of an item; return once the client has taken it."""
         async with self._writing:
@@ -104,14 +114,15 @@ class BatchHandler(StreamingHandler):
 
 
 class Item:
-    """A `BatchItem`. Its state is the place that its answer takes among all answers."""
+    """A `BatchItem`. Its state: the place of its answer among all answers, and the request until there is an answer."""
 
-    def __init__(self, handler: BatchHandler, identifier: ItemId, request: RunRequest) -> None:
+    def __init__(self, handler: BatchHandler, identifier: ItemId, request: RunRequest, share_bytes: int) -> None:
         self.session_id = request.session_id
         self._handler = handler
         self._service = handler.context.service
         self._id = identifier
-        self._request = request
+        self._request: RunRequest | None = request
+        self._share_bytes = share_bytes
         self._place = handler.context.answers.place()
         self._place.waits_long = True
 
@@ -125,6 +136,7 @@ class Item:
         return False
 
     async def begin(self) -> RunId:
+        assert self._request is not None  # noqa: S101 - it is there until the item is answered
         return await self._service.begin(self._request)
 
     async def result(self, run_id: RunId) -> Result:
@@ -138,6 +150,8 @@ class Item:
             raise
 
     async def answer(self, outcome: Result | Exception) -> None:
+        self._request = None
+        self._handler.release(self._share_bytes)
         with self._place:
             line = await self._line_of(outcome)
             del outcome
@@ -157,6 +171,12 @@ class Item:
         except EndNotStored as error:
             return _line(self._id, *handler.refusal(error))
         return line
+
+
+def shares_of(size_bytes: int, weights: Sequence[int]) -> list[int]:
+    """What each item counts of a body of this size, by what it takes decoded. Together they are no more than that."""
+    total = sum(weights)
+    return [size_bytes * weight // total if total else 0 for weight in weights]
 
 
 def _line(identifier: ItemId, answer: Mapping[str, Any], status: int) -> bytes:

@@ -12,8 +12,8 @@ from typing import Any
 from tornado.web import HTTPError
 
 from gateway.http.api.artifacts import disposition
+from gateway.http.base.bodies import declared_bytes
 from gateway.http.base.handler import BaseHandler
-from gateway.http.base.limits import declared_bytes
 from gateway.http.parse import urls
 from gateway.http.parse.times import iso
 from sessions.errors import CellblockError, TooLarge

@@ -18,10 +18,10 @@ from tornado.httputil import HTTPServerRequest
 from tornado.iostream import IOStream, StreamClosedError
 from tornado.web import Application, HTTPError, RequestHandler, stream_request_body
 
+from gateway.http.base.bodies import IncomingBody, declared_bytes, no_room
 from gateway.http.base.connections import client_of
 from gateway.http.base.context import Context
 from gateway.http.base.errors import INTERNAL_SENTENCE, SHAPE_OF_STATUS, STATUS_OF_CODE
-from gateway.http.base.limits import IncomingBody, declared_bytes, no_room
 from gateway.http.base.outgoing import Patience, bytes_of, is_taken
 from gateway.http.base.route import Exposure, Route
 from gateway.http.parse.traceparent import traceparent_of

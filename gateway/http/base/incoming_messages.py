@@ -10,7 +10,8 @@ from typing import Any
 
 from tornado.iostream import StreamClosedError
 
-from gateway.http.base.limits import Arrival, HttpLimits
+from gateway.http.base.bodies import Arrival
+from gateway.http.base.limits import HttpLimits
 from gateway.web_sockets import ServerEnd
 
 _WAIT_FOR_ROOM_S = 0.02

@@ -15,9 +15,9 @@ from tornado.iostream import StreamClosedError
 from tornado.web import Application
 from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
 
+from gateway.http.base.bodies import no_room
 from gateway.http.base.handler import BaseHandler
 from gateway.http.base.incoming_messages import IncomingMessages
-from gateway.http.base.limits import no_room
 from gateway.http.base.outgoing import Place, bytes_of, is_taken
 from gateway.http.base.subprotocols import subprotocol_authorization
 from gateway.http.render.answer import strict_json
