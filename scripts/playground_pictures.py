@@ -1,4 +1,3 @@
-
 """Take the pictures of the playground that README and docs/playground.md show: `playground_pictures.py URL`.
 
 The gateway at URL needs no token, and its sandboxes have pandas and matplotlib. Chromium is run by that name.
