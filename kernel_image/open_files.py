@@ -21,6 +21,9 @@ _WHY = {
     errno.ENOTDIR: "not_a_file",
     errno.EISDIR: "not_a_file",
     errno.ENXIO: "not_a_file",  # a socket
+    errno.EACCES: "denied",
+    errno.EPERM: "denied",
+    errno.EROFS: "denied",
     errno.ENAMETOOLONG: "invalid",
     errno.EINVAL: "invalid",
     errno.EFBIG: "too_large",

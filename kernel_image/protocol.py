@@ -243,7 +243,8 @@ FILE_OPENED = "file_opened"  # id, bytes, mtime_ns; of FILE_CREATE too
 FILE_WRITTEN = "file_written"  # id, offset: how many bytes are there now
 FILE_COMMITTED = "file_committed"  # id, bytes, mtime_ns, created: whether there was none of that name
 FILE_REMOVED = "file_removed"  # id
-FILE_FAILED = "file_failed"  # id; why: not_found, not_a_file, link, invalid, too_large, no_space, too_many, changed, io
+# why: not_found, not_a_file, link, denied, invalid, too_large, no_space, too_many, changed, io
+FILE_FAILED = "file_failed"  # id, why
 
 FILE_PAGE = 1000
 FILE_PIECE_BYTES = 256 << 10

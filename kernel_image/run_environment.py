@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
-from os import unsetenv
+from os import fsdecode, fsencode, putenv, unsetenv
 from typing import Any
 
-_ENVIRONMENT = os.environ
-"""Code may put something else in the place of `os.environ`."""
+_VARIABLES: dict[bytes, bytes] = vars(os.environ)["_data"]
+"""What is behind `os.environ`. Code may put something else in its place, and change or break what its methods do."""
 
 
 def taken_from(request: Mapping[str, Any]) -> dict[str, str]:
@@ -26,14 +26,14 @@ class RunEnvironment:
     """Its state: what the run's variables have displaced, by name, until that is put back; None where nothing was."""
 
     def __init__(self) -> None:
-        self._displaced: dict[str, str | None] = {}
+        self._displaced: dict[str, bytes | None] = {}
 
     def set(self, variables: Mapping[str, str]) -> None:
         """Set them, until `put_back`."""
         for name, value in variables.items():
-            self._displaced.setdefault(name, _ENVIRONMENT.get(name))
-            _ENVIRONMENT[name] = value
-            if os.environ is not _ENVIRONMENT:
+            self._displaced.setdefault(name, _VARIABLES.get(fsencode(name)))
+            _write(name, fsencode(value))
+            if not _is_usual():
                 with suppress(Exception):  # it may be anything of the code's
                     os.environ[name] = value
 
@@ -42,13 +42,30 @@ class RunEnvironment:
         while self._displaced:
             with suppress(KeyboardInterrupt):
                 name, value = next(iter(self._displaced.items()))
-                _put_back(_ENVIRONMENT, name, value)
-                if value is None:
-                    unsetenv(name)  # the code may have called `putenv`, which `os.environ` does not know of
-                if os.environ is not _ENVIRONMENT:
+                _write(name, value)
+                if not _is_usual():
                     with suppress(Exception):
-                        _put_back(os.environ, name, value)
+                        _put_back(os.environ, name, None if value is None else fsdecode(value))
                 del self._displaced[name]
+
+
+def _is_usual() -> bool:
+    """Whether `os.environ` is what shows `_VARIABLES`."""
+    try:
+        return vars(os.environ)["_data"] is _VARIABLES
+    except (AttributeError, KeyError, TypeError):
+        return False
+
+
+def _write(name: str, value: bytes | None) -> None:
+    """Set a variable, or remove it: for child processes too, whatever `putenv` the code may have called."""
+    key = fsencode(name)
+    if value is None:
+        _VARIABLES.pop(key, None)
+        unsetenv(key)
+    else:
+        _VARIABLES[key] = value
+        putenv(key, value)
 
 
 def _put_back(environment: MutableMapping[str, str], name: str, value: str | None) -> None:

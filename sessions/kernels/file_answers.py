@@ -29,10 +29,15 @@ _BAD_PATH = (
     "A file's path is relative to the working directory, without empty parts, `.` or `..`, has at most "
     f"{protocol.MAX_PATH_CHARACTERS} characters, and no part of it begins with `.cellblock-`."
 )
+_DENIED = (
+    "Code in the session has taken away the permission to read or write this file, or its directory: give it back "
+    "(chmod), or name another file."
+)
 FAILURES: Mapping[str, tuple[type[CellblockError], str]] = {
     "not_found": (NotFound, "There is no file of this name in the session."),
     "not_a_file": (InvalidRequest, "There is something of this name that is no regular file: name a file."),
     "link": (InvalidRequest, "This file is behind a symbolic link: name the file that the link leads to."),
+    "denied": (InvalidRequest, _DENIED),
     "invalid": (InvalidRequest, _BAD_PATH),
     "too_large": (TooLarge, "The file is larger than files may be here: send a smaller one."),
     "no_space": (TooLarge, "The sandbox's disk has no room for this file: remove what is no longer needed."),

@@ -210,6 +210,7 @@ async def test_another_tenants_run_can_neither_be_answered_nor_interrupted() -> 
         ("{}", "invalid_request", None),
         ('{"id": 1' + "0" * 400 + "}", "invalid_request", None),
         ('{"id": 1' + "0" * 4000 + "}", "invalid_request", None),
+        ('{"id": "a\\ud800", "op": "run", "code": "1"}', "invalid_request", None),
         ('{"id": "a"}', "invalid_request", "a"),
         ('{"id": "a", "op": 7}', "invalid_request", "a"),
         ('{"id": "a", "op": ["run"]}', "invalid_request", "a"),

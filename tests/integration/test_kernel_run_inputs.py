@@ -77,6 +77,25 @@ async def test_an_environment_is_there_for_one_run_however_that_ends(kernel: Sup
     assert [after, await shown(kernel)] == ["None \n"] * 2
 
 
+BREAK = """
+import os
+def broken(*_):
+    raise RuntimeError("broken")
+kept = os._Environ.__setitem__, os._Environ.__delitem__, os.putenv, os.unsetenv
+os._Environ.__setitem__ = os._Environ.__delitem__ = os._Environ.pop = os.putenv = os.unsetenv = broken
+"""
+MEND = "os._Environ.__setitem__, os._Environ.__delitem__, os.putenv, os.unsetenv = kept; del os._Environ.pop"
+
+
+async def test_code_that_breaks_the_environments_methods_breaks_no_session(kernel: Supervised) -> None:
+    run = await kernel.run(f"{SHOW}\n{BREAK}", cellblock={"env": {NAME: "s3cret"}})
+    assert run.text() == "s3cret s3cret\n"
+    again = await kernel.run(SHOW, cellblock={"env": {NAME: "other"}})
+    after = await shown(kernel)
+    assert (await kernel.run(MEND)).reply()["status"] == "ok"
+    assert (again.text(), after) == ("other other\n", "None \n")
+
+
 async def test_an_environment_is_set_where_the_code_has_put_something_else_in_its_place(kernel: Supervised) -> None:
     await kernel.run("import os; true_environ = os.environ; os.environ = dict(os.environ)")
     show = SHOW

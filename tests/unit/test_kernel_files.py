@@ -18,6 +18,7 @@ from kernel_image.artifacts import WorkingDirectory
 from kernel_image.files import SessionFiles
 from kernel_image.safe_directory import HIDDEN_PREFIX
 from sessions.errors import Conflict, InvalidRequest, NotFound, TooLarge, TooManyRequests, Unavailable
+from sessions.kernels.file_answers import failure
 from sessions.kernels.files import SandboxFileReader, SupervisorFiles
 from sessions.settings import Timeouts
 
@@ -484,3 +485,11 @@ async def test_what_is_being_written_is_no_artifact(sandbox: Sandbox) -> None:
     assert sandbox.artifact_names() == []
     await writer.commit()
     assert sandbox.artifact_names() == []
+
+
+@pytest.mark.parametrize(
+    ("number", "why"), [(errno.EACCES, "denied"), (errno.EPERM, "denied"), (errno.EROFS, "denied"), (errno.EIO, "io")]
+)
+def test_a_permission_that_is_missing_is_no_passing_fault(number: int, why: str) -> None:
+    assert open_files.reason_of(OSError(number, "")) == why
+    assert isinstance(failure(why), InvalidRequest) is (why == "denied")

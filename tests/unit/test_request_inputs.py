@@ -118,6 +118,9 @@ def test_two_files_of_one_path_are_refused_and_other_names_are_as_in_any_json() 
     assert request_of(fields).variables == {"x": 2}
     with pytest.raises(InvalidRequest, match='"files" has "a" more than once'):
         request_of(fields_of(run_request.RunFields, parse_json_object(body % b', "a": {"text": "2"}')))
+    escaped = (body % b', "\\u0061": {"text": "2"}').replace(b'"files"', b'"\\u0066i\\u006Ces"')
+    with pytest.raises(InvalidRequest, match='"files" has "a" more than once'):
+        request_of(fields_of(run_request.RunFields, parse_json_object(escaped)))
     with pytest.raises(InvalidRequest, match='"files" has "a" more than once'):
         request_of(run_request.from_text({"code": "1", "files": '{"a": {"text": ""}, "a": {"text": ""}}'}))
 

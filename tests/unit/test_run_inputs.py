@@ -68,6 +68,7 @@ REFUSALS = {
     "link": "symbolic link",
     "not_a_file": "no regular file",
     "no_space": "no room",
+    "denied": "taken away the permission",
     "changed": "changed this file",
     "io": "could not read or write",
 }

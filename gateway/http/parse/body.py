@@ -6,6 +6,7 @@ It knows formats, not what the fields mean; that is `run_request`'s business.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import parse_qsl
@@ -28,6 +29,9 @@ MAX_JSON_CONTAINERS = 100_000
 MAX_FORM_FIELDS = 100
 _URLENCODED = "application/x-www-form-urlencoded"
 _MULTIPART = "multipart/form-data"
+_FILES = re.compile('"' + "".join(rf"(?:{letter}|\\u00{ord(letter):02x})" for letter in "files") + '"', re.IGNORECASE)
+"""The name `files` in a JSON text, however it is written."""
+
 _Fields = TypeVar("_Fields", bound=msgspec.Struct)
 
 
@@ -88,7 +92,7 @@ def parse_json(body: bytes) -> Any:
     """
     try:
         text = body.decode("utf-8-sig")
-        return _parse_json(text, has_files='"files"' in text)
+        return _parse_json(text, has_files=_FILES.search(text) is not None)
     except UnicodeDecodeError as error:
         raise InvalidJSON("The body is not UTF-8: send one JSON object, encoded as UTF-8.") from error
     except _JSONMistake as error:

@@ -11,6 +11,7 @@ from gateway.field_errors import near, shown
 from gateway.http.parse.body import fields_of, parse_json_object
 from gateway.http.parse.run_request import RunFields
 from sessions.errors import InvalidJSON, InvalidRequest
+from sessions.sanitize import well_formed
 
 MessageId = str | int | float
 """What a client calls a message; its answers carry it unchanged."""
@@ -59,14 +60,18 @@ def parse_message(message: str | bytes) -> dict[str, Any]:
 def message_id(value: dict[str, Any]) -> MessageId | None:
     """Take the `id` out of a message; None where there is none. Raises InvalidRequest."""
     given: MessageId | bool | None = value.pop("id", None)
-    if given is None or (isinstance(given, str) and len(given) <= _MAX_ID_CHARACTERS):
+    # An answer has U+FFFD for each lone surrogate, which is not what it was called.
+    is_text = isinstance(given, str) and len(given) <= _MAX_ID_CHARACTERS and well_formed(given) == given
+    if given is None or is_text:
         return given
     # An integer beyond all floats has no str() either, if it is long enough: its size is looked at first.
     is_integer = isinstance(given, int) and not isinstance(given, bool) and abs(given) < 10**_MAX_ID_CHARACTERS
     is_finite = isinstance(given, float) and math.isfinite(given)
     if (is_integer or is_finite) and len(str(given)) <= _MAX_ID_CHARACTERS:
         return given
-    raise InvalidRequest(f'"id" must be a string or a number of up to {_MAX_ID_CHARACTERS} characters.')
+    raise InvalidRequest(
+        f'"id" must be a string of up to {_MAX_ID_CHARACTERS} characters, none of them a lone surrogate, or a number.'
+    )
 
 
 def typed(value: dict[str, Any]) -> Message:
