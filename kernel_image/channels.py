@@ -10,19 +10,16 @@ import contextlib
 import hashlib
 import hmac
 import json
-import os
 import secrets
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import zmq
 
-from kernel_image.protocol import UNIX_PATH_MAX_BYTES
+from kernel_image.endpoints import Endpoints
 
 _DELIMITER = b"<IDS|MSG>"
-_PORTS = {"shell": 1, "iopub": 2, "stdin": 3, "control": 4, "hb": 5}
 _SOCKET_TYPES = {"shell": zmq.DEALER, "control": zmq.DEALER, "stdin": zmq.DEALER, "iopub": zmq.SUB}
 _PARTS = 4
 _RECEIVE_QUEUE_MESSAGES = 8
@@ -35,12 +32,10 @@ Listener = Callable[[str, list[bytes]], None]
 
 
 class KernelChannels:
-    """The four message channels of one kernel process, over unix sockets `<prefix>-<n>`."""
+    """The four message channels of one kernel process."""
 
-    def __init__(self, context: zmq.Context[Any], prefix: Path, kernel_name: str, listener: Listener) -> None:
-        if len(os.fsencode(f"{prefix}-9")) > UNIX_PATH_MAX_BYTES:
-            raise ValueError(f"the kernel's socket path {prefix} is longer than {UNIX_PATH_MAX_BYTES} bytes")
-        self._prefix = prefix
+    def __init__(self, context: zmq.Context[Any], endpoints: Endpoints, kernel_name: str, listener: Listener) -> None:
+        self._endpoints = endpoints
         self._kernel_name = kernel_name
         self._listener = listener
         self._key = secrets.token_hex(32)
@@ -61,20 +56,17 @@ class KernelChannels:
             else:
                 # stdin replies are routed by the identity that asked on shell.
                 socket.identity = identity
-            socket.connect(f"ipc://{prefix}-{_PORTS[channel]}")
+            socket.connect(endpoints.url(channel))
             self._sockets[channel] = socket
             self._loop.add_reader(int(socket.fd), self._read, channel)
 
     def connection_info(self) -> dict[str, Any]:
         """The content of the kernel's connection file."""
-        ports = {f"{channel}_port": port for channel, port in _PORTS.items()}
         return {
-            "transport": "ipc",
-            "ip": str(self._prefix),
+            **self._endpoints.connection_info(),
             "key": self._key,
             "signature_scheme": "hmac-sha256",
             "kernel_name": self._kernel_name,
-            **ports,
         }
 
     def send(self, channel: str, parts: Sequence[bytes]) -> None:
@@ -109,9 +101,9 @@ class KernelChannels:
             self._loop.remove_reader(int(socket.fd))
             socket.close(linger=0)
         self._sockets.clear()
-        for port in _PORTS.values():
+        for path in self._endpoints.socket_files():
             with contextlib.suppress(OSError):  # whatever the code has made of it
-                Path(f"{self._prefix}-{port}").unlink()
+                path.unlink()
 
     def _read(self, channel: str) -> None:
         """Receive what has arrived. One signal stands for all of it (ZMQ_FD in zmq_getsockopt(3)), so more may be left.

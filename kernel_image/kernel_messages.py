@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from typing import Any
 
 from kernel_image.output_ring import SENT_METADATA, STREAMS
 
@@ -15,6 +16,11 @@ JSON_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RecursionError, 
 
 _OUTCOME_CHARACTERS = 4096
 _OUTCOME_LINES = 20
+
+
+def silent_execution(code: str) -> dict[str, Any]:
+    """The content of an `execute_request` that leaves no trace."""
+    return {"code": code, "silent": True, "store_history": False, "user_expressions": {}, "allow_stdin": False}
 
 
 def note_sent(metadata: bytes, sent_bytes_by_stream: dict[str, int]) -> None:

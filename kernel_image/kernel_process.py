@@ -1,7 +1,7 @@
-"""Starting, signalling and reaping kernel processes. Their messages are not this module's business.
+"""Forking, signalling and reaping kernel processes. Their messages are not this module's business.
 
-Kernels of our own are forked by the fork server; other kernels are started from their kernelspec's argv. Either way the
-kernel is a direct child of this process in a session of its own, and its end is what waitpid says.
+Kernels of our own are forked by the fork server; foreign_kernels.py starts the others. Either way the kernel is a
+direct child of this process in a session of its own, and its end is what waitpid says.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kernel_image import accounting, hardening
+from kernel_image import accounting
 from kernel_image.import_hooks import CPU_COUNT_VARIABLE
 from kernel_image.protocol import SETTINGS_VARIABLE
 from kernel_image.sandbox_log import log_event
@@ -218,34 +218,6 @@ def environment_of(home_dir: str, threads: int) -> dict[str, str]:
     for variable in ("JPY_PARENT_PID", "CELLBLOCK_MPL_CACHE", SETTINGS_VARIABLE):
         environment.pop(variable, None)
     return environment
-
-
-def spawn_kernel(kernel_name: str, connection_file: Path, environment: dict[str, str], work_dir: str) -> int:
-    """Start a kernel that is not ours from its kernelspec; returns its process id.
-
-    Raises `jupyter_client.kernelspec.NoSuchKernel`, or OSError when its program cannot be started.
-    """
-    # Imported here, since it takes as long as everything else in the supervisor together.
-    from jupyter_client.kernelspec import KernelSpecManager  # noqa: PLC0415
-
-    spec = KernelSpecManager().get_kernel_spec(kernel_name)
-    values = {"{connection_file}": str(connection_file), "{resource_dir}": spec.resource_dir}
-    argv = list(spec.argv)
-    for placeholder, value in values.items():
-        argv = [argument.replace(placeholder, value) for argument in argv]
-    process = subprocess.Popen(  # noqa: S603 - the kernelspec is the operator's
-        argv,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,  # the sandbox's log is not for code to write to
-        env={**environment, **spec.env},
-        cwd=work_dir,
-        start_new_session=True,
-    )
-    # The reaper collects it; Popen must not try to, and need not warn that it did not.
-    process.returncode = 0
-    hardening.offer_to_oom_killer(process.pid)
-    return process.pid
 
 
 def interrupt(pid: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -39,6 +40,7 @@ _END_BYTES = 1 << 20
 _MAX_OUTCOMES = 4
 _SHARE_KEPT_FROM_STREAMS = 16
 """Of a run's messages, one part in so many is for what is not printed: a flood must leave room for the result."""
+_MOST_EARLY = 64
 _BEGIN_S = 1.0
 """What the kernel has for beginning a request that is to be interrupted; something else may keep it busy."""
 
@@ -53,6 +55,7 @@ class _Request:
         self.fetch = fetch
         self.meterage: Meterage | None = None
         self.has_begun = False
+        self.early: list[tuple[str, list[bytes]]] = []
         self.on_begin: Callable[[], None] | None = None
         self.replied = self.idle = False
         self.relayed_bytes = 0
@@ -89,6 +92,7 @@ class OutstandingRequests:
         self._stops: dict[str, asyncio.Event] = {}
         self.finished: deque[str] = deque(maxlen=_REMEMBERED)
         self._rejected: deque[str] = deque(maxlen=_REMEMBERED)
+        self._last_header = b"{}"
 
     def __contains__(self, msg_id: object) -> bool:
         return msg_id in self._outstanding
@@ -166,9 +170,15 @@ class OutstandingRequests:
 
     def _begin(self, request: _Request) -> None:
         request.has_begun = True
+        self._put_early(request)
         act, request.on_begin = request.on_begin, None
         if act is not None and request.msg_id in self._outstanding:
             act()
+
+    def _put_early(self, request: _Request) -> None:
+        early, request.early = request.early, []
+        for msg_type, parts in early:
+            self._put("iopub", parts, msg_type, request)
 
     def relay(self, channel: str, parts: list[bytes], sent_bytes_by_stream: dict[str, int]) -> bool:
         """Pass a kernel's message on, within bounds; and note in `sent_bytes_by_stream` how much has been sent of each.
@@ -214,6 +224,18 @@ class OutstandingRequests:
             log_event("idle_missing", msg_id=msg_id)
             self.relay("iopub", missing_idle(request.header), {})
 
+    def publish(self, msg_type: str, content: dict[str, Any], metadata: dict[str, Any]) -> None:
+        """Pass on what came through a kernel's pipes, as a message that answers the request at work, or the last."""
+        request = self._oldest()
+        header = request.header if request is not None else self._last_header
+        own = {"msg_id": secrets.token_hex(16), "msg_type": msg_type, "version": "5.4"}
+        # ASCII, so that lone surrogates pass as escapes.
+        parts = [json.dumps(own).encode(), header, json.dumps(metadata).encode(), json.dumps(content).encode()]
+        if request is not None and not request.has_begun and len(request.early) < _MOST_EARLY:
+            request.early.append((msg_type, parts))  # `execute_input` is still on its way
+        else:
+            self._put("iopub", parts, msg_type, request)
+
     def put_lost_output(self, lost: dict[str, tuple[str, int]]) -> None:
         """Send the output that the dead kernel had not sent, as the running request's."""
         request = self._oldest()
@@ -234,6 +256,8 @@ class OutstandingRequests:
         if self._finishing:
             await asyncio.wait(self._finishing)
         running = self._oldest()
+        if running is not None:
+            self._put_early(running)
         self._coalescer.flush()
         usage = None
         skipped: list[dict[str, Any]] = []
@@ -320,9 +344,11 @@ class OutstandingRequests:
 
     def _finish(self, request: _Request) -> None:
         """The request has ended: send the files that it made, then `done` with what it used."""
+        self._put_early(request)
         last = self._meter.read()
         usage = _usage(request, last)
         del self._outstanding[request.msg_id]
+        self._last_header = request.header
         self.finished.append(request.msg_id)
         if not self._outstanding:
             self._between.begin(last)

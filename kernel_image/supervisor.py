@@ -18,15 +18,26 @@ from typing import Any
 
 import zmq
 
-from kernel_image import accounting, hardening, kernel_process, leftovers, output_ring, parity, protocol
+from kernel_image import (
+    accounting,
+    foreign_kernels,
+    hardening,
+    kernel_process,
+    leftovers,
+    output_ring,
+    parity,
+    protocol,
+)
 from kernel_image.artifacts import WorkingDirectory
 from kernel_image.channels import KernelChannels
 from kernel_image.client_ids import ClientIds
+from kernel_image.endpoints import unix_endpoints
 from kernel_image.files import SessionFiles
 from kernel_image.forwarded import Forwarded
-from kernel_image.kernel_messages import msg_id_of
+from kernel_image.kernel_messages import msg_id_of, silent_execution
 from kernel_image.outside_forks import RING_NAME, OutsideForks, has_ended, prefix_of
 from kernel_image.outstanding import OutstandingRequests
+from kernel_image.prepared_kernel import PreparedKernel
 from kernel_image.relay import Relay
 from kernel_image.sandbox_log import describe, log_event, log_loop_exception, never_wait, write_nothing
 from kernel_image.warm_up import KernelWarmUp
@@ -81,11 +92,14 @@ class Supervisor:
         self._pid: int | None = None
         self._channels: KernelChannels | None = None
         self._warm_up: KernelWarmUp | None = None
+        self._spec: foreign_kernels.Kernelspec | None = None
+        self._prepared: PreparedKernel | None = None
         self._is_ready = False
         self._accepts_requests = False
         self._ring_path = Path(settings.ipc_dir, RING_NAME)
         self._sent_bytes: dict[str, int] = {}
         self._state = "starting"
+        self._start_failure = ""
         self._kill_cause: str | None = None
         self._oom_kills_before = 0
         self._stopping = asyncio.Event()
@@ -166,7 +180,9 @@ class Supervisor:
             self._send_to_kernel(self._channels, channel, parts)
 
     def _send_to_kernel(self, channels: KernelChannels, channel: str, parts: list[bytes]) -> None:
-        channels.send(channel, self._client_ids.to_kernel(channel, parts))
+        translated = self._client_ids.to_kernel(channel, parts)
+        with self._prepared.around(channel, translated) if self._prepared is not None else contextlib.nullcontext():
+            channels.send(channel, translated)
 
     def on_control(self, op: str, fields: dict[str, Any]) -> None:
         """Handle a control message about the kernel's life, or about files."""
@@ -209,11 +225,14 @@ class Supervisor:
             except Exception as error:  # noqa: BLE001 - the gateway is told in the end, whatever it is
                 failures += 1
                 self._close_channels()
+                self._start_failure = str(error)
                 log_event("kernel_start_failed", error)
                 continue
             if await self._becomes_ready(ended):
                 failures = 0
                 self._sent_bytes.update(output_ring.written_bytes(self._ring_path))
+                if self._prepared is not None:
+                    self._prepared.pipes.publish_from_now()
                 # A restart may have been asked for while the last of this was awaited.
                 self._is_ready, self._accepts_requests = True, self._kill_cause is None and not ended.done()
                 if self._accepts_requests:
@@ -221,6 +240,7 @@ class Supervisor:
                     self._set_state("idle")
             else:
                 failures += 1
+                self._start_failure = "it does not answer"
                 log_event("kernel_did_not_answer", pid=self._pid)
                 self._kill("start")
             await self._handle_death(await ended, is_last=failures >= _START_ATTEMPTS)
@@ -242,13 +262,11 @@ class Supervisor:
         self._pid = await self._take_fork()
         if self._pid is None:
             self._reaper.forget_recent()
-            connection_file = self._connect(Path(settings.ipc_dir, f"k{self._started}"))
+            prefix = Path(settings.ipc_dir, f"k{self._started}")
             if settings.kernel_name in kernel_process.FORKED_KERNELS:
-                self._pid = await self._fork_server.fork(connection_file, self._ring_path)
+                self._pid = await self._fork_server.fork(self._connect(prefix), self._ring_path)
             else:
-                self._pid = kernel_process.spawn_kernel(
-                    settings.kernel_name, connection_file, self._environment, settings.work_dir
-                )
+                self._pid = self._spawn_kernel(prefix)
         ended: asyncio.Future[kernel_process.Exit] = asyncio.get_running_loop().create_future()
 
         def handle_end(end: kernel_process.Exit) -> None:
@@ -260,10 +278,25 @@ class Supervisor:
         self._reaper.watch(self._pid, handle_end)
         return ended
 
+    def _spawn_kernel(self, prefix: Path) -> int:
+        """Start a kernel that is not ours; returns its process id."""
+        if self._spec is None:
+            self._spec = foreign_kernels.find_kernelspec(self._settings.kernel_name)
+        spec = self._spec
+        connection_file = self._connect(prefix)
+        pipes = None
+        if spec.functions:
+            publish, max_bytes = self._requests.publish, self._settings.max_message_bytes
+            self._prepared = PreparedKernel(spec.functions, self._execute_silently, publish, max_bytes)
+            pipes = self._prepared.pipes
+        return foreign_kernels.spawn_kernel(spec, connection_file, self._environment, self._settings.work_dir, pipes)
+
     def _connect(self, prefix: Path) -> Path:
         """Make the channels to a kernel; returns the file that tells it where they are."""
-        self._channels = KernelChannels(self._zmq, prefix, self._settings.kernel_name, self._on_kernel_message)
-        self._warm_up = KernelWarmUp(self._settings.kernel_name, self._channels)
+        endpoints = self._spec.endpoints(prefix) if self._spec is not None else unix_endpoints(prefix)
+        name = self._settings.kernel_name
+        self._channels = KernelChannels(self._zmq, endpoints, name, self._on_kernel_message)
+        self._warm_up = KernelWarmUp(name, self._channels, self._spec.set_up if self._spec is not None else "")
         connection_file = prefix.with_suffix(".json")
         unfinished = prefix.with_suffix(".new")
         unfinished.unlink(missing_ok=True)
@@ -319,6 +352,7 @@ class Supervisor:
             generation=self._generation,
             pid=self._pid,
             failed_preloads=self._failed_preloads(),
+            **({"reason": self._start_failure} if state == "dead" else {}),
         )
 
     def _failed_preloads(self) -> dict[str, str]:
@@ -336,6 +370,10 @@ class Supervisor:
             if self._warm_up is not None:
                 self._warm_up.on_message(channel, parts)
             return
+        for message in [parts] if self._prepared is None else self._prepared.received(channel, parts):
+            self._relay_kernel_message(channel, message)
+
+    def _relay_kernel_message(self, channel: str, parts: list[bytes]) -> None:
         self._forwarded.note_question(channel, parts)
         translated = self._client_ids.from_kernel(parts)
         self._client_ids.note_answered(channel, parts)
@@ -348,6 +386,10 @@ class Supervisor:
         if generation == self._generation:
             self._kill("exited")
 
+    def _execute_silently(self, code: str) -> str:
+        assert self._channels is not None  # noqa: S101 - asked for by what has come over them
+        return self._channels.request("shell", "execute_request", silent_execution(code))
+
     def _ask_kernel(self) -> str | None:
         """Ask the kernel something that it answers when it has done what it was asked before; returns the msg_id."""
         return self._channels.request("shell", "kernel_info_request", {}) if self._channels is not None else None
@@ -359,7 +401,7 @@ class Supervisor:
 
         def interrupt() -> None:
             if self._pid == pid:
-                kernel_process.interrupt(pid)
+                self._interrupt_now(pid)
 
         if awaited is None:
             interrupt()
@@ -367,6 +409,14 @@ class Supervisor:
             self._requests.once_begun(awaited, interrupt)
         if msg_id is not None:
             self._spawn(self._kill_unless_finished(msg_id, grace_s))
+
+    def _interrupt_now(self, pid: int) -> None:
+        if self._spec is not None and self._spec.interrupts_by_message and self._channels is not None:
+            self._channels.request("control", "interrupt_request", {})
+            if self._prepared is not None:
+                self._prepared.note_interrupt()
+        else:
+            kernel_process.interrupt(pid)
 
     async def _kill_unless_finished(self, msg_id: str, grace_s: float) -> None:
         await asyncio.sleep(grace_s)
@@ -421,6 +471,9 @@ class Supervisor:
         if self._channels is not None:
             self._channels.close()
             self._channels = None
+        if self._prepared is not None:
+            self._prepared.pipes.close()
+            self._prepared = None
 
     async def _drain(self, channels: KernelChannels) -> None:
         """Receive what the dead kernel had sent and nobody has read yet."""
@@ -429,6 +482,8 @@ class Supervisor:
         while quiet_rounds < _DRAIN_QUIET_ROUNDS and time.monotonic() < deadline_s:
             quiet_rounds = 0 if channels.drain() else quiet_rounds + 1
             await asyncio.sleep(_DRAIN_PAUSE_S)
+        if self._prepared is not None:
+            self._prepared.pipes.read_written()
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

@@ -10,7 +10,7 @@ import contextlib
 import json
 
 from kernel_image.channels import KernelChannels
-from kernel_image.kernel_messages import JSON_ERRORS
+from kernel_image.kernel_messages import JSON_ERRORS, silent_execution
 
 _NUDGE_S = 0.2
 _WARM_UP_CODE = {"python3": "print()"}
@@ -21,8 +21,10 @@ _WARM_UPS = 3
 class KernelWarmUp:
     """The first requests to one kernel process. Its state: what has been received so far."""
 
-    def __init__(self, kernel_name: str, channels: KernelChannels) -> None:
-        self._kernel_name = kernel_name
+    def __init__(self, kernel_name: str, channels: KernelChannels, set_up: str = "") -> None:
+        """`set_up` is code that runs once, before the warm-up code."""
+        self._set_up = set_up
+        self._code = _WARM_UP_CODE.get(kernel_name, "")
         self._channels = channels
         self._received: set[str] = set()
         self._changed = asyncio.Event()
@@ -47,11 +49,14 @@ class KernelWarmUp:
             self._channels.request("shell", "kernel_info_request", {})
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wait_until_received({"kernel_info_reply", "iopub"}), _NUDGE_S)
-        code = _WARM_UP_CODE.get(self._kernel_name, "")
-        content = {"code": code, "silent": True, "store_history": False, "user_expressions": {}, "allow_stdin": False}
+        if self._set_up:
+            await self._execute(self._set_up)
         for _ in range(_WARM_UPS):
-            warm_up = self._channels.request("shell", "execute_request", content)
-            await self._wait_until_received({f"reply to {warm_up}", f"idle after {warm_up}"})
+            await self._execute(self._code)
+
+    async def _execute(self, code: str) -> None:
+        msg_id = self._channels.request("shell", "execute_request", silent_execution(code))
+        await self._wait_until_received({f"reply to {msg_id}", f"idle after {msg_id}"})
 
     async def _wait_until_received(self, wanted: set[str]) -> None:
         while not wanted <= self._received:

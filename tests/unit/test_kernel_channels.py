@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import socket
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import zmq
 
 from kernel_image.channels import KernelChannels
+from kernel_image.endpoints import tcp_endpoints, unix_endpoints
 
 PARTS = [b'{"msg_type": "x"}', b"{}", b"{}", b"{}"]
 
@@ -24,9 +26,8 @@ class Shell:
     def __init__(self, directory: Path) -> None:
         self.received: list[list[bytes]] = []
         self.context: zmq.Context[Any] = zmq.Context()
-        self.channels = KernelChannels(
-            self.context, directory / "k1", "python3", lambda _, parts: self.received.append(parts)
-        )
+        endpoints = unix_endpoints(directory / "k1")
+        self.channels = KernelChannels(self.context, endpoints, "python3", lambda _, parts: self.received.append(parts))
         self.socket = self.context.socket(zmq.ROUTER)
         self.socket.bind(f"ipc://{directory}/k1-1")
 
@@ -102,9 +103,21 @@ async def test_draining_takes_all_that_has_arrived(shell: Shell) -> None:
     assert shell.channels.drain() == 0
 
 
-async def test_a_path_too_long_for_a_socket_is_refused_at_once() -> None:
-    with zmq.Context() as context, pytest.raises(ValueError, match="longer than"):
-        KernelChannels(context, Path("/tmp", "x" * 120), "python3", lambda *_: None)
+def test_a_path_too_long_for_a_socket_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="longer than"):
+        unix_endpoints(Path("/tmp", "x" * 120))
+
+
+def test_a_kernel_may_listen_on_ports_instead_which_are_free_and_leave_no_files() -> None:
+    endpoints = tcp_endpoints()
+    info = endpoints.connection_info()
+    ports = [info[f"{channel}_port"] for channel in ("shell", "iopub", "stdin", "control", "hb")]
+    assert (info["transport"], info["ip"], len(set(ports))) == ("tcp", "127.0.0.1", 5)
+    assert endpoints.url("shell") == f"tcp://127.0.0.1:{ports[0]}"
+    assert endpoints.socket_files() == []
+    for port in ports:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", port))
 
 
 async def test_a_flood_is_taken_in_turns_and_none_of_it_is_left_lying(shell: Shell) -> None:
