@@ -26,6 +26,7 @@ from sessions.kernels.pending_requests import PendingRequests, RequestListener
 from sessions.kernels.throttle import Throttle
 from sessions.model import JupyterRequest, KernelId, Usage
 from sessions.ports import Clock, Link
+from sessions.sanitize import cut_utf8, well_formed
 from sessions.settings import Timeouts
 
 _MAX_REFUSALS = 16
@@ -33,6 +34,7 @@ _ACK_PAUSE_S = 0.05
 _LARGEST_COUNT = 1 << 53
 _LARGEST_GENERATION = (1 << 31) - 1
 _MAX_ID_CHARACTERS = 256
+_MAX_REASON_BYTES = 512
 _LONGEST_LOGGED = 300
 
 _UNHANDLED = "The gateway could not handle what the sandbox sent, and gave the sandbox up. Its log has the error."
@@ -109,6 +111,7 @@ class Kernel:
         self._asks = True
         self._was_ready = adopted
         self._refusals = 0
+        self._start_failure = "The sandbox ended before its kernel was ready."
         self._changed = asyncio.Event()
         self._reconnect_deadline: asyncio.TimerHandle | None = None
         self._ack_timer: asyncio.TimerHandle | None = None
@@ -158,7 +161,7 @@ class Kernel:
             async with asyncio.timeout(timeout_s):
                 while not condition():
                     if self.state is KernelState.GONE:
-                        raise KernelLost(self.violation or "The sandbox ended before its kernel was ready.")
+                        raise KernelLost(self.violation or self._start_failure)
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
@@ -456,7 +459,7 @@ class Kernel:
             case protocol.STATE:
                 self._handle_failed_preloads(fields)
                 self._handle_generation(fields)
-                self._handle_state(fields.get("state"))
+                self._handle_state(fields.get("state"), fields.get("reason"))
             case protocol.DONE:
                 self._requests.end(str(msg_id), done_of(fields))
             case protocol.USAGE if msg_id is None:
@@ -492,7 +495,7 @@ class Kernel:
         if self._frame_numbers.is_due():
             self.acknowledge()
 
-    def _handle_state(self, state: Any) -> None:
+    def _handle_state(self, state: Any, reason: Any = None) -> None:
         if state == "idle":
             self.state = KernelState.READY
             self._was_ready = True
@@ -501,6 +504,8 @@ class Kernel:
             self.state = KernelState.STARTING
             self._notify_change()
         elif state == "dead":
+            why = f": {cut_utf8(well_formed(reason), _MAX_REASON_BYTES)}" if isinstance(reason, str) and reason else ""
+            self._start_failure = f"The kernel `{self.kernel_name}` does not start{why}."
             self.abandon("the kernel does not start")
 
     def _handle_generation(self, fields: Mapping[str, Any]) -> None:

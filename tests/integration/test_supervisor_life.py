@@ -134,7 +134,20 @@ async def test_a_request_before_the_first_kernel_is_ready_is_rejected(launch: La
 async def test_a_request_to_a_kernel_that_does_not_start_is_rejected(launch: Launch) -> None:
     async with launch(kernel_name="no-such-kernel", waits=False) as kernel:
         await kernel.until(lambda: bool(kernel.states("dead")))
+        assert "no-such-kernel" in kernel.states("dead")[0].content["reason"]
         assert (await kernel.run("1")).types() == ["rejected"]
+
+
+async def test_a_kernel_without_its_program_says_what_to_install(
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kernels" / "none").mkdir(parents=True)
+    spec = {"argv": ["no-such-program", "{connection_file}"], "display_name": "None", "language": "none"}
+    (tmp_path / "kernels" / "none" / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    async with launch(kernel_name="none", waits=False) as kernel:
+        await kernel.until(lambda: bool(kernel.states("dead")))
+        assert "no program `no-such-program`: install it" in kernel.states("dead")[0].content["reason"]
 
 
 def threads_of(pid: int) -> int:

@@ -166,11 +166,23 @@ async def test_a_kernel_given_up_takes_no_more_frames(line: Line) -> None:
     assert changes == []
 
 
-async def test_a_supervisor_whose_kernel_does_not_start_is_given_up(line: Line) -> None:
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, "does not start."),
+        ({"reason": "there is no program"}, "does not start: there is no program."),
+        ({"reason": 1}, "does not start."),
+        ({"reason": "x" * 10_000}, "does not start: xxx"),
+    ],
+)
+async def test_a_supervisor_whose_kernel_does_not_start_is_given_up(
+    line: Line, fields: dict[str, Any], said: str
+) -> None:
     line.greet()
-    line.say("state", state="dead")
-    with pytest.raises(KernelLost):
+    line.say("state", state="dead", **fields)
+    with pytest.raises(KernelLost, match=said) as error:
         await line.kernel.wait_ready(5)
+    assert len(str(error.value)) < 1000
 
 
 async def test_a_flood_gets_a_share_of_the_time_and_a_pause_forgives_it(line: Line) -> None:
