@@ -52,7 +52,7 @@ class LiveSession:
     """
 
     def __init__(self, record: Session, kernel_name: str, wiring: Wiring) -> None:
-        self._kernel_name = kernel_name
+        self.kernel_name = kernel_name
         self.observers = Observers()
         self._kernel = SessionKernel(record, kernel_name, wiring, self.observers)
         self._store = wiring.environment.store
@@ -104,7 +104,7 @@ class LiveSession:
             state = SessionState.STARTING if self._kernel_lock.locked() else SessionState.DEAD
         else:
             state = SessionState.IDLE if self.kernel.is_ready() else SessionState.STARTING
-        return SessionView(self.record, state, self._kernel_name, last_activity=self.record.last_used_at)
+        return SessionView(self.record, state, self.kernel_name, last_activity=self.record.last_used_at)
 
     def runs(self) -> int:
         """How many runs wait, including the one at work."""

@@ -103,7 +103,7 @@ class Registry:
                 ),
                 SessionNews.CREATED,
             )
-        elif session.record.language != language:
+        elif session.kernel_name != self._wiring.kernel_names[language]:  # a kernel may be several languages
             raise Conflict(f"This session runs {session.record.language}: use another session_id for {language}.")
         return session
 

@@ -271,6 +271,15 @@ async def test_a_session_keeps_its_language(bench: Bench) -> None:
         await bench.create()
 
 
+async def test_a_session_takes_runs_of_all_languages_of_its_kernel() -> None:
+    bench = await Bench(languages={"javascript": "deno", "typescript": "deno", "python": "python3"}).start()
+    await bench.serve("x", session_id=S, language="javascript")
+    await bench.serve("y", session_id=S, language="typescript")
+    with pytest.raises(Conflict, match="runs javascript"):
+        await bench.begin("x", session_id=S)
+    await bench.stop()
+
+
 async def test_a_tenant_has_no_more_sessions_than_allowed(bench: Bench) -> None:
     for number in range(3):
         await bench.create(SessionId(str(number)))
