@@ -17,8 +17,14 @@ from typing import Any
 
 PYTHON_KERNEL = "python3"
 BASH_KERNEL = "bash"
+DENO_KERNEL = "deno"
 
-DEFAULT_LANGUAGES: Mapping[str, str] = {"python": PYTHON_KERNEL, "bash": BASH_KERNEL}
+DEFAULT_LANGUAGES: Mapping[str, str] = {
+    "python": PYTHON_KERNEL,
+    "bash": BASH_KERNEL,
+    "javascript": DENO_KERNEL,
+    "typescript": DENO_KERNEL,
+}
 """What a gateway has unless its configuration says otherwise."""
 
 _SHELL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -121,6 +127,28 @@ def _shell_fault(variables: Mapping[str, Any]) -> str | None:
     return None
 
 
+# --- JavaScript and TypeScript ----------------------------------------------------------------------------------------
+
+_SCRIPT_NAME = re.compile(r"[^\W\d][\w$]*|[$][\w$]*")
+_SCRIPT_WORDS = re.compile(
+    "arguments|await|break|case|catch|class|const|continue|debugger|default|delete|do|else|enum|eval|export|extends|false"
+    "|finally|for|function|if|implements|import|in|instanceof|interface|let|new|null|package|private|protected|public"
+    "|return|static|super|switch|this|throw|true|try|typeof|var|void|while|with|yield"
+    "|Infinity|NaN|undefined|globalThis|Deno|__proto__"
+)
+"""What means something else, cannot be assigned to, or should be by nobody."""
+
+
+def _script_name(given: str) -> str | None:
+    """https://tc39.es/ecma262/#prod-IdentifierName, and no word that means something else."""
+    return given if _SCRIPT_NAME.fullmatch(given) and not _SCRIPT_WORDS.fullmatch(given) else None
+
+
+def _set_script_variables(variables: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Code for the function that kernel_image/kernelspecs/deno/set_up.js leaves; it parses JSON, and runs no code."""
+    return f'globalThis[Symbol.for("cellblock")].setVariables({json.dumps(json.dumps(variables))})', {}
+
+
 _TRAITS: Mapping[str, KernelTraits] = {
     PYTHON_KERNEL: KernelTraits(
         title="Python",
@@ -149,6 +177,24 @@ _TRAITS: Mapping[str, KernelTraits] = {
             request=lambda variables: ("", {name: shell_text(value) for name, value in variables.items()}),
             source=lambda name, value: f"export {name}={shell_quoted(shell_text(value))}",
             fault=_shell_fault,
+        ),
+        sets_env=True,
+    ),
+    DENO_KERNEL: KernelTraits(
+        title="JavaScript",
+        display_name="JavaScript and TypeScript (Deno)",
+        language_info={
+            "name": "typescript",
+            "mimetype": "text/x.typescript",
+            "file_extension": ".ts",
+            "codemirror_mode": "typescript",
+            "pygments_lexer": "typescript",
+        },
+        argv=("deno", "jupyter", "--kernel", "--conn", "{connection_file}"),
+        variables=Variables(
+            name=_script_name,
+            request=_set_script_variables,
+            source=lambda name, value: f"globalThis.{name} = {json.dumps(value, ensure_ascii=False)};",
         ),
         sets_env=True,
     ),

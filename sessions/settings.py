@@ -138,6 +138,7 @@ class BuildSettings(Section, frozen=True):
         "ipywidgets",
         "rich",
         "pytz",
+        "deno",
     )
     """Packages in the image, as pip requirements."""
     preload: tuple[str, ...] = ("numpy", "pandas", "matplotlib.pyplot")

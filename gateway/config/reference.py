@@ -30,9 +30,9 @@ A variable's value can be in a file: `CELLBLOCK_DATABASE_URL_FILE=/run/secrets/d
 
 Sizes are bytes, or numbers such as `512M` and `1.5G`, with K = 1024. Lists in the environment are YAML, or have commas.
 `languages` (`CELLBLOCK_LANGUAGES`) maps what clients ask for to a Jupyter kernelspec of the kernel image; the default
-is `{python: python3, bash: bash}`, and [languages.md](languages.md) says more. Its key `env_allowed`
-(`CELLBLOCK_LANGUAGES_ENV_ALLOWED`) is no language: it lists the environment variables that a request's `env` may set
-for its run, e.g. `[API_KEY]`; the default is none.
+is `{python: python3, bash: bash, javascript: deno, typescript: deno}`, and [languages.md](languages.md) says more. Its
+key `env_allowed` (`CELLBLOCK_LANGUAGES_ENV_ALLOWED`) is no language: it lists the environment variables that `env` of a
+request may set for its run, e.g. `[API_KEY]`; the default is none.
 """
 _TYPES = {
     str: "text",

@@ -66,8 +66,14 @@ class Tracebacks:
 
 
 def failing_line(traceback: Sequence[str], execution_count: int | None) -> int | None:
-    """The deepest line of the run's own code in an IPython traceback, which names it `Cell In[<count>], line <n>`."""
-    lines = re.findall(rf"Cell In\[{execution_count}\], line (\d{{1,7}})", "\n".join(traceback))
+    """The deepest line of the run's own code in a traceback, which names it `Cell In[<count>], line <n>`.
+
+    IPython has it last; JavaScript first, in lines that begin with `at`.
+    """
+    text, place = "\n".join(traceback), rf"Cell In\[{execution_count}\], line (\d{{1,7}})"
+    if (first := re.search(rf"^\s+at .*{place}", text, re.MULTILINE)) is not None:
+        return int(first[1])
+    lines = re.findall(place, text)
     return int(lines[-1]) if lines else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessions.languages import BASH_KERNEL, PYTHON_KERNEL, Variables, shell_quoted, traits_of
+from sessions.languages import BASH_KERNEL, DENO_KERNEL, PYTHON_KERNEL, Variables, shell_quoted, traits_of
 
 
 def variables(kernel_name: str) -> Variables:
@@ -34,6 +35,17 @@ def variables(kernel_name: str) -> Variables:
         (BASH_KERNEL, "", None),
         (BASH_KERNEL, "a[0]", None),
         (BASH_KERNEL, "UID", None),
+        (DENO_KERNEL, "$_a1", "$_a1"),
+        (DENO_KERNEL, "größe", "größe"),
+        (DENO_KERNEL, "print", "print"),
+        (DENO_KERNEL, "class", None),
+        (DENO_KERNEL, "undefined", None),
+        (DENO_KERNEL, "__proto__", None),
+        (DENO_KERNEL, "a-b", None),
+        (DENO_KERNEL, "a;b", None),
+        (DENO_KERNEL, "1a", None),
+        (DENO_KERNEL, "", None),
+        (DENO_KERNEL, "a\n", None),
     ],
 )
 def test_names_are_the_languages_own(kernel_name: str, given_name: str, expected: str | None) -> None:
@@ -48,7 +60,17 @@ def test_python_has_the_values_and_bash_has_texts() -> None:
     assert texts == {"s": " it's ", "n": "3", "d": '{"a": [1, null, "ü"]}', "t": "true", "none": "null"}
 
 
+def test_javascript_has_them_as_json_in_a_string_which_is_no_code() -> None:
+    given_values = {"s": "`${1}`\u2028\ud800\"'", "d": {"__proto__": 1}}
+    code, values = variables(DENO_KERNEL).request(given_values)
+    assert values == {}
+    assert code.isascii()
+    literal = code.removeprefix('globalThis[Symbol.for("cellblock")].setVariables(').removesuffix(")")
+    assert json.loads(json.loads(literal)) == given_values
+
+
 def test_a_notebook_has_them_as_source() -> None:
+    assert variables(DENO_KERNEL).source("d", {"a": None}) == 'globalThis.d = {"a": null};'
     assert variables(PYTHON_KERNEL).source("d", {"a": None}) == "d = {'a': None}"
     assert variables(BASH_KERNEL).source("d", {"a": None}) == """export d='{"a": null}'"""
 

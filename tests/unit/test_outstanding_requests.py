@@ -22,12 +22,15 @@ class Told:
     def __init__(self) -> None:
         self.controls: list[dict[str, Any]] = []
         self.messages: list[tuple[str, bool]] = []
+        self.types: list[tuple[str, str]] = []
 
     def put_control(self, op: str, **fields: Any) -> None:
         self.controls.append({"op": op, **fields})
 
     def put_message(self, channel: str, parts: list[bytes], *, droppable: bool) -> bool:
         self.messages.append((channel, droppable))
+        header, parent = (json.loads(part or b"{}") for part in parts[:2])
+        self.types.append((header.get("msg_type", ""), parent.get("msg_id", "")))
         return bool(parts)
 
 
@@ -269,3 +272,29 @@ async def test_a_request_that_cannot_be_sent_to_the_kernel_ends_at_once(
     assert told.controls == [{"op": "failed", "msg_id": "a", "why": "RuntimeError: a bug"}]
     assert supervisor.hello()["finished"] == ["a"]
     supervisor._zmq.destroy()
+
+
+async def test_what_comes_through_pipes_waits_for_the_begin_of_its_request(
+    requests: OutstandingRequests, told: Told
+) -> None:
+    accept(requests, "a", "b")
+    text = {"name": "stderr", "text": "x"}
+    parent = json.dumps({"msg_id": "a"}).encode()
+    requests.publish("display_data", {}, {})
+    assert told.types == []
+    requests.relay("iopub", [b'{"msg_type": "execute_input"}', parent, b"{}", b"{}"], {})
+    requests.publish("stream", text, {})
+    reply(requests, "a")
+    requests.relay("iopub", [b'{"msg_type": "status"}', parent, b"{}", b'{"execution_state": "idle"}'], {})
+    requests.publish("clear_output", {}, {})  # of code that is still running, although another request is next
+    await requests.fail_all("exited", exit_code=0, signal_number=None)
+    requests.publish("stream", text, {})
+    assert told.types == [
+        ("execute_input", "a"),
+        ("display_data", "a"),
+        ("stream", "a"),
+        ("execute_reply", "a"),
+        ("status", "a"),
+        ("clear_output", "b"),
+        ("stream", "a"),
+    ]

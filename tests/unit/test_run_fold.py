@@ -116,6 +116,21 @@ def test_an_exception_is_told_without_colours_and_with_its_line() -> None:
     assert [name for name, _ in events(fold)] == ["started", "error", "end"]
 
 
+def test_a_stack_of_javascript_begins_with_the_line() -> None:
+    fold = new_fold()
+    take(fold, "execute_input", {"execution_count": 2})
+    lines = (
+        "TypeError: null has no Cell In[2], line 3",
+        "    at earlier (Cell In[1], line 4, column 1)",
+        "    at check (Cell In[2], line 7, column 13)",
+        "    at async Cell In[2], line 11, column 1",
+    )
+    error(fold, "TypeError", "null", *lines, count=2)
+    exception = fold.finish(fold.ended_status(), None, None).exception
+    assert exception is not None
+    assert exception.line == 7
+
+
 def test_an_error_that_only_the_reply_tells_is_told() -> None:
     fold = new_fold()
     take(fold, "execute_reply", {"status": "error", "ename": "E", "evalue": "v", "traceback": ["t"]})
