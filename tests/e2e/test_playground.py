@@ -159,6 +159,27 @@ def test_output_follows_without_gap_or_repeat_when_the_connection_breaks(tab: Pl
     expect(tab.output).to_have_text("before\nafter\n")
 
 
+def test_a_run_that_is_left_for_another_goes_on_and_does_not_get_into_its_output(
+    tab: Playground, tmp_path: Path
+) -> None:
+    tab.run("print('earlier')")
+    earlier = tab.page.evaluate("location.hash")
+    gate = tmp_path / "go"
+    tab.begin(WAITING.format(path=str(gate)))
+    expect(tab.output).to_have_text("before\n")
+    left = tab.page.evaluate("location.hash")
+    tab.page.evaluate("hash => { location.hash = hash; }", earlier)
+    expect(tab.output).to_have_text("earlier\n")
+    expect(tab.state).to_have_text("Finished")
+    gate.touch()
+    tab.page.locator("#output").press("Control+Enter")
+    expect(tab.page.locator("#permalink")).not_to_have_attribute("href", earlier)
+    expect(tab.state).to_have_text("Finished")
+    expect(tab.output).to_have_text("earlier\n")
+    tab.page.evaluate("hash => { location.hash = hash; }", left)
+    expect(tab.output).to_have_text("before\nafter\n")
+
+
 def test_an_address_of_no_run_is_said_to_be_none(browser: Browser, served: Gateway) -> None:
     with watched_page(browser, served.url, expected="404") as (page, _):
         playground = Playground(page, served.url)

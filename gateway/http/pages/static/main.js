@@ -85,7 +85,7 @@ function choice() {
 
 /** @param {any} event */
 function started(event) {
-  if (!event.session_created || !ranIn.get(event.session_id)) return;
+  if (!panel.output.isLive || !event.session_created || !ranIn.get(event.session_id)) return;
   panel.output.notice("This session's kernel is a fresh one: earlier variables are not there.", "warning");
 }
 
@@ -99,7 +99,6 @@ function ended(answer) {
 async function openFromAddress() {
   const runId = runInAddress();
   if (!runId || runId === panel.runId) return;
-  if (panel.isBusy) byId("run").disabled = false;
   const record = await panel.open(runId);
   if (record === null) return;
   if (typeof record.code === "string") {
@@ -220,6 +219,10 @@ byId("run").addEventListener("click", run);
 byId("language").addEventListener("change", () => editor.setLanguage(byId("language").value));
 byId("recent").addEventListener("toggle", () => byId("recent").open && guard(() => showRecent(byId("recent-list"))));
 addEventListener("hashchange", openFromAddress);
+addEventListener("keydown", (event) => {
+  const isElsewhere = !event.defaultPrevented && !document.querySelector("dialog[open]");
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && isElsewhere) run();
+});
 setUpFiles();
 setUpSessions();
 setUpTokenForm(() => {

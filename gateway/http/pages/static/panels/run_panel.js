@@ -46,17 +46,16 @@ export class RunPanel {
     if (this.isBusy) return;
     this.#reset("Waiting for a sandbox");
     this.output.isLive = true;
+    const signal = this.#leave();
     // Where the output is below the code, it would begin out of sight.
     if (byId("state").getBoundingClientRect().bottom > innerHeight) byId("state").scrollIntoView({ block: "center" });
     announce("Running");
-    await this.#guard((follower) => begin(this.socket, fields, follower));
+    await this.#guard((follower) => begin(this.socket, fields, follower, signal), signal);
   }
 
   /** Show an earlier run, or one that goes on. Returns its record, or null. @param {string} runId */
   async open(runId) {
-    this.#following.abort();
-    this.#following = new AbortController();
-    const { signal } = this.#following;
+    const signal = this.#leave();
     let found = null;
     try {
       found = await record(runId);
@@ -70,6 +69,13 @@ export class RunPanel {
     this.#name(found.run_id);
     this.#guard((follower) => follow(found.run_id, follower, signal), signal);
     return found;
+  }
+
+  /** Follow no more what is followed; it goes on. Returns the signal of what comes next. */
+  #leave() {
+    this.#following.abort();
+    this.#following = new AbortController();
+    return this.#following.signal;
   }
 
   /** Ctrl-C; what ignores it is cancelled by the next one. */
@@ -97,16 +103,17 @@ export class RunPanel {
     return box;
   }
 
-  /** @param {(follower: import("../wire/runs.js").Follower) => Promise<void>} action @param {AbortSignal} [signal] */
+  /** @param {(follower: import("../wire/runs.js").Follower) => Promise<void>} action @param {AbortSignal} signal */
   async #guard(action, signal) {
     try {
       await action({
-        event: (event) => signal?.aborted || this.#handle(event),
+        event: (event) => this.#handle(event),
         waiting: (isAway) => byId("facts").classList.toggle("away", isAway),
       });
     } catch (error) {
-      if (signal?.aborted) return;
+      if (signal.aborted) return;
       this.#settle();
+      this.runId = ""; // it may be opened again
       state("failed", error instanceof Refusal ? "Refused" : "Connection lost");
       this.failed(error);
     }

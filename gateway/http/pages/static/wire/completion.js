@@ -1,4 +1,4 @@
-// Completion by the kernel of a session, over Jupyter's WebSocket: one connection, opened at the first question.
+// Completion by the kernel of a session, over Jupyter's WebSocket: one connection, while there are questions.
 //
 // https://jupyter-server.readthedocs.io/en/latest/developers/websocket-protocols.html, "v1.kernel.websocket.jupyter.org"
 
@@ -7,11 +7,14 @@ import { randomName } from "./runs.js";
 
 const NAME = "v1.kernel.websocket.jupyter.org";
 const PATIENCE_MS = 10_000;
+// A client of the kernel is sent what its runs print, too: the connection is left when nothing is asked.
+const IDLE_MS = 20_000;
 const MAX_NAMES = 200;
 
 /** Asks the kernel of one session at a time. */
 export class KernelCompletion {
   #kernelId = "";
+  #idle = 0;
   /** @type {Promise<WebSocket> | null} */ #opening = null;
   /** @type {Map<string, (content: any) => void>} */ #waiting = new Map();
 
@@ -19,6 +22,10 @@ export class KernelCompletion {
   use(kernelId) {
     if (kernelId === this.#kernelId) return;
     this.#kernelId = kernelId;
+    this.#leave();
+  }
+
+  #leave() {
     this.#opening?.then((socket) => socket.close(), () => {});
     this.#opening = null;
   }
@@ -56,6 +63,8 @@ export class KernelCompletion {
       const done = (reply) => {
         clearTimeout(timer);
         this.#waiting.delete(id);
+        clearTimeout(this.#idle);
+        this.#idle = setTimeout(() => this.#leave(), IDLE_MS);
         resolve(reply);
       };
       const timer = setTimeout(() => done(null), PATIENCE_MS);

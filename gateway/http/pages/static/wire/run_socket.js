@@ -3,6 +3,7 @@
 import { ConnectionLost, Refusal, ask, openSocket } from "./api.js";
 
 const NAME = "v1.runcode.cellblock";
+const TOLD_MS = 60_000;
 
 /** One connection at a time, whose messages are told apart by the ids of what was asked. */
 export class RunSocket {
@@ -51,6 +52,7 @@ export class RunSocket {
   async tell(message, refused) {
     const socket = await this.#open();
     const id = `tell-${(this.#count += 1)}`;
+    setTimeout(() => this.#listeners.delete(id), TOLD_MS);
     this.#listeners.set(id, {
       message: (answer) => refused(new Refusal(answer.error, { code: answer.code })),
       lost: () => {},

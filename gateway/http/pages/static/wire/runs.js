@@ -6,14 +6,15 @@ const PAUSES_MS = [250, 500, 1000, 2000, 4000];
 const PATIENCE_MS = 120_000;
 
 /**
- * Begin a run and follow it to its end. Throws Refusal; ConnectionLost when the gateway stays away.
+ * Begin a run and follow it to its end. Throws Refusal; ConnectionLost when the gateway stays away; AbortError.
  * @param {import("./run_socket.js").RunSocket} socket
  * @param {Record<string, any>} fields Those of `POST /runcode`.
  * @param {Follower} follower
+ * @param {AbortSignal} signal Ends the following, and not the run.
  */
-export async function begin(socket, fields, follower) {
+export async function begin(socket, fields, follower, signal) {
   const asked = { ...fields, idempotency_key: crypto.randomUUID?.() ?? randomName() };
-  const progress = new Progress(follower);
+  const progress = new Progress(follower, signal);
   await progress.insist(async () => {
     // Sent again under its key, the same run is followed: it is not run twice.
     if (progress.runId) await replay(progress);
@@ -52,7 +53,7 @@ class Progress {
   hasEnded = false;
   #heardMs = performance.now();
 
-  /** @param {Follower} follower @param {AbortSignal} [signal] */
+  /** @param {Follower} follower @param {AbortSignal} signal */
   constructor(follower, signal) {
     this.follower = follower;
     this.signal = signal;
@@ -60,7 +61,7 @@ class Progress {
 
   /** @param {any} event */
   handle(event) {
-    this.signal?.throwIfAborted();
+    this.signal.throwIfAborted();
     this.#heardMs = performance.now();
     if (event.seq <= this.seq) return;
     this.seq = event.seq;
@@ -85,7 +86,7 @@ class Progress {
       this.follower.waiting(true);
       const pauseMs = PAUSES_MS[Math.min(number, PAUSES_MS.length - 1)];
       await new Promise((resolve) => setTimeout(resolve, pauseMs));
-      this.signal?.throwIfAborted();
+      this.signal.throwIfAborted();
     }
   }
 }
