@@ -133,3 +133,14 @@ def test_nginx_lets_through_what_the_gateway_takes() -> None:
     assert int(body.removesuffix("m")) << 20 >= max(limits.disk_bytes, limits.request_bytes)
     (address,) = re.findall(r"server ([\d.:]+);", NGINX)
     assert address == f"{Config().server.host}:{Config().server.port}"
+
+
+def test_what_the_page_quotes_is_what_cellblock_says() -> None:
+    sources = "".join(path.read_text() for top in ("gateway", "sessions") for path in (REPOSITORY / top).rglob("*.py"))
+    said = re.sub(r'"\s*\n\s*f?"', "", sources)  # long messages stand in several lines
+    page = (REPOSITORY / "docs" / "operating.md").read_text().partition("| symptom |")[2]
+    quoted = re.findall(r"^\| (?:\S+: )?`([^`]* [^`]* [^`]*)`", page, re.MULTILINE)
+    assert len(quoted) > 5
+    for sentence in quoted:
+        for part in re.split(r" \(process …\) ", sentence):
+            assert part in said, part
