@@ -24,16 +24,19 @@ import {
   tags,
 } from "./third_party/codemirror.js";
 
-const LANGUAGES = {
-  python: () => python(),
-  bash: () => StreamLanguage.define(shell),
-  sh: () => StreamLanguage.define(shell),
-  shell: () => StreamLanguage.define(shell),
-  javascript: () => javascript(),
-  typescript: () => javascript({ typescript: true }),
-  deno: () => javascript({ typescript: true }),
-  r: () => StreamLanguage.define(r),
-};
+const SHELL = () => StreamLanguage.define(shell);
+const TYPESCRIPT = () => javascript({ typescript: true });
+/** By their names in the gateway's configuration. */
+const LANGUAGES = new Map([
+  ["python", () => python()],
+  ["bash", SHELL],
+  ["sh", SHELL],
+  ["shell", SHELL],
+  ["javascript", () => javascript()],
+  ["typescript", TYPESCRIPT],
+  ["deno", TYPESCRIPT],
+  ["r", () => StreamLanguage.define(r)],
+]);
 const NO_HIGHLIGHTING = [];
 
 const COLOURS = syntaxHighlighting(
@@ -139,8 +142,8 @@ export class Editor {
 
   /** @param {string} name One of the gateway's languages. */
   setLanguage(name) {
-    const make = LANGUAGES[name.toLowerCase()];
-    this.#view.dispatch({ effects: this.#language.reconfigure(make ? make() : NO_HIGHLIGHTING) });
+    const make = LANGUAGES.get(name.toLowerCase()) ?? (() => NO_HIGHLIGHTING);
+    this.#view.dispatch({ effects: this.#language.reconfigure(make()) });
   }
 
   /** Mark the line that failed, or none. @param {number | null} line From 1. */
