@@ -120,6 +120,47 @@ def test_a_run_is_answered_interrupted_and_its_session_restarted(tab: Playground
     expect(tab.button("Restart")).to_be_hidden()
 
 
+def test_what_ignores_an_interrupt_is_cancelled_by_the_next_one(tab: Playground) -> None:
+    tab.begin(
+        "import time\nprint('on')\nwhile True:\n    try: time.sleep(60)\n    except KeyboardInterrupt: print('ignored')"
+    )
+    expect(tab.output).to_contain_text("on")
+    tab.button("Interrupt").click()
+    expect(tab.output).to_contain_text("ignored")
+    tab.button("Cancel run").click()
+    expect(tab.state).to_have_text("Cancelled")
+    expect(tab.button("Interrupt")).to_be_disabled()
+
+
+@pytest.mark.parametrize(
+    ("language", "code", "token"),
+    [
+        ("bash", "for f in *; do echo; done", "for"),
+        ("r", "x <- c(1) # note", "# note"),
+        ("javascript", "const x = 'text'", "'text'"),
+        ("typescript", "const x: number = 1", "number"),
+        ("constructor", "plain", None),
+    ],
+)
+def test_languages_are_highlighted(tab: Playground, language: str, code: str, token: str | None) -> None:
+    tab.page.evaluate(
+        """language => {
+          const select = document.getElementById("language");
+          select.append(new Option(language, language));
+          select.value = language;
+          select.dispatchEvent(new Event("change"));
+        }""",
+        language,
+    )
+    tab.write(code)
+    expect(tab.page.locator(".cm-content")).to_have_text(code)
+    spans = tab.page.locator(".cm-line span")
+    if token is None:
+        expect(spans).to_have_count(0)
+    else:
+        expect(spans.get_by_text(token, exact=True)).to_be_visible()
+
+
 def test_a_run_goes_on_over_broken_connections_and_is_reopened_by_its_address(tab: Playground, tmp_path: Path) -> None:
     gate = tmp_path / "go"
     tab.begin(WAITING.format(path=str(gate)) + "print(input('more? '))")
