@@ -74,10 +74,11 @@ class Playground:
 
 @contextmanager
 def process_gateway(**variables: str) -> Iterator[Gateway]:
-    """A gateway on the process engine, whose output limit is the largest that there is."""
+    """A gateway on the process engine, with the largest output limit that there is, and with time for slow machines."""
     parent = Path(tempfile.mkdtemp(prefix="cb-"))
     copy_template_data_dir(parent / "data")
-    gateway = fork(parent / "data", CELLBLOCK_LIMITS_OUTPUT_BYTES="8M", **variables)
+    limits = {"CELLBLOCK_LIMITS_OUTPUT_BYTES": "8M", "CELLBLOCK_LIMITS_TIMEOUT": "170"}
+    gateway = fork(parent / "data", **limits, **variables)
     try:
         yield gateway
         assert gateway.stop(signal.SIGTERM) == 0, gateway.log.read_text()[-4000:]

@@ -102,9 +102,15 @@ def test_ten_megabytes_of_output_leave_a_page_that_answers(browser: Browser, ser
         kept = tab.output.evaluate("output => output.textContent.length")
         assert 200_000 < kept < 600_000
         assert tab.output.evaluate("output => output.querySelectorAll('*').length") < 20_000
-        tab.run("from IPython.display import display\nfor n in range(300): display(n)")
+
+
+def test_results_beyond_a_number_are_counted_and_progress_stays_on_its_line(browser: Browser, served: Gateway) -> None:
+    with watched_page(browser, served.url) as (page, _):
+        tab = Playground(page, served.url)
+        tab.open()
+        tab.run("from IPython.display import display\nfor n in range(210): display(n)")
         expect(tab.output.locator(".result")).to_have_count(200)
-        expect(tab.output).to_contain_text("100 more results are not shown here")
+        expect(tab.output).to_contain_text("10 more results are not shown here")
         tab.run("for n in range(101): print(f'\\r{n} %', end='')\nprint(' done')")
         expect(tab.output).to_have_text("100 % done\n")
 

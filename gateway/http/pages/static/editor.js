@@ -111,7 +111,13 @@ export class Editor {
         doc: text,
         extensions: [
           EditorView.cspNonce.of(nonce),
-          Prec.highest(keymap.of([{ key: "Mod-Enter", run }, { key: "Ctrl-Enter", run }, { key: "Shift-Enter", run }])),
+          Prec.highest(
+            keymap.of([
+              { key: "Mod-Enter", run },
+              { key: "Ctrl-Enter", run },
+              { key: "Shift-Enter", run },
+            ]),
+          ),
           basics,
           keymap.of([indentWithTab]),
           indentUnit.of("    "),
@@ -172,7 +178,10 @@ function replaceSelected(event, view) {
   return true;
 }
 
-/** @typedef {(code: string, place: number, signal: AbortSignal) => Promise<{from: number, to: number, names: string[]} | null>} Completer */
+/**
+ * @typedef {{from: number, to: number, names: string[]}} Offer
+ * @typedef {(code: string, place: number, signal: AbortSignal) => Promise<Offer | null>} Completer
+ */
 
 /**
  * Completions after a dot or two letters, or when they are asked for.

@@ -151,7 +151,9 @@ function send(dropped) {
     const view = sessions.view ?? (await sessions.make(byId("language").value));
     await files.send(view.session_id, dropped);
     byId("files").open = true;
-    announce(`${dropped.length === 1 ? dropped[0].name : `${dropped.length} files`} sent to session ${view.session_id}`);
+    announce(
+      `${dropped.length === 1 ? dropped[0].name : `${dropped.length} files`} sent to session ${view.session_id}`,
+    );
   });
 }
 
@@ -196,7 +198,9 @@ function setUpSessions() {
       await refresh();
     }),
   );
-  byId("notebook").addEventListener("click", () => guard(async () => save(await sessions.notebook(), `${sessions.id}.ipynb`)));
+  byId("notebook").addEventListener("click", () =>
+    guard(async () => save(await sessions.notebook(), `${sessions.id}.ipynb`)),
+  );
   byId("end-session").addEventListener("click", () => {
     if (confirm(`End session ${sessions.id}? Its variables and files are removed.`)) {
       files.hide();

@@ -77,10 +77,19 @@ function extended(codes) {
   if (codes[0] !== 5) return ["", 1];
   const number = byte(codes[1]);
   if (number < 16) return [`ansi-${number}`, 2];
-  if (number >= 232) return [`rgb(${Array(3).fill(8 + 10 * (number - 232)).join(" ")})`, 2];
+  if (number >= 232)
+    return [
+      `rgb(${Array(3)
+        .fill(8 + 10 * (number - 232))
+        .join(" ")})`,
+      2,
+    ];
   const levels = [0, 95, 135, 175, 215, 255];
   const place = number - 16;
-  return [`rgb(${[Math.floor(place / 36), Math.floor(place / 6) % 6, place % 6].map((at) => levels[at]).join(" ")})`, 2];
+  return [
+    `rgb(${[Math.floor(place / 36), Math.floor(place / 6) % 6, place % 6].map((at) => levels[at]).join(" ")})`,
+    2,
+  ];
 }
 
 /** An element with the text, and nothing else of what came from a run. @param {string} text @param {Look} look */
@@ -93,7 +102,8 @@ export function spanOf(text, look) {
     : [look.color, look.background];
   paint(span, "color", "fg", color);
   paint(span, "backgroundColor", "bg", background);
-  for (const name of ["bold", "faint", "italic", "underline", "strike"]) if (look[name]) span.classList.add(`ansi-${name}`);
+  for (const name of ["bold", "faint", "italic", "underline", "strike"])
+    if (look[name]) span.classList.add(`ansi-${name}`);
   return span;
 }
 

@@ -1,27 +1,34 @@
 // HTML of a run in a frame of its own: no scripts, no forms, no links, nothing from elsewhere, no access to the page.
 //
-// Four things see to it, each alone enough against scripts: the frame's sandbox, its own policy, the page's policy, which
-// it inherits, and that what could act is taken out of the HTML before. Tables and their styles are what is left.
+// Four things see to it, each alone enough against scripts: the frame's sandbox, its own policy, the page's policy,
+// which it inherits, and that what could act is taken out of the HTML before. Tables and their styles are what is left.
 
 const ROW_PX = 27;
 const MIN_PX = 44;
 const MAX_PX = 420;
 const MAX_CHARACTERS = 500_000;
-// Browsers hold even a document that is only parsed to the page's policy, and report what offends it. So this much is taken
-// out of the text before; what it misses is refused by the policy, and removed from the document.
+// Browsers hold even a document that is only parsed to the page's policy, and report what offends it. So this much is
+// taken out of the text before; what it misses is refused by the policy, and removed from the document.
 const TAG = /<[a-z](?:"[^"]*"|'[^']*'|[^>"'])*>/gi;
 const STYLE_ATTRIBUTE = /([\s"'/])style(\s*=)/gi;
 const HANDLER_ATTRIBUTE = /([\s"'/])on\w+(\s*=)/gi;
 const STYLE_ELEMENT = /<style\b[^>]*>([^]*?)<\/style\s*>/gi;
 
-const GONE = "script, style, iframe, frame, frameset, object, embed, applet, base, meta, link, form, input, button, select, textarea, video, audio, source, track, portal, template, animate, set, use, foreignObject";
-const LINKS = new Set(["src", "srcset", "href", "xlink:href", "action", "formaction", "data", "poster", "background", "ping"]);
+const GONE = [
+  ...["script", "style", "iframe", "frame", "frameset", "object", "embed", "applet", "portal", "template"],
+  ...["base", "meta", "link", "form", "input", "button", "select", "textarea"],
+  ...["video", "audio", "source", "track", "animate", "set", "use", "foreignObject"],
+].join(", ");
+const LINKS = new Set([
+  ...["src", "srcset", "href", "xlink:href", "action", "formaction", "data", "poster", "background", "ping"],
+]);
 
 const STYLE = `
 :root { color-scheme: light dark; --text: #1c2128; --faint: #57606a; --line: #d0d7de; --panel: #f6f8fa; }
 @media (prefers-color-scheme: dark) { :root { --text: #e6edf3; --faint: #9da7b3; --line: #30363d; --panel: #161b22; } }
 html { background: transparent; }
-body { margin: 0; padding: 2px; color: var(--text); font: 13px/18px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+body { margin: 0; padding: 2px; color: var(--text); }
+body, table { font: 13px/18px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 table { border: 0; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { height: ${ROW_PX}px; padding: 0 12px; border: 0; text-align: right; white-space: nowrap; }
 th { color: var(--faint); font-weight: 600; }
@@ -73,7 +80,10 @@ function withoutInline(tag) {
   return tag.replace(STYLE_ATTRIBUTE, "$1data-style$2").replace(HANDLER_ATTRIBUTE, "$1data-handler$2");
 }
 
-/** Take out what could act or load. Returns all styles. @param {Document} parsed @param {string[]} css Those of elements. */
+/**
+ * Take out what could act or load. Returns all styles.
+ * @param {Document} parsed @param {string[]} css Those of elements.
+ */
 function disarm(parsed, css) {
   for (const element of parsed.querySelectorAll(GONE)) element.remove();
   let count = 0;

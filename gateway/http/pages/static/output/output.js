@@ -145,7 +145,9 @@ export class Output {
       this.container.prepend(this.#note);
     }
     const count = this.#budget.dropped.toLocaleString("en");
-    this.#note.textContent = `The page keeps the end of long output: ${count} characters before it are not shown. The run's record has all of it.`;
+    this.#note.textContent =
+      `The page keeps the end of long output: ${count} characters before it are not shown. ` +
+      "The run's record has all of it.";
   }
 
   // --- results -------------------------------------------------------------------------------------------------------

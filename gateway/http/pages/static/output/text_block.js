@@ -140,7 +140,7 @@ export class TextBlock {
   }
 }
 
-/** Pieces in groups that are not large, so that the oldest can go group by group; neighbours of one look are one piece. */
+/** Pieces in groups that are not large, so that the oldest can go; neighbours of one look become one piece. */
 function chunks(pieces) {
   const found = [];
   let characters = CHUNK_CHARACTERS;

@@ -4,7 +4,11 @@
 
 /** For a POSIX shell. The token comes from the environment, and is in no history. @param {Call} call */
 export function curlCall({ url, code, language, sessionId, needsToken }) {
-  const body = { code, ...(language === "python" ? {} : { language }), ...(sessionId ? { session_id: sessionId } : {}) };
+  const body = {
+    code,
+    ...(language === "python" ? {} : { language }),
+    ...(sessionId ? { session_id: sessionId } : {}),
+  };
   const words = [`curl ${quoted(`${url}/runcode`)}`, "-H 'Content-Type: application/json'"];
   if (needsToken) words.push('-H "Authorization: Bearer $CELLBLOCK_TOKEN"');
   words.push(`-d ${quoted(JSON.stringify(body))}`);

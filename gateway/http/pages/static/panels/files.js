@@ -53,7 +53,11 @@ export class Files {
   /** Send them to the session, one after the other. @param {string} sessionId @param {File[]} files */
   async send(sessionId, files) {
     for (const file of files) {
-      await ask(filePath(sessionId, file.name), { method: "PUT", body: file, headers: { "Content-Type": "application/octet-stream" } });
+      await ask(filePath(sessionId, file.name), {
+        method: "PUT",
+        body: file,
+        headers: { "Content-Type": "application/octet-stream" },
+      });
     }
     await this.show(sessionId);
   }

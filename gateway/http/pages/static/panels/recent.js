@@ -17,7 +17,8 @@ export function runAddress(runId) {
 
 /** The run that the page's address names, or "". */
 export function runInAddress() {
-  const given = new URLSearchParams(location.hash.slice(1)).get("run") ?? new URLSearchParams(location.search).get("run");
+  const given =
+    new URLSearchParams(location.hash.slice(1)).get("run") ?? new URLSearchParams(location.search).get("run");
   return given ?? "";
 }
 

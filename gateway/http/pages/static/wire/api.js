@@ -52,7 +52,7 @@ export function setToken(value) {
   else sessionStorage.removeItem(TOKEN_KEY);
 }
 
-/** Sub-protocols for a WebSocket, which cannot have other headers: what is spoken, and the token. @param {string} name */
+/** Sub-protocols of a WebSocket, which has no other headers: what is spoken, and the token. @param {string} name */
 export function subprotocols(name) {
   if (!token()) return [name];
   const bytes = String.fromCharCode(...new TextEncoder().encode(token()));
@@ -72,7 +72,8 @@ export function openSocket(path, name) {
 /**
  * The gateway's answer. Throws Refusal and ConnectionLost.
  * @param {string} path
- * @param {{method?: string, json?: any, body?: BodyInit, headers?: Record<string, string>, signal?: AbortSignal}} [options]
+ * @param {{method?: string, json?: any, body?: BodyInit, headers?: Record<string, string>,
+ *   signal?: AbortSignal}} [options]
  * @returns {Promise<Response>}
  */
 export async function ask(path, { method = "GET", json, body, headers = {}, signal } = {}) {

@@ -1,6 +1,6 @@
 // Completion by the kernel of a session, over Jupyter's WebSocket: one connection, while there are questions.
 //
-// https://jupyter-server.readthedocs.io/en/latest/developers/websocket-protocols.html, "v1.kernel.websocket.jupyter.org"
+// https://jupyter-server.readthedocs.io/en/latest/developers/websocket-protocols.html
 
 import { openSocket } from "./api.js";
 import { randomName } from "./runs.js";
@@ -26,7 +26,10 @@ export class KernelCompletion {
   }
 
   #leave() {
-    this.#opening?.then((socket) => socket.close(), () => {});
+    this.#opening?.then(
+      (socket) => socket.close(),
+      () => {},
+    );
     this.#opening = null;
   }
 
@@ -95,7 +98,10 @@ export class KernelCompletion {
   }
 }
 
-/** The number of offsets, the offsets, the channel, and the parts of the message. @param {string} channel @param {any[]} parts */
+/**
+ * The number of offsets, the offsets, the channel, and the parts of the message.
+ * @param {string} channel @param {any[]} parts
+ */
 function encode(channel, parts) {
   const encoder = new TextEncoder();
   const pieces = [encoder.encode(channel), ...parts.map((part) => encoder.encode(JSON.stringify(part)))];
