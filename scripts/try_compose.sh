@@ -28,6 +28,8 @@ end() {
         compose logs --tail 30 || true
     fi
     compose down -v --timeout 60 >/dev/null 2>&1 || true
+    docker rm -f "$project-alone" >/dev/null 2>&1 || true
+    docker volume rm "$project-alone" >/dev/null 2>&1 || true
     docker image rm "$newer" >/dev/null 2>&1 || true
     rm -rf "$work"
     exit "$status"
@@ -120,6 +122,7 @@ say "a newer image, with a run in flight that takes longer than a gateway waits"
 printf 'FROM %s\nLABEL newer=1\n' "$image" | docker build -q -t "$newer" - >/dev/null
 begin 50
 sed -i "s/^CELLBLOCK_VERSION=.*/CELLBLOCK_VERSION=${newer#*:}/" "$work/.env"
+expect "$(compose run --rm -T --no-deps gateway build 2>/dev/null)" cellblock-kernel:
 compose up -d
 wait_for 120 is_ready
 [[ $(docker inspect -f '{{.Config.Image}}' "$(gateway)") == "$newer" ]] || fail "the old image still runs"
@@ -150,11 +153,25 @@ expect "$(api "/runs/$kept")" '"status":"ok"'
 expect "$(api /runcode -d session_id=chat --data-urlencode code='print(1)')" '"session_lost":true'
 api /sessions/chat -X DELETE
 
-say "without the group of the socket, and without a volume, it says what is wrong"
-run_alone() { docker run --rm -e CELLBLOCK_BUILD_BASE="$(sed -n 's/^CELLBLOCK_BUILD_BASE=//p' "$work/.env")" \
-    -v /var/run/docker.sock:/var/run/docker.sock "$@" 2>&1 || true; }
-expect "$(run_alone "$image")" "--group-add"
+say "alone, with an embedded database"
+compose down -v
 group=$(stat -c %g /var/run/docker.sock)
-expect "$(run_alone --group-add "$group" --tmpfs /x:mode=1777 -e CELLBLOCK_SERVER_DATA_DIR=/x/d "$image")" "a volume there"
+run_alone() { # options of docker run…
+    docker run -e CELLBLOCK_POOL_SIZE=1 -e CELLBLOCK_BUILD_BASE="$(sed -n 's/^CELLBLOCK_BUILD_BASE=//p' "$work/.env")" \
+        -v /var/run/docker.sock:/var/run/docker.sock "$@" 2>&1
+}
+run_alone -d --name "$project-alone" --stop-timeout 60 --group-add "$group" -v "$project-alone:/var/lib/cellblock" \
+    -p "127.0.0.1:${PORT:-8088}:8000" "$image"
+wait_for 120 is_ready
+token=$(docker exec "$project-alone" cellblock token create 2>/dev/null)
+wait_for 30 answered
+api /sessions/chat -X DELETE
+docker stop "$project-alone"
+[[ $(docker inspect -f '{{.State.ExitCode}}' "$project-alone") == 0 ]] || fail "SIGTERM did not reach the gateway"
+
+say "without the group of the socket, and without a volume, it says what is wrong"
+expect "$(run_alone --rm "$image" || true)" "--group-add"
+elsewhere=(--tmpfs /x:mode=1777 -e CELLBLOCK_SERVER_DATA_DIR=/x/d)
+expect "$(run_alone --rm --group-add "$group" "${elsewhere[@]}" "$image" || true)" "a volume there"
 
 say "all of it works"
