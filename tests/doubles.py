@@ -382,7 +382,11 @@ class MemoryEngine:
 
 
 class Lifeline:
-    """A gateway's access to a port. Once it is cut, as by a crash, no call through it returns."""
+    """A gateway's access to a port. Once it is cut, as by a crash, every call through it ends the task that makes it.
+
+    A timer of the gateway that has crashed may still start one. If it waited for ever, nothing would refer to it, and
+    it would be called destroyed in the middle of another test.
+    """
 
     def __init__(self, port: object) -> None:
         self._port = port
@@ -396,8 +400,8 @@ class Lifeline:
         member = getattr(self._port, name)
         if not self.is_cut or not callable(member):
             return member
-        return _never if inspect.iscoroutinefunction(member) else lambda *_args, **_fields: None
+        return _end if inspect.iscoroutinefunction(member) else lambda *_args, **_fields: None
 
 
-async def _never(*_args: object, **_fields: object) -> None:
-    await asyncio.get_running_loop().create_future()
+async def _end(*_args: object, **_fields: object) -> None:
+    raise asyncio.CancelledError
