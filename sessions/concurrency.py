@@ -47,11 +47,15 @@ class BackgroundTasks:
         return task
 
     async def shielded(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Await `work`, which goes on if the caller is cancelled. What it raises is the caller's, and is not logged."""
+        """Await `work`, which goes on if the caller is cancelled. What it raises is the caller's, if one is there."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(self._on_done_for_nobody)
+            raise
 
     async def wait(self, timeout_s: float | None = None) -> None:
         """Return once all tasks have ended, those that they spawn included, or after `timeout_s`."""
@@ -67,6 +71,10 @@ class BackgroundTasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=timeout_s)
+
+    def _on_done_for_nobody(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.info("failed_for_nobody", owner=self._owner, task=repr(task.get_coro()), error=repr(error))
 
     def _on_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

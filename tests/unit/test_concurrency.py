@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from itertools import islice
 
 import pytest
@@ -83,3 +84,25 @@ async def test_retrying_ends_with_the_first_success_or_the_last_error() -> None:
 
 def test_pauses_double_up_to_the_longest() -> None:
     assert list(islice(growing_pauses(0.5, 2.0), 4)) == [0.5, 1.0, 2.0, 2.0]
+
+
+async def test_what_fails_when_its_caller_has_gone_is_logged_and_not_left_to_the_collector(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tasks, may_fail = BackgroundTasks("a test"), asyncio.Event()
+
+    async def fail() -> None:
+        await may_fail.wait()
+        raise ValueError("too late")
+
+    caller = asyncio.ensure_future(tasks.shielded(fail()))
+    await asyncio.sleep(0)
+    caller.cancel()
+    await asyncio.wait([caller])
+    with capture_logs() as logs:
+        may_fail.set()
+        await tasks.wait()
+        await asyncio.sleep(0)
+    assert [(line["event"], line["error"]) for line in logs] == [("failed_for_nobody", "ValueError('too late')")]
+    gc.collect()
+    assert "never retrieved" not in caplog.text
