@@ -134,3 +134,16 @@ async def test_a_key_covers_what_a_run_is_given(client: Client) -> None:
     again = await client.run("open('a').read()", key="k", files={"a": text("1")})
     other = await client.post("open('a').read()", key="k", files={"a": text("2")})
     assert (again["run_id"], other.status_code) == (first["run_id"], 409)
+
+
+async def test_a_directory_that_is_read_only_is_named_as_what_the_code_has_to_mend(client: Client, s: str) -> None:
+    await client.run("import os; os.mkdir('d', 0o500)", s)
+    refused = await client.run("1", s, files={"d/a": text("x")})
+    assert refused["status"] == "error"
+    assert "d/a could not be written. Code in the session has taken away the permission" in refused["error"]
+    assert "try again" not in refused["error"]
+    put = await client.http.put(f"/sessions/{s}/files/d/a", content=b"x")
+    assert (put.status_code, put.json()["code"]) == (400, "invalid_request")
+    answer = await client.run("os.chmod('d', 0o700)", s)
+    assert answer["status"] == "ok"
+    assert (await client.run("print(open('d/a').read())", s, files={"d/a": text("x")}))["output"] == "x\n"
