@@ -205,7 +205,7 @@ def test_the_shell_keeps_a_session_and_completes(gateway: serve_rig.Gateway, tmp
     shell.expect("'Ada'")
     shell.expect(r"In \[4\]")
     shell.send("name.capitali\t")
-    shell.expect("capitalize")
+    shell.expect("ze")  # where the word was drawn already, the rest of it alone is
     shell.send("()\r")
     shell.expect(r"In \[5\]")
     shell.send("print('asleep'); import time; time.sleep(100)\r")
