@@ -30,6 +30,9 @@ DURATIONS = HERE / "durations.json"
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+# For formats that no test has checked, jsonschema would compile 38 grammars, which takes more than a second.
+sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
+
 # Each client would read the certificates of all authorities, which takes 30 ms, and needs none of them.
 httpx._transports.default.create_ssl_context = cache(httpx.create_ssl_context)
 
