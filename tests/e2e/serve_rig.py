@@ -32,9 +32,11 @@ class Gateway:
 
     def stop(self, *signals: signal.Signals) -> int:
         """Send the signals, a little apart, and wait for the end."""
-        for number in signals:
-            self.process.send_signal(number)
+        first, *others = signals
+        self.process.send_signal(first)
+        for number in others:
             time.sleep(0.3)
+            self.process.send_signal(number)
         return self.process.wait(PATIENCE_S)
 
 
