@@ -5,6 +5,7 @@ When the shell ends, so does the kernel: whoever was its client is told that the
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ _SIGNAL_BASE = 128
 
 
 class BashKernel(Kernel):  # type: ignore[misc]
-    """Its state: the shell, once something has been run, and its directory."""
+    """Its state: the shell, once something has been run; the request at work; and whether a client is being asked."""
 
     implementation = "bash"
     implementation_version = "1.0"
@@ -51,6 +53,8 @@ class BashKernel(Kernel):  # type: ignore[misc]
     def __init__(self, **options: Any) -> None:
         self._bash = find_bash()
         self._shell: BashShell | None = None
+        self._is_asking = False
+        self._context = copy_context()
         self._request: Mapping[str, Any] = {}
         super().__init__(**options)
         child_environment.prepare()
@@ -79,9 +83,19 @@ class BashKernel(Kernel):  # type: ignore[misc]
         self._request = parent
         await super().execute_request(stream, ident, parent)
 
-    async def do_execute(self, code: str, silent: bool, *_: Any, **__: Any) -> dict[str, Any]:  # noqa: FBT001 - ipykernel's
+    async def do_execute(
+        self,
+        code: str,
+        silent: bool,  # noqa: FBT001 - ipykernel's
+        store_history: bool = True,  # noqa: FBT001, FBT002 - likewise
+        user_expressions: Any = None,
+        allow_stdin: bool = False,  # noqa: FBT001, FBT002 - likewise
+        **_: Any,
+    ) -> dict[str, Any]:
         """Run code, or set the variables that the request's metadata has."""
-        del silent
+        del silent, store_history, user_expressions
+        self._allow_stdin = allow_stdin
+        self._context = copy_context()
         environment = run_environment.taken_from(self._request)
         variables = _variables_of(self._request)
         if not code.strip() and not variables:
@@ -98,12 +112,13 @@ class BashKernel(Kernel):  # type: ignore[misc]
         assert self._bash is not None  # noqa: S101 - there is one
         if self._shell is None:
             directory = Path(tempfile.mkdtemp(prefix="bash-", dir=Path(self.parent.connection_file).parent))
-            self._shell = BashShell(self._bash, directory, os.getcwd(), self.io_loop.stop)  # noqa: PTH109
+            work_dir = os.getcwd()  # noqa: PTH109 - a text
+            self._shell = BashShell(self._bash, directory, work_dir, on_end=self.io_loop.stop, ask=self._ask)
         if variables:
             self._shell.set_variables(variables)
         if not code.strip():
             return self._reply()
-        end = await self._shell.run(code, environment)
+        end = await self._shell.run(code, environment, can_ask=self._allow_stdin)
         return self._ended(end) if end.shell_ended else self._reply_to(end.status)
 
     def _reply_to(self, status: int) -> dict[str, Any]:
@@ -190,9 +205,20 @@ class BashKernel(Kernel):  # type: ignore[misc]
             self._shell.close()
         return {"status": "ok", "restart": restart}
 
+    def _ask(self, prompt: str, is_secret: bool) -> str:  # noqa: FBT001 - a callback's
+        """What the client answers. Nothing else is done meanwhile."""
+        self._is_asking = True
+        try:
+            # The question is the request's at work; what reads the shell's reports has the context of the first.
+            return str(self._context.run(self.getpass if is_secret else self.raw_input, prompt))
+        finally:
+            self._is_asking = False
+
     def _interrupt(self) -> None:
         if self._shell is not None:
             self._shell.interrupt()
+        if self._is_asking:
+            raise KeyboardInterrupt
 
 
 def _variables_of(request: Mapping[str, Any]) -> dict[str, str]:
@@ -211,6 +237,7 @@ def _meaning(status: int) -> str:
 
 
 def _die_of(number: int) -> None:
-    signal.signal(number, signal.SIG_DFL) if number not in (signal.SIGKILL, signal.SIGSTOP) else None
+    with contextlib.suppress(OSError):  # SIGKILL has no handler
+        signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
     os._exit(_SIGNAL_BASE + number)

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -26,8 +27,11 @@ _FIRST_DESCRIPTOR = 200
 _READ_BYTES = 65_536
 _MOST_MATCHES = 500
 _MOST_LINES = 10_000
+_MOST_ANSWER_BYTES = 60_000
+"""What fits into a pipe."""
 _MAIN_NAME = "main.sh"
 _CODE_NAME = "code.sh"
+_NOBODY_NAME = "nobody"
 _ENVIRONMENT_NAMES = ("environment.sh", "environment-back.sh")
 
 # With `extdebug`, a DEBUG trap that returns 2 returns from the function or the sourced file that it is called in: so an
@@ -39,7 +43,26 @@ __cellblock_skip() {{ if (( ${{#FUNCNAME[@]}} > 1 )); then return 2; fi; trap - 
 __cellblock_interrupt() {{ shopt -s extdebug; trap __cellblock_skip DEBUG; }}
 __cellblock_back() {{ builtin cd -- "$__cellblock_pwd" || builtin cd -- {work_dir}; OLDPWD=$__cellblock_oldpwd; }}
 __cellblock_status() {{ return "$1"; }}
+read() {{
+    if [[ /dev/fd/0 -ef {nobody} ]]; then
+        local OPTIND=1 OPTARG OPTERR=0 __cellblock_option __cellblock_prompt= __cellblock_secret=0 __cellblock_asks=1
+        while builtin getopts :ersa:d:i:n:N:p:t:u: __cellblock_option; do
+            case $__cellblock_option in
+            p) __cellblock_prompt=$OPTARG ;;
+            s) __cellblock_secret=1 ;;
+            u) __cellblock_asks= ;;
+            esac
+        done
+        if [[ $__cellblock_asks ]]; then
+            builtin printf 'input %s %s\\n' $__cellblock_secret "${{__cellblock_prompt//$'\\n'/ }}" >&{report}
+            builtin read "$@" <&{answers}
+            return
+        fi
+    fi
+    builtin read "$@"
+}}
 """
+"""Where a client can be asked, `read` asks it, unless its input is redirected."""
 _MAIN = """\
 IFS= builtin read -r -d '' __cellblock_code <{code} || :; __cellblock_back; \
 builtin printf 'begun %s\\n' {number} >&{report}; \
@@ -47,7 +70,7 @@ builtin printf 'begun %s\\n' {number} >&{report}; \
 """
 _RUN = """\
 {{ exec >&{stdout} 2>&{stderr}; __cellblock_pwd=$PWD __cellblock_oldpwd=${{OLDPWD-}}; {set_aside}
-{trap}builtin cd -P -- {directory} && . ./main.sh </dev/null
+{trap}builtin cd -P -- {directory} && . ./main.sh <{input}
 {{ __cellblock_ended=$?; builtin trap -p INT ERR >&{report}
 builtin printf 'ended %s %s %s\\n' {number} "$__cellblock_ended" "$-" >&{report}; builtin set +xv; }} 2>/dev/null
 {{ {put_back}
@@ -71,11 +94,21 @@ class End(NamedTuple):
 class BashShell:
     """Its state: the process, which text is at work, and the flags and the status with which the last one has ended."""
 
-    def __init__(self, program: str, directory: Path, work_dir: str, on_end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        program: str,
+        directory: Path,
+        work_dir: str,
+        *,
+        on_end: Callable[[], None],
+        ask: Callable[[str, bool], str],
+    ) -> None:
         """Start bash; its files are in `directory`, which exists. An event loop must be running. Raises OSError.
 
-        `on_end` is called when it ends while no text is at work.
+        `on_end` is called when it ends while no text is at work; `ask` gets a prompt and whether the answer is secret,
+        and may raise KeyboardInterrupt.
         """
+        self._ask = ask
         self._directory = directory
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
@@ -92,7 +125,9 @@ class BashShell:
         self._end: asyncio.Future[End] = self._loop.create_future()
         self._end.set_result(End(0, shell_ended=False))
         self._report, theirs = os.pipe()
-        self._descriptors = [fcntl.fcntl(number, fcntl.F_DUPFD, _FIRST_DESCRIPTOR) for number in (theirs, 1, 2)]
+        self._asked, self._answers = os.pipe()
+        theirs_all = (theirs, 1, 2, self._asked)
+        self._descriptors = [fcntl.fcntl(number, fcntl.F_DUPFD, _FIRST_DESCRIPTOR) for number in theirs_all]
         os.close(theirs)
         try:
             self._process = subprocess.Popen(
@@ -109,7 +144,10 @@ class BashShell:
         os.set_blocking(self._report, False)
         self._loop.add_reader(self._report, self._read_report)
         threading.Thread(target=self._wait, daemon=True).start()
-        self._write(_PROLOGUE.format(work_dir=_quoted(work_dir)))
+        self._nobody = _quoted(str(directory / _NOBODY_NAME))
+        report, _, _, answers = self._descriptors
+        prologue = _PROLOGUE.format(work_dir=_quoted(work_dir), nobody=self._nobody, report=report, answers=answers)
+        self._write(prologue)
 
     @property
     def was_interrupted(self) -> bool:
@@ -126,12 +164,12 @@ class BashShell:
         exports = "".join(f"export {name}={_quoted(text)}\n" for name, text in variables.items())
         self._write(f"{self._sourced('variables.sh', exports)}\n")
 
-    async def run(self, code: str, environment: Mapping[str, str]) -> End:
+    async def run(self, code: str, environment: Mapping[str, str], *, can_ask: bool) -> End:
         """Run a text, with these variables in the environment until it ends. Raises OSError: files of ours fail."""
         self._number += 1
         self._has_begun = self._has_ended_text = self._interrupt_wanted = self._was_interrupted = False
         self._end = self._loop.create_future()
-        report, stdout, stderr = self._descriptors
+        report, stdout, stderr, _ = self._descriptors
         again = "".join(f"builtin set -{flag}; " for flag in "vx" if flag in self._flags)
         self._write_file(_CODE_NAME, f"{again}{code}\n")
         main = _MAIN.format(
@@ -141,12 +179,16 @@ class BashShell:
             status=self._last_status(),
         )
         self._write_file(_MAIN_NAME, main)
+        if can_ask:
+            self._forget_answers()
+            self._write_file(_NOBODY_NAME, "")
         run = _RUN.format(
             stdout=stdout,
             stderr=stderr,
             report=report,
             directory=_quoted(str(self._directory)),
             number=self._number,
+            input=self._nobody if can_ask else os.devnull,
             trap="" if "INT" in self._traps else _TRAP,
             set_aside=self._sourced(_ENVIRONMENT_NAMES[0], _set_aside(environment)),
             put_back=self._sourced(_ENVIRONMENT_NAMES[1], _put_back(environment)),
@@ -237,10 +279,26 @@ class BashShell:
                 self._status, self._flags = int(status), "".join(flags)
                 self._traps = {name for line in self._lines for name in ("INT", "ERR") if line.endswith(name)}
                 self._has_ended_text = True
+            case ["input", kind, *words] if not self._end.done():
+                self._answer(" ".join(words), is_secret=kind == "1")
             case ["done", number] if number == str(self._number):
                 self._tell(End(self._status, shell_ended=False))
             case _:
                 self._lines = [*self._lines[-_MOST_LINES:], line]
+
+    def _answer(self, prompt: str, *, is_secret: bool) -> None:
+        """Ask, and hand the answer to the `read` that waits for it; after an interrupt an empty one ends that."""
+        try:
+            answer = "" if self._was_interrupted else self._ask(prompt, is_secret)
+        except KeyboardInterrupt:
+            answer = ""
+        line = answer.partition("\n")[0].encode("utf-8", "replace")[:_MOST_ANSWER_BYTES]
+        os.write(self._answers, line + b"\n")
+
+    def _forget_answers(self) -> None:
+        """Drop what nobody has read: after an interrupt, perhaps."""
+        while select.select([self._asked], [], [], 0)[0]:
+            os.read(self._asked, _READ_BYTES)
 
     def _wait(self) -> None:
         status = self._process.wait()

@@ -185,6 +185,47 @@ async def test_standard_input_is_at_its_end(kernel: Supervised) -> None:
     assert (await kernel.run("printf 'a\\nb\\n' | while read line; do echo \"<$line>\"; done")).text() == "<a>\n<b>\n"
 
 
+async def asking(kernel: Supervised, code: str) -> tuple[str, dict[str, Any]]:
+    """Run code that asks; the run's msg_id, and the question."""
+    content = {"code": code, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": True}
+    msg_id = kernel.send_message("shell", "execute_request", content)
+    questions: list[Any] = []
+
+    def has_come() -> bool:
+        questions[:] = [f.content for f in kernel.frames if f.msg_type == "input_request" and f.parent_id == msg_id]
+        return bool(questions)
+
+    await kernel.until(has_come)
+    return msg_id, dict(questions[0])
+
+
+async def test_read_asks_a_client_that_can_be_asked(kernel: Supervised) -> None:
+    msg_id, question = await asking(
+        kernel, "read -rp 'Your name: ' name; echo \"<$name>\"; cat; read -s -p x pass <<<a; echo $pass"
+    )
+    assert question == {"prompt": "Your name: ", "password": False}
+    kernel.send_message("stdin", "input_reply", {"value": "Ada \\ L."})
+    assert (await kernel.end_of(msg_id)).text() == "<Ada \\ L.>\na\n"
+    msg_id, question = await asking(
+        kernel, 'f() { local word; read -s word; echo "[$word]"; }; f; echo a | while read x; do echo $x; done'
+    )
+    assert question == {"prompt": "", "password": True}
+    kernel.send_message("stdin", "input_reply", {"value": "secret\nmore"})
+    assert (await kernel.end_of(msg_id)).text() == "[secret]\na\n"
+    msg_id, _ = await asking(kernel, "read first; echo $first")
+    kernel.send_message("stdin", "input_reply", {"value": "once"})
+    assert (await kernel.end_of(msg_id)).text() == "once\n"
+    assert (await kernel.run("read line; echo $?")).text() == "1\n"
+
+
+async def test_a_question_can_be_interrupted(kernel: Supervised) -> None:
+    msg_id, _ = await asking(kernel, "while read line; do echo no; done; echo no")
+    kernel.interrupt(msg_id, grace_s=60)
+    run = await kernel.end_of(msg_id)
+    assert (run.text(), error(run)) == ("", ("KeyboardInterrupt", ""))
+    assert (await kernel.run("echo fine")).text() == "fine\n"
+
+
 # --- variables and environment ----------------------------------------------------------------------------------------
 
 
