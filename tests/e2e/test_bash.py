@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import nbformat
 import pytest
-from client_rig import Client
+from client_rig import Client, hear, tell
 
 pytestmark = pytest.mark.docker
 
@@ -80,6 +80,19 @@ async def test_output_is_streamed_while_the_code_runs(client: Client, s: str) ->
                 if texts == ["first\n"]:
                     await client.http.put(f"/sessions/{s}/files/go", content=b"")
     assert "".join(texts) == "first\nlast\n"
+
+
+async def test_read_asks_over_a_web_socket(client: Client) -> None:
+    code = "read -p 'Name: ' name; echo \"<$name>\"; cat"
+    async with client.socket() as ws:
+        await tell(ws, op="run", id="1", code=code, languageType="bash")
+        said = []
+        while (event := await hear(ws))["type"] != "end":
+            said += [event["text"]] if event["type"] == "stdout" else []
+            if event["type"] == "input_request":
+                assert (event["prompt"], event["password"]) == ("Name: ", False)
+                await tell(ws, op="input", run_id=event["run_id"], value="Ada")
+    assert (event["status"], "".join(said)) == ("ok", "<Ada>\n")
 
 
 async def test_memory_is_counted_in_programs_and_in_the_shell(client: Client, s: str) -> None:
