@@ -25,6 +25,8 @@ from kernel_image.leftovers import make_usable
 _FIRST_DESCRIPTOR = 200
 """Scripts choose their own descriptors from below, bash from 10 on."""
 _READ_BYTES = 65_536
+_START_UP = frozenset({"BASH_ENV", "ENV", "BASHOPTS", "SHELLOPTS"})
+"""Variables by which whoever has started the gateway would have bash begin otherwise."""
 _MOST_MATCHES = 500
 _MOST_LINES = 10_000
 _MOST_ANSWER_BYTES = 60_000
@@ -137,6 +139,7 @@ class BashShell:
                 pass_fds=self._descriptors,
                 process_group=0,
                 bufsize=0,
+                env={name: value for name, value in os.environ.items() if name not in _START_UP},
             )
         finally:
             for descriptor in self._descriptors:

@@ -398,6 +398,18 @@ async def test_without_bash_each_run_says_so(
     assert (name, "no bash here" in value) == ("BashNotFound", True)
 
 
+async def test_bash_begins_as_bash_whoever_has_started_the_gateway(
+    short_dir: Path, switchboard: SupervisorSwitchboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (short_dir / "env.sh").write_text("echo no; set -e")
+    monkeypatch.setenv("BASH_ENV", str(short_dir / "env.sh"))
+    monkeypatch.setenv("SHELLOPTS", "xtrace")
+    async with supervised(short_dir, switchboard, kernel_name="bash") as kernel:
+        await kernel.ready()
+        run = await kernel.run("echo $-")
+        assert (run.text(), run.text("stderr")) == ("hBs\n", "")
+
+
 # --- what front ends ask ----------------------------------------------------------------------------------------------
 
 
