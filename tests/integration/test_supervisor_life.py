@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from supervised import Supervised, new_request, supervised
+from supervised import PATIENCE_S, Supervised, new_request, supervised
 
 from gateway.supervisors import SupervisorSwitchboard
 from sessions.provisioners.process.process_tree import end_all, processes_at_home
@@ -85,7 +85,12 @@ async def test_a_run_that_ended_before_the_kernel_died_has_ended_well(kernel: Su
 
 
 async def test_requests_behind_the_one_that_crashed_were_never_run(kernel: Supervised) -> None:
-    first, second = kernel.send("import time, os; time.sleep(0.3); os._exit(1)"), kernel.send("print('no')")
+    crash = "import os, time\nwhile not os.path.exists('go'): time.sleep(0.02)\nos._exit(1)"
+    first, second = kernel.send(crash), kernel.send("print('no')")
+    async with asyncio.timeout(PATIENCE_S):
+        while kernel.log().count("request_accepted") < 2:
+            await asyncio.sleep(0.02)
+    (kernel.work_dir / "go").touch()
     run = await kernel.end_of(second)
     assert run.types() == ["died"]
     assert run.end.content["msg_id"] == first
