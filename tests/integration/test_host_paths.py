@@ -11,8 +11,8 @@ import pytest
 from docker.api.client import APIClient
 from engine_fixtures import docker_settings
 
-from gateway import doctor
-from gateway.doctor import Level
+from gateway.doctor.engine import look_at_engine
+from gateway.doctor.findings import Level
 from sessions.errors import SetUpFailed
 from sessions.provisioners.docker import host_paths
 from sessions.provisioners.docker.container import GATEWAY_LABEL
@@ -71,7 +71,7 @@ async def test_another_directory_in_its_place_is_not_taken_for_it(
 
 
 async def test_the_doctor_says_so_too(kernel_image: str, hidden: Path) -> None:
-    findings = await doctor.examine(docker_settings(kernel_image), BuildSettings(), Limits(), data_dir=hidden)
+    findings = await look_at_engine(docker_settings(kernel_image), BuildSettings(), Limits(), data_dir=hidden)
     (finding,) = [finding for finding in findings if finding.level is Level.FAIL]
     assert finding.name == "data directory"
     assert finding.what_to_do.startswith("Give the gateway's container a volume")

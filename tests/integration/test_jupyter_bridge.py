@@ -419,7 +419,7 @@ def test_a_kernelspec_is_of_a_language_of_the_configuration(process_jupyter: Jup
         reply, text = run(client, "echo 1; false")
         assert (reply["ename"], reply["evalue"], text) == ("ExitStatus", "1", "1\n")
     manager = KernelManager(kernel_name="cellblock-none")
-    with pytest.raises(KernelNotStarted, match="ended before its kernel was ready"):
+    with pytest.raises(KernelNotStarted, match="does not start: No such kernel named gone"):
         manager.start_kernel()
     manager.cleanup_resources()
 
