@@ -46,7 +46,7 @@ from sessions.settings import Timeouts
 
 _READY_TIMEOUT_S = 60.0
 _FATE_PAUSE_S = 0.5
-_DEATH_TIMEOUT_S = 2.0
+_DEATH_TIMEOUT_S = 3.5
 _RESUME_TIMEOUT_S = 60.0
 _LATE_SHUTDOWN_S = 0.1
 _ORPHAN_TIMEOUT_S = 10.0

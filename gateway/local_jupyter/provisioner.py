@@ -20,7 +20,7 @@ from gateway.local_jupyter.bridge_process import BridgeProcess
 
 _POLL_S = 0.02
 _START_TIMEOUT_S = 90.0
-_KILL_TIMEOUT_S = 3.0
+_KILL_TIMEOUT_S = 4.5  # jupyter_client waits for 5
 _REMOVAL_TIMEOUT_S = 20.0
 _PORT_ATTEMPTS = 4
 
