@@ -66,7 +66,7 @@ class Shell:
         self._client = client
         self._address = address
         self._session = session
-        self._questions = KernelQuestions(address, self._find_kernel)
+        self._questions = KernelQuestions(address, session.info.kernel_id, self._find_kernel)
         self._screen = Screen()
         self._lines = None if sys.stdin.isatty() else InputLines(sys.stdin)
         self._answer: asyncio.Future[str] | None = None

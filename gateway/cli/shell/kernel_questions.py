@@ -21,17 +21,22 @@ _ANSWER_S = 5.0
 
 
 class KernelQuestions:
-    """Requests to a kernel over its Jupyter WebSocket, one at a time. The mutable state is that connection."""
+    """Requests to a kernel over its Jupyter WebSocket, one at a time.
 
-    def __init__(self, address: Address, find_kernel: Callable[[], Awaitable[str]]) -> None:
+    The mutable state is that connection, and the kernel's id, until it is in doubt.
+    """
+
+    def __init__(self, address: Address, kernel_id: str, find_kernel: Callable[[], Awaitable[str]]) -> None:
         """`find_kernel` returns the id of the session's kernel, which another one may have replaced."""
         self._address = address
+        self._kernel_id = kernel_id
         self._find_kernel = find_kernel
         self._socket: WebSocketClientConnection | None = None
         self._lock = asyncio.Lock()
 
     def close(self) -> None:
         """Hang up. The next question finds the kernel anew."""
+        self._kernel_id = ""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -65,8 +70,9 @@ class KernelQuestions:
 
     async def _exchange(self, kind: str, content: dict[str, Any]) -> dict[str, Any]:
         if self._socket is None:
-            kernel_id = quote(await self._find_kernel(), safe="")
-            self._socket = await connect(self._address, f"/api/kernels/{kernel_id}/channels?session_id={uuid4()}")
+            self._kernel_id = self._kernel_id or await self._find_kernel()
+            path = f"/api/kernels/{quote(self._kernel_id, safe='')}/channels?session_id={uuid4()}"
+            self._socket = await connect(self._address, path)
         if self._socket is None:
             return {}
         msg_id = str(uuid4())
