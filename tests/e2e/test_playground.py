@@ -200,6 +200,19 @@ def test_output_follows_without_gap_or_repeat_when_the_connection_breaks(tab: Pl
     expect(tab.output).to_have_text("before\nafter\n")
 
 
+def test_a_run_that_was_silent_for_long_is_still_followed_when_the_connection_breaks(
+    tab: Playground, tmp_path: Path
+) -> None:
+    gate = tmp_path / "go"
+    tab.begin(WAITING.format(path=str(gate)))
+    expect(tab.output).to_have_text("before\n")
+    tab.page.evaluate("{ const now = performance.now.bind(performance); performance.now = () => now() + 600_000; }")
+    tab.break_connections()
+    gate.touch()
+    expect(tab.output).to_have_text("before\nafter\n")
+    expect(tab.state).to_have_text("Finished")
+
+
 def test_a_run_that_is_left_for_another_goes_on_and_does_not_get_into_its_output(
     tab: Playground, tmp_path: Path
 ) -> None:
@@ -219,6 +232,23 @@ def test_a_run_that_is_left_for_another_goes_on_and_does_not_get_into_its_output
     expect(tab.output).to_have_text("earlier\n")
     tab.page.evaluate("hash => { location.hash = hash; }", left)
     expect(tab.output).to_have_text("before\nafter\n")
+
+
+def test_an_address_of_no_run_leaves_the_run_that_goes_on(browser: Browser, served: Gateway, tmp_path: Path) -> None:
+    gate = tmp_path / "go"
+    with watched_page(browser, served.url, expected="404") as (page, _):
+        playground = Playground(page, served.url)
+        playground.open()
+        playground.begin(WAITING.format(path=str(gate)))
+        expect(playground.output).to_have_text("before\n")
+        page.reload()
+        expect(playground.output).to_have_text("before\n")
+        page.evaluate("location.hash = 'run=3ec4e160-aff0-4a08-8af8-da50ace9e93a'")
+        expect(playground.problem).to_contain_text("There is no run by that id")
+        gate.touch()
+        expect(playground.output).to_have_text("before\nafter\n")
+        expect(playground.button("Run")).to_be_enabled()
+        playground.run("2")
 
 
 def test_an_address_of_no_run_is_said_to_be_none(browser: Browser, served: Gateway) -> None:

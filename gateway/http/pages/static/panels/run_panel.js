@@ -23,7 +23,9 @@ export class RunPanel {
   runId = "";
   isBusy = false;
   #wasInterrupted = false;
+  /** Of the run that is shown: aborted when another one takes its place. */
   #following = new AbortController();
+  #asked = "";
   #beganMs = 0;
   #ticking = 0;
 
@@ -46,16 +48,20 @@ export class RunPanel {
     if (this.isBusy) return;
     this.#reset("Waiting for a sandbox");
     this.output.isLive = true;
-    const signal = this.#leave();
     // Where the output is below the code, it would begin out of sight.
     if (byId("state").getBoundingClientRect().bottom > innerHeight) byId("state").scrollIntoView({ block: "center" });
     announce("Running");
+    const { signal } = this.#turn();
     await this.#guard((follower) => begin(this.socket, fields, follower, signal), signal);
   }
 
-  /** Show an earlier run, or one that goes on. Returns its record, or null. @param {string} runId */
+  /**
+   * Show an earlier run, or one that goes on. Returns its record; null where there is none, and all stays as it is.
+   * @param {string} runId
+   */
   async open(runId) {
-    const signal = this.#leave();
+    const shown = this.#following.signal;
+    this.#asked = runId;
     let found = null;
     try {
       found = await record(runId);
@@ -63,7 +69,8 @@ export class RunPanel {
       this.failed(error);
       return null;
     }
-    if (signal.aborted) return null;
+    if (this.#asked !== runId || this.#following.signal !== shown) return null;
+    const { signal } = this.#turn();
     this.#reset(found.finished_at ? "Loading" : "Running");
     this.output.isLive = false;
     this.#name(found.run_id);
@@ -71,11 +78,11 @@ export class RunPanel {
     return found;
   }
 
-  /** Follow no more what is followed; it goes on. Returns the signal of what comes next. */
-  #leave() {
+  /** Leave the run that is shown, which goes on, for another one. */
+  #turn() {
     this.#following.abort();
     this.#following = new AbortController();
-    return this.#following.signal;
+    return this.#following;
   }
 
   /** Ctrl-C; what ignores it is cancelled by the next one. */

@@ -51,7 +51,7 @@ class Progress {
   runId = "";
   seq = 0;
   hasEnded = false;
-  #heardMs = performance.now();
+  /** When the connection was lost; null while there is one. @type {number | null} */ #lostMs = null;
 
   /** @param {Follower} follower @param {AbortSignal} signal */
   constructor(follower, signal) {
@@ -62,16 +62,21 @@ class Progress {
   /** @param {any} event */
   handle(event) {
     this.signal.throwIfAborted();
-    this.#heardMs = performance.now();
+    this.connected();
     if (event.seq <= this.seq) return;
     this.seq = event.seq;
     this.runId = event.run_id;
     this.hasEnded = event.type === "end";
-    this.follower.waiting(false);
     this.follower.event(event);
   }
 
-  /** Try until the run has ended; give up after two minutes without a word. @param {() => Promise<void>} attempt */
+  /** The gateway has answered: a run may be silent for long. */
+  connected() {
+    this.#lostMs = null;
+    this.follower.waiting(false);
+  }
+
+  /** Try until the run has ended; give up after two minutes without a connection. @param {() => Promise<void>} attempt */
   async insist(attempt) {
     for (let number = 0; !this.hasEnded; number += 1) {
       const before = this.seq;
@@ -80,7 +85,8 @@ class Progress {
         if (this.hasEnded) return;
       } catch (error) {
         const isAway = error instanceof ConnectionLost || error.status === 503;
-        if (!isAway || performance.now() - this.#heardMs > PATIENCE_MS) throw error;
+        this.#lostMs ??= performance.now();
+        if (!isAway || performance.now() - this.#lostMs > PATIENCE_MS) throw error;
       }
       if (this.seq > before) number = 0;
       this.follower.waiting(true);
@@ -96,6 +102,7 @@ async function replay(progress) {
   const path = `runs/${encodeURIComponent(progress.runId)}/events?after=${progress.seq}`;
   const headers = { Accept: "application/x-ndjson" };
   const answer = await ask(path, { headers, signal: progress.signal });
+  progress.connected();
   for await (const event of lines(answer)) progress.handle(event);
 }
 
