@@ -115,6 +115,41 @@ def test_results_beyond_a_number_are_counted_and_progress_stays_on_its_line(brow
         expect(tab.output).to_have_text("100 % done\n")
 
 
+def test_the_end_is_shown_after_much_text_without_newlines_and_many_small_pieces(
+    browser: Browser, served: Gateway
+) -> None:
+    with watched_page(browser, served.url) as (page, _):
+        tab = Playground(page, served.url)
+        tab.open()
+        parts = "for n in range(80): print('x' * 8000, end='', file=[sys.stdout, sys.stderr][n % 2], flush=True)"
+        tab.run(f"import sys\n{parts}\nprint('\\nthe end')")
+        expect(tab.output).to_contain_text("the end")
+        expect(tab.output.locator(".dropped")).to_contain_text("characters before it are not shown")
+        tab.run("for n in range(70): display('x' * 8000)\nprint('the end')")
+        expect(tab.output).to_contain_text("the end")
+        tab.run("print(''.join(f'\\x1b[3{n % 8}mx' for n in range(300_000)))\nprint('the end')")
+        expect(tab.output).to_contain_text("the end")
+        assert tab.output.evaluate("output => output.querySelectorAll('*').length") < 30_000
+        tab.run("print('y' * 3_000_000, end='')")
+        assert 200_000 < tab.output.evaluate("output => output.textContent.length") < 600_000
+
+
+def test_displays_that_are_replaced_do_not_push_text_out(browser: Browser, served: Gateway) -> None:
+    with watched_page(browser, served.url) as (page, _):
+        tab = Playground(page, served.url)
+        tab.open()
+        tab.run(
+            "from IPython.display import clear_output, display\nprint('kept')\n"
+            "for n in range(60):\n    clear_output(wait=True)\n    display(f'{n} ' + 'x' * 8000)\n"
+            "shown = display('first', display_id=True)\n"
+            "for n in range(60): shown.update(f'{n} ' + 'x' * 8000)\nprint('the end')"
+        )
+        expect(tab.output).to_contain_text("kept")
+        expect(tab.output).to_contain_text("the end")
+        expect(tab.output.locator(".result")).to_have_count(2)
+        expect(tab.output.locator(".dropped")).to_have_count(0)
+
+
 def test_what_is_displayed_can_be_updated_and_cleared(browser: Browser, served: Gateway) -> None:
     with watched_page(browser, served.url) as (page, _):
         tab = Playground(page, served.url)

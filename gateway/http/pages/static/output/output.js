@@ -2,14 +2,17 @@
 
 import { artifactAddress } from "../wire/api.js";
 import { htmlFrame } from "./html_frame.js";
-import { TextBlock, TextBudget } from "./text_block.js";
+import { TextBlock, TextBudget, soon } from "./text_block.js";
 
 const KEPT_CHARACTERS = 400_000;
 const MAX_RESULTS = 200;
 const MAX_RESULT_CHARACTERS = 100_000;
 const MAX_PICTURES = 50;
 
-/** @typedef {{element: HTMLElement, displayId: string | null}} Shown */
+/**
+ * @typedef {{element: HTMLElement, displayId: string | null, block: TextBlock | null}} Shown
+ * One result; `block` is its text, where it has some.
+ */
 
 export class Output {
   #budget = new TextBudget(KEPT_CHARACTERS, () => {});
@@ -21,6 +24,7 @@ export class Output {
   /** @type {HTMLElement | null} */ #note = null;
   /** Whether events come as they happen: what comes while a question is open was printed before it. */
   isLive = true;
+  /** What displays are to show from the next frame on, by their ids. @type {Map<string, any>} */ #updates = new Map();
   #clearsNext = false;
   #isScrolling = false;
   #left = 0;
@@ -47,6 +51,7 @@ export class Output {
     this.#files = new Map();
     this.#displayed = new Set();
     this.#note = null;
+    this.#updates = new Map();
     this.#clearsNext = false;
     this.#left = 0;
   }
@@ -63,9 +68,8 @@ export class Output {
         this.#result(event.data, event.display_id);
         break;
       case "update":
-        for (const shown of this.#shown.filter((one) => one.displayId === event.display_id)) {
-          shown.element.replaceChildren(...this.#bundle(event.data));
-        }
+        if (this.#updates.size === 0) soon(() => this.#applyUpdates());
+        this.#updates.set(event.display_id, event.data);
         break;
       case "clear":
         this.#clearsNext = true;
@@ -129,7 +133,7 @@ export class Output {
   /** @param {string} kind @param {string} text */
   #text(kind, text) {
     this.#applyClear();
-    if (this.#block?.kind !== kind) {
+    if (this.#block?.kind !== kind || this.#block.isGone) {
       const block = new TextBlock(kind, this.#budget);
       this.#add(block.element);
       this.#block = block;
@@ -155,9 +159,27 @@ export class Output {
   #applyClear() {
     if (!this.#clearsNext) return;
     this.#clearsNext = false;
-    for (const { element } of this.#shown) element.remove();
+    this.#updates.clear();
+    for (const { element, block } of this.#shown) {
+      block?.leave();
+      element.remove();
+    }
     this.#shown = [];
     this.#block = null;
+  }
+
+  #applyUpdates() {
+    for (const shown of this.#shown) {
+      if (this.#updates.has(shown.displayId)) this.#fill(shown, this.#updates.get(shown.displayId));
+    }
+    this.#updates.clear();
+  }
+
+  /** @param {Shown} shown @param {Record<string, any>} data */
+  #fill(shown, data) {
+    shown.block?.leave();
+    shown.block = null;
+    shown.element.replaceChildren(...this.#bundle(data, shown));
   }
 
   /** @param {Record<string, any>} data @param {string | null} displayId */
@@ -168,13 +190,14 @@ export class Output {
     }
     const element = document.createElement("div");
     element.className = "result";
-    element.append(...this.#bundle(data));
-    this.#shown.push({ element, displayId });
+    const shown = { element, displayId, block: null };
+    this.#fill(shown, data);
+    this.#shown.push(shown);
     this.#add(element);
   }
 
-  /** The best of what a bundle has. @param {Record<string, any>} data @returns {Node[]} */
-  #bundle(data) {
+  /** The best of what a bundle has. @param {Record<string, any>} data @param {Shown} shown @returns {Node[]} */
+  #bundle(data, shown) {
     if (typeof data.image === "string") return [this.#figure(data.image)];
     const plain = typeof data["text/plain"] === "string" ? data["text/plain"] : null;
     if (typeof data["text/html"] === "string") {
@@ -183,16 +206,17 @@ export class Output {
       const remark = document.createElement("p");
       remark.className = "notice";
       remark.textContent = "This output needs scripts, which are not run here. A notebook at this session shows it.";
-      return plain === null ? [remark] : [this.#plain(plain), remark];
+      return plain === null ? [remark] : [this.#plain(plain, shown), remark];
     }
-    if (plain !== null) return [this.#plain(plain)];
+    if (plain !== null) return [this.#plain(plain, shown)];
     const [name, value] = Object.entries(data)[0] ?? ["", ""];
-    return [this.#plain(typeof value === "string" ? value : `${name}: ${JSON.stringify(value, null, 2)}`)];
+    return [this.#plain(typeof value === "string" ? value : `${name}: ${JSON.stringify(value, null, 2)}`, shown)];
   }
 
-  /** @param {string} text */
-  #plain(text) {
+  /** @param {string} text @param {Shown} shown */
+  #plain(text, shown) {
     const block = new TextBlock("plain", this.#budget);
+    shown.block = block;
     const over = text.length - MAX_RESULT_CHARACTERS;
     block.append(over > 0 ? `${text.slice(0, MAX_RESULT_CHARACTERS)}\n… ${over} more characters are not shown` : text);
     block.flush();
@@ -230,6 +254,7 @@ export class Output {
   /** @param {any} answer The whole answer. */
   #end(answer) {
     this.#block?.flush();
+    this.#applyUpdates();
     if (this.#left > 0) this.notice(`${this.#left} more results are not shown here. The run's record has all of them.`);
     const others = [...this.#images].filter(([name]) => !this.#displayed.has(name));
     for (const [name, url] of others.slice(0, MAX_PICTURES)) this.#add(picture(name, url, true));

@@ -4,13 +4,19 @@
 import { AnsiReader, spanOf } from "./ansi.js";
 
 const MAX_LINE_CHARACTERS = 8_192;
-const CHUNK_CHARACTERS = 16_384;
+const CHUNK_COST = 16_384;
+const PIECE_COST = 16;
+const BLOCK_COST = 100;
 
-/** How much text all blocks of one output may keep; the oldest goes first. */
+/**
+ * How much all blocks of one output may keep; the oldest goes first. Elements cost as well as characters, so that many
+ * small pieces are bounded too.
+ */
 export class TextBudget {
+  /** Characters that are not shown any more. */
   dropped = 0;
   #kept = 0;
-  /** @type {TextBlock[]} */ #blocks = [];
+  /** @type {Set<TextBlock>} */ #blocks = new Set();
 
   /** @param {number} limit Characters. @param {() => void} onDrop */
   constructor(limit, onDrop) {
@@ -18,25 +24,23 @@ export class TextBudget {
     this.onDrop = onDrop;
   }
 
-  /** @param {TextBlock} block */
-  enter(block) {
-    this.#blocks.push(block);
-  }
-
-  /** @param {number} characters Negative where text was taken back. */
-  count(characters) {
-    this.#kept += characters;
+  /** @param {TextBlock} block @param {number} cost Negative where text was taken back. */
+  count(block, cost) {
+    this.#blocks.add(block);
+    this.#kept += cost;
     const before = this.dropped;
-    while (this.#kept > this.limit && this.#blocks.length > 0) {
-      const freed = this.#blocks[0].dropOldest();
-      if (freed === 0) {
-        if (this.#blocks.length === 1) break;
-        this.#blocks.shift();
-      }
-      this.#kept -= freed;
-      this.dropped += freed;
+    for (const oldest of this.#blocks) {
+      while (this.#kept > this.limit && oldest.dropOldest());
+      if (this.#kept <= this.limit) break;
+      if (oldest !== block && !oldest.isDue) oldest.drop();
     }
     if (this.dropped > before) this.onDrop();
+  }
+
+  /** @param {{cost: number, characters: number}} gone */
+  free({ cost, characters }) {
+    this.#kept -= cost;
+    this.dropped += characters;
   }
 
   /** Text that came and went without being shown. @param {number} characters */
@@ -44,13 +48,25 @@ export class TextBudget {
     this.dropped += characters;
     this.onDrop();
   }
+
+  /** A block that is shown no more. @param {TextBlock} block @param {number} cost */
+  leave(block, cost) {
+    if (this.#blocks.delete(block)) this.#kept -= cost;
+  }
 }
 
 /** Text of one stream that came in a row. */
 export class TextBlock {
   #reader = new AnsiReader();
   #waiting = "";
-  #isDue = false;
+  /** Whether text waits to be shown. */
+  isDue = false;
+  /** Whether it was removed, and takes no more text. */
+  isGone = false;
+  /** @type {{element: HTMLElement, cost: number, characters: number}[]} */ #chunks = [];
+  #chunksCost = 0;
+  /** All of it, as the budget knows. */
+  #cost = 0;
   /** @type {{text: string, look: import("./ansi.js").Look}[]} */ #line = [];
   #lineCharacters = 0;
   #returned = false;
@@ -63,7 +79,6 @@ export class TextBlock {
     this.element.append(this.#live);
     this.kind = kind;
     this.budget = budget;
-    budget.enter(this);
   }
 
   /** @param {string} text */
@@ -74,39 +89,54 @@ export class TextBlock {
       this.#waiting = this.#waiting.slice(over);
       this.budget.skip(over);
     }
-    if (this.#isDue) return;
-    this.#isDue = true;
-    // A tab in the background draws no frames.
-    if (document.hidden) setTimeout(() => this.flush(), 200);
-    else requestAnimationFrame(() => this.flush());
+    if (this.isDue) return;
+    this.isDue = true;
+    soon(() => this.flush());
   }
 
   /** Show what has come. */
   flush() {
-    this.#isDue = false;
+    this.isDue = false;
     const text = this.#waiting;
     this.#waiting = "";
-    if (!text) return;
-    const before = this.#lineCharacters;
+    if (!text || this.isGone) return;
     const done = [];
     for (const piece of this.#reader.read(text)) this.#take(piece, done);
     this.#live.replaceChildren(...this.#line.map(({ text: part, look }) => spanOf(part, look)));
-    let characters = this.#lineCharacters - before;
-    for (const pieces of chunks(done)) {
-      const chunk = document.createElement("span");
-      chunk.append(...pieces.map((piece) => spanOf(piece.text, piece.look)));
-      this.#live.before(chunk);
-      characters += chunk.textContent.length;
+    for (const { pieces, cost, characters } of chunks(done)) {
+      const element = document.createElement("span");
+      element.append(...pieces.map((piece) => spanOf(piece.text, piece.look)));
+      this.#live.before(element);
+      this.#chunks.push({ element, cost, characters });
+      this.#chunksCost += cost;
     }
-    this.budget.count(characters);
+    const before = this.#cost;
+    this.#cost = BLOCK_COST + this.#chunksCost + this.#lineCharacters + this.#line.length * PIECE_COST;
+    this.budget.count(this, this.#cost - before);
   }
 
-  /** Remove the oldest piece that is not the line at work. Returns how many characters it had. */
+  /** Remove the oldest piece that is not the line at work. Returns whether there was one. */
   dropOldest() {
-    const first = this.element.firstChild;
-    if (first === null || first === this.#live) return 0;
-    first.remove();
-    return first.textContent.length;
+    const chunk = this.#chunks.shift();
+    if (chunk === undefined) return false;
+    chunk.element.remove();
+    this.#chunksCost -= chunk.cost;
+    this.#cost -= chunk.cost;
+    this.budget.free(chunk);
+    return true;
+  }
+
+  /** Remove the rest of it, for which there is no room. */
+  drop() {
+    this.budget.skip(this.#lineCharacters);
+    this.leave();
+    this.element.remove();
+  }
+
+  /** Be shown no more, as what was cleared or has been replaced. */
+  leave() {
+    this.isGone = true;
+    this.budget.leave(this, this.#cost);
   }
 
   /** @param {{text: string, look: object}} piece @param {{text: string, look: object}[]} done */
@@ -123,14 +153,20 @@ export class TextBlock {
         this.#returned = true;
       } else if (part) {
         if (this.#returned) this.#clearLine();
-        this.#line.push({ text: part, look });
-        this.#lineCharacters += part.length;
-        if (this.#lineCharacters > MAX_LINE_CHARACTERS || this.#line.length > MAX_LINE_CHARACTERS / 8) {
-          done.push(...this.#line);
-          this.#clearLine();
+        for (let from = 0; from < part.length; from += MAX_LINE_CHARACTERS) {
+          this.#extendLine({ text: part.slice(from, from + MAX_LINE_CHARACTERS), look }, done);
         }
       }
     }
+  }
+
+  /** @param {{text: string, look: object}} piece @param {{text: string, look: object}[]} done */
+  #extendLine(piece, done) {
+    this.#line.push(piece);
+    this.#lineCharacters += piece.text.length;
+    if (this.#lineCharacters <= MAX_LINE_CHARACTERS && this.#line.length <= MAX_LINE_CHARACTERS / 8) return;
+    done.push(...this.#line);
+    this.#clearLine();
   }
 
   #clearLine() {
@@ -143,19 +179,30 @@ export class TextBlock {
 /** Pieces in groups that are not large, so that the oldest can go; neighbours of one look become one piece. */
 function chunks(pieces) {
   const found = [];
-  let characters = CHUNK_CHARACTERS;
+  let chunk = { parts: [], cost: CHUNK_COST, characters: 0 };
   for (const { text, look } of pieces) {
-    if (characters >= CHUNK_CHARACTERS) {
-      found.push([]);
-      characters = 0;
+    if (chunk.cost >= CHUNK_COST) {
+      chunk = { parts: [], cost: 0, characters: 0 };
+      found.push(chunk);
     }
-    const chunk = found.at(-1);
-    const last = chunk.at(-1);
-    if (last && (last.look === look || (isPlain(last.look) && isPlain(look)))) last.parts.push(text);
-    else chunk.push({ look, parts: [text] });
-    characters += text.length;
+    const last = chunk.parts.at(-1);
+    if (last && (last.look === look || (isPlain(last.look) && isPlain(look)))) last.texts.push(text);
+    else {
+      chunk.parts.push({ look, texts: [text] });
+      chunk.cost += PIECE_COST;
+    }
+    chunk.cost += text.length;
+    chunk.characters += text.length;
   }
-  return found.map((chunk) => chunk.map(({ look, parts }) => ({ text: parts.join(""), look })));
+  return found.map(({ parts, cost, characters }) => {
+    return { pieces: parts.map(({ look, texts }) => ({ text: texts.join(""), look })), cost, characters };
+  });
+}
+
+/** In the next frame. A tab in the background draws none. @param {() => void} action */
+export function soon(action) {
+  if (document.hidden) setTimeout(action, 200);
+  else requestAnimationFrame(action);
 }
 
 /** @param {object} look */
