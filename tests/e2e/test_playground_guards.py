@@ -91,6 +91,16 @@ def test_hostile_output_is_text_or_stays_in_its_frame(browser: Browser, served: 
         assert not [url for url in watch.urls if "code=1" in url]
 
 
+@pytest.mark.parametrize("piece", ["<a", "<style>", '<a "', "<style", "<p a='"])
+def test_tags_that_are_not_closed_do_not_stop_the_page(browser: Browser, served: Gateway, piece: str) -> None:
+    with watched_page(browser, served.url) as (page, _):
+        tab = Playground(page, served.url)
+        tab.open()
+        html = f"'<p>seen</p>' + {piece!r} * (400_000 // {len(piece)})"
+        tab.run(f"from IPython.display import HTML\nHTML({html})")
+        expect(tab.output.frame_locator("iframe").locator("p").first).to_have_text("seen")
+
+
 def test_ten_megabytes_of_output_leave_a_page_that_answers(browser: Browser, served: Gateway) -> None:
     with watched_page(browser, served.url) as (page, _):
         tab = Playground(page, served.url)

@@ -9,10 +9,11 @@ const MAX_PX = 420;
 const MAX_CHARACTERS = 500_000;
 // Browsers hold even a document that is only parsed to the page's policy, and report what offends it. So this much is
 // taken out of the text before; what it misses is refused by the policy, and removed from the document.
-const TAG = /<[a-z](?:"[^"]*"|'[^']*'|[^>"'])*>/gi;
+// Wherever the first letters match, the whole does: what is not closed goes to the end, and none of it is read twice.
+const TAG = /<[a-z](?:=\s*(?:"[^"]*(?:"|$)|'[^']*(?:'|$))?|[^>=]+)*(?:>|$)/gi;
 const STYLE_ATTRIBUTE = /([\s"'/])style(\s*=)/gi;
 const HANDLER_ATTRIBUTE = /([\s"'/])on\w+(\s*=)/gi;
-const STYLE_ELEMENT = /<style\b[^>]*>([^]*?)<\/style\s*>/gi;
+const STYLE_ELEMENT = /<style(?=[\s/>])[^>]*(?:>([^]*?)(?:<\/style(?=[\s/>])[^>]*>?|$)|$)/gi;
 
 const GONE = [
   ...["script", "style", "iframe", "frame", "frameset", "object", "embed", "applet", "portal", "template"],
@@ -55,7 +56,7 @@ export function htmlFrame(html, nonce) {
   const sheets = [];
   const given = html
     .slice(0, MAX_CHARACTERS)
-    .replace(STYLE_ELEMENT, (_, sheet) => (sheets.push(sheet), ""))
+    .replace(STYLE_ELEMENT, (_, sheet = "") => (sheets.push(sheet), ""))
     .replace(TAG, withoutInline);
   const parsed = new DOMParser().parseFromString(POLICY.createHTML(given), "text/html");
   const css = disarm(parsed, sheets);
