@@ -191,6 +191,9 @@ def test_a_token_is_asked_for_kept_in_the_tab_and_in_no_address(browser: Browser
             field.fill("cb_wrong")
             tab.button("Use it").click()
             expect(tab.problem).to_contain_text("does not know this token")
+            field.fill("cb_wröng 漢")
+            tab.button("Use it").click()
+            expect(tab.problem).to_contain_text("does not know this token")
             _use_when_known(tab, token)
 
             tab.make_session()
@@ -204,6 +207,11 @@ def test_a_token_is_asked_for_kept_in_the_tab_and_in_no_address(browser: Browser
             page.get_by_role("dialog").get_by_role("button", name="Close").click()
             assert page.evaluate("localStorage.length") == 0
             assert token not in page.evaluate("document.cookie + location.href")
+
+            page.get_by_role("link", name="Status").click()
+            expect(page.locator("#figures")).to_be_visible()
+            page.go_back()
+            expect(tab.output).to_have_text("for alice\n")
 
             run_command(gateway.data_dir, "token", "revoke", json.loads(made.stdout)["id"])
             tab.begin("print('again')")

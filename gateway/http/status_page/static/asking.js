@@ -1,6 +1,7 @@
 // Asks the gateway for its figures. The token is kept in this tab, and goes into a header, never into an address.
 
-const KEY = "cellblock.token";
+/** That of the playground: whoever comes from there has given the token already. */
+const KEY = `cellblock-token ${new URL(".", document.baseURI).pathname}`;
 const PATIENCE_MS = 10_000;
 
 /** The token of this tab. Where the browser keeps nothing, it lasts as long as the page. */

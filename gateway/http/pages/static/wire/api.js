@@ -2,7 +2,9 @@
 
 /** The page's own directory: the gateway may be below a path of a proxy. */
 const BASE = new URL(".", document.baseURI);
+/** The page at /status has it too. */
 const TOKEN_KEY = `cellblock-token ${BASE.pathname}`;
+const SENDABLE = /^[\x21-\x7e]*$/;
 
 /** A refusal by the gateway, in its own words. */
 export class Refusal extends Error {
@@ -78,6 +80,7 @@ export function openSocket(path, name) {
  */
 export async function ask(path, { method = "GET", json, body, headers = {}, signal } = {}) {
   const sent = { ...headers };
+  if (!SENDABLE.test(token())) throw new Refusal("A header cannot have this token.", { status: 401 });
   if (token()) sent.Authorization = `Bearer ${token()}`;
   if (json !== undefined) sent["Content-Type"] = "application/json";
   const init = { method, headers: sent, body: json === undefined ? body : JSON.stringify(json), signal };
