@@ -80,6 +80,31 @@ def test_a_file_that_is_dropped_on_the_page_gets_a_session(tab: Playground) -> N
     expect(tab.output).to_contain_text("x,y")
 
 
+def test_a_folder_that_is_dropped_is_refused_and_files_are_taken_over_a_frame_too(
+    tab: Playground, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a.txt").write_text("a")
+    tab.make_session()
+    tab.run("from IPython.display import HTML\nHTML('<p>x</p>' * 20)")
+    box = tab.output.locator("iframe").bounding_box()
+    assert box is not None
+    inside = (box["x"] + 50, box["y"] + 30)
+    _drop(tab, [tmp_path / "a.txt", tmp_path / "folder"], inside)
+    expect(tab.problem).to_contain_text('"folder" cannot be read. Folders are not taken')
+    expect(tab.page.locator("#files-list")).to_contain_text("a.txt")
+
+
+def _drop(tab: Playground, paths: list[Path], place: tuple[float, float]) -> None:
+    """Drag them over the header of the page to a place, and let go there."""
+    devtools = tab.page.context.new_cdp_session(tab.page)
+    data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+    header = (600.0, 30.0)
+    for kind, (x, y) in (("dragEnter", header), ("dragOver", header), *[("dragOver", place)] * 3, ("drop", place)):
+        devtools.send("Input.dispatchDragEvent", {"type": kind, "x": x, "y": y, "data": data})
+        tab.page.evaluate("new Promise(requestAnimationFrame)")
+
+
 def test_a_run_is_answered_interrupted_and_its_session_restarted(tab: Playground) -> None:
     tab.make_session()
     tab.begin("from getpass import getpass\nname = input('name? ')\nprint('Hello', name, len(getpass('secret? ')))")

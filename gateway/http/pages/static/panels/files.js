@@ -52,14 +52,15 @@ export class Files {
 
   /** Send them to the session, one after the other. @param {string} sessionId @param {File[]} files */
   async send(sessionId, files) {
-    for (const file of files) {
-      await ask(filePath(sessionId, file.name), {
-        method: "PUT",
-        body: file,
-        headers: { "Content-Type": "application/octet-stream" },
-      });
+    const headers = { "Content-Type": "application/octet-stream" };
+    try {
+      for (const file of files) {
+        await checkReadable(file);
+        await ask(filePath(sessionId, file.name), { method: "PUT", body: file, headers });
+      }
+    } finally {
+      await this.show(sessionId);
     }
-    await this.show(sessionId);
   }
 
   /** @param {string} text */
@@ -102,6 +103,15 @@ export class Files {
     } catch (error) {
       this.failed(error);
     }
+  }
+}
+
+/** Throws for a folder, which a browser hands over like a file. @param {File} file */
+async function checkReadable(file) {
+  try {
+    await file.slice(0, 1).arrayBuffer();
+  } catch {
+    throw new Error(`"${file.name}" cannot be read. Folders are not taken: send the files in them.`);
   }
 }
 
