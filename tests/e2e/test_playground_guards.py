@@ -91,6 +91,18 @@ def test_hostile_output_is_text_or_stays_in_its_frame(browser: Browser, served: 
         assert not [url for url in watch.urls if "code=1" in url]
 
 
+def test_names_of_files_hide_nothing(browser: Browser, served: Gateway) -> None:
+    with watched_page(browser, served.url) as (page, _):
+        tab = Playground(page, served.url)
+        tab.open()
+        tab.make_session()
+        tab.run("for name in (' ', '\u202egpj.exe', '<b>.txt'): open(name, 'w').write('x')")
+        page.locator("#files summary").click()
+        for place in (tab.output.locator(".downloads a"), page.locator("#files-list button.link")):
+            expect(place).to_have_count(3)
+            assert sorted(place.all_inner_texts()) == ['" "', "<b>.txt", "\ufffdgpj.exe"]
+
+
 @pytest.mark.parametrize("piece", ["<a", "<style>", '<a "', "<style", "<p a='"])
 def test_tags_that_are_not_closed_do_not_stop_the_page(browser: Browser, served: Gateway, piece: str) -> None:
     with watched_page(browser, served.url) as (page, _):

@@ -1,6 +1,7 @@
 // What a run has said and shown, in order. Text of a run is only ever text; its HTML goes into a frame (html_frame.js).
 
 import { artifactAddress } from "../wire/api.js";
+import { shownName } from "./file_name.js";
 import { htmlFrame } from "./html_frame.js";
 import { TextBlock, TextBudget, soon } from "./text_block.js";
 
@@ -291,7 +292,7 @@ function downloads(files) {
     const link = document.createElement("a");
     link.href = url;
     link.download = name.split("/").at(-1);
-    link.textContent = name;
+    link.textContent = shownName(name);
     const item = document.createElement("li");
     item.append(link);
     list.append(item);

@@ -1,5 +1,6 @@
 // The files of the chosen session: listed, dropped in, downloaded, removed.
 
+import { shownName } from "../output/file_name.js";
 import { ask, askJson, filePath } from "../wire/api.js";
 
 const MAX_SHOWN = 500;
@@ -74,7 +75,7 @@ export class Files {
     const name = document.createElement("button");
     name.type = "button";
     name.className = "link";
-    name.textContent = path;
+    name.textContent = shownName(path);
     name.title = `Download ${path}`;
     name.addEventListener("click", () => this.#guard(async () => save(await fetchFile(sessionId, path), path)));
     const size = document.createElement("span");
