@@ -108,6 +108,11 @@ async def test_a_session_keeps_its_variables_and_errors_name_the_line(client: Cl
 async def test_names_environment_and_imports(client: Client, s: str) -> None:
     refused = await client.post("1", s, languageType="javascript", variables={"class": 1})
     assert (refused.status_code, "class" in refused.json()["error"]) == (400, True)
+    values = {"value": 1, "self": 2, "closed": 3, "huge": 4}
+    body = json.dumps({"code": "[value, self, closed, huge]", "languageType": "javascript", "variables": values})
+    headers = {"Content-Type": "application/json"}
+    shown = await client.http.post("/runcode", content=body.replace("4", "1e999"), headers=headers)
+    assert shown.json()["results"] == [{"text/plain": "[ 1, 2, 3, Infinity ]"}]
     show = "[Deno.env.get('API_KEY'), require('child_process').execSync('echo $API_KEY').toString().trim()]"
     assert (await run(client, show, s, env={"API_KEY": "k"}))["results"] == [{"text/plain": '[ "k", "k" ]'}]
     assert (await run(client, show, s))["results"] == [{"text/plain": '[ undefined, "" ]'}]

@@ -8,6 +8,7 @@
   const internal = Deno[Deno.internal];
   const { jupyter } = Deno;
   const { parse, stringify } = JSON;
+  const { defineProperty, entries, is } = Object;
   const { getBuiltinModule } = process;
   const VARIABLE = "CELLBLOCK_MESSAGES_FD";
   const LONGEST_TEXT = 32768;
@@ -202,18 +203,21 @@
   const displaced = new Map();
   const functions = Object.freeze({
     // A name that the session has declared by `let` gets the value; any other becomes a property of the global object,
-    // so that code may still declare it.
+    // so that code may still declare it. `arguments` is the one name that no variable can have.
     setVariables(variables) {
-      for (const [name, value] of Object.entries(parse(variables))) {
+      for (const [name, value] of entries(parse(variables))) {
         try {
-          indirectEval(`(value) => { ${name} = value; }`)(value);
+          indirectEval(`(function () { ${name} = arguments[0]; })`)(value);
+          if (!is(indirectEval(name), value)) { // a property with a getter alone, as `self`
+            defineProperty(globalThis, name, { value, writable: true, enumerable: true, configurable: true });
+          }
         } catch {
           notices.push(`The variable ${name} could not be set: the code has declared it as a constant.`);
         }
       }
     },
     setEnvironment(variables) {
-      for (const [name, value] of Object.entries(parse(variables))) {
+      for (const [name, value] of entries(parse(variables))) {
         if (!displaced.has(name)) displaced.set(name, Deno.env.get(name));
         Deno.env.set(name, value);
       }
