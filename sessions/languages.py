@@ -28,7 +28,12 @@ DEFAULT_LANGUAGES: Mapping[str, str] = {
 """What a gateway has unless its configuration says otherwise."""
 
 _SHELL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SHELL_READ_ONLY = frozenset({"BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID"})
+_SHELLS_OWN = frozenset(
+    {"BASHOPTS", "BASHPID", "BASH_ARGC", "BASH_ARGV", "BASH_COMMAND", "BASH_LINENO", "BASH_SOURCE", "BASH_SUBSHELL"}
+    | {"BASH_VERSINFO", "DIRSTACK", "EPOCHREALTIME", "EPOCHSECONDS", "EUID", "FUNCNAME", "GROUPS", "HISTCMD", "PPID"}
+    | {"PWD", "RANDOM", "SHELLOPTS", "SRANDOM", "UID"}
+)
+"""Bash does not let them be set, or does not keep what they are set to."""
 _MAX_STRING_BYTES = 131_071
 """MAX_ARG_STRLEN of execve(2), less a NUL: with a longer NAME=VALUE in the environment, no program starts."""
 _MAX_ENVIRONMENT_BYTES = 1 << 20
@@ -95,16 +100,30 @@ def python_literal(value: Any) -> str:
     return repr(value)
 
 
+_BEYOND_FLOATS = 10**309
+
+
+def _in_json(value: Any) -> Any:
+    """The value, with infinities (`1e999` is one) as numbers that JSON can say: `Infinity` is none of its words."""
+    if isinstance(value, float) and math.isinf(value):
+        return _BEYOND_FLOATS if value > 0 else -_BEYOND_FLOATS
+    if isinstance(value, Mapping):
+        return {key: _in_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_in_json(item) for item in value]
+    return value
+
+
 # --- Bash -------------------------------------------------------------------------------------------------------------
 
 
 def _shell_name(given: str) -> str | None:
-    return given if _SHELL_NAME.fullmatch(given) and given not in _SHELL_READ_ONLY else None
+    return given if _SHELL_NAME.fullmatch(given) and given not in _SHELLS_OWN else None
 
 
 def shell_text(value: Any) -> str:
     """A JSON value as an environment variable has it: a string as it is, all else as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(_in_json(value), ensure_ascii=False)
 
 
 def shell_quoted(text: str) -> str:
@@ -146,7 +165,7 @@ def _script_name(given: str) -> str | None:
 
 def _set_script_variables(variables: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     """Code for the function that kernel_image/kernelspecs/deno/set_up.js leaves; it parses JSON, and runs no code."""
-    return f'globalThis[Symbol.for("cellblock")].setVariables({json.dumps(json.dumps(variables))})', {}
+    return f'globalThis[Symbol.for("cellblock")].setVariables({json.dumps(json.dumps(_in_json(variables)))})', {}
 
 
 _TRAITS: Mapping[str, KernelTraits] = {

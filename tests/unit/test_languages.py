@@ -34,7 +34,7 @@ def variables(kernel_name: str) -> Variables:
         (BASH_KERNEL, "1a", None),
         (BASH_KERNEL, "", None),
         (BASH_KERNEL, "a[0]", None),
-        (BASH_KERNEL, "UID", None),
+        *((BASH_KERNEL, name, None) for name in ("UID", "PWD", "GROUPS", "RANDOM", "BASHPID")),
         (DENO_KERNEL, "$_a1", "$_a1"),
         (DENO_KERNEL, "größe", "größe"),
         (DENO_KERNEL, "print", "print"),
@@ -67,6 +67,14 @@ def test_javascript_has_them_as_json_in_a_string_which_is_no_code() -> None:
     assert code.isascii()
     literal = code.removeprefix('globalThis[Symbol.for("cellblock")].setVariables(').removesuffix(")")
     assert json.loads(json.loads(literal)) == given_values
+
+
+def test_a_number_beyond_all_floats_is_still_json() -> None:
+    given_values = {"n": [1e999, {"d": -1e999}], "f": 1.5}
+    code, _ = variables(DENO_KERNEL).request(given_values)
+    text = json.loads(code[code.index('"{') : -1])
+    assert "Infinity" not in text
+    assert "Infinity" not in variables(BASH_KERNEL).request(given_values)[1]["n"]
 
 
 def test_a_notebook_has_them_as_source() -> None:
