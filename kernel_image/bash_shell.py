@@ -45,6 +45,14 @@ __cellblock_skip() {{ if (( ${{#FUNCNAME[@]}} > 1 )); then return 2; fi; trap - 
 __cellblock_interrupt() {{ shopt -s extdebug; trap __cellblock_skip DEBUG; }}
 __cellblock_back() {{ builtin cd -- "$__cellblock_pwd" || builtin cd -- {work_dir}; OLDPWD=$__cellblock_oldpwd; }}
 __cellblock_status() {{ return "$1"; }}
+__cellblock_set() {{
+    builtin unset -n "$1" || :
+    if builtin unset -v "$1"; then
+        builtin export "$1=$2"
+    else
+        __cellblock_notices+="[cellblock] The variable $1 could not be set: the code has made it read-only."$'\n'
+    fi
+}} 2>/dev/null
 read() {{
     if [[ /dev/fd/0 -ef {nobody} ]]; then
         local OPTIND=1 OPTARG OPTERR=0 __cellblock_option __cellblock_prompt= __cellblock_secret=0 __cellblock_asks=1
@@ -64,7 +72,10 @@ read() {{
     builtin read "$@"
 }}
 """
-"""Where a client can be asked, `read` asks it, unless its input is redirected."""
+"""A variable of ours is first unset, for attributes that the code has given it would change or evaluate its value.
+
+Where a client can be asked, `read` asks it, unless its input is redirected.
+"""
 _MAIN = """\
 IFS= builtin read -r -d '' __cellblock_code <{code} || :; __cellblock_back; \
 builtin printf 'begun %s\\n' {number} >&{report}; \
@@ -72,6 +83,7 @@ builtin printf 'begun %s\\n' {number} >&{report}; \
 """
 _RUN = """\
 {{ exec >&{stdout} 2>&{stderr}; __cellblock_pwd=$PWD __cellblock_oldpwd=${{OLDPWD-}}; {set_aside}
+builtin printf %s "${{__cellblock_notices-}}" >&2; __cellblock_notices=
 {trap}builtin cd -P -- {directory} && . ./main.sh <{input}
 {{ __cellblock_ended=$?; builtin trap -p INT ERR >&{report}
 builtin printf 'ended %s %s %s\\n' {number} "$__cellblock_ended" "$-" >&{report}; builtin set +xv; }} 2>/dev/null
@@ -164,8 +176,8 @@ class BashShell:
 
     def set_variables(self, variables: Mapping[str, str]) -> None:
         """Export variables, from the next text on. The names are a shell's. Raises OSError."""
-        exports = "".join(f"export {name}={_quoted(text)}\n" for name, text in variables.items())
-        self._write(f"{self._sourced('variables.sh', exports)}\n")
+        settings = "".join(f"__cellblock_set {name} {_quoted(text)}\n" for name, text in variables.items())
+        self._write(f"{self._sourced('variables.sh', settings)}\n")
 
     async def run(self, code: str, environment: Mapping[str, str], *, can_ask: bool) -> End:
         """Run a text, with these variables in the environment until it ends. Raises OSError: files of ours fail."""
@@ -328,9 +340,9 @@ def find_bash() -> str | None:
 def _set_aside(environment: Mapping[str, str]) -> str:
     """Commands that export variables and keep what they displace."""
     return "".join(
-        f"__cellblock_had_{name}=${{{name}+x}}; __cellblock_was_{name}=${{{name}-}}; "
+        f"__cellblock_was_{name}=$(builtin declare -p {name} 2>/dev/null) || :; "
         f"__cellblock_as_{name}=; [[ -z ${{{name}+x}} ]] || __cellblock_as_{name}=${{{name}@a}}; "
-        f"export {name}={_quoted(text)}\n"
+        f"__cellblock_set {name} {_quoted(text)}\n"
         for name, text in environment.items()
     )
 
@@ -339,10 +351,10 @@ def _put_back(environment: Mapping[str, str]) -> str:
     """Commands that put back what `_set_aside` has displaced. What the text has made read-only ends with the shell."""
     return "".join(
         f"if [[ -n ${{{name}+x}} && ${{{name}@a}} == *r* && ! $__cellblock_as_{name} == *r* ]]; then kill -9 $$; fi; "
-        f"builtin unset -n {name}; builtin unset -v {name}; "
-        f"if [[ $__cellblock_had_{name} ]]; then {name}=$__cellblock_was_{name}; "
-        f"if [[ $__cellblock_as_{name} == *x* ]]; then export {name}; fi; fi; "
-        f"builtin unset -v __cellblock_had_{name} __cellblock_was_{name} __cellblock_as_{name}\n"
+        f"builtin unset -n {name} || :; "
+        f"if builtin unset -v {name} && [[ $__cellblock_was_{name} ]]; then "
+        f'builtin eval "$__cellblock_was_{name}"; fi; '
+        f"builtin unset -v __cellblock_was_{name} __cellblock_as_{name}\n"
         for name in environment
     )
 

@@ -241,6 +241,28 @@ async def test_variables_are_in_the_environment_and_stay(kernel: Supervised) -> 
     ).text() == f"131066\n{values['NAME']}\n"
 
 
+async def test_a_value_is_text_whatever_the_code_has_made_of_the_name(kernel: Supervised) -> None:
+    await kernel.run("declare -i n=1; declare -u up=A; many=(1 2); target=t; declare -n ref=target; readonly fixed=1")
+    values = {"n": "a[$(touch evaluated)]", "up": "low", "many": "one", "ref": "r", "fixed": "2"}
+    await kernel.run("", cellblock={"variables": values})
+    run = await kernel.run('echo "$n $up ${many[*]} $ref $target $fixed"')
+    assert run.text() == "a[$(touch evaluated)] low one r t 1\n"
+    assert "The variable fixed could not be set: the code has made it read-only.\n" in run.text("stderr")
+    assert not (Path(kernel.work_dir) / "evaluated").exists()
+    assert (await kernel.run("true")).text("stderr") == ""
+
+
+async def test_an_environment_puts_back_attributes_and_arrays(kernel: Supervised) -> None:
+    await kernel.run("declare -i number=3; declare -A map=([a]=1 [b]=2); list=(1 2); readonly constant=1")
+    env = {"number": "7x", "map": "m", "list": "l", "constant": "c"}
+    run = await kernel.run(
+        'echo "$number ${map[*]} ${list[*]} $constant"; env | grep -c "^list=l$"', cellblock={"env": env}
+    )
+    assert run.text() == "7x m l 1\n1\n"
+    again = await kernel.run('number+=1; echo "$number ${map[a]} ${map[b]} ${list[*]} $constant"; env | grep -c ^list=')
+    assert again.text() == "4 1 2 1 2 1\n0\n"
+
+
 async def test_an_environment_is_for_one_run(kernel: Supervised) -> None:
     await kernel.run("export OLD=before; LOCAL=kept; unset FRESH")
     env = {"OLD": "it's now", "LOCAL": "now", "FRESH": "now"}
