@@ -36,22 +36,24 @@ class ServiceManager:
             now = readiness()
             lines = ["STATUS=" + (" ".join(now.reasons) or "Ready.")]
             if now.ready and not has_been_ready:
-                has_been_ready = True
-                lines.append("READY=1")
-            self._send(*lines, "WATCHDOG=1")
+                has_been_ready = self._send(*lines, "READY=1", "WATCHDOG=1")
+            else:
+                self._send(*lines, "WATCHDOG=1")
             await asyncio.sleep(pause_s if has_been_ready else min(_PAUSE_S, pause_s))
 
     def stopping(self) -> None:
         """Say that it lets runs end, and takes no more."""
         self._send("STATUS=Stopping: runs may end first.", "STOPPING=1")
 
-    def _send(self, *lines: str) -> None:
-        """A message that does not arrive is none of the gateway's troubles."""
+    def _send(self, *lines: str) -> bool:
+        """Whether it was sent: one that finds no room, or nobody, is none of the gateway's troubles."""
         if not self._address:
-            return
+            return False
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.setblocking(False)  # noqa: FBT003 - the standard library's own signature
             sock.sendto("\n".join(lines).encode(), self._address)
+            return True
+        return False
 
 
 def _watchdog_s(environ: Mapping[str, str]) -> float:

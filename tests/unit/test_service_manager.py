@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,30 @@ async def test_it_is_ready_once_and_gives_signs_of_life_and_reasons_from_then_on
     manager.stopping()
     while "STOPPING=1" not in (said := await systemd.next()):
         assert "READY=1" not in said
+
+
+async def test_that_it_is_ready_is_said_again_when_the_message_found_no_room(systemd: Systemd) -> None:
+    filler = b"X=1"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.setblocking(False)  # noqa: FBT003 - the standard library's own signature
+        other.connect(systemd.environ["NOTIFY_SOCKET"].replace("@", "\0"))
+        with suppress(BlockingIOError):
+            while True:
+                other.send(filler)
+    asked = asyncio.Event()
+
+    def readiness() -> Readiness:
+        asked.set()
+        return READY
+
+    following = asyncio.ensure_future(ServiceManager(systemd.environ).follow(readiness))
+    try:
+        await asked.wait()
+        while (said := await systemd.next()) == [filler.decode()]:
+            pass
+        assert said == ["STATUS=Ready.", "READY=1", "WATCHDOG=1"]
+    finally:
+        following.cancel()
 
 
 async def test_a_manager_that_is_gone_or_never_was_is_no_trouble(short_dir: Path) -> None:
