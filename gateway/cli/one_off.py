@@ -22,6 +22,7 @@ from gateway.addresses import TOKEN_VARIABLE, URL_VARIABLE
 from gateway.cli.waiting import Say, probing, reasons_not_ready, saying
 from gateway.client import AsyncClient, ClientError
 from gateway.config import loader as configuration
+from gateway.config.loader import IN_FILE
 from gateway.host.data_dir import DataDir, holder_of
 from gateway.host.stop_signals import ending_on_sigterm
 from sessions.errors import NO_SANDBOX, SetUpFailed
@@ -60,7 +61,7 @@ async def one_off(config: Path | None = None, environ: Mapping[str, str] = os.en
         if data_dir is None:
             data_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cb-"))) / "d"
             data_dir.mkdir(mode=0o700)
-        process = await _start(config, data_dir, {**environ, **_settings(data_dir)})
+        process = await _start(config, data_dir, own_environment(environ, data_dir))
         stack.push_async_callback(_end, process)
         with saying() as say:
             url = await _address(process, data_dir, say)
@@ -70,8 +71,9 @@ async def one_off(config: Path | None = None, environ: Mapping[str, str] = os.en
         yield url
 
 
-def _settings(data_dir: Path) -> dict[str, str]:
-    return {
+def own_environment(environ: Mapping[str, str], data_dir: Path) -> dict[str, str]:
+    """The environment of such a gateway: `environ`, but for what it has of its own. Pure."""
+    own = {
         "CELLBLOCK_SERVER_HOST": "127.0.0.1",
         "CELLBLOCK_SERVER_PORT": "0",
         "CELLBLOCK_SERVER_PUBLIC_URL": "",
@@ -81,6 +83,8 @@ def _settings(data_dir: Path) -> dict[str, str]:
         "CELLBLOCK_AUTH_TOKENS": "[]",
         "CELLBLOCK_POOL_SIZE": "1",
     }
+    in_files = {f"{name}{IN_FILE}" for name in own}
+    return {**{name: value for name, value in environ.items() if name not in in_files}, **own}
 
 
 def _free_directory(path: Path) -> Path | None:

@@ -31,7 +31,9 @@ FILE_VARIABLE = "CELLBLOCK_CONFIG"
 ENGINES = ("auto", "docker", "process")
 ZYGOTES = ("auto", "off")
 ENV_ALLOWED = "env_allowed"
-_FILE_SUFFIX = "_file"
+IN_FILE = "_FILE"
+"""Behind the name of a variable: its value is in a file."""
+
 _OTHER_VARIABLES = {FILE_VARIABLE, URL_VARIABLE, TOKEN_VARIABLE}
 """No keys: where the configuration is, and what clients read."""
 
@@ -81,11 +83,11 @@ def _read(path: Path | None, environ: Mapping[str, str]) -> dict[str, Any]:
 def _apply_variable(raw: dict[str, Any], variable: str, value: str, environ: Mapping[str, str]) -> None:
     """Lay one CELLBLOCK_<SECTION>_<KEY> over `raw`, or one CELLBLOCK_<SECTION>_<KEY>_FILE, whose value is in a file."""
     title, _, key = variable.removeprefix(VARIABLE_PREFIX).lower().partition("_")
-    if title in SECTIONS and key.endswith(_FILE_SUFFIX):
-        direct = variable[: -len(_FILE_SUFFIX)]
+    if title in SECTIONS and key.endswith(IN_FILE.lower()):
+        direct = variable[: -len(IN_FILE)]
         if direct in environ:
             raise Misconfigured(f"Both {shown(direct)} and {shown(variable)} are set: keep one of them.")
-        value, key = _read_value(variable, value), key.removesuffix(_FILE_SUFFIX)
+        value, key = _read_value(variable, value), key.removesuffix(IN_FILE.lower())
     if title == "languages":
         if key:
             given = _parse_value(tuple[str, ...], variable, value) if key == ENV_ALLOWED else value
@@ -103,12 +105,15 @@ def _apply_variable(raw: dict[str, Any], variable: str, value: str, environ: Map
 
 
 def _read_value(variable: str, path: str) -> str:
-    """The value that a file holds: all of it, but for a line end behind it."""
+    """The value that a file holds: all of it, but for a line end behind it. Raises Misconfigured."""
     try:
-        return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+        value = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise Misconfigured(f"The file {path}, which {shown(variable)} names, cannot be read: {reason}.") from error
+    if not value.strip():
+        raise Misconfigured(f"The file {path}, which {shown(variable)} names, is empty: put the value into it.")
+    return value
 
 
 def types_of_keys(section: type[Section]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ Every key, with its default. The keys go into `config.yaml`, or into the environ
 `gateway/config/sections.py`.
 
 A variable's value can be in a file: `CELLBLOCK_DATABASE_URL_FILE=/run/secrets/database_url` stands for
-`CELLBLOCK_DATABASE_URL`, and so with each of them but those of `languages`.
+`CELLBLOCK_DATABASE_URL`, and so with each of them but those of `languages`. An empty file is refused.
 
 Sizes are bytes, or numbers such as `512M` and `1.5G`, with K = 1024. Lists in the environment are YAML, or have commas.
 `languages` (`CELLBLOCK_LANGUAGES`) maps what clients ask for to a Jupyter kernelspec of the kernel image; the default

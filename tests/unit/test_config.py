@@ -9,6 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.cli.one_off import own_environment
 from gateway.config import reference
 from gateway.config.loader import load, parse_size
 from gateway.config.sections import SECTIONS, Config, ServerSection
@@ -76,6 +77,23 @@ def test_a_value_can_be_in_a_file_that_a_variable_names(file: Path, tmp_path: Pa
         load(file, {"CELLBLOCK_DATABASE_URL_FILE": "/nonexistent"})
     with pytest.raises(Misconfigured, match="CELLBLOCK_DATABASE_ULR_FILE"):
         load(file, {"CELLBLOCK_DATABASE_ULR_FILE": str(secret)})
+
+
+@pytest.mark.parametrize("content", ["", "\n", " \r\n"])
+def test_a_file_with_no_value_in_it_is_refused(file: Path, tmp_path: Path, content: str) -> None:
+    file.write_text("{}")
+    (tmp_path / "secret").write_text(content)
+    with pytest.raises(Misconfigured, match="CELLBLOCK_DATABASE_URL_FILE names, is empty"):
+        load(file, {"CELLBLOCK_DATABASE_URL_FILE": str(tmp_path / "secret")})
+
+
+def test_a_one_off_gateway_has_its_own_settings_whatever_a_file_says(file: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("postgresql://u:p@db/cells\n")
+    file.write_text("{}")
+    given = {"CELLBLOCK_DATABASE_URL_FILE": str(secret), "CELLBLOCK_BUILD_PROXY_FILE": str(secret)}
+    config = load(file, own_environment(given, tmp_path))
+    assert (config.database.url, config.build.proxy) == ("", "postgresql://u:p@db/cells")
 
 
 @pytest.mark.parametrize("written", ["off", '"off"', "false"])
