@@ -198,7 +198,9 @@ async def examine(config: Config, environ: Mapping[str, str]) -> list[Finding]:
                 ever_tokens=stored.ever,
             )
 
-    is_there = bool(config.database.url) or EmbeddedPostgres(data_dir).pg_dir.exists()
+    is_there = bool(config.database.url)
+    with suppress(OSError):  # what is wrong with the data directory is a finding of its own
+        is_there = is_there or EmbeddedPostgres(data_dir).pg_dir.exists()
     return await doctor.examine(config, data_dir, look if is_there else None)
 
 

@@ -36,11 +36,19 @@ def descriptor_finding(limit: int, sandboxes: int) -> Finding:
 
 def look_at_disk(name: str, path: Path) -> Finding:
     """How much room there is where `path` is, or would be made."""
-    there = next(place for place in (path, *path.parents) if place.exists())
+    there = next(place for place in (path, *path.parents) if _is_seen(place))
     room = os.statvfs(there)
     # Some file systems have no fixed number of files, and say 0.
     inodes = room.f_favail if room.f_files else None
     return disk_finding(name, path, room.f_bavail * room.f_frsize, inodes)
+
+
+def _is_seen(path: Path) -> bool:
+    """Whether it is there, and in a directory that this user may look into."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def disk_finding(name: str, path: Path, free_bytes: int, free_inodes: int | None) -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import socket
@@ -16,6 +17,7 @@ import pytest
 from docker.errors import DockerException
 from rich.console import Console
 
+from gateway import app
 from gateway.auth import Token
 from gateway.config.sections import AuthSection, Config, ServerSection
 from gateway.console import show_findings
@@ -213,6 +215,30 @@ async def test_a_check_that_breaks_is_a_finding_without_a_stack_trace(
     (disk,) = (finding for finding in findings if finding.name == "data disk")
     assert (disk.level, disk.what) == (Level.FAIL, "This could not be looked at (RuntimeError: first line)")
     assert any(finding.name == "tokens" for finding in findings)
+
+
+@pytest.fixture
+def closed(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory of another user's that this one may not look into; root may look into all of them."""
+    look = os.stat
+
+    def stat(path: Any, *arguments: Any, **kwargs: Any) -> os.stat_result:
+        if not isinstance(path, int) and Path(os.fsdecode(path)).is_relative_to(short_dir / "closed" / "x"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return look(path, *arguments, **kwargs)
+
+    monkeypatch.setattr(os, "stat", stat)
+    (short_dir / "closed").mkdir()
+    return short_dir / "closed" / "x"
+
+
+async def test_a_data_directory_that_may_not_be_looked_into_is_a_finding_and_ends_nothing(closed: Path) -> None:
+    environ = {"CELLBLOCK_SERVER_DATA_DIR": str(closed)}
+    config = configured(server=ServerSection(port=0, data_dir=str(closed)))
+    failures = [finding for finding in await app.examine(config, environ) if finding.level is Level.FAIL]
+    assert [(finding.name, finding.what) for finding in failures] == [
+        ("data directory", f"{closed} cannot be used (Permission denied)")
+    ]
 
 
 @pytest.mark.parametrize(
