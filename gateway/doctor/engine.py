@@ -104,7 +104,7 @@ def _judged(part: str, name: str, installed: str, holes: Holes) -> Finding:
 async def _docker_findings(
     engine: EngineSettings, build: BuildSettings, limits: Limits, data_dir: Path | None
 ) -> list[Finding]:
-    from sessions.provisioners.docker.engine import DockerEngine
+    from sessions.provisioners.docker.engine import NOT_ALLOWED, DockerEngine
     from sessions.provisioners.docker.zygote import obstacle
 
     connection = DockerEngine(threads=1)
@@ -119,9 +119,13 @@ async def _docker_findings(
             own = data_dir if data_dir is not None and os.access(data_dir, os.W_OK) else None
             findings += await _sandbox_findings(connection, replace(engine, kernel_image=image), limits, own)
     except EngineUnavailable as error:
+        what, what_to_do = str(error), ""
+        if what == NOT_ALLOWED:
+            what, what_to_do = _halves(what)
         if engine.name == "auto":
-            return [_no_isolation(str(error))]
-        return [Finding("engine", Level.FAIL, str(error), "Start Docker; as root on Debian `make serve` does so.")]
+            return [_no_isolation(f"{what.removesuffix('.')}.", what_to_do)]
+        start = "Start Docker; as root on Debian `make serve` does so."
+        return [Finding("engine", Level.FAIL, what, what_to_do or start)]
     finally:
         await connection.close()
     return findings
@@ -160,8 +164,7 @@ async def _sandbox_findings(
     try:
         phrases = await read_back(connection, engine, limits, data_dir)
     except SetUpFailed as error:
-        what, _, what_to_do = str(error).partition(": ")
-        return [Finding("data directory", Level.FAIL, what, what_to_do[:1].upper() + what_to_do[1:])]
+        return [Finding("data directory", Level.FAIL, *_halves(str(error)))]
     except EngineUnavailable as error:
         return [Finding("sandbox", Level.FAIL, str(error), "Try `docker run` with the image by hand.")]
     if not phrases:
@@ -177,10 +180,18 @@ async def _sandbox_findings(
     ]
 
 
-def _no_isolation(reason: str) -> Finding:
+def _halves(error: str) -> tuple[str, str]:
+    """What is wrong, and what to do about it, of a sentence that has a colon between them."""
+    what, _, what_to_do = error.partition(": ")
+    return what, what_to_do[:1].upper() + what_to_do[1:]
+
+
+def _no_isolation(reason: str, what_to_do: str = "") -> Finding:
     return Finding(
         "engine",
         Level.WARN,
         f"{reason} Code then runs as plain processes, which isolates nothing.",
-        "Install and start Docker, and leave `engine.name` at `auto`, before letting code in that you have not read.",
+        what_to_do
+        or "Install and start Docker, and leave `engine.name` at `auto`, before letting code in that you have not "
+        "read.",
     )

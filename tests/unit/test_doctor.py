@@ -382,12 +382,18 @@ async def test_a_socket_that_may_not_be_opened_is_told_from_no_engine(monkeypatc
     for reason in reasons:
         said = f"Error while fetching server API version: ('Connection aborted.', {reason})"  # docker-py's own words
         monkeypatch.setattr("sessions.provisioners.docker.engine.open_client", refusing(DockerException(said)))
-        findings = await look_at_engine(EngineSettings(name="docker"), BuildSettings(), Limits())
-        (finding,) = [finding for finding in findings if finding.name == "engine"]
-        assert finding.level is Level.FAIL
-        told.append(finding.what)
-    assert "does not answer" in told[0]
-    assert "--group-add" in told[1]
+        for name, level in (("docker", Level.FAIL), ("auto", Level.WARN)):
+            findings = await look_at_engine(EngineSettings(name=name), BuildSettings(), Limits())
+            (finding,) = [finding for finding in findings if finding.name == "engine"]
+            assert finding.level is level
+            told.append((finding.what, finding.what_to_do))
+    for what, what_to_do in told[:2]:
+        assert "does not answer" in what
+        assert "tart Docker" in what_to_do
+    for what, what_to_do in told[2:]:
+        assert what.startswith("The Docker engine's socket is there, but this user may not open it")
+        assert "--group-add" in what_to_do
+        assert "tart Docker" not in what_to_do
 
 
 def refusing(error: Exception) -> Callable[..., NoReturn]:

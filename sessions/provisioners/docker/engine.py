@@ -29,7 +29,7 @@ SILENCE = (docker.errors.DockerException, requests.exceptions.RequestException, 
 """What docker-py raises when nobody answers. APIError is one of them too, but means an answer: catch it first."""
 
 _NO_ANSWER = "The Docker engine does not answer: start it, or set DOCKER_HOST to where it listens."
-_NOT_ALLOWED = (
+NOT_ALLOWED = (
     "The Docker engine's socket is there, but this user may not open it: add the user to the socket's group, usually "
     "docker, or a container by `--group-add $(stat -c %g /var/run/docker.sock)`."
 )
@@ -116,7 +116,7 @@ class DockerEngine:
         except SILENCE as error:
             # docker-py keeps the reason as text alone.
             denied = os.strerror(errno.EACCES) in str(error)
-            raise EngineUnavailable(_NOT_ALLOWED if denied else _NO_ANSWER) from error
+            raise EngineUnavailable(NOT_ALLOWED if denied else _NO_ANSWER) from error
 
 
 def open_client(timeout_s: float, *, max_pool_size: int = 4) -> APIClient:
