@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from sessions.service import Readiness
@@ -34,7 +34,7 @@ class ServiceManager:
         pause_s = min(self._watchdog_s / 2, _LONGEST_PAUSE_S)
         while True:
             now = readiness()
-            lines = ["STATUS=" + (" ".join(now.reasons) or "Ready.")]
+            lines = ["STATUS=" + (_one_line(now.reasons) or "Ready.")]
             if now.ready and not has_been_ready:
                 has_been_ready = self._send(*lines, "READY=1", "WATCHDOG=1")
             else:
@@ -51,9 +51,14 @@ class ServiceManager:
             return False
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.setblocking(False)  # noqa: FBT003 - the standard library's own signature
-            sock.sendto("\n".join(lines).encode(), self._address)
+            sock.sendto("\n".join(lines).encode(errors="replace"), self._address)
             return True
         return False
+
+
+def _one_line(reasons: Sequence[str]) -> str:
+    """Without ends of lines: an engine's words could have some, and what is behind one is another message."""
+    return " ".join(" ".join(reasons).split())
 
 
 def _watchdog_s(environ: Mapping[str, str]) -> float:

@@ -91,6 +91,17 @@ async def test_that_it_is_ready_is_said_again_when_the_message_found_no_room(sys
         following.cancel()
 
 
+async def test_reasons_of_several_lines_are_one_status_and_no_other_message(systemd: Systemd) -> None:
+    reasons = ("No sandbox can be started: refused:\nREADY=1\r\n\udc80",)
+    not_ready = Readiness(ready=False, reasons=reasons, warm=0, engine="docker")
+    following = asyncio.ensure_future(ServiceManager(systemd.environ).follow(lambda: not_ready))
+    try:
+        said = ["STATUS=No sandbox can be started: refused: READY=1 ?", "WATCHDOG=1"]
+        assert await systemd.next() == said
+    finally:
+        following.cancel()
+
+
 async def test_a_manager_that_is_gone_or_never_was_is_no_trouble(short_dir: Path) -> None:
     gone = ServiceManager({"NOTIFY_SOCKET": f"{short_dir}/gone", "WATCHDOG_USEC": "100000"})
     with pytest.raises(TimeoutError):
