@@ -100,17 +100,27 @@ class DataDir:
                 "stop it, or give this one a `server.data_dir` of its own."
             ) from error
         data_dir = cls(path, lock_fd)
-        data_dir._write_holder()
+        try:
+            data_dir._write_holder()
+        except SetUpFailed:
+            data_dir.release()
+            raise
         return data_dir
 
     def tell_address(self, url: str) -> None:
-        """Write down, for `holder_of`, who we are and where we listen."""
+        """Write down, for `holder_of`, who we are and where we listen. Raises SetUpFailed."""
         self._write_holder(url)
 
     def _write_holder(self, *more: str) -> None:
         assert self._lock_fd is not None  # noqa: S101 - for mypy; it is held
-        os.ftruncate(self._lock_fd, 0)
-        os.pwrite(self._lock_fd, "".join(f"{line}\n" for line in (os.getpid(), *more)).encode(), 0)
+        try:
+            os.ftruncate(self._lock_fd, 0)
+            os.pwrite(self._lock_fd, "".join(f"{line}\n" for line in (os.getpid(), *more)).encode(), 0)
+        except OSError as error:
+            raise SetUpFailed(
+                f"The data directory {self.path} cannot be written ({error.strerror}): free some room there, or set "
+                "`server.data_dir` to another one."
+            ) from error
 
     @property
     def zygote(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -31,3 +32,20 @@ def test_the_holder_says_where_it_listens_once_it_does(short_dir: Path) -> None:
 def test_what_is_half_written_is_not_believed(short_dir: Path, content: str, holder: Holder | None) -> None:
     (short_dir / "lock").write_text(content)
     assert holder_of(short_dir) == holder
+
+
+def test_a_full_disk_is_one_sentence_and_the_directory_is_not_held(
+    short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        with pytest.raises(SetUpFailed, match=r"cannot be written \(No space left on device\): free some room"):
+            DataDir.open(short_dir)
+    held = DataDir.open(short_dir)
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(SetUpFailed, match="free some room"):
+        held.tell_address("http://127.0.0.1:8000")
+    held.release()
