@@ -21,7 +21,7 @@ from client_rig import ALICE, Client, Json
 from jupyter_client_rig import FORGETFUL, IN_BINARY, NUMBERED, only_these_kernels
 from jupyter_kernel_client import JupyterKernelClient
 from requests.exceptions import HTTPError
-from serve_rig import REPOSITORY, Gateway
+from serve_rig import Gateway
 
 pytestmark = [pytest.mark.docker, FORGETFUL]
 
@@ -168,20 +168,6 @@ def test_a_wrong_token_is_refused(gateway: Gateway) -> None:
     with pytest.raises(HTTPError) as refused:
         stranger.start()
     assert refused.value.response.status_code in (401, 403)
-
-
-async def test_the_lines_in_the_documentation_run(
-    client: Client, gateway: Gateway, capsys: pytest.CaptureFixture[str]
-) -> None:
-    section = (REPOSITORY / "docs" / "jupyter.md").read_text().partition("\n## jupyter-kernel-client\n")[2]
-    lines = section.partition("```python\n")[2].partition("```")[0].replace("http://127.0.0.1:8000", gateway.url)
-    assert gateway.url in lines
-    await client.run("made_by_an_agent = 1", "chat:43")
-    kernel_id = (await client.get("/sessions/chat:43"))["kernel_id"]
-    await asyncio.to_thread(exec, lines, {"TOKEN": ALICE, "kernel_id": kernel_id})
-    printed = capsys.readouterr().out
-    assert "'text/plain': '2'" in printed
-    assert "made_by_an_agent" in printed
 
 
 async def test_a_person_joins_the_session_that_an_agent_is_using(client: Client, gateway: Gateway) -> None:

@@ -276,17 +276,20 @@ async def omitting(site: Site, kernel_image: str) -> AsyncIterator[tuple[docker_
         directory = Path(name)
         other = docker_zygote.DockerZygote(site.provisioner._engine, site.provisioner._settings, directory)
 
-        def config(*arguments: Any, **keywords: Any) -> dict[str, Any]:
-            whole = zygote_config(*arguments, **keywords)
+        def config(spec: LaunchSpec, *arguments: Any, **keywords: Any) -> dict[str, Any]:
+            whole = zygote_config(spec, *arguments, **keywords)
+            if spec.gateway_id != own.gateway_id:
+                return whole
             return {**whole, "Entrypoint": [*whole["Entrypoint"][:2], "-c", OMITTING]}
 
-        spec = LaunchSpec(KernelId("none"), GatewayId(f"{site.gateway_id} omitting"), "", directory, LIMITS)
+        own = LaunchSpec(KernelId("none"), GatewayId(f"{site.gateway_id} omitting"), "", directory, LIMITS)
         with pytest.MonkeyPatch.context() as patch:
+            # For as long as the zygote is there: one that is slow to answer is replaced.
             patch.setattr(docker_zygote, "zygote_config", config)
             assert site.provisioner._facts is not None
-            assert await other.ready(spec, site.provisioner._facts)
-        yield other, directory / "omitted"
-        await other.close()
+            assert await other.ready(own, site.provisioner._facts)
+            yield other, directory / "omitted"
+            await other.close()
 
 
 @pytest.mark.parametrize("what", OMITTED)
