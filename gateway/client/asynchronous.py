@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -13,6 +14,7 @@ import httpx
 from gateway.client import calls
 from gateway.client.calls import Ask, RunArguments, SessionArguments
 from gateway.client.cursors import BatchCursor, EventCursor
+from gateway.client.errors import ClientError
 from gateway.client.results import (
     BatchAnswer,
     Event,
@@ -26,6 +28,8 @@ from gateway.client.results import (
     session_info,
 )
 from gateway.client.transport import AsyncTransport
+
+_UNDO_S = 2.0
 
 Result = RunResult[Awaitable[bytes]]
 
@@ -183,7 +187,14 @@ class OpeningSession:
         return self._opened().__await__()
 
     async def __aenter__(self) -> AsyncSession:
-        self._session = await self._opened()
+        opening = asyncio.ensure_future(self._opened())
+        try:
+            self._session = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            with suppress(ClientError, TimeoutError):
+                async with asyncio.timeout(_UNDO_S), await opening:
+                    pass  # it may be there already, and would stay
+            raise
         return self._session
 
     async def __aexit__(

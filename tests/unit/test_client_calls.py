@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import httpx
 import pytest
 
 from gateway.client import (
+    AsyncClient,
     Client,
     Conflict,
     ConnectionFailed,
@@ -402,6 +404,31 @@ def test_a_session_that_was_made_ends_with_its_block() -> None:
         ("DELETE", "/sessions/s"),
     ]
     assert script.body(1)["session_id"] == "s"
+
+
+async def test_a_session_whose_block_is_cancelled_before_it_begins_is_ended() -> None:
+    asked: list[str] = []
+    is_made = asyncio.Event()
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(f"{request.method} {request.url.path}")
+        if request.method == "DELETE":
+            return httpx.Response(204)
+        is_made.set()
+        await asyncio.sleep(0.01)
+        return httpx.Response(201, json=SESSION)
+
+    async def block(client: AsyncClient) -> None:
+        async with client.session("s"):
+            raise AssertionError
+
+    async with AsyncClient("http://gateway:1", http=httpx.AsyncClient(transport=httpx.MockTransport(answer))) as client:
+        opening = asyncio.ensure_future(block(client))
+        await is_made.wait()
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+    assert asked == ["POST /sessions", "DELETE /sessions/s"]
 
 
 @pytest.mark.parametrize("keep", [False, True])
