@@ -27,7 +27,7 @@ _LOST = "The shell's own files could not be written, so the code was not run and
 _ENDS = {"payload": [{"source": "ask_exit", "keepkernel": False}]}
 """The part of a reply that tells the supervisor of the kernel's end."""
 _LEAVE_S = 0.1
-"""For the answer to go out before the kernel ends."""
+"""For a thread of ipykernel's to send the answer before the kernel ends."""
 _CHECK_TIMEOUT_S = 5.0
 _UNFINISHED = ("unexpected end of file", "unexpected EOF", "delimited by end-of-file")
 _WORD = re.compile(r"[^\s;|&<>()'\"`]*$")
@@ -37,7 +37,7 @@ _SIGNAL_BASE = 128
 
 
 class BashKernel(Kernel):  # type: ignore[misc]
-    """Its state: the shell, once something has been run; the request at work; and whether a client is being asked."""
+    """Its state: the shell, once something has been run; the request; whether a client is asked; whether it ends."""
 
     implementation = "bash"
     implementation_version = "1.0"
@@ -56,6 +56,7 @@ class BashKernel(Kernel):  # type: ignore[misc]
         self._is_asking = False
         self._context = copy_context()
         self._request: Mapping[str, Any] = {}
+        self._is_leaving = False
         super().__init__(**options)
         child_environment.prepare()
 
@@ -79,9 +80,11 @@ class BashKernel(Kernel):  # type: ignore[misc]
                 stream.set_parent(parent)
 
     async def execute_request(self, stream: Any, ident: Any, parent: Any) -> None:
-        """Run a request."""
+        """Run a request; end the kernel behind the answer, if the shell has ended."""
         self._request = parent
         await super().execute_request(stream, ident, parent)
+        if self._is_leaving:
+            self.io_loop.call_later(_LEAVE_S, self.io_loop.stop)
 
     async def do_execute(
         self,
@@ -105,7 +108,7 @@ class BashKernel(Kernel):  # type: ignore[misc]
         try:
             return await self._run(code, variables, environment)
         except OSError as error:  # the code has filled the disk, or locked our directory
-            self._leave()
+            self._is_leaving = True
             return {**self._failure("ShellLost", f"{_LOST}: {error.strerror}."), **_ENDS}
 
     async def _run(self, code: str, variables: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, Any]:
@@ -138,7 +141,7 @@ class BashKernel(Kernel):  # type: ignore[misc]
         sys.stderr.flush()
         if end.status < 0 and not self._shell.was_interrupted:
             _die_of(-end.status)
-        self._leave()
+        self._is_leaving = True
         if self._shell.was_interrupted:
             reply = self._failure("KeyboardInterrupt", "")
         elif end.status == 0:
@@ -147,10 +150,6 @@ class BashKernel(Kernel):  # type: ignore[misc]
             text = f"The shell ended with exit status {end.status}{_meaning(end.status)}."
             reply = self._failure("ExitStatus", str(end.status), text)
         return {**reply, **_ENDS}
-
-    def _leave(self) -> None:
-        """End the kernel, once the answer is out."""
-        self.io_loop.call_later(_LEAVE_S, self.io_loop.stop)
 
     def _reply(self) -> dict[str, Any]:
         return {"status": "ok", "execution_count": self.execution_count, "payload": [], "user_expressions": {}}
