@@ -266,7 +266,8 @@ def complete(shell: pexpect.spawn[str]) -> None:
 @contextmanager
 def piped_shell(gateway: serve_rig.Gateway, session: str) -> Iterator[subprocess.Popen[str]]:
     """A shell without a terminal, once its session is there, which ends with it."""
-    command = [sys.executable, "-m", "gateway", "shell", session, "--url", gateway.url]
+    # What a script starts in the background, these tests perhaps, ignores SIGINT, and so does what it starts.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "gateway", "shell", session, "--url", gateway.url]
     pipe = subprocess.PIPE
     with subprocess.Popen(
         command, cwd=serve_rig.REPOSITORY, text=True, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT
